@@ -1,0 +1,156 @@
+"""Encoded image bytes → RGB pixels, safely and always in the same way.
+
+The only place where untrusted image bytes are decoded: training, the server and the command line all call ``decode``.
+What it decides once and for all: which formats and pixel types are read, EXIF rotation is applied, transparency is laid on
+white, 16-bit grey is scaled by 1/257, of an animation the first frame counts.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
+from embedserve.types import Limits
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""Formats that are read. All other parsers of Pillow stay unreachable: they are where its holes have been."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""File names that a folder scan takes for images."""
+
+THUMBNAIL_PX = 256
+"""Longer side of a thumbnail."""
+
+_EXIF_ORIENTATION = 0x0112
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -> NDArray[np.uint8]:
+    """The pixels of an encoded image.
+
+    Args:
+        data: the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file.
+        limits: ``max_image_bytes`` and ``max_image_pixels`` are enforced, the latter from the header before decoding.
+        min_side_px: if positive, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep at
+            least this many pixels. A camera photo then costs a fifth.
+
+    Returns:
+        uint8 [H, W, 3], red green blue, upright.
+
+    Raises:
+        ImageUndecodable: the bytes are empty, truncated or damaged.
+        ImageFormatError: another format, or a pixel type without a defined range.
+        ImageTooLarge: more bytes or pixels than the limits allow.
+    """
+    import numpy as np
+    from PIL import Image
+
+    limits = limits or Limits()
+    if not data:
+        raise ImageUndecodable("the image has zero bytes")
+    if len(data) > limits.max_image_bytes:
+        raise ImageTooLarge(f"the image has {len(data)} bytes; max_image_bytes is {limits.max_image_bytes}")
+    try:
+        with _open(data) as image:
+            width, height = image.size
+            if width * height > limits.max_image_pixels:
+                raise ImageTooLarge(
+                    f"the image is {width} × {height} = {width * height} pixels;"
+                    f" max_image_pixels is {limits.max_image_pixels}"
+                )
+            if min_side_px > 0 and image.format in ("JPEG", "MPO"):
+                image.draft(None, (min_side_px, min_side_px))
+            image.load()
+            upright = _upright(image)
+            rgb = _to_rgb(upright)
+            return np.array(rgb, dtype=np.uint8)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(f"the image has far more than {limits.max_image_pixels} pixels: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's parsers raise OSError, SyntaxError, ValueError, struct.error, IndexError … on hostile bytes.
+        raise ImageUndecodable(f"the image is damaged: {_reason(error)}") from error
+
+
+def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
+    """A JPEG of the pixels (uint8 [H, W, 3]) whose longer side is at most THUMBNAIL_PX."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def media_type(data: bytes) -> str:
+    """Media type of an encoded image from its header, as in "image/png"."""
+    from PIL import Image
+
+    with _open(data) as image:
+        return Image.MIME.get(image.format or "", "application/octet-stream")
+
+
+def _open(data: bytes) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ImageFormatError(
+            f"the bytes are no image that can be read (they begin with {data[:8]!r})",
+            hint=f"images are {', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
+        ) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block does not make the pixels unusable
+        return image
+    turn = turns.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    if image.mode in _SIXTEEN_BIT_MODES:
+        grey = (np.asarray(image, dtype=np.uint32) + 128) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageFormatError(
+            "the image has 32-bit pixels, whose range is not defined",
+            hint="save it with 8 or 16 bits per channel",
+        )
+    if image.has_transparency_data:
+        foreground = image.convert("RGBA")
+        white = Image.new("RGBA", foreground.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, foreground).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

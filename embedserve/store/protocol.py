@@ -1,0 +1,102 @@
+"""What the engine needs of a vector store. The local store is one; other engines behind the same calls are others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from embedserve.types import CollectionInfo, Filter, Hit, Include, Item, Keep, Page, SearchOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class VectorStore(Protocol):
+    """Collections of items with unit vectors. All calls block, and may come from several threads at once.
+
+    ``collection`` is a name or an alias everywhere but in ``delete_collection``. Callers have checked limits, metadata
+    and filters already; vectors are float32 with the collection's dimension and unit norm.
+    """
+
+    def create_collection(
+        self, name: str, *, fingerprint: str, encoder_name: str, dimension: int, keep: Keep
+    ) -> CollectionInfo:
+        """Make an empty collection.
+
+        Raises:
+            InvalidInput: the name is not allowed.
+            AlreadyExists: a collection or an alias has the name.
+        """
+
+    def get_collection(self, name: str) -> CollectionInfo:
+        """What the collection is and holds.
+
+        Raises:
+            CollectionNotFound: as every call below that takes a collection.
+        """
+
+    def list_collections(self) -> list[CollectionInfo]:
+        """All collections, by name."""
+
+    def delete_collection(self, name: str) -> None:
+        """Remove a collection, its items and the aliases that point to it. ``name`` is no alias.
+
+        Raises:
+            CollectionNotFound: no collection has the name; the hint says so if it is an alias.
+        """
+
+    def set_alias(self, alias: str, collection: str) -> None:
+        """Point an alias to a collection, at once for every later call; an empty ``collection`` removes it.
+
+        Raises:
+            InvalidInput: the alias is not allowed as a name.
+            AlreadyExists: a collection has the name.
+            CollectionNotFound: there is no such collection, or no such alias to remove.
+        """
+
+    def upsert(self, collection: str, items: Sequence[Item]) -> None:
+        """Write items in one transaction, replacing those with the same ids; on disk when it returns.
+
+        Every item has a vector. If an id comes twice, the later item counts.
+
+        Raises:
+            DiskFull: nothing was written.
+        """
+
+    def get_items(self, collection: str, ids: Sequence[str], include: Include) -> list[Item | None]:
+        """The items with these ids, in order; None where there is none."""
+
+    def delete_items(self, collection: str, ids: Sequence[str]) -> int:
+        """Remove items in one transaction, on disk when it returns; how many of them there were."""
+
+    def list_items(
+        self, collection: str, *, page_size: int, page_token: str, filter: Filter | None, include: Include
+    ) -> Page:
+        """A page of items in the order of their ids' UTF-8 bytes.
+
+        Raises:
+            InvalidInput: the page token was not made by an earlier page.
+        """
+
+    def search(
+        self,
+        collection: str,
+        queries: NDArray[np.float32],
+        options: SearchOptions,
+        exclude_ids: Sequence[str | None],
+    ) -> list[list[Hit]]:
+        """The nearest items for each query.
+
+        Args:
+            collection: name or alias.
+            queries: float32 [Q, D] with unit norm.
+            options: k, minimum score, filter and the rest.
+            exclude_ids: for each query the id of an item that is not to be among its hits, or None.
+
+        Returns:
+            For each query its hits, closest first, ties broken by id; min(k, matching items) of them.
+        """
+
+    def close(self) -> None:
+        """Finish writing and give the data directory free."""

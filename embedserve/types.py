@@ -1,0 +1,292 @@
+"""The words of the domain as plain values: metadata, filters, items, hits, collections, limits.
+
+Wire messages and database rows are converted to and from these at the edge and go no further.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+from embedserve.errors import InvalidInput, LimitExceeded
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vector: TypeAlias = NDArray[np.float32]
+    """One embedding: float32 [D], unit norm once it is stored."""
+
+MetadataValue: TypeAlias = str | int | float | bool | Sequence[str]
+Metadata: TypeAlias = Mapping[str, MetadataValue]
+
+EXTERNAL = "external"
+"""The fingerprint of a collection whose vectors come from outside; no encoder of ours is bound to it."""
+
+
+class Keep(StrEnum):
+    """What a collection keeps of an image beside its vector."""
+
+    NONE = "none"
+    THUMBNAILS = "thumbnails"
+    ORIGINALS = "originals"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Every limit that the server enforces before work starts; published by GetServerInfo."""
+
+    max_message_bytes: int = field(default=32 << 20, metadata={"help": "Bytes of one gRPC message."})
+    max_images: int = field(default=64, metadata={"help": "Images in one call."})
+    max_items: int = field(default=1000, metadata={"help": "Ready vectors or ids in one call."})
+    max_queries: int = field(default=64, metadata={"help": "Queries in one Search call."})
+    max_image_bytes: int = field(default=16 << 20, metadata={"help": "Bytes of one encoded image."})
+    max_image_pixels: int = field(default=50_000_000, metadata={"help": "Width × height of one image."})
+    max_k: int = field(default=1000, metadata={"help": "Hits for one query."})
+    max_page_size: int = field(default=1000, metadata={"help": "Items on one page of ListItems."})
+    max_id_bytes: int = field(default=256, metadata={"help": "Bytes of one item id in UTF-8."})
+    max_metadata_bytes: int = field(default=16 << 10, metadata={"help": "Bytes of one item's metadata as JSON."})
+    max_filter_depth: int = field(default=8, metadata={"help": "Nesting of a filter."})
+    max_filter_nodes: int = field(default=256, metadata={"help": "Conditions and values in a filter."})
+    max_queue_images: int = field(default=1024, metadata={"help": "Images admitted and not yet answered."})
+    max_queue_bytes: int = field(default=512 << 20, metadata={"help": "Bytes of images admitted and not yet answered."})
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            if getattr(self, limit.name) < 1:
+                raise InvalidInput(f"{limit.name} is {getattr(self, limit.name)}; a limit is at least 1")
+
+    def check(self, name: str, value: int, what: str) -> None:
+        """Refuse a value above the named limit.
+
+        Raises:
+            LimitExceeded: names the limit, its value and what exceeded it.
+        """
+        limit: int = getattr(self, name)
+        if value > limit:
+            raise LimitExceeded(f"{value} {what}; {name} is {limit}")
+
+
+# --- Filters -------------------------------------------------------------------------------------------------------
+# A condition on a list-valued key holds when it holds for any of its elements; int and double compare as numbers;
+# bool equals only bool. A condition on a missing key is false, and Not of it is therefore true.
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """Every one of the filters holds; an empty list holds always."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """At least one of the filters holds; an empty list never holds."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The filter does not hold."""
+
+    filter: Filter
+
+
+@dataclass(frozen=True, slots=True)
+class Eq:
+    """The key's value, or one element of its list, equals the value."""
+
+    key: str
+    value: str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class In:
+    """The key's value, or one element of its list, equals one of the values."""
+
+    key: str
+    values: tuple[str | int | float | bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The key's value is a number within the bounds; a bound that is None is open."""
+
+    key: str
+    gt: float | None = None
+    gte: float | None = None
+    lt: float | None = None
+    lte: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exists:
+    """The item has the key, with any value."""
+
+    key: str
+
+
+Filter: TypeAlias = And | Or | Not | Eq | In | Range | Exists
+
+
+def check_metadata_key(key: str) -> None:
+    """A key is 1–128 characters without quotes, backslashes and control characters.
+
+    Raises:
+        InvalidInput: with the offending key.
+    """
+    if not 1 <= len(key) <= 128 or not key.isprintable() or any(character in "\"'`\\" for character in key):
+        raise InvalidInput(
+            f"metadata key {key!r} is not allowed",
+            hint="keys are 1–128 printable characters without quotes and backslashes",
+        )
+
+
+def check_metadata(metadata: Metadata) -> None:
+    """Refuse keys and values that no backend could keep exactly.
+
+    Raises:
+        InvalidInput: names the key and says what is wrong with its value.
+    """
+    for key, value in metadata.items():
+        check_metadata_key(key)
+        if isinstance(value, (bool, str)):
+            continue
+        if isinstance(value, int):
+            if not -(2**63) <= value < 2**63:
+                raise InvalidInput(f"metadata {key!r} is {value}, which does not fit 64 bits")
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                raise InvalidInput(f"metadata {key!r} is {value}; only finite numbers can be kept")
+        elif not isinstance(value, Sequence) or not all(isinstance(element, str) for element in value):
+            raise InvalidInput(
+                f"metadata {key!r} is a {type(value).__name__}",
+                hint="values are strings, integers, floats, booleans or lists of strings",
+            )
+
+
+def check_filter(condition: Filter, limits: Limits) -> None:
+    """Refuse a filter with bad keys, or one deeper or larger than the limits.
+
+    Raises:
+        InvalidInput: a key or bound is not allowed.
+        LimitExceeded: max_filter_depth or max_filter_nodes is exceeded.
+    """
+    nodes = 0
+    waiting: list[tuple[Filter, int]] = [(condition, 1)]
+    while waiting:
+        node, depth = waiting.pop()
+        limits.check("max_filter_depth", depth, "levels in the filter")
+        nodes += 1
+        match node:
+            case And(filters) | Or(filters):
+                waiting += [(child, depth + 1) for child in filters]
+            case Not(child):
+                waiting.append((child, depth + 1))
+            case In(key, values):
+                check_metadata_key(key)
+                nodes += len(values)
+            case Range(key, gt, gte, lt, lte):
+                check_metadata_key(key)
+                if all(bound is None for bound in (gt, gte, lt, lte)):
+                    raise InvalidInput(f"the range on {key!r} has no bound")
+                if any(bound is not None and math.isnan(bound) for bound in (gt, gte, lt, lte)):
+                    raise InvalidInput(f"the range on {key!r} has a bound that is not a number")
+            case Eq(key, _) | Exists(key):
+                check_metadata_key(key)
+        limits.check("max_filter_nodes", nodes, "conditions and values in the filter")
+
+
+# --- Items, hits, collections --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Media:
+    """What is kept of an item's image: a JPEG thumbnail or the original bytes."""
+
+    data: bytes
+    media_type: str
+    """As in "image/jpeg"."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One stored item. Parts that were not asked for are None or empty."""
+
+    id: str
+    metadata: Metadata = field(default_factory=dict)
+    vector: Vector | None = None
+    content_sha256: bytes = b""
+    """sha256 of the image bytes that the item was made from; empty for an item that came as a vector."""
+    media: Media | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Include:
+    """Which parts of items to read beside id and content hash."""
+
+    metadata: bool = False
+    vectors: bool = False
+    media: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """Some items, and where the next page begins."""
+
+    items: tuple[Item, ...]
+    next_page_token: str
+    """Empty on the last page."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """One answer to a query."""
+
+    id: str
+    score: float
+    """Cosine similarity in [−1, 1], rounded to 1e-6; higher is closer; ties are broken by id."""
+    metadata: Metadata = field(default_factory=dict)
+    vector: Vector | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CollectionInfo:
+    """What a collection is and holds."""
+
+    name: str
+    fingerprint: str
+    """Fingerprint of the encoder it is bound to, or EXTERNAL."""
+    encoder_name: str
+    dimension: int
+    keep: Keep
+    created_unix_s: float
+    items: int = 0
+    aliases: tuple[str, ...] = ()
+    index: str = ""
+    """What answers its searches, in words, as in "exact (flat inner product)"."""
+    disk_bytes: int = 0
+
+    @property
+    def external(self) -> bool:
+        """True if its vectors come from outside, so that images cannot be compared with them."""
+        return self.fingerprint == EXTERNAL
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchOptions:
+    """What a search asks for beside its query vectors."""
+
+    k: int = 10
+    min_score: float | None = None
+    filter: Filter | None = None
+    group_by: str = ""
+    """Metadata key; at most one hit, the closest, for each of its values. Items without the key each stand alone."""
+    exact: bool = False
+    """Bypass approximate structures."""
+    include_metadata: bool = True
+    include_vectors: bool = False
