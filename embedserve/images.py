@@ -1,8 +1,8 @@
 """Encoded image bytes → RGB pixels, safely and always in the same way.
 
 The only place where untrusted image bytes are decoded: training, the server and the command line all call ``decode``.
-What it decides once and for all: which formats and pixel types are read, EXIF rotation is applied, transparency is laid on
-white, 16-bit grey is scaled by 1/257, of an animation the first frame counts.
+What it decides once and for all: which formats and pixel types are read, EXIF rotation is applied, transparency is
+laid on white, 16-bit grey is scaled by 1/257, of an animation the first frame counts.
 """
 
 from __future__ import annotations

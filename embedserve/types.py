@@ -70,7 +70,7 @@ class Limits:
             raise LimitExceeded(f"{value} {what}; {name} is {limit}")
 
 
-# --- Filters -------------------------------------------------------------------------------------------------------
+# --- Filters ---------------------------------------------------------------
 # A condition on a list-valued key holds when it holds for any of its elements; int and double compare as numbers;
 # bool equals only bool. A condition on a missing key is false, and Not of it is therefore true.
 
@@ -201,7 +201,7 @@ def check_filter(condition: Filter, limits: Limits) -> None:
         limits.check("max_filter_nodes", nodes, "conditions and values in the filter")
 
 
-# --- Items, hits, collections --------------------------------------------------------------------------------------
+# --- Items, hits, collections ----------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,95 @@
+"""The command line: parse, call, print. One module for each command; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import click
+
+import embedserve
+from embedserve.errors import EmbedserveError
+
+_CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "auto_envvar_prefix": "EMBEDSERVE",
+    "show_default": True,
+    "max_content_width": 100,
+}
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(embedserve.__version__, "--version", prog_name="embedserve", message="%(prog)s %(version)s")
+def main() -> None:
+    """Train an image encoder on your own unlabelled pictures and serve it.
+
+    \b
+    embedserve train photos/ -o runs/photos       learn from a folder of images
+    embedserve export runs/photos -o encoder.onnx  one verified, self-describing file
+    embedserve serve encoder.onnx --data data/     embeddings and search over gRPC
+    embedserve add photos/ --collection photos
+    embedserve search query.jpg --collection photos
+    """
+
+
+def run() -> None:
+    """Entry point: like ``main``, with every error turned into one sentence and an exit code.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 interrupted.
+    """
+    try:
+        main.main(standalone_mode=False)
+    except EmbedserveError as error:
+        _say_error(error.message, error.hint)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `embedserve collection items NAME | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if os.environ.get("EMBEDSERVE_DEBUG"):
+            traceback.print_exc()
+        _say_error(
+            f"this is a bug in embedserve: {type(error).__name__}: {error}",
+            "EMBEDSERVE_DEBUG=1 shows where; please report it with the output of: embedserve doctor",
+        )
+        sys.exit(1)
+
+
+def _say_error(message: str, hint: str) -> None:
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    if hint:
+        click.echo(f"{click.style('hint:', bold=True)}  {hint}", err=True)
+
+
+def _add_commands() -> None:
+    # Every command module imports only click and the standard library at its top.
+    from embedserve.cli import (
+        add,
+        collection,
+        completion,
+        demo,
+        doctor,
+        embed,
+        evaluate,
+        export,
+        search,
+        serve,
+        train,
+    )
+
+    for module in (train, evaluate, export, serve, embed, add, search, collection, doctor, demo, completion):
+        main.add_command(module.command)
+
+
+_add_commands()

@@ -1,0 +1,356 @@
+"""Wire messages ↔ domain values, for both ends of the wire. Only the server's doors and the client see messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedserve.errors import EmbedserveError, InvalidInput, Overloaded, from_code
+from embedserve.types import (
+    And,
+    CollectionInfo,
+    Eq,
+    Exists,
+    Filter,
+    Hit,
+    In,
+    Item,
+    Keep,
+    Limits,
+    Media,
+    Metadata,
+    MetadataValue,
+    Not,
+    Or,
+    Range,
+)
+from embedserve.v1 import collection_service_pb2 as collection_pb
+from embedserve.v1 import common_pb2 as common_pb
+from embedserve.v1 import embedding_service_pb2 as embedding_pb
+from embedserve.v1 import search_service_pb2 as search_pb
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ERROR_DOMAIN = "embedserve"
+
+FLOATS = common_pb.VECTOR_ENCODING_FLOATS
+PACKED_F32 = common_pb.VECTOR_ENCODING_PACKED_F32
+PACKED_F16 = common_pb.VECTOR_ENCODING_PACKED_F16
+
+_KEEP_TO_PROTO: dict[Keep, collection_pb.KeepMedia.ValueType] = {
+    Keep.NONE: collection_pb.KEEP_MEDIA_NONE,
+    Keep.THUMBNAILS: collection_pb.KEEP_MEDIA_THUMBNAILS,
+    Keep.ORIGINALS: collection_pb.KEEP_MEDIA_ORIGINALS,
+}
+
+
+# --- Vectors ---------------------------------------------------------------
+
+
+def vector_to_proto(vector: NDArray[np.float32], encoding: int = FLOATS) -> common_pb.Vector:
+    """A vector, float32 [D], in the encoding that was asked for.
+
+    Raises:
+        InvalidInput: the encoding is not known.
+    """
+    if encoding in (FLOATS, common_pb.VECTOR_ENCODING_UNSPECIFIED):
+        # A list, since protobuf takes ten times longer to read an array (148 µs against 15 µs for 512 numbers).
+        return common_pb.Vector(values=vector.tolist())
+    if encoding == PACKED_F32:
+        return common_pb.Vector(packed_f32=vector.astype("<f4").tobytes())
+    if encoding == PACKED_F16:
+        return common_pb.Vector(packed_f16=vector.astype("<f2").tobytes())
+    raise InvalidInput(f"vector_encoding {encoding} is not known")
+
+
+def vector_from_proto(message: common_pb.Vector) -> NDArray[np.float32]:
+    """The vector, float32 [D], in whatever encoding it came; its length and numbers are not checked.
+
+    Raises:
+        InvalidInput: not exactly one field is set, or a packed field has a broken length.
+    """
+    given = [name for name in ("values", "packed_f32", "packed_f16") if getattr(message, name)]
+    if len(given) != 1:
+        raise InvalidInput(
+            "the vector has no numbers" if not given else f"the vector has both {given[0]} and {given[1]}"
+        )
+    if message.values:
+        return np.array(message.values, dtype=np.float32)
+    packed, dtype = (message.packed_f32, "<f4") if message.packed_f32 else (message.packed_f16, "<f2")
+    if len(packed) % np.dtype(dtype).itemsize:
+        raise InvalidInput(f"the packed vector has {len(packed)} bytes, not a multiple of {np.dtype(dtype).itemsize}")
+    return np.frombuffer(packed, dtype=dtype).astype(np.float32)
+
+
+# --- Metadata and filters --------------------------------------------------
+
+
+def value_to_proto(value: MetadataValue) -> common_pb.MetadataValue:
+    """One metadata value by its Python type."""
+    if isinstance(value, bool):  # before int: a bool is one
+        return common_pb.MetadataValue(bool_value=value)
+    if isinstance(value, str):
+        return common_pb.MetadataValue(string_value=value)
+    if isinstance(value, int):
+        return common_pb.MetadataValue(int64_value=value)
+    if isinstance(value, float):
+        return common_pb.MetadataValue(double_value=value)
+    return common_pb.MetadataValue(string_list_value=common_pb.StringList(values=value))
+
+
+def value_from_proto(message: common_pb.MetadataValue) -> MetadataValue:
+    """One metadata value.
+
+    Raises:
+        InvalidInput: no field is set.
+    """
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        raise InvalidInput("a metadata value has no field set")
+    if kind == "string_list_value":
+        return list(message.string_list_value.values)
+    value: MetadataValue = getattr(message, kind)
+    return value
+
+
+def metadata_into(target: MutableMapping[str, common_pb.MetadataValue], metadata: Metadata) -> None:
+    """Write metadata into a message's map field."""
+    for key, value in metadata.items():
+        target[key].CopyFrom(value_to_proto(value))
+
+
+def metadata_from_proto(source: Mapping[str, common_pb.MetadataValue]) -> dict[str, MetadataValue]:
+    """Metadata of a message's map field.
+
+    Raises:
+        InvalidInput: a value has no field set; names its key.
+    """
+    metadata: dict[str, MetadataValue] = {}
+    for key, value in source.items():
+        try:
+            metadata[key] = value_from_proto(value)
+        except InvalidInput as error:
+            raise error.at(f"metadata {key!r}") from None
+    return metadata
+
+
+def filter_to_proto(condition: Filter) -> common_pb.Filter:
+    """A filter as a message."""
+    match condition:
+        case And(filters):
+            return common_pb.Filter(all_of=common_pb.FilterList(filters=map(filter_to_proto, filters)))
+        case Or(filters):
+            return common_pb.Filter(any_of=common_pb.FilterList(filters=map(filter_to_proto, filters)))
+        case Not(inner):
+            return common_pb.Filter(not_of=filter_to_proto(inner))
+        case Eq(key, value):
+            return common_pb.Filter(equals=common_pb.FilterEquals(key=key, value=value_to_proto(value)))
+        case In(key, values):
+            return common_pb.Filter(one_of=common_pb.FilterOneOf(key=key, values=map(value_to_proto, values)))
+        case Range(key, gt, gte, lt, lte):
+            return common_pb.Filter(range=common_pb.FilterRange(key=key, gt=gt, gte=gte, lt=lt, lte=lte))
+        case Exists(key):
+            return common_pb.Filter(exists=common_pb.FilterExists(key=key))
+
+
+def filter_from_proto(message: common_pb.Filter) -> Filter:
+    """The filter of a message; depth and size are not checked (protobuf itself refuses more than 100 levels).
+
+    Raises:
+        InvalidInput: a node has no field set, or a list where a single value belongs.
+    """
+    kind = message.WhichOneof("node")
+    match kind:
+        case "all_of":
+            return And(tuple(map(filter_from_proto, message.all_of.filters)))
+        case "any_of":
+            return Or(tuple(map(filter_from_proto, message.any_of.filters)))
+        case "not_of":
+            return Not(filter_from_proto(message.not_of))
+        case "equals":
+            return Eq(message.equals.key, _single(message.equals.key, message.equals.value))
+        case "one_of":
+            key = message.one_of.key
+            return In(key, tuple(_single(key, value) for value in message.one_of.values))
+        case "range":
+            bounds = message.range
+
+            def bound(name: Any) -> float | None:
+                return getattr(bounds, name) if bounds.HasField(name) else None
+
+            return Range(bounds.key, gt=bound("gt"), gte=bound("gte"), lt=bound("lt"), lte=bound("lte"))
+        case "exists":
+            return Exists(message.exists.key)
+        case None:
+            raise InvalidInput("a filter node has no field set")
+
+
+def _single(key: str, message: common_pb.MetadataValue) -> str | int | float | bool:
+    value = value_from_proto(message)
+    if not isinstance(value, (str, int, float)):
+        raise InvalidInput(f"the filter compares {key!r} with a list; it takes single values")
+    return value
+
+
+# --- Errors ----------------------------------------------------------------
+
+
+def error_to_status(error: EmbedserveError) -> Any:
+    """A google.rpc.Status with an ErrorInfo (reason: the code; metadata: the hint) and, on overload, a RetryInfo."""
+    from google.protobuf import any_pb2, duration_pb2
+    from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+    info = error_details_pb2.ErrorInfo(reason=error.code, domain=ERROR_DOMAIN)
+    if error.hint:
+        info.metadata["hint"] = error.hint
+    details: list[Any] = [info]
+    if isinstance(error, Overloaded):
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(error.retry_after_ms)
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = []
+    for detail in details:
+        holder = any_pb2.Any()
+        holder.Pack(detail)
+        packed.append(holder)
+    return status_pb2.Status(code=code_pb2.Code.Value(error.grpc_status), message=error.message, details=packed)
+
+
+def error_from_status(status: Any) -> EmbedserveError:
+    """The error that a google.rpc.Status describes; by its ErrorInfo, or else by its gRPC code."""
+    from google.rpc import code_pb2, error_details_pb2
+
+    code, hint, retry_after_ms = code_pb2.Code.Name(status.code), "", None
+    for detail in status.details:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            detail.Unpack(info)
+            if info.domain == ERROR_DOMAIN:
+                code, hint = info.reason, info.metadata.get("hint", "")
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            retry_after_ms = retry.retry_delay.ToMilliseconds()
+    error = from_code(code, status.message, hint=hint)
+    if isinstance(error, Overloaded) and retry_after_ms is not None:
+        error.retry_after_ms = retry_after_ms
+    return error
+
+
+# --- Items, hits, collections ----------------------------------------------
+
+
+def item_to_proto(item: Item, encoding: int) -> collection_pb.Item:
+    """A stored item as a message, with the parts that it has."""
+    message = collection_pb.Item(id=item.id, content_sha256=item.content_sha256)
+    metadata_into(message.metadata, item.metadata)
+    if item.vector is not None:
+        message.vector.CopyFrom(vector_to_proto(item.vector, encoding))
+    if item.media is not None:
+        message.media, message.media_type = item.media.data, item.media.media_type
+    return message
+
+
+def item_from_proto(message: collection_pb.Item) -> Item:
+    """The stored item of a message."""
+    return Item(
+        id=message.id,
+        metadata=metadata_from_proto(message.metadata),
+        vector=vector_from_proto(message.vector) if message.HasField("vector") else None,
+        content_sha256=message.content_sha256,
+        media=Media(data=message.media, media_type=message.media_type) if message.media else None,
+    )
+
+
+def hits_to_proto(hits: Sequence[Hit], encoding: int) -> search_pb.SearchHits:
+    """The hits of one query as a message."""
+    message = search_pb.SearchHits()
+    for hit in hits:
+        wire_hit = message.hits.add(id=hit.id, score=hit.score)
+        metadata_into(wire_hit.metadata, hit.metadata)
+        if hit.vector is not None:
+            wire_hit.vector.CopyFrom(vector_to_proto(hit.vector, encoding))
+    return message
+
+
+def hits_from_proto(message: search_pb.SearchHits) -> list[Hit]:
+    """The hits of one query."""
+    return [
+        Hit(
+            id=hit.id,
+            # float32 on the wire: six decimals are what the server gave.
+            score=round(hit.score, 6),
+            metadata=metadata_from_proto(hit.metadata),
+            vector=vector_from_proto(hit.vector) if hit.HasField("vector") else None,
+        )
+        for hit in message.hits
+    ]
+
+
+def keep_to_proto(keep: Keep) -> collection_pb.KeepMedia.ValueType:
+    """What is kept of images, as the wire's enum."""
+    return _KEEP_TO_PROTO[keep]
+
+
+def keep_from_proto(value: int) -> Keep:
+    """What is kept of images; thumbnails where nothing was said.
+
+    Raises:
+        InvalidInput: the value is not known.
+    """
+    if value == collection_pb.KEEP_MEDIA_UNSPECIFIED:
+        return Keep.THUMBNAILS
+    for keep, known in _KEEP_TO_PROTO.items():
+        if value == known:
+            return keep
+    raise InvalidInput(f"keep_media {value} is not known")
+
+
+def collection_to_proto(info: CollectionInfo) -> collection_pb.Collection:
+    """A collection as a message."""
+    message = collection_pb.Collection(
+        name=info.name,
+        encoder=encoder_ref(info.encoder_name, info.fingerprint, info.dimension),
+        keep_media=keep_to_proto(info.keep),
+        item_count=info.items,
+        aliases=info.aliases,
+        index=info.index,
+        disk_bytes=info.disk_bytes,
+    )
+    message.created_at.FromNanoseconds(int(info.created_unix_s * 1e9))
+    return message
+
+
+def collection_from_proto(message: collection_pb.Collection) -> CollectionInfo:
+    """The collection of a message."""
+    return CollectionInfo(
+        name=message.name,
+        fingerprint=message.encoder.fingerprint,
+        encoder_name=message.encoder.name,
+        dimension=message.encoder.dimension,
+        keep=keep_from_proto(message.keep_media),
+        created_unix_s=message.created_at.ToNanoseconds() / 1e9,
+        items=message.item_count,
+        aliases=tuple(message.aliases),
+        index=message.index,
+        disk_bytes=message.disk_bytes,
+    )
+
+
+def encoder_ref(name: str, fingerprint: str, dimension: int) -> common_pb.EncoderRef:
+    """Which encoder made some vectors."""
+    return common_pb.EncoderRef(name=name, fingerprint=fingerprint, dimension=dimension)
+
+
+def limits_to_proto(limits: Limits) -> embedding_pb.ServerLimits:
+    """The limits as a message; its fields have the same names."""
+    return embedding_pb.ServerLimits(**{name: getattr(limits, name) for name in Limits.__dataclass_fields__})
+
+
+def limits_from_proto(message: embedding_pb.ServerLimits) -> Limits:
+    """The limits of a message; a limit that an older server does not know keeps our default."""
+    known = {name: getattr(message, name, 0) for name in Limits.__dataclass_fields__}
+    return Limits(**{name: value for name, value in known.items() if value})
