@@ -1,0 +1,53 @@
+# Every task of a contributor. `make help` lists them; each may be repeated, and does not make again what is there.
+#
+# Variables, as in `make demo FOLDER=~/photos`:
+#   FOLDER    demo: a folder with your own pictures; without it the sample in examples/ is used
+#   ONCE      demo: 1 goes through every step, searches once and stops, instead of serving until Ctrl-C
+#   PYTHON    the Python that .venv is made with, 3.11 or newer; without it the first suitable one on PATH
+#   PIP_ARGS  more words for `pip install`, such as the index of the smaller CPU-only builds of PyTorch
+#   TESTS     test: what pytest is given, as in TESTS="tests/test_images.py -x"; without it everything
+#   OUT       dataset: where the class folders go (data/fashion-mnist)
+#   GPU       gpu: the number of the GPU to use, as CUDA counts them; without it the first
+#   GPU_ARGS  gpu: more words for benchmarks/gpu.py
+
+SHELL := bash
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= data/fashion-mnist
+# The shell would not expand a ~ inside the quotes that a folder with spaces needs.
+FOLDER_PATH = $(patsubst ~%,$(HOME)%,$(FOLDER))
+export PYTHON PIP_ARGS
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL: # two pips at once would spoil one environment
+.PHONY: help demo test lint proto dataset gpu
+
+help: ## list these tasks
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.with-train ## train on a folder of pictures, export, serve: FOLDER=~/photos, ONCE=1
+	$(BIN)/embedserve demo $(if $(FOLDER),"$(FOLDER_PATH)") $(if $(filter 1,$(ONCE)),--once)
+
+test: lint ## everything that needs no GPU: lint, types, protos, tests, the built wheel
+	bash scripts/buf_lint.sh $(BIN)/python
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.with-train $(VENV)/.with-dev ## style, format and types, as CI checks them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy scripts/*.py
+
+proto: $(VENV)/.with-dev ## write embedserve/v1 and docs/wire.md again from protos/
+	$(BIN)/python scripts/proto.py
+
+dataset: $(VENV)/.with-train ## the whole of Fashion-MNIST as class folders of PNGs: OUT=data/fashion-mnist
+	$(BIN)/python scripts/fashion_mnist.py "$(OUT)"
+
+gpu: ## GPU tests and benchmarks, under ten minutes, nothing downloaded; skipped without a CUDA GPU
+	@GPU="$(GPU)" bash scripts/gpu.sh $(GPU_ARGS)
+
+# One stamp for each extra, so that `make proto` does not wait for PyTorch. A changed pyproject.toml installs again.
+$(VENV)/.with-%: pyproject.toml scripts/venv.sh
+	@bash scripts/venv.sh $(VENV) $*
+	@touch $@
