@@ -27,6 +27,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 THUMBNAIL_PX = 256
 """Longer side of a thumbnail."""
 
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _EXIF_ORIENTATION = 0x0112
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -56,6 +57,8 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
         raise ImageUndecodable("the image has zero bytes")
     if len(data) > limits.max_image_bytes:
         raise ImageTooLarge(f"the image has {len(data)} bytes; max_image_bytes is {limits.max_image_bytes}")
+    # Pillow's own guard, at twice this number, works before some of its parsers allocate; ours below is the exact one.
+    Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
     try:
         with _open(data) as image:
             width, height = image.size
@@ -72,8 +75,10 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
             return np.array(rgb, dtype=np.uint8)
     except ImageError:
         raise
-    except Image.DecompressionBombError as error:
-        raise ImageTooLarge(f"the image has far more than {limits.max_image_pixels} pixels: {error}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLarge(
+            f"the image has more pixels than allowed; max_image_pixels is {limits.max_image_pixels}"
+        ) from error
     except MemoryError:
         raise
     except Exception as error:
@@ -106,6 +111,8 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
+        if data.startswith(_SIGNATURES):
+            raise ImageUndecodable("the image is damaged: its header cannot be read") from None
         raise ImageFormatError(
             f"the bytes are no image that can be read (they begin with {data[:8]!r})",
             hint=f"images are {', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
