@@ -112,6 +112,27 @@ class Encoder:
         return reference.lowest_cosine(ours, self.metadata.reference)
 
 
+def cuda_problem() -> str | None:
+    """Why onnxruntime cannot use a CUDA GPU here; None if it can."""
+    import ctypes
+
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this onnxruntime is built without CUDA (onnxruntime-gpu has it)"
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return "there is no NVIDIA GPU"
+    # onnxruntime itself only logs that the libraries are missing, and then runs on the CPU without saying so.
+    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    try:
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return f"its CUDA libraries do not load: {error}"
+    return None
+
+
 def _make_session(model: bytes, device: str) -> Any:
     import onnxruntime
 
@@ -122,23 +143,15 @@ def _make_session(model: bytes, device: str) -> Any:
     # Batches vary in size: without this the memory plan of every size seen would be kept.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    cuda_listed = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    wants_cuda = device == "cuda" or (device == "auto" and cuda_listed and Path("/dev/nvidia0").exists())
-    if device == "cuda" and not cuda_listed:
-        raise SetupError(
-            "device cuda was asked for, but this onnxruntime has no CUDA provider",
-            hint="pip install onnxruntime-gpu, or use --device cpu",
-        )
-    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if wants_cuda else ["CPUExecutionProvider"]
+    problem = None if device == "cpu" else cuda_problem()
+    if device == "cuda" and problem is not None:
+        raise SetupError(f"device cuda was asked for, but {problem}", hint="--device cpu works everywhere")
+    cuda = device != "cpu" and problem is None
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise EncoderFileError(f"onnxruntime cannot load the model: {error}") from error
-    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise SetupError(
-            "device cuda was asked for, but its libraries do not load here",
-            hint="embedserve doctor says what is missing; --device cpu works everywhere",
-        )
     return session
 
 

@@ -5,6 +5,7 @@ Wire messages and database rows are converted to and from these at the edge and 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -167,6 +168,11 @@ def check_metadata(metadata: Metadata) -> None:
                 f"metadata {key!r} is a {type(value).__name__}",
                 hint="values are strings, integers, floats, booleans or lists of strings",
             )
+
+
+def metadata_bytes(metadata: Metadata) -> int:
+    """Size of metadata as JSON in UTF-8, in bytes."""
+    return len(json.dumps(dict(metadata), ensure_ascii=False).encode())
 
 
 def check_filter(condition: Filter, limits: Limits) -> None:

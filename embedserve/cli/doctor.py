@@ -1,10 +1,132 @@
-"""`embedserve doctor`."""
+"""`embedserve doctor`: what this machine can do, and whether an encoder file still computes what it promises."""
 
 from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import click
 
 
+@dataclass(frozen=True)
+class _Finding:
+    subject: str
+    text: str
+    ok: bool = True
+
+
 @click.command("doctor")
-def command() -> None:
-    """To be written."""
+@click.argument("encoder", required=False, type=click.Path(path_type=Path))
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run the encoder.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
+def command(encoder: Path | None, device: str, as_json: bool) -> None:
+    """Say what this machine can do, or check an encoder file. One line each.
+
+    With an encoder file, its eight reference images are embedded again and compared with the vectors in the file.
+    Exits with 1 if something is wrong.
+
+    \b
+    embedserve doctor
+    embedserve doctor encoder.onnx
+    """
+    from embedserve.cli.output import print_json
+
+    findings = _machine() if encoder is None else _encoder(encoder, device)
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            mark = click.style("ok  ", fg="green") if finding.ok else click.style("FAIL", fg="red", bold=True)
+            click.echo(f"{mark}  {finding.subject:<12} {finding.text}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
+
+
+def _machine() -> list[_Finding]:
+    import os
+    import platform
+
+    import embedserve
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    findings = [
+        _Finding("embedserve", f"{embedserve.__version__} in {Path(embedserve.__file__).parent}"),
+        _Finding("python", f"{platform.python_version()} on {platform.platform()}, {platform.machine()}"),
+        _Finding("cores", f"{cores} usable"),
+        _gpu(),
+        _onnxruntime(),
+    ]
+    for package in ("faiss-cpu", "grpcio", "protobuf", "pillow", "numpy"):
+        findings.append(_package(package))
+    findings.append(_training())
+    return findings
+
+
+def _gpu() -> _Finding:
+    import shutil
+    import subprocess
+
+    if shutil.which("nvidia-smi") is None:
+        return _Finding("gpu", "none: no NVIDIA driver here; everything runs on the CPU")
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return _Finding("gpu", f"the NVIDIA driver does not answer: {error}", ok=False)
+    return _Finding("gpu", "; ".join(answer.stdout.strip().splitlines()))
+
+
+def _onnxruntime() -> _Finding:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return _Finding("onnxruntime", f"cannot be imported: {error}; pip install embedserve", ok=False)
+    from embedserve.encoder import cuda_problem
+
+    providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    problem = cuda_problem()
+    cuda = "CUDA works" if problem is None else f"CUDA not used: {problem}"
+    return _Finding("onnxruntime", f"{onnxruntime.__version__}, built with {', '.join(providers)}; {cuda}")
+
+
+def _package(name: str) -> _Finding:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return _Finding(name, version(name))
+    except PackageNotFoundError:
+        return _Finding(name, "is missing; pip install embedserve", ok=False)
+
+
+def _training() -> _Finding:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = [f"{package} {version(package)}" for package in ("torch", "torchvision", "onnx", "onnxscript")]
+    except PackageNotFoundError as error:
+        # Serving works without it, so that is no failure.
+        return _Finding("training", f"not installed ({error.name} is missing); pip install 'embedserve[train]'")
+    return _Finding("training", ", ".join(found))
+
+
+def _encoder(path: Path, device: str) -> list[_Finding]:
+    from embedserve.encoder import SAME_VECTOR_COSINE, Encoder
+
+    encoder = Encoder.open(path, device=device)
+    metadata, rule = encoder.metadata, encoder.metadata.preprocess
+    crop = f"shorter side to {rule.resize_px} px, centre {rule.size_px} px" if rule.resize_px else "squeezed"
+    cosine = encoder.reference_cosine()
+    drift = "no drift" if cosine >= SAME_VECTOR_COSINE else f"DRIFT: at least {SAME_VECTOR_COSINE} is expected"
+    return [
+        _Finding("encoder", f"{metadata.name}: {metadata.method} {metadata.backbone} {metadata.precision}"),
+        _Finding("fingerprint", encoder.fingerprint),
+        _Finding("output", f"{metadata.dimension} numbers per image, unit norm"),
+        _Finding("input", f"uint8 {rule.size_px} × {rule.size_px} × {metadata.channels}, {crop}, {rule.filter}"),
+        _Finding("provider", encoder.provider),
+        _Finding(
+            "reference",
+            f"8 images, lowest cosine to the file's vectors {cosine:.6f}: {drift}",
+            ok=cosine >= SAME_VECTOR_COSINE,
+        ),
+    ]

@@ -1,10 +1,69 @@
-"""`embedserve serve`."""
+"""`embedserve serve`: the server, until it is told to stop."""
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
 import click
+
+from embedserve.server.config import ServerConfig
+from embedserve.types import Limits
+
+_HELP = {field.name: field.metadata.get("help", "") for field in (*fields(ServerConfig), *fields(Limits))}
 
 
 @click.command("serve")
-def command() -> None:
-    """To be written."""
+@click.argument("encoder", type=click.Path(path_type=Path))
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Directory of the collections; without it there are none."
+)
+@click.option("--host", default="127.0.0.1", help=_HELP["host"])
+@click.option("--port", default=50051, type=click.IntRange(0, 65535), help=_HELP["port"])
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), help=_HELP["device"])
+@click.option("--threads", default=0, type=click.IntRange(0), help=_HELP["threads"])
+@click.option("--decode-threads", default=0, type=click.IntRange(0), help=_HELP["decode_threads"])
+@click.option("--max-batch", default=0, type=click.IntRange(0), help=_HELP["max_batch"])
+@click.option("--max-image-pixels", default=Limits().max_image_pixels, help=_HELP["max_image_pixels"])
+@click.option("--max-queue-images", default=Limits().max_queue_images, help=_HELP["max_queue_images"])
+@click.option("--grace-s", default=30.0, type=click.FloatRange(0), help=_HELP["grace_s"])
+@click.option("--reflection/--no-reflection", default=True, help=_HELP["reflection"])
+def command(
+    encoder: Path,
+    data: Path | None,
+    host: str,
+    port: int,
+    device: str,
+    threads: int,
+    decode_threads: int,
+    max_batch: int,
+    max_image_pixels: int,
+    max_queue_images: int,
+    grace_s: float,
+    reflection: bool,
+) -> None:
+    """Serve embeddings and search over gRPC.
+
+    Stops on SIGTERM or Ctrl-C after the running calls have been answered.
+
+    \b
+    embedserve serve encoder.onnx --data data/
+    embedserve serve encoder.onnx                  embeddings only, no collections
+    """
+    from embedserve.cli.output import say
+    from embedserve.server.app import run
+
+    config = ServerConfig(
+        encoder=encoder,
+        data=data,
+        host=host,
+        port=port,
+        device=device,
+        threads=threads,
+        decode_threads=decode_threads,
+        max_batch=max_batch,
+        grace_s=grace_s,
+        reflection=reflection,
+        limits=Limits(max_image_pixels=max_image_pixels, max_queue_images=max_queue_images),
+    )
+    run(config, say=say)

@@ -1,0 +1,177 @@
+"""The life of a server: listen, load, warm up, be ready, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from embedserve.encoder import Encoder, ImageEncoder
+from embedserve.engine import Engine
+from embedserve.errors import SetupError
+from embedserve.server.collections import CollectionService
+from embedserve.server.config import ServerConfig
+from embedserve.server.embedding import EmbeddingService
+from embedserve.server.interceptor import ErrorInterceptor
+from embedserve.server.search import SearchService
+from embedserve.server.state import ServerState
+from embedserve.store.local import LocalStore
+from embedserve.v1 import (
+    collection_service_pb2,
+    collection_service_pb2_grpc,
+    embedding_service_pb2,
+    embedding_service_pb2_grpc,
+    search_service_pb2,
+    search_service_pb2_grpc,
+)
+
+SERVICES = (
+    embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
+    search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name,
+    collection_service_pb2.DESCRIPTOR.services_by_name["CollectionService"].full_name,
+)
+
+
+class Server:
+    """A gRPC server for one encoder. ``listen``, then ``load``, and in the end ``stop``; all on one event loop."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._state = ServerState()
+        self._health = health.aio.HealthServicer()
+        self._grpc = grpc.aio.server(
+            interceptors=[ErrorInterceptor()],
+            options=[
+                ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                # Otherwise a second server on the same port would silently get a share of the connections.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        self.port = 0
+        """The port that is listened on."""
+
+    async def listen(self) -> None:
+        """Take the port and answer health checks with NOT_SERVING; all other calls are UNAVAILABLE still.
+
+        Raises:
+            SetupError: the port is taken or not allowed.
+        """
+        address = f"{self._config.host}:{self._config.port}"
+        embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingService(self._state), self._grpc)
+        search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(self._state), self._grpc)
+        collection_service_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionService(self._state), self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        if self._config.reflection:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._grpc)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            self.port = self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise SetupError(
+                f"cannot listen on {address}: the port is taken, or the address is not this machine's",
+                hint=f"choose another: embedserve serve … --port {self._config.port + 1}",
+            ) from error
+        await self._grpc.start()
+
+    async def load(self, encoder: ImageEncoder | None = None) -> Engine:
+        """Open encoder and collections, warm up, and be ready.
+
+        Args:
+            encoder: an encoder to use instead of the configured file.
+
+        Raises:
+            EncoderFileError, SetupError, StoreError: with what to do about it.
+        """
+        config = self._config
+        if encoder is None:
+            encoder = await asyncio.to_thread(
+                Encoder.open, config.encoder, device=config.device, threads=config.threads
+            )
+        store = None if config.data is None else await asyncio.to_thread(LocalStore.open, config.data)
+        engine = await Engine.start(
+            encoder,
+            store,
+            limits=config.limits,
+            decode_threads=config.decode_threads,
+            max_batch=config.max_batch,
+        )
+        self._state.ready(engine)
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        return engine
+
+    async def stop(self) -> None:
+        """Say NOT_SERVING, let running calls finish within the grace time, flush and close."""
+        engine = self._state.drain()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._grpc.stop(self._config.grace_s)
+        if engine is not None:
+            await engine.close()
+
+    async def _set_health(self, status: int) -> None:
+        for name in ("", *SERVICES):
+            await self._health.set(name, status)
+
+
+def run(config: ServerConfig, *, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once.
+
+    Raises:
+        EmbedserveError: the server could not start.
+    """
+    asyncio.run(_run(config, say))
+
+
+async def _run(config: ServerConfig, say: Callable[[str], None]) -> None:
+    stopping = asyncio.Event()
+
+    def stop(name: str) -> None:
+        if stopping.is_set():
+            os._exit(130)
+        say(f"{name}: finishing what is running (at most {config.grace_s:g} s)")
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number.name)
+    server = Server(config)
+    await server.listen()
+    try:
+        loading = asyncio.create_task(server.load())
+        interrupted = asyncio.create_task(stopping.wait())
+        await asyncio.wait([loading, interrupted], return_when=asyncio.FIRST_COMPLETED)
+        # A load that was interrupted is let finish: it holds the data directory.
+        engine = await loading
+        if not stopping.is_set():
+            await _say_ready(config, server, engine, say)
+        await interrupted
+    finally:
+        await server.stop()
+    say("stopped")
+
+
+async def _say_ready(config: ServerConfig, server: Server, engine: Engine, say: Callable[[str], None]) -> None:
+    metadata, encoder = engine.encoder.metadata, engine.encoder
+    say(
+        f"encoder      {metadata.name}  {metadata.dimension} numbers per image  {metadata.preprocess.size_px} px"
+        f"  {encoder.provider}  {encoder.fingerprint[:12]}"
+    )
+    if config.data is None:
+        say("collections  none: started without --data")
+    else:
+        collections = await engine.list_collections()
+        items = sum(info.items for info in collections)
+        say(f"collections  {len(collections)} with {items:,} items in {config.data}")
+        for info in collections:
+            if not info.external and info.fingerprint != encoder.fingerprint:
+                say(
+                    f"warning      collection {info.name!r} is bound to another encoder ({info.fingerprint[:12]}):"
+                    " it answers vectors and ids, not images"
+                )
+    say(f"ready        gRPC on {config.host}:{server.port}")

@@ -1,0 +1,158 @@
+"""CollectionService: messages in, engine called, messages out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from embedserve import wire
+from embedserve.embedder import Timings
+from embedserve.engine import NewItem
+from embedserve.errors import EmbedserveError
+from embedserve.server.calls import collection_encoder_ref, deadline_of, timings_to_proto
+from embedserve.server.state import ServerState
+from embedserve.server.streams import grouped
+from embedserve.types import Include
+from embedserve.v1 import collection_service_pb2 as pb
+from embedserve.v1 import collection_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+_STREAM_GROUP = 16
+"""Items of a stream that are embedded together and written in one transaction; as many are read ahead."""
+
+
+class CollectionService(pb_grpc.CollectionServiceServicer):
+    """Collections, aliases and items."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def CreateCollection(
+        self, request: pb.CreateCollectionRequest, context: Context
+    ) -> pb.CreateCollectionResponse:
+        """Make a collection."""
+        info = await self._state.engine.create_collection(
+            request.name,
+            keep=wire.keep_from_proto(request.keep_media),
+            external=request.external,
+            dimension=request.dimension,
+        )
+        return pb.CreateCollectionResponse(collection=wire.collection_to_proto(info))
+
+    async def GetCollection(self, request: pb.GetCollectionRequest, context: Context) -> pb.GetCollectionResponse:
+        """What a collection is and holds."""
+        info = await self._state.engine.get_collection(request.name)
+        return pb.GetCollectionResponse(collection=wire.collection_to_proto(info))
+
+    async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
+        """All collections."""
+        infos = await self._state.engine.list_collections()
+        return pb.ListCollectionsResponse(collections=map(wire.collection_to_proto, infos))
+
+    async def DeleteCollection(
+        self, request: pb.DeleteCollectionRequest, context: Context
+    ) -> pb.DeleteCollectionResponse:
+        """Remove a collection."""
+        await self._state.engine.delete_collection(request.name)
+        return pb.DeleteCollectionResponse()
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
+        """Point an alias."""
+        await self._state.engine.set_alias(request.alias, request.collection)
+        return pb.SetAliasResponse()
+
+    async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
+        """Write the items of one call."""
+        begun, timings = time.monotonic(), Timings()
+        info, results = await self._state.engine.upsert(
+            request.collection,
+            [_new_item(item) for item in request.items],
+            encoder_fingerprint=request.encoder_fingerprint,
+            deadline=deadline_of(context),
+            timings=timings,
+        )
+        return pb.UpsertResponse(
+            results=map(_upsert_result, results),
+            encoder=collection_encoder_ref(info),
+            timings=timings_to_proto(timings, begun),
+        )
+
+    async def UpsertStream(
+        self, request_iterator: AsyncIterator[pb.UpsertStreamRequest], context: Context
+    ) -> AsyncIterator[pb.UpsertStreamResponse]:
+        """Write the items of a stream, each group in one transaction, answering in order."""
+        engine, stream, deadline = self._state.engine, object(), deadline_of(context)
+        collection: str | None = None
+        fingerprint, index = "", 0
+        async for group in grouped(request_iterator, size=_STREAM_GROUP):
+            if collection is None:
+                collection, fingerprint = group[0].collection, group[0].encoder_fingerprint
+            _, results = await engine.upsert(
+                collection,
+                [_new_item(request.item) for request in group],
+                encoder_fingerprint=fingerprint,
+                deadline=deadline,
+                stream=stream,
+            )
+            for result in results:
+                yield pb.UpsertStreamResponse(index=index, result=_upsert_result(result))
+                index += 1
+
+    async def GetItems(self, request: pb.GetItemsRequest, context: Context) -> pb.GetItemsResponse:
+        """Read items by id."""
+        include = Include(
+            metadata=request.include_metadata, vectors=request.include_vectors, media=request.include_media
+        )
+        info, results = await self._state.engine.get_items(request.collection, request.ids, include)
+        return pb.GetItemsResponse(
+            results=[
+                pb.GetItemsResult(error=wire.error_to_status(result))
+                if isinstance(result, EmbedserveError)
+                else pb.GetItemsResult(item=wire.item_to_proto(result, request.vector_encoding))
+                for result in results
+            ],
+            encoder=collection_encoder_ref(info),
+        )
+
+    async def DeleteItems(self, request: pb.DeleteItemsRequest, context: Context) -> pb.DeleteItemsResponse:
+        """Remove items by id."""
+        deleted = await self._state.engine.delete_items(request.collection, request.ids)
+        return pb.DeleteItemsResponse(deleted_count=deleted)
+
+    async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
+        """Read a page of items."""
+        info, page = await self._state.engine.list_items(
+            request.collection,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            filter=wire.filter_from_proto(request.filter) if request.HasField("filter") else None,
+            include=Include(metadata=request.include_metadata, vectors=request.include_vectors),
+        )
+        return pb.ListItemsResponse(
+            items=[wire.item_to_proto(item, request.vector_encoding) for item in page.items],
+            next_page_token=page.next_page_token,
+            encoder=collection_encoder_ref(info),
+        )
+
+
+def _new_item(message: pb.UpsertItem) -> NewItem | EmbedserveError:
+    try:
+        return NewItem(
+            id=message.id,
+            image=message.image if message.HasField("image") else None,
+            vector=wire.vector_from_proto(message.vector) if message.HasField("vector") else None,
+            metadata=wire.metadata_from_proto(message.metadata),
+        )
+    except EmbedserveError as error:
+        return error
+
+
+def _upsert_result(result: str | EmbedserveError) -> pb.UpsertResult:
+    if isinstance(result, EmbedserveError):
+        return pb.UpsertResult(error=wire.error_to_status(result))
+    return pb.UpsertResult(id=result)

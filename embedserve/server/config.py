@@ -1,0 +1,25 @@
+"""How a server is set up. Each field's sentence is also the help text of its flag."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from embedserve.types import Limits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """Everything that `embedserve serve` can be told."""
+
+    encoder: Path
+    data: Path | None = None
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 for every network."})
+    port: int = field(default=50051, metadata={"help": "gRPC port; 0 for any free one."})
+    device: str = field(default="auto", metadata={"help": "Where the encoder runs: auto, cpu or cuda."})
+    threads: int = field(default=0, metadata={"help": "Cores for the encoder on the CPU; 0 for all."})
+    decode_threads: int = field(default=0, metadata={"help": "Threads that decode images; 0 for one per core."})
+    max_batch: int = field(default=0, metadata={"help": "Images in a batch; 0 for 4 on the CPU and 32 on a GPU."})
+    grace_s: float = field(default=30.0, metadata={"help": "Seconds that running calls get when the server stops."})
+    reflection: bool = field(default=True, metadata={"help": "Answer gRPC server reflection."})
+    limits: Limits = field(default_factory=Limits)

@@ -1,0 +1,112 @@
+"""EmbeddingService: messages in, engine called, messages out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+import embedserve
+from embedserve import wire
+from embedserve.embedder import Timings
+from embedserve.errors import EmbedserveError, EncoderMismatch
+from embedserve.server.calls import deadline_of, encoder_ref_of, timings_to_proto
+from embedserve.server.state import ServerState
+from embedserve.server.streams import ordered
+from embedserve.v1 import embedding_service_pb2 as pb
+from embedserve.v1 import embedding_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+_STREAM_WINDOW = 32
+"""Images of one stream in work at a time: enough to keep every core busy."""
+
+
+class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
+    """Embed, EmbedStream, GetEncoder, GetServerInfo."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        """Embed the images of one call."""
+        begun, engine, timings = time.monotonic(), self._state.engine, Timings()
+        if request.encoder_fingerprint and request.encoder_fingerprint != engine.encoder.fingerprint:
+            raise EncoderMismatch(
+                f"encoder {request.encoder_fingerprint[:12]} was asked for; this server runs"
+                f" {engine.encoder.metadata.name} ({engine.encoder.fingerprint[:12]})",
+                hint="ask the server that runs it, or leave encoder_fingerprint out",
+            )
+        results = await engine.embed(request.images, deadline=deadline_of(context), timings=timings)
+        return pb.EmbedResponse(
+            results=[_result(result, request.vector_encoding) for result in results],
+            encoder=encoder_ref_of(engine.encoder),
+            timings=timings_to_proto(timings, begun),
+        )
+
+    async def EmbedStream(
+        self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
+    ) -> AsyncIterator[pb.EmbedStreamResponse]:
+        """Embed the images of a stream, answering in order."""
+        engine, stream, deadline = self._state.engine, object(), deadline_of(context)
+
+        async def work(request: pb.EmbedStreamRequest) -> pb.EmbedStreamResponse:
+            try:
+                engine.limits.check("max_id_bytes", len(request.key.encode()), "bytes in the key")
+                [result] = await engine.embed([request.image], deadline=deadline, stream=stream)
+            except EmbedserveError as error:
+                result = error
+            return pb.EmbedStreamResponse(
+                key=request.key,
+                result=_result(result, request.vector_encoding),
+                encoder=encoder_ref_of(engine.encoder),
+            )
+
+        async for response in ordered(request_iterator, work, window=_STREAM_WINDOW):
+            yield response
+
+    async def GetEncoder(self, request: pb.GetEncoderRequest, context: Context) -> pb.GetEncoderResponse:
+        """What the encoder is."""
+        encoder = self._state.engine.encoder
+        metadata = encoder.metadata
+        return pb.GetEncoderResponse(
+            encoder=pb.Encoder(
+                name=metadata.name,
+                fingerprint=encoder.fingerprint,
+                dimension=metadata.dimension,
+                size_px=metadata.preprocess.size_px,
+                channels=metadata.channels,
+                preprocess=pb.Preprocess(**metadata.preprocess.to_json()),
+                method=metadata.method,
+                backbone=metadata.backbone,
+                precision=metadata.precision,
+                metadata_json=json.dumps(metadata.to_json(), ensure_ascii=False),
+            )
+        )
+
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        """Version, encoder, limits and load."""
+        engine = self._state.engine
+        response = pb.GetServerInfoResponse(
+            version=embedserve.__version__,
+            provider=engine.encoder.provider,
+            encoder=encoder_ref_of(engine.encoder),
+            limits=wire.limits_to_proto(engine.limits),
+            images_in_flight=engine.embedder.admission.images,
+            has_collections=engine.has_collections,
+        )
+        response.started_at.FromNanoseconds(int(self._state.ready_unix_s * 1e9))
+        return response
+
+
+def _result(result: NDArray[np.float32] | EmbedserveError, encoding: int) -> pb.EmbedResult:
+    if isinstance(result, EmbedserveError):
+        return pb.EmbedResult(error=wire.error_to_status(result))
+    return pb.EmbedResult(vector=wire.vector_to_proto(result, encoding))

@@ -1,0 +1,75 @@
+"""SearchService: messages in, engine called, messages out."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from embedserve import wire
+from embedserve.embedder import Timings
+from embedserve.engine import ImageQuery, ItemQuery, Query, VectorQuery
+from embedserve.errors import EmbedserveError, InvalidInput
+from embedserve.server.calls import collection_encoder_ref, deadline_of, timings_to_proto
+from embedserve.server.state import ServerState
+from embedserve.types import SearchOptions
+from embedserve.v1 import search_service_pb2 as pb
+from embedserve.v1 import search_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SearchService(pb_grpc.SearchServiceServicer):
+    """Search."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
+        """Answer the queries of one call."""
+        begun, engine, timings = time.monotonic(), self._state.engine, Timings()
+        options = SearchOptions(
+            k=request.k or 10,
+            # float32 on the wire: 0.3 arrives as 0.30000001, and scores have six decimals.
+            min_score=round(request.min_score, 6) if request.HasField("min_score") else None,
+            filter=wire.filter_from_proto(request.filter) if request.HasField("filter") else None,
+            group_by=request.group_by,
+            exact=request.exact,
+            include_metadata=request.include_metadata,
+            include_vectors=request.include_vectors,
+        )
+        info, results = await engine.search(
+            request.collection,
+            [_query(query) for query in request.queries],
+            options,
+            encoder_fingerprint=request.encoder_fingerprint,
+            deadline=deadline_of(context),
+            timings=timings,
+        )
+        return pb.SearchResponse(
+            results=[
+                pb.SearchResult(error=wire.error_to_status(result))
+                if isinstance(result, EmbedserveError)
+                else pb.SearchResult(hits=wire.hits_to_proto(result, request.vector_encoding))
+                for result in results
+            ],
+            encoder=collection_encoder_ref(info),
+            timings=timings_to_proto(timings, begun),
+        )
+
+
+def _query(message: pb.SearchQuery) -> Query | EmbedserveError:
+    match message.WhichOneof("query"):
+        case "image":
+            return ImageQuery(message.image)
+        case "vector":
+            try:
+                return VectorQuery(wire.vector_from_proto(message.vector))
+            except EmbedserveError as error:
+                return error
+        case "item_id":
+            return ItemQuery(message.item_id)
+        case None:
+            return InvalidInput("the query has neither an image, a vector nor an item id")
