@@ -155,19 +155,32 @@ def check_metadata(metadata: Metadata) -> None:
     """
     for key, value in metadata.items():
         check_metadata_key(key)
-        if isinstance(value, (bool, str)):
+        if isinstance(value, bool):
             continue
-        if isinstance(value, int):
+        if isinstance(value, str):
+            _check_text(key, value)
+        elif isinstance(value, int):
             if not -(2**63) <= value < 2**63:
                 raise InvalidInput(f"metadata {key!r} is {value}, which does not fit 64 bits")
         elif isinstance(value, float):
             if not math.isfinite(value):
                 raise InvalidInput(f"metadata {key!r} is {value}; only finite numbers can be kept")
-        elif not isinstance(value, Sequence) or not all(isinstance(element, str) for element in value):
-            raise InvalidInput(
-                f"metadata {key!r} is a {type(value).__name__}",
-                hint="values are strings, integers, floats, booleans or lists of strings",
-            )
+        else:
+            is_list = isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview))
+            if not is_list or not all(isinstance(element, str) for element in value):
+                raise InvalidInput(
+                    f"metadata {key!r} is a {type(value).__name__}",
+                    hint="values are strings, integers, floats, booleans or lists of strings",
+                )
+            for element in value:
+                _check_text(key, element)
+
+
+def _check_text(key: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"metadata {key!r} is {text!r}, which cannot be written in UTF-8") from None
 
 
 def metadata_bytes(metadata: Metadata) -> int:

@@ -1,0 +1,89 @@
+"""The tree of errors and its table."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import grpc
+import pytest
+
+from embedserve import errors
+from embedserve.errors import EmbedserveError, InternalError, Overloaded, all_errors, from_code
+
+KINDS = [kind for kind in all_errors() if kind.__module__ == "embedserve.errors"]
+WITH_OWN_CODE = [kind for kind in KINDS if kind is not EmbedserveError and "code" in vars(kind)]
+
+
+def drawn_tree() -> dict[str, tuple[str | None, str]]:
+    """Class → (parent, code) as drawn in the docstring of errors.py."""
+    tree: dict[str, tuple[str | None, str]] = {}
+    path: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        if match := re.match(r"    ([│ ]*)(?:[├└]── )?([A-Z]\w+)\s*([A-Z_]{2,})?(?:\s|$)", line):
+            depth = (match.start(2) - 4) // 4
+            path[depth:] = [match[2]]
+            tree[match[2]] = (path[depth - 1] if depth else None, match[3] or "")
+    return tree
+
+
+def test_the_tree_in_the_docstring_is_the_real_one() -> None:
+    real = {kind.__name__: None if kind is EmbedserveError else kind.__mro__[1].__name__ for kind in KINDS}
+    assert {name: parent for name, (parent, _) in drawn_tree().items()} == real
+
+
+def test_the_codes_in_the_docstring_are_the_real_ones() -> None:
+    drawn = {name: code for name, (_, code) in drawn_tree().items() if code}
+    assert drawn == {kind.__name__: kind.code for kind in WITH_OWN_CODE}
+
+
+def test_every_class_has_a_code_of_its_own_but_the_one_that_is_never_raised() -> None:
+    assert [kind for kind in KINDS if kind not in WITH_OWN_CODE] == [EmbedserveError, errors.ImageError]
+
+
+def test_no_two_classes_share_a_code() -> None:
+    codes = [kind.code for kind in WITH_OWN_CODE]
+    assert sorted(codes) == sorted(set(codes))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_grpc_status_exists_and_is_neither_ok_nor_unknown(kind: type[EmbedserveError]) -> None:
+    assert kind.grpc_status in {status.name for status in grpc.StatusCode} - {"OK", "UNKNOWN"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_http_status_and_exit_code_means_failure(kind: type[EmbedserveError]) -> None:
+    assert 400 <= kind.http_status <= 599
+    assert kind.exit_code in (1, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_comes_out_of_a_pickle_as_it_went_in(kind: type[EmbedserveError]) -> None:
+    again = pickle.loads(pickle.dumps(kind("seven is too many", hint="use six")))
+    assert type(again) is kind
+    assert (again.message, again.hint, str(again)) == ("seven is too many", "use six", "seven is too many")
+
+
+def test_the_retry_time_comes_out_of_a_pickle_too() -> None:
+    again = pickle.loads(pickle.dumps(Overloaded("busy", retry_after_ms=40)))
+    assert again.retry_after_ms == 40
+
+
+@pytest.mark.parametrize("kind", WITH_OWN_CODE)
+def test_a_code_leads_back_to_its_class(kind: type[EmbedserveError]) -> None:
+    error = from_code(kind.code, "what happened", hint="what to do")
+    assert type(error) is kind
+    assert (error.message, error.hint) == ("what happened", "what to do")
+
+
+def test_a_code_of_a_newer_server_becomes_an_internal_error() -> None:
+    assert type(from_code("INVENTED_LATER", "what happened")) is InternalError
+
+
+def test_a_position_goes_in_front_of_the_message_and_changes_nothing_else() -> None:
+    error = Overloaded("busy", hint="wait", retry_after_ms=40)
+    placed = error.at("image 3 of 8")
+    assert type(placed) is Overloaded
+    assert str(placed) == "image 3 of 8: busy"
+    assert (placed.message, placed.hint, placed.retry_after_ms) == ("image 3 of 8: busy", "wait", 40)
+    assert error.message == "busy"
