@@ -8,6 +8,7 @@ running them is ``encoder.py``.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedserve.errors import EncoderFileError
 from embedserve.preprocess import PreprocessSpec
+from embedserve.reference import COUNT as REFERENCE_COUNT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +95,7 @@ class EncoderMetadata:
             reference = None
             if "reference_f32_base64" in document:
                 packed = base64.b64decode(document["reference_f32_base64"], validate=True)
-                reference = np.frombuffer(packed, dtype="<f4").reshape(-1, dimension)
+                reference = np.frombuffer(packed, dtype="<f4").reshape(REFERENCE_COUNT, dimension)
             return cls(
                 name=str(document["name"]),
                 dimension=dimension,
@@ -108,7 +110,7 @@ class EncoderMetadata:
                 licence=str(document.get("licence", "")),
                 reference=reference,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise EncoderFileError(f"the encoder's self-description is incomplete: {error!r}") from error
 
 
@@ -147,7 +149,7 @@ def read(path: str | Path) -> EncoderFile:
         )
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EncoderFileError(f"the self-description in {path} is damaged: {error}") from error
     metadata = EncoderMetadata.from_json(document)
     return EncoderFile(model=model, metadata=metadata, fingerprint=_fingerprint(envelope, metadata.preprocess))
@@ -187,7 +189,8 @@ def write(file: EncoderFile, path: str | Path) -> None:
             os.fsync(out.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise EncoderFileError(f"{path} cannot be written: {error.strerror}") from error
 
 

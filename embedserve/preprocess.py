@@ -34,6 +34,9 @@ class PreprocessSpec:
     """"bilinear" or "bicubic", both antialiased."""
 
     def __post_init__(self) -> None:
+        for name in ("size_px", "resize_px"):
+            if type(getattr(self, name)) is not int:  # it comes from a file that may say 224.5, "224" or true
+                raise EncoderFileError(f"preprocess.{name} is {getattr(self, name)!r}, not a whole number")
         if not 1 <= self.size_px <= 4096:
             raise EncoderFileError(f"preprocess.size_px is {self.size_px}, not within 1–4096")
         if self.resize_px and not self.size_px <= self.resize_px <= 4 * self.size_px:
