@@ -1,0 +1,1 @@
+"""Collections of items: durable records with an index over their vectors."""

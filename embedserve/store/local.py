@@ -1,0 +1,294 @@
+"""The store of one machine: a data directory with a catalog and one directory for each collection.
+
+    DATA/LOCK                           process and host that own the directory
+    DATA/catalog.sqlite                 names, aliases, what each collection is bound to
+    DATA/collections/<uid>/items.sqlite the items
+
+SQLite is the truth; the index over the vectors lives in memory and is rebuilt at start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedserve.errors import AlreadyExists, CollectionNotFound, EmbedserveError, StoreError
+from embedserve.store.catalog import Catalog, Entry, check_name
+from embedserve.store.collection import Collection
+from embedserve.store.database import damaged, reported
+from embedserve.store.lock import DirectoryLock
+from embedserve.types import CollectionInfo, Filter, Hit, Include, Item, Keep, Page, SearchOptions
+
+_UID = re.compile(r"[0-9a-f]{32}")
+
+
+class LocalStore:
+    """A VectorStore on local files; ``LocalStore.open`` makes one."""
+
+    def __init__(self, directory: Path, lock: DirectoryLock, catalog: Catalog) -> None:
+        self._directory = directory / "collections"
+        self._lock = lock
+        self._catalog = catalog
+        self._changing = threading.RLock()  # held while collections are made, removed and renamed
+        self._names = threading.Lock()  # held for a look at the two dictionaries
+        self._collections: dict[str, Collection] = {}
+        self._aliases: dict[str, str] = {}
+        self._closed = False
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Take a data directory, which is made if it is not there, and read every collection.
+
+        Raises:
+            StoreError: it is in use by another process, cannot be written, or is damaged.
+            DiskFull: it cannot be made.
+        """
+        path = directory / "catalog.sqlite"
+        with reported(directory), ExitStack() as undo:
+            (directory / "collections").mkdir(parents=True, exist_ok=True)
+            lock = DirectoryLock(directory)
+            undo.callback(lock.release)
+            found = {entry.name for entry in (directory / "collections").iterdir() if _UID.fullmatch(entry.name)}
+            # A new catalog beside collections would take them all for orphans and remove them.
+            catalog = Catalog(path, create=not found)
+            undo.callback(catalog.close)
+            store = cls(directory, lock, catalog)
+            undo.callback(store._close_collections)
+            store._load(found)
+            undo.pop_all()
+        return store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def create_collection(
+        self, name: str, *, fingerprint: str, encoder_name: str, dimension: int, keep: Keep
+    ) -> CollectionInfo:
+        """Make an empty collection.
+
+        Raises:
+            InvalidInput: the name is not allowed.
+            AlreadyExists: a collection or an alias has the name.
+            DiskFull: nothing was made.
+        """
+        check_name(name)
+        entry = Entry(
+            name=name,
+            uid=uuid.uuid4().hex,
+            fingerprint=fingerprint,
+            encoder_name=encoder_name,
+            dimension=dimension,
+            keep=keep,
+            created_unix_s=time.time(),
+        )
+        with self._changing:
+            self._check_open()
+            if name in self._collections:
+                raise AlreadyExists(f"there is a collection {name!r} already")
+            if name in self._aliases:
+                raise AlreadyExists(f"{name!r} is an alias of collection {self._aliases[name]!r}")
+            directory = self._directory / entry.uid
+            try:
+                with reported(directory):
+                    directory.mkdir()
+                    collection = Collection(entry, directory, create=True)
+            except EmbedserveError:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+            try:
+                with reported(directory):
+                    # It is there to stay before the catalog names it.
+                    _sync(directory)
+                    _sync(self._directory)
+                self._catalog.add(entry)
+            except BaseException:
+                # After a failed commit nobody knows whether the catalog names it, so the files stay until the next
+                # start, which knows.
+                collection.close()
+                raise
+            with self._names:
+                self._collections[name] = collection
+            return collection.info(())
+
+    def get_collection(self, name: str) -> CollectionInfo:
+        """What the collection is and holds.
+
+        Raises:
+            CollectionNotFound: as every call below that takes a collection.
+        """
+        with self._used(name) as collection:
+            return collection.info(self._aliases_of(collection))
+
+    def list_collections(self) -> list[CollectionInfo]:
+        """All collections, by name."""
+        with self._names:
+            self._check_open()
+            collections = sorted(self._collections.items())
+        infos = []
+        for _, collection in collections:
+            with collection.gate.entered() as admitted:
+                if admitted:
+                    infos.append(collection.info(self._aliases_of(collection)))
+        return infos
+
+    def delete_collection(self, name: str) -> None:
+        """Remove a collection, its items and the aliases that point to it. ``name`` is no alias.
+
+        Raises:
+            CollectionNotFound: no collection has the name; the hint says so if it is an alias.
+        """
+        with self._changing:
+            self._check_open()
+            collection = self._collections.get(name)
+            if collection is None:
+                hint = f"{name!r} is an alias of {self._aliases[name]!r}" if name in self._aliases else ""
+                raise CollectionNotFound(f"there is no collection {name!r}", hint=hint)
+            self._catalog.remove(name)
+            with self._names:
+                del self._collections[name]
+                self._aliases = {alias: target for alias, target in self._aliases.items() if target != name}
+            collection.close()
+            # If it cannot be removed now, it is an orphan and goes when the store is opened next.
+            shutil.rmtree(self._directory / collection.entry.uid, ignore_errors=True)
+
+    def set_alias(self, alias: str, collection: str) -> None:
+        """Point an alias to a collection, at once for every later call; an empty ``collection`` removes it.
+
+        Raises:
+            InvalidInput: the alias is not allowed as a name.
+            AlreadyExists: a collection has the name.
+            CollectionNotFound: there is no such collection, or no such alias to remove.
+        """
+        check_name(alias)
+        with self._changing:
+            self._check_open()
+            if alias in self._collections:
+                raise AlreadyExists(f"{alias!r} is a collection, so it cannot be an alias")
+            if not collection:
+                if alias not in self._aliases:
+                    raise CollectionNotFound(f"there is no alias {alias!r}")
+                self._catalog.remove_alias(alias)
+                with self._names:
+                    del self._aliases[alias]
+                return
+            target = self._aliases.get(collection, collection)
+            if target not in self._collections:
+                raise _not_found(collection)
+            self._catalog.set_alias(alias, target)
+            with self._names:
+                self._aliases[alias] = target
+
+    def upsert(self, collection: str, items: Sequence[Item]) -> None:
+        """Write items in one transaction, replacing those with the same ids; on disk when it returns.
+
+        Raises:
+            DiskFull: nothing was written.
+            StoreError: the write failed.
+        """
+        with self._used(collection) as found:
+            found.upsert(items)
+
+    def get_items(self, collection: str, ids: Sequence[str], include: Include) -> list[Item | None]:
+        """The items with these ids, in order; None where there is none."""
+        with self._used(collection) as found:
+            return found.items(ids, include)
+
+    def delete_items(self, collection: str, ids: Sequence[str]) -> int:
+        """Remove items in one transaction, on disk when it returns; how many of them there were."""
+        with self._used(collection) as found:
+            return found.delete(ids)
+
+    def list_items(
+        self, collection: str, *, page_size: int, page_token: str, filter: Filter | None, include: Include
+    ) -> Page:
+        """A page of items in the order of their ids' UTF-8 bytes.
+
+        Raises:
+            InvalidInput: the page token was not made by an earlier page.
+        """
+        with self._used(collection) as found:
+            return found.page(page_size, page_token, filter, include)
+
+    def search(
+        self,
+        collection: str,
+        queries: NDArray[np.float32],
+        options: SearchOptions,
+        exclude_ids: Sequence[str | None],
+    ) -> list[list[Hit]]:
+        """The nearest items for each query; see VectorStore."""
+        with self._used(collection) as found:
+            return found.search(queries, options, exclude_ids)
+
+    def close(self) -> None:
+        """Wait for calls that are under way, then close all files and give the data directory free."""
+        with self._changing:
+            if self._closed:
+                return
+            self._closed = True
+            self._close_collections()
+            self._catalog.close()
+            self._lock.release()
+
+    @contextmanager
+    def _used(self, name: str) -> Iterator[Collection]:
+        """The collection with this name or alias, which is not removed before the block is left."""
+        with self._names:
+            self._check_open()
+            collection = self._collections.get(self._aliases.get(name, name))
+        if collection is None:
+            raise _not_found(name)
+        with collection.gate.entered() as admitted:
+            if not admitted:
+                self._check_open()
+                raise _not_found(name)
+            yield collection
+
+    def _aliases_of(self, collection: Collection) -> list[str]:
+        with self._names:
+            return [alias for alias, target in self._aliases.items() if target == collection.entry.name]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed")
+
+    def _load(self, found: set[str]) -> None:
+        entries = self._catalog.entries()
+        for uid in found - {entry.uid for entry in entries}:
+            # Made or removed in part when the process died.
+            shutil.rmtree(self._directory / uid, ignore_errors=True)
+        for entry in entries:
+            if entry.uid not in found:
+                raise damaged(self._directory / entry.uid, f"the files of collection {entry.name!r} are missing")
+            self._collections[entry.name] = Collection(entry, self._directory / entry.uid)
+        self._aliases = self._catalog.aliases()
+
+    def _close_collections(self) -> None:
+        for collection in self._collections.values():
+            collection.close()
+
+
+def _not_found(name: str) -> CollectionNotFound:
+    return CollectionNotFound(f"there is no collection {name!r}", hint="list them with: embedserve collection list")
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,48 @@
+"""One process owns a data directory; the lock says which."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from embedserve.errors import StoreError
+
+
+class DirectoryLock:
+    """Held from construction to ``release``, and given free by the system if the process dies.
+
+    Args:
+        directory: an existing directory; its file LOCK names the process and host of the holder.
+
+    Raises:
+        StoreError: another process holds it.
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file: IO[str] = (directory / "LOCK").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            process, _, host = self._file.read().strip().partition(" ")
+            self._file.close()
+            raise StoreError(
+                f"{directory} is in use by process {process or 'unknown'}" + (f" on {host}" if host else ""),
+                hint="stop that process, or use another data directory",
+            ) from None
+        except BaseException:
+            self._file.close()
+            raise
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()} {socket.gethostname()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let others have the directory. The file stays: removing it would let two processes lock two files."""
+        if not self._file.closed:
+            self._file.truncate(0)
+            self._file.close()

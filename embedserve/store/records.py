@@ -1,0 +1,184 @@
+"""The truth about a collection: its items in one SQLite file, written by one thread at a time.
+
+The row number of an item is never used again, so the index can use it: replacing an item gives it a new one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedserve.errors import StoreError
+from embedserve.store.database import damaged, open_database, reported, transaction
+from embedserve.store.readers import Readers
+from embedserve.store.rows import Row
+from embedserve.store.view import View, media_crc
+from embedserve.types import Media
+
+_VERSION = 1
+_SCHEMA = (
+    # The vector comes last: a filter reads the columns before it only.
+    """
+    CREATE TABLE item (
+        rid INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE COLLATE BINARY,
+        seq INTEGER NOT NULL,
+        crc INTEGER NOT NULL,
+        sha BLOB NOT NULL,
+        meta TEXT NOT NULL,
+        vec BLOB NOT NULL
+    )
+    """,
+    # In a table of its own, so that reading all vectors does not read all images.
+    """
+    CREATE TABLE media (
+        rid INTEGER PRIMARY KEY REFERENCES item (rid) ON DELETE CASCADE,
+        type TEXT NOT NULL,
+        crc INTEGER NOT NULL,
+        data BLOB NOT NULL
+    )
+    """,
+    "CREATE TABLE state (seq INTEGER NOT NULL)",
+    "INSERT INTO state (seq) VALUES (0)",
+)
+
+_IDS = 500
+"""Ids bound to one statement."""
+_LOG_BYTES = 64 << 20
+"""A write-ahead log above this is moved into the database and cut; readers without a pause can make it grow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a write did to the rows."""
+
+    seq: int
+    """Its sequence number; each write has a higher one."""
+    removed: NDArray[np.int64]
+    """Row numbers that are gone: int64 [R], in no particular order."""
+    rids: NDArray[np.int64]
+    """Row numbers that are new: int64 [N], ascending."""
+
+
+class Records:
+    """The items of one collection.
+
+    Args:
+        path: the SQLite file.
+        dimension: D.
+        create: make it.
+
+    Raises:
+        StoreError: the file cannot be used.
+        DiskFull: the file cannot be made.
+    """
+
+    def __init__(self, path: Path, dimension: int, *, create: bool) -> None:
+        self._path = path
+        self._dimension = dimension
+        # So that a page of a table holds at least three rows: with 4 KiB pages and 512 numbers half of the file was
+        # empty, and writing took twice as long.
+        page_size = 8192 if dimension <= 512 else 16384
+        self._connection = open_database(path, create=create, version=_VERSION, schema=_SCHEMA, page_size=page_size)
+        self._readers = Readers(path)
+        self._refused = ""
+
+    @contextmanager
+    def reading(self) -> Iterator[View]:
+        """The items as they are now, whatever is written meanwhile.
+
+        Raises:
+            StoreError: the file cannot be read, or what was read is damaged.
+        """
+        with self._readers.transaction() as connection:
+            yield View(connection, self._path, self._dimension)
+
+    @contextmanager
+    def writing(self) -> Iterator[Writing]:
+        """A write of all or nothing; on disk when the block is left. One thread at a time.
+
+        Raises:
+            DiskFull: nothing was written.
+            StoreError: the file cannot be written. After a failed sync nobody knows what is on disk, so all later
+                writes are refused until the file is opened again.
+        """
+        if self._refused:
+            raise StoreError(self._refused, hint="check the disk, then restart the server")
+        with reported(self._path):
+            try:
+                with transaction(self._connection):
+                    yield Writing(self._connection, self._path)
+            except sqlite3.OperationalError as error:
+                if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
+                    self._refused = f"{self._path} takes no writes since one failed: {error}"
+                raise
+        self._trim_log()
+
+    def close(self) -> None:
+        """Close the file; moves the write-ahead log into it."""
+        self._readers.close()
+        self._connection.close()
+
+    def _trim_log(self) -> None:
+        log = self._path.with_name(self._path.name + "-wal")
+        try:
+            if log.stat().st_size > _LOG_BYTES:
+                self._connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchall()
+        except (OSError, sqlite3.OperationalError):
+            # The write itself is safe; the next one tries again.
+            return
+
+
+class Writing:
+    """What can be done inside one write."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    def upsert(self, rows: Sequence[tuple[Row, Media | None]]) -> Change:
+        """Put rows with different ids, replacing those with the same ids."""
+        removed = self._remove([row.text_id for row, _ in rows])
+        seq = self._next_seq()
+        last = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'item'").fetchone()
+        first = last[0] + 1 if last else 1
+        numbered = list(enumerate(rows, first))
+        self._connection.executemany(
+            "INSERT INTO item (rid, id, seq, crc, sha, meta, vec) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            ((rid, row.text_id, seq, row.crc, row.sha, row.meta.decode(), row.vec) for rid, (row, _) in numbered),
+        )
+        self._connection.executemany(
+            "INSERT INTO media (rid, type, crc, data) VALUES (?, ?, ?, ?)",
+            (
+                (rid, media.media_type, media_crc(media.media_type, media.data), media.data)
+                for rid, (_, media) in numbered
+                if media is not None
+            ),
+        )
+        return Change(seq, removed, np.arange(first, first + len(rows), dtype=np.int64))
+
+    def delete(self, ids: Sequence[str]) -> Change:
+        """Remove the rows with these ids, as far as there are any."""
+        return Change(self._next_seq(), self._remove(ids), np.empty(0, np.int64))
+
+    def _next_seq(self) -> int:
+        self._connection.execute("UPDATE state SET seq = seq + 1")
+        row = self._connection.execute("SELECT seq FROM state").fetchone()
+        if row is None:
+            raise damaged(self._path, "the table state is empty")
+        return int(row[0])
+
+    def _remove(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        removed: list[int] = []
+        for start in range(0, len(ids), _IDS):
+            some = ids[start : start + _IDS]
+            query = f"SELECT rid FROM item WHERE id IN ({', '.join('?' * len(some))})"
+            removed += [rid for (rid,) in self._connection.execute(query, some)]
+        self._connection.executemany("DELETE FROM item WHERE rid = ?", ((rid,) for rid in removed))
+        return np.array(removed, np.int64)

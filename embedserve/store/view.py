@@ -1,0 +1,175 @@
+"""The items of a collection at one moment, read inside one transaction.
+
+Every row that is returned has been checked against its checksum.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedserve.errors import StoreError
+from embedserve.store.database import damaged
+from embedserve.store.filters import condition, path_of
+from embedserve.store.rows import Row, from_json
+from embedserve.types import Filter, Include, Item, Media
+
+_COLUMNS = "rid, CAST(id AS BLOB), sha, CAST(meta AS BLOB), vec, crc"
+_AMONG = "rid IN (SELECT value FROM json_each(?))"
+_IDS = 500
+"""Ids bound to one statement."""
+_ROWS = 4096
+"""Rows of a batch when all are read."""
+
+
+class View:
+    """What a read transaction sees.
+
+    Args:
+        connection: inside a transaction.
+        path: of the database, for messages.
+        dimension: D.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, dimension: int) -> None:
+        self._connection = connection
+        self._path = path
+        self._dimension = dimension
+
+    def seq(self) -> int:
+        """Sequence number of the last write."""
+        return int(self._connection.execute("SELECT seq FROM state").fetchone()[0])
+
+    def count(self) -> int:
+        """Items; reads the whole index of ids."""
+        return int(self._connection.execute("SELECT COUNT(*) FROM item").fetchone()[0])
+
+    def vectors(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """All row numbers, ascending, and their vectors in batches: int64 [n], float32 [n, D].
+
+        Raises:
+            StoreError: a row is damaged; names the item.
+        """
+        with closing(self._connection.execute(f"SELECT {_COLUMNS} FROM item ORDER BY rid")) as cursor:
+            while batch := cursor.fetchmany(_ROWS):
+                rows = [self._row(columns) for columns in batch]
+                rids = np.fromiter((rid for rid, _ in rows), np.int64, len(rows))
+                packed = np.frombuffer(b"".join(row.vec for _, row in rows), "<f4")
+                yield rids, packed.reshape(len(rows), self._dimension)
+
+    def matching(self, filter: Filter) -> NDArray[np.int64]:
+        """Row numbers of the items that a filter holds for, ascending: int64 [M]."""
+        where = condition(filter)
+        cursor = self._connection.execute(f"SELECT rid FROM item WHERE {where.sql} ORDER BY rid", where.values)
+        with closing(cursor):
+            return np.fromiter((rid for (rid,) in cursor), np.int64)
+
+    def rid(self, id: str) -> int | None:
+        """The row number of an item."""
+        found = self._connection.execute("SELECT rid FROM item WHERE id = ?", (id,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def ids(self, rids: Sequence[int]) -> dict[int, bytes]:
+        """Ids in UTF-8 by row number."""
+        return dict(self._connection.execute(f"SELECT rid, CAST(id AS BLOB) FROM item WHERE {_AMONG}", (_list(rids),)))
+
+    def groups(self, rids: Sequence[int], key: str) -> dict[int, Hashable]:
+        """By row number something that is equal for equal values of a metadata key; None for items without it."""
+        query = f"SELECT rid, item.meta -> ? FROM item WHERE {_AMONG}"
+        return {rid: _group(text) for rid, text in self._connection.execute(query, (path_of(key), _list(rids)))}
+
+    def rows(self, rids: Sequence[int]) -> dict[int, Row]:
+        """Rows by row number.
+
+        Raises:
+            StoreError: a row is damaged; names the item.
+        """
+        query = f"SELECT {_COLUMNS} FROM item WHERE {_AMONG}"
+        return dict(self._row(columns) for columns in self._connection.execute(query, (_list(rids),)))
+
+    def items(self, ids: Sequence[str], include: Include) -> list[Item | None]:
+        """The items with these ids, in order; None where there is none.
+
+        Raises:
+            StoreError: a row is damaged; names the item.
+        """
+        found: dict[str, Item] = {}
+        for start in range(0, len(ids), _IDS):
+            some = ids[start : start + _IDS]
+            query = f"SELECT {_COLUMNS} FROM item WHERE id IN ({', '.join('?' * len(some))})"
+            for columns in self._connection.execute(query, some).fetchall():
+                item = self._item(columns, include)
+                found[item.id] = item
+        return [found.get(id) for id in ids]
+
+    def page(self, after: str, size: int, filter: Filter | None, include: Include) -> list[Item]:
+        """The first ``size`` items whose ids come after one, in the order of their ids' bytes.
+
+        Raises:
+            StoreError: a row is damaged; names the item.
+        """
+        where = condition(filter) if filter else None
+        query = f"SELECT {_COLUMNS} FROM item WHERE id > ?{f' AND {where.sql}' if where else ''} ORDER BY id LIMIT ?"
+        values = (after, *(where.values if where else ()), size)
+        return [self._item(columns, include) for columns in self._connection.execute(query, values).fetchall()]
+
+    def _item(self, columns: tuple[Any, ...], include: Include) -> Item:
+        rid, row = self._row(columns)
+        return Item(
+            id=row.text_id,
+            metadata=row.metadata if include.metadata else {},
+            vector=row.vector if include.vectors else None,
+            content_sha256=row.sha,
+            media=self._media(rid, row.text_id) if include.media else None,
+        )
+
+    def _media(self, rid: int, id: str) -> Media | None:
+        found = self._connection.execute("SELECT type, data, crc FROM media WHERE rid = ?", (rid,)).fetchone()
+        if found is None:
+            return None
+        media_type, data, crc = found
+        if media_crc(media_type, data) != crc:
+            raise self._damaged(id, "its image does not agree with its checksum")
+        return Media(data=data, media_type=media_type)
+
+    def _row(self, columns: tuple[Any, ...]) -> tuple[int, Row]:
+        rid, id, sha, meta, vec, crc = columns
+        row = Row(id, sha, meta, vec)
+        try:
+            intact = row.crc == crc and len(vec) == 4 * self._dimension
+        except TypeError:  # a column of another type than was written
+            intact = False
+        if not intact:
+            name = id.decode(errors="replace") if isinstance(id, bytes) else f"in row {rid}"
+            raise self._damaged(name, "its row does not agree with its checksum")
+        return rid, row
+
+    def _damaged(self, id: str, what: str) -> StoreError:
+        return damaged(self._path, f"item {id!r}: {what}")
+
+
+def media_crc(media_type: str, data: bytes) -> int:
+    """crc32 over type and bytes of an image."""
+    return zlib.crc32(data, zlib.crc32(media_type.encode()))
+
+
+def _list(rids: Sequence[int]) -> str:
+    return json.dumps(list(rids))
+
+
+def _group(text: str | None) -> Hashable:
+    if text is None:
+        return None
+    value = from_json(f'{{"value":{text}}}')["value"]
+    if isinstance(value, list):
+        return list, tuple(value)
+    # 5 and 5.0 are one value, True and 1 are two, as in filters.
+    return type(value) if isinstance(value, (str, bool)) else float, value
