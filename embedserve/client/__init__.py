@@ -1,0 +1,36 @@
+"""The Python client: ``Client`` blocks, ``AsyncClient`` has the same methods as coroutines.
+
+    with embedserve.Client("localhost:50051") as client:
+        vectors = client.embed(["a.jpg", "b.jpg"]).vectors          # float32 [2, D]
+        hits = client.search("photos", image="query.jpg", k=5)      # list of Hit: id, score, metadata
+
+A server's refusal arrives as the error of ``embedserve.errors`` that the server raised.
+"""
+
+from __future__ import annotations
+
+from embedserve.client.aio import AsyncClient
+from embedserve.client.sync import Client
+from embedserve.client.values import (
+    AddResult,
+    Embeddings,
+    EncoderInfo,
+    EncoderRef,
+    ImageInput,
+    ItemInput,
+    Query,
+    ServerInfo,
+)
+
+__all__ = [
+    "AddResult",
+    "AsyncClient",
+    "Client",
+    "Embeddings",
+    "EncoderInfo",
+    "EncoderRef",
+    "ImageInput",
+    "ItemInput",
+    "Query",
+    "ServerInfo",
+]

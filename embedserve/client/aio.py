@@ -1,0 +1,450 @@
+"""The client for asyncio: each method of ``sync.Client`` as a coroutine, and each iterator as an async one.
+
+What a method takes, gives and raises is written down there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from embedserve import wire
+from embedserve.client import calls, messages
+from embedserve.client.sync import Client
+from embedserve.client.values import (
+    AddResult,
+    Embeddings,
+    EncoderInfo,
+    ImageInput,
+    ItemInput,
+    Query,
+    ServerInfo,
+)
+from embedserve.errors import EmbedserveError, FailedPrecondition, Unavailable
+from embedserve.types import CollectionInfo, Filter, Hit, Item, Keep, Limits, SearchOptions
+from embedserve.v1 import collection_service_pb2 as collection_pb
+from embedserve.v1 import embedding_service_pb2 as embedding_pb
+from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
+from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
+from embedserve.v1.search_service_pb2_grpc import SearchServiceStub
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from embedserve.v1.collection_service_pb2_grpc import CollectionServiceAsyncStub
+    from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceAsyncStub
+    from embedserve.v1.search_service_pb2_grpc import SearchServiceAsyncStub
+
+RequestT = TypeVar("RequestT", bound=Message)
+ResponseT = TypeVar("ResponseT", bound=Message)
+
+_READY_POLL_S = 0.05
+
+
+class _Connection:
+    """A channel and what is called on it."""
+
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None) -> None:
+        options = calls.channel_options(target)
+        if credentials is None:
+            self.channel = grpc.aio.insecure_channel(target, options)
+        else:
+            self.channel = grpc.aio.secure_channel(target, credentials, options)
+        self.embedding: EmbeddingServiceAsyncStub = EmbeddingServiceStub(self.channel)
+        self.search: SearchServiceAsyncStub = SearchServiceStub(self.channel)
+        self.collections: CollectionServiceAsyncStub = CollectionServiceStub(self.channel)
+        self.health: Any = health_pb2_grpc.HealthStub(self.channel)  # its stubs name no calls
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent(Generic[RequestT, ResponseT]):
+    """A call under way."""
+
+    request: RequestT
+    call: grpc.aio.UnaryUnaryCall[RequestT, ResponseT]
+    deadline_s: float
+
+
+class AsyncClient:
+    """A connection to an embedserve server, for one event loop. The same as ``Client``, with ``await``.
+
+    Iterables that a bulk method takes are advanced in a worker thread, since they may read files.
+
+    Args:
+        target: HOST:PORT of the server; the port may be left out if it is 50051.
+        timeout_s: how long one call to the server may take, with its repetitions. A bulk method makes many calls.
+        credentials: TLS and tokens, as gRPC makes them; None for an open connection.
+    """
+
+    def __init__(
+        self,
+        target: str = "localhost:50051",
+        *,
+        timeout_s: float = 60,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._target = calls.address(target)
+        self._timeout_s = timeout_s
+        self._credentials = credentials
+        self._made: _Connection | None = None
+        self._known_limits: Limits | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """As ``Client.close``."""
+        self._closed = True
+        if self._made is not None:
+            await self._made.channel.close()
+
+    # --- Embeddings ---
+
+    async def embed(
+        self, images: Iterable[ImageInput], *, errors: str = "raise", encoder_fingerprint: str = ""
+    ) -> Embeddings:
+        """As ``Client.embed``."""
+        collector = messages.Collector(images, errors)
+        reader = messages.EmbedReader()
+        results = self._embed(collector.images(), encoder_fingerprint, reader)
+        try:
+            async for result in results:
+                collector.add(result)
+        finally:
+            await results.aclose()
+        return collector.embeddings(reader.encoder or (await self.server_info()).encoder)
+
+    def embed_each(
+        self, images: Iterable[ImageInput], *, encoder_fingerprint: str = ""
+    ) -> AsyncIterator[NDArray[np.float32] | EmbedserveError]:
+        """As ``Client.embed_each``."""
+        return self._embed(images, encoder_fingerprint, messages.EmbedReader())
+
+    async def _embed(
+        self, images: Iterable[ImageInput], encoder_fingerprint: str, reader: messages.EmbedReader
+    ) -> AsyncGenerator[NDArray[np.float32] | EmbedserveError]:
+        parts = messages.embed_parts(images, await self._limits(), encoder_fingerprint)
+        async with aclosing(self._in_order(self._connection.embedding.Embed, parts)) as answers:
+            async for part, response in answers:
+                for result in reader.read(part, response):
+                    yield result
+
+    async def encoder(self) -> EncoderInfo:
+        """As ``Client.encoder``."""
+        request = embedding_pb.GetEncoderRequest()
+        return messages.encoder_info(await self._answer(self._connection.embedding.GetEncoder, request))
+
+    # --- Search ---
+
+    async def search(
+        self,
+        collection: str,
+        *,
+        image: ImageInput | None = None,
+        vector: ArrayLike | None = None,
+        id: str | None = None,
+        k: int = 10,
+        min_score: float | None = None,
+        filter: Filter | None = None,
+        group_by: str = "",
+        exact: bool = False,
+        include_metadata: bool = True,
+        include_vectors: bool = False,
+        encoder_fingerprint: str = "",
+    ) -> list[Hit]:
+        """As ``Client.search``."""
+        (result,) = await self.search_many(
+            collection,
+            [Query(image=image, vector=vector, id=id)],
+            k=k,
+            min_score=min_score,
+            filter=filter,
+            group_by=group_by,
+            exact=exact,
+            include_metadata=include_metadata,
+            include_vectors=include_vectors,
+            encoder_fingerprint=encoder_fingerprint,
+        )
+        if isinstance(result, EmbedserveError):
+            raise result
+        return result
+
+    async def search_many(
+        self,
+        collection: str,
+        queries: Iterable[Query],
+        *,
+        k: int = 10,
+        min_score: float | None = None,
+        filter: Filter | None = None,
+        group_by: str = "",
+        exact: bool = False,
+        include_metadata: bool = True,
+        include_vectors: bool = False,
+        encoder_fingerprint: str = "",
+    ) -> list[list[Hit] | EmbedserveError]:
+        """As ``Client.search_many``."""
+        options = SearchOptions(
+            k=k,
+            min_score=min_score,
+            filter=filter,
+            group_by=group_by,
+            exact=exact,
+            include_metadata=include_metadata,
+            include_vectors=include_vectors,
+        )
+        parts = messages.search_parts(collection, queries, options, await self._limits(), encoder_fingerprint)
+        results: list[list[Hit] | EmbedserveError] = []
+        async with aclosing(self._in_order(self._connection.search.Search, parts)) as answers:
+            async for part, response in answers:
+                results += messages.search_results(part, response)
+        return results
+
+    # --- Items ---
+
+    async def add(
+        self, collection: str, items: Iterable[ItemInput], *, encoder_fingerprint: str = ""
+    ) -> list[AddResult]:
+        """As ``Client.add``."""
+        async with aclosing(self._add(collection, items, encoder_fingerprint)) as results:
+            return [result async for result in results]
+
+    def add_each(
+        self, collection: str, items: Iterable[ItemInput], *, encoder_fingerprint: str = ""
+    ) -> AsyncIterator[AddResult]:
+        """As ``Client.add_each``."""
+        return self._add(collection, items, encoder_fingerprint)
+
+    async def _add(
+        self, collection: str, items: Iterable[ItemInput], encoder_fingerprint: str
+    ) -> AsyncGenerator[AddResult]:
+        parts = messages.add_parts(collection, items, await self._limits(), encoder_fingerprint)
+        async with aclosing(self._in_order(self._connection.collections.Upsert, parts)) as answers:
+            async for part, response in answers:
+                for result in messages.add_results(part, response):
+                    yield result
+
+    async def get_items(
+        self,
+        collection: str,
+        ids: Sequence[str],
+        *,
+        include_metadata: bool = True,
+        include_vectors: bool = False,
+        include_media: bool = False,
+    ) -> list[Item | None]:
+        """As ``Client.get_items``."""
+        parts = messages.get_items_parts(
+            collection,
+            ids,
+            await self._limits(),
+            include_metadata=include_metadata,
+            include_vectors=include_vectors,
+            include_media=include_media,
+        )
+        items: list[Item | None] = []
+        async with aclosing(self._in_order(self._connection.collections.GetItems, parts)) as answers:
+            async for part, response in answers:
+                items += messages.get_items_results(part, response)
+        return items
+
+    async def delete_items(self, collection: str, ids: Sequence[str]) -> int:
+        """As ``Client.delete_items``."""
+        parts = messages.delete_items_parts(collection, ids, await self._limits())
+        deleted = 0
+        async with aclosing(self._in_order(self._connection.collections.DeleteItems, parts)) as answers:
+            async for _part, response in answers:
+                deleted += response.deleted_count if response is not None else 0
+        return deleted
+
+    async def list_items(
+        self,
+        collection: str,
+        *,
+        filter: Filter | None = None,
+        include_metadata: bool = True,
+        include_vectors: bool = False,
+        page_size: int = 100,
+    ) -> AsyncIterator[Item]:
+        """As ``Client.list_items``."""
+        request: collection_pb.ListItemsRequest | None = messages.list_items_request(
+            collection,
+            filter=filter,
+            include_metadata=include_metadata,
+            include_vectors=include_vectors,
+            page_size=page_size,
+        )
+        while request is not None:
+            response = await self._answer(self._connection.collections.ListItems, request)
+            for item in response.items:
+                yield wire.item_from_proto(item)
+            request = messages.next_page_request(request, response)
+
+    # --- Collections ---
+
+    async def create_collection(
+        self, name: str, *, keep: Keep | str = Keep.THUMBNAILS, external: bool = False, dimension: int = 0
+    ) -> CollectionInfo:
+        """As ``Client.create_collection``."""
+        request = messages.create_collection_request(name, keep, external, dimension)
+        response = await self._answer(self._connection.collections.CreateCollection, request, retry=False)
+        return wire.collection_from_proto(response.collection)
+
+    async def get_collection(self, name: str) -> CollectionInfo:
+        """As ``Client.get_collection``."""
+        request = messages.message(collection_pb.GetCollectionRequest, name=name)
+        response = await self._answer(self._connection.collections.GetCollection, request)
+        return wire.collection_from_proto(response.collection)
+
+    async def list_collections(self) -> list[CollectionInfo]:
+        """As ``Client.list_collections``."""
+        request = collection_pb.ListCollectionsRequest()
+        response = await self._answer(self._connection.collections.ListCollections, request)
+        return [wire.collection_from_proto(collection) for collection in response.collections]
+
+    async def delete_collection(self, name: str) -> None:
+        """As ``Client.delete_collection``."""
+        request = messages.message(collection_pb.DeleteCollectionRequest, name=name)
+        await self._answer(self._connection.collections.DeleteCollection, request)
+
+    async def set_alias(self, alias: str, collection: str) -> None:
+        """As ``Client.set_alias``."""
+        request = messages.message(collection_pb.SetAliasRequest, alias=alias, collection=collection)
+        await self._answer(self._connection.collections.SetAlias, request)
+
+    # --- The server ---
+
+    async def server_info(self) -> ServerInfo:
+        """As ``Client.server_info``."""
+        request = embedding_pb.GetServerInfoRequest()
+        info = messages.server_info(await self._answer(self._connection.embedding.GetServerInfo, request))
+        self._known_limits = info.limits
+        return info
+
+    async def wait_ready(self, timeout_s: float = 60) -> None:
+        """As ``Client.wait_ready``."""
+        deadline_s = time.monotonic() + timeout_s
+        state = "nothing answers there"
+        while (remaining_s := deadline_s - time.monotonic()) > 0:
+            try:
+                response = await self._connection.health.Check(
+                    health_pb2.HealthCheckRequest(), timeout=remaining_s, wait_for_ready=True
+                )
+            except grpc.RpcError as error:
+                state = calls.not_ready_because(error, state)
+            else:
+                if response.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+                state = "it is starting or stopping"
+            await asyncio.sleep(min(_READY_POLL_S, max(0.0, deadline_s - time.monotonic())))
+        raise Unavailable(
+            f"the server at {self._target} is not ready after {timeout_s:g} s: {state}", hint=calls.START_HINT
+        )
+
+    # --- Calls ---
+
+    @property
+    def _connection(self) -> _Connection:
+        """Made on first use, because gRPC binds it to the running event loop."""
+        if self._closed:
+            raise FailedPrecondition("this client has been closed")
+        if self._made is None:
+            self._made = _Connection(self._target, self._credentials)
+        return self._made
+
+    async def _limits(self) -> Limits:
+        """The server's limits, asked for once."""
+        return self._known_limits or (await self.server_info()).limits
+
+    async def _answer(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        *,
+        retry: bool = True,
+    ) -> ResponseT:
+        """The response to one request."""
+        return await self._await(method, self._send(method, request), retry=retry)
+
+    async def _in_order(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        parts: Iterator[messages.Part[RequestT]],
+    ) -> AsyncGenerator[tuple[messages.Part[RequestT], ResponseT | None]]:
+        """The responses to many requests in their order, a few of them under way at a time."""
+        waiting: deque[tuple[messages.Part[RequestT], _Sent[RequestT, ResponseT] | None]] = deque()
+
+        async def first() -> tuple[messages.Part[RequestT], ResponseT | None]:
+            part, sent = waiting[0]
+            response = None if sent is None else await self._await(method, sent)
+            waiting.popleft()
+            return part, response
+
+        try:
+            while (part := await asyncio.to_thread(next, parts, None)) is not None:
+                while waiting and (part.after_others or len(waiting) >= calls.CALLS_IN_FLIGHT):
+                    yield await first()
+                waiting.append((part, None if part.request is None else self._send(method, part.request)))
+            while waiting:
+                yield await first()
+        finally:
+            for _part, sent in waiting:
+                if sent is not None:
+                    sent.call.cancel()
+
+    def _send(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT
+    ) -> _Sent[RequestT, ResponseT]:
+        call = method(request, timeout=self._timeout_s)
+        return _Sent(request, call, time.monotonic() + self._timeout_s)
+
+    async def _await(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        sent: _Sent[RequestT, ResponseT],
+        *,
+        retry: bool = True,
+    ) -> ResponseT:
+        """The response to a request that is under way, asking again where that makes sense."""
+        attempt, call = 1, sent.call
+        while True:
+            try:
+                return await call
+            except grpc.RpcError as error:
+                failure = calls.failure_of(error, self._target, self._timeout_s)
+                remaining_s = sent.deadline_s - time.monotonic()
+                pause_s = calls.pause_before_retry_s(failure, attempt, remaining_s) if retry else None
+                if pause_s is None:
+                    raise failure.error from error
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if not self._closed or (task is not None and task.cancelling()):
+                    raise  # it is the caller who is cancelled, not the call
+                raise Unavailable("the call was cancelled: the client was closed") from error
+            await asyncio.sleep(pause_s)
+            attempt += 1
+            call = method(sent.request, timeout=sent.deadline_s - time.monotonic())
+
+
+for _name, _member in vars(AsyncClient).items():
+    if not _name.startswith("_"):
+        # One text for both, where help() and editors look for it.
+        _member.__doc__ = getattr(Client, _name).__doc__

@@ -1,0 +1,180 @@
+"""How one gRPC call is made: channel options, which error a failure stands for, and when to try again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from embedserve import wire
+from embedserve.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    EmbedserveError,
+    FailedPrecondition,
+    InternalError,
+    InvalidInput,
+    LimitExceeded,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
+
+DEFAULT_PORT = 50051
+START_HINT = "start one: embedserve serve encoder.onnx --data data/"
+
+CALLS_IN_FLIGHT = 4
+"""Calls that a bulk method keeps under way: the server works on some while the next ones are read and sent."""
+
+_UNAVAILABLE_ATTEMPTS = 5
+_UNAVAILABLE_PAUSE_S = 0.1
+_DETAILS_KEY = "grpc-status-details-bin"
+_LOOPBACK = ("localhost", "127.", "[::1]", "ipv4:127.", "ipv6:[::1]")
+
+
+def address(target: str) -> str:
+    """The target with our port where it names none; gRPC itself would take 443."""
+    return target if ":" in target else f"{target}:{DEFAULT_PORT}"
+
+
+def channel_options(target: str) -> list[tuple[str, int]]:
+    """Options of a channel to the target."""
+    options = [
+        # The server's limits decide: requests are cut to them, and its answers are never refused.
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        # gRPC servers end a connection that is pinged more often than every 5 minutes, unless told otherwise.
+        ("grpc.keepalive_time_ms", 310_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # A restarted server is found again within our own retries; the default waits a second and then longer.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+    ]
+    if target.startswith(_LOOPBACK):
+        # With http_proxy set and no_proxy not, gRPC would ask the proxy for this very machine.
+        options.append(("grpc.enable_http_proxy", 0))
+    return options
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call that failed."""
+
+    error: EmbedserveError
+    retry_after_s: float | None
+    """Shortest pause after which trying again makes sense; None: never."""
+
+
+def failure_of(call: Any, target: str, timeout_s: float) -> Failure:
+    """What a failed call means.
+
+    Args:
+        call: the grpc.RpcError, sync or async: it has ``code()``, ``details()`` and ``trailing_metadata()``.
+        target: where the server was looked for.
+        timeout_s: how long the call was allowed to take.
+    """
+    code, text = call.code(), call.details() or ""
+    error, retry_after_s = _from_details(call.trailing_metadata() or ())
+    if error is None:
+        error = _from_code(code, text, target, timeout_s, retry_after_s)
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return Failure(error, retry_after_s or _UNAVAILABLE_PAUSE_S)
+    # Without a RetryInfo it is a message too large, or a full disk, and would be so again.
+    return Failure(error, retry_after_s if code == grpc.StatusCode.RESOURCE_EXHAUSTED else None)
+
+
+def pause_before_retry_s(
+    failure: Failure, attempt: int, remaining_s: float, jitter: Callable[[], float] = random.random
+) -> float | None:
+    """How long to wait before trying again, in seconds; None: give up.
+
+    The pause doubles with each attempt up to 16 times what the server asked for, plus up to half at random, so that
+    clients that were refused together do not come back together.
+
+    Args:
+        failure: of the last attempt.
+        attempt: its number, from 1.
+        remaining_s: what is left until the deadline of the call.
+        jitter: gives a random number in [0, 1).
+    """
+    if failure.retry_after_s is None:
+        return None
+    if isinstance(failure.error, Unavailable) and attempt >= _UNAVAILABLE_ATTEMPTS:
+        # About two seconds bridge a restart; a server that is not there should be reported, not waited for.
+        return None
+    pause_s = failure.retry_after_s * 2 ** min(attempt - 1, 4) * (1 + jitter() / 2)
+    return pause_s if pause_s < remaining_s else None
+
+
+def _from_details(metadata: Iterable[tuple[str, Any]]) -> tuple[EmbedserveError | None, float | None]:
+    """The error that the server described, and the pause it asked for."""
+    from google.rpc import error_details_pb2, status_pb2
+
+    for key, value in metadata:
+        if key != _DETAILS_KEY:
+            continue
+        try:
+            status = status_pb2.Status.FromString(value)
+        except DecodeError:
+            return None, None  # not written by a gRPC server of ours
+        retry_after_s, ours = None, False
+        for detail in status.details:
+            if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+                retry = error_details_pb2.RetryInfo()
+                detail.Unpack(retry)
+                retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
+            elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                info = error_details_pb2.ErrorInfo()
+                detail.Unpack(info)
+                ours = ours or info.domain == wire.ERROR_DOMAIN
+        return (wire.error_from_status(status) if ours else None), retry_after_s
+    return None, None
+
+
+def _from_code(
+    code: grpc.StatusCode, text: str, target: str, timeout_s: float, retry_after_s: float | None
+) -> EmbedserveError:
+    """The error for a call that failed without a description of ours: in gRPC itself, or in something in between."""
+    match code:
+        case grpc.StatusCode.UNAVAILABLE:
+            return Unavailable(f"no server answers at {target}: {text}", hint=START_HINT)
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(
+                f"the server at {target} did not answer within {timeout_s:g} s", hint="allow more: Client(timeout_s=…)"
+            )
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if retry_after_s is None:
+            return LimitExceeded(text or "the message is larger than the server takes")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return Overloaded(text or "the server is busy", retry_after_ms=int((retry_after_s or 0) * 1000))
+        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
+            return InvalidInput(text)
+        case grpc.StatusCode.NOT_FOUND:
+            return NotFound(text)
+        case grpc.StatusCode.ALREADY_EXISTS:
+            return AlreadyExists(text)
+        case grpc.StatusCode.FAILED_PRECONDITION | grpc.StatusCode.ABORTED:
+            return FailedPrecondition(text)
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return FailedPrecondition(
+                f"the server at {target} does not know this call: {text}",
+                hint="it is another program, or of another version than this client",
+            )
+        case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
+            return FailedPrecondition(
+                f"the server at {target} does not let this client in: {text}", hint="Client(…, credentials=…)"
+            )
+        case grpc.StatusCode.CANCELLED:
+            return Unavailable("the call was cancelled")
+        case _:
+            return InternalError(f"the server at {target} failed: {text}")
+
+
+def not_ready_because(call: Any, before: str) -> str:
+    """Why a health check failed, in words; ``before`` where the failure is only that time ran out."""
+    if call.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return before
+    return str(call.details() or call.code().name)

@@ -1,0 +1,131 @@
+"""What the client takes and gives beside the words of ``embedserve.types``: images, items to add, queries, answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from embedserve.errors import EmbedserveError, InvalidInput
+from embedserve.types import Limits, Metadata
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+ImageInput: TypeAlias = bytes | str | os.PathLike[str]
+"""An encoded image (JPEG, PNG, WebP, BMP, GIF, TIFF) as bytes, or the path of a file that holds one."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderRef:
+    """Which encoder made some vectors."""
+
+    name: str
+    fingerprint: str
+    """64 hexadecimal digits. Vectors may be compared only where their fingerprints are equal."""
+    dimension: int
+    """D: numbers in a vector."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Embeddings:
+    """The embeddings of N images."""
+
+    vectors: NDArray[np.float32]
+    """float32 [N, D], unit norm, in the order of the images; a row of NaN where the image could not be used."""
+    errors: Mapping[int, EmbedserveError]
+    """Position from 0 → why that image could not be used; empty where all could."""
+    encoder: EncoderRef
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderInfo:
+    """The encoder that the server runs."""
+
+    name: str
+    fingerprint: str
+    """sha256 over graph, weights and preprocessing, as 64 hexadecimal digits."""
+    dimension: int
+    """D: numbers in an embedding."""
+    size_px: int
+    """Side of the square that the graph takes."""
+    resize_px: int
+    """The shorter side is resized to this many pixels and the square is the centre; 0: the whole image is squeezed."""
+    filter: str
+    """Resampling filter: "bilinear" or "bicubic"."""
+    channels: int
+    method: str
+    """How it was trained, as in "simclr"."""
+    backbone: str
+    precision: str
+    metadata: Mapping[str, Any] = field(repr=False)
+    """The whole self-description of the encoder file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerInfo:
+    """The server's version, state and limits."""
+
+    version: str
+    started_unix_s: float
+    """When it became ready, in seconds since 1970."""
+    provider: str
+    """What runs the encoder, as in "CPUExecutionProvider"."""
+    encoder: EncoderRef
+    limits: Limits
+    images_in_flight: int
+    has_collections: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ItemInput:
+    """An item to add: exactly one of ``image`` and ``vector``.
+
+    Raises:
+        InvalidInput: both are given, or none.
+    """
+
+    id: str = ""
+    """1–256 bytes of UTF-8; empty: a new id is made."""
+    image: ImageInput | None = None
+    vector: ArrayLike | None = None
+    """D numbers; stored with unit norm."""
+    metadata: Metadata = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.image is None) == (self.vector is None):
+            raise InvalidInput(f"item {self.id!r} needs either an image or a vector")
+
+
+@dataclass(frozen=True, slots=True)
+class AddResult:
+    """What became of one item."""
+
+    id: str
+    """Under which it is stored, or would have been."""
+    error: EmbedserveError | None = None
+    """Why it was not stored; None if it was."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Query:
+    """What to look for: exactly one of an image, a vector and the id of an item.
+
+    Raises:
+        InvalidInput: none is given, or several.
+    """
+
+    image: ImageInput | None = None
+    vector: ArrayLike | None = None
+    """D numbers; their norm does not matter."""
+    id: str | None = None
+    """Id of an item of the collection, which is not among its own hits."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("image", "vector", "id") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise InvalidInput(
+                f"a query is exactly one of image, vector and id; given: {', '.join(given) or 'none of them'}"
+            )

@@ -1,0 +1,179 @@
+"""A gRPC server that answers by script and remembers what it was asked; the wire is real, the answers are not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from embedserve import wire
+from embedserve.errors import EmbedserveError
+from embedserve.types import Limits
+from embedserve.v1 import (
+    collection_service_pb2 as collection_pb,
+)
+from embedserve.v1 import (
+    collection_service_pb2_grpc as collection_grpc,
+)
+from embedserve.v1 import (
+    embedding_service_pb2 as embedding_pb,
+)
+from embedserve.v1 import (
+    embedding_service_pb2_grpc as embedding_grpc,
+)
+from embedserve.v1 import (
+    search_service_pb2_grpc as search_grpc,
+)
+
+FINGERPRINT = "ab" * 32
+DIMENSION = 4
+
+Answer = Callable[[Any], Any]
+METHODS = {
+    embedding_grpc.EmbeddingServiceServicer: ("Embed", "GetEncoder", "GetServerInfo"),
+    search_grpc.SearchServiceServicer: ("Search",),
+    collection_grpc.CollectionServiceServicer: (
+        "CreateCollection",
+        "GetCollection",
+        "ListCollections",
+        "DeleteCollection",
+        "SetAlias",
+        "Upsert",
+        "GetItems",
+        "DeleteItems",
+        "ListItems",
+    ),
+    health_pb2_grpc.HealthServicer: ("Check",),
+}
+
+
+def encoder_ref(fingerprint: str = FINGERPRINT) -> Any:
+    return wire.encoder_ref("fake", fingerprint, DIMENSION)
+
+
+def vector_of(image: bytes) -> np.ndarray:
+    """What the scripted encoder makes of an image: its length and its first byte."""
+    return np.array([len(image), image[0], 0, 0], dtype=np.float32)
+
+
+def status(error: EmbedserveError) -> Any:
+    return wire.error_to_status(error)
+
+
+@dataclass
+class FakeServer:
+    """Answers each call with what its script returns; an EmbedserveError that the script raises fails the call."""
+
+    limits: Limits
+    port: int = 0
+    requests: list[tuple[str, Any]] = field(default_factory=list)
+    timeouts_s: list[float] = field(default_factory=list)
+    scripts: dict[str, Answer] = field(default_factory=dict)
+    most_under_way: int = 0
+    _under_way: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def target(self) -> str:
+        return f"localhost:{self.port}"
+
+    def asked(self, method: str) -> list[Any]:
+        """The requests of a method, in the order of their arrival."""
+        return [request for name, request in self.requests if name == method]
+
+    def on(self, method: str, script: Answer) -> None:
+        self.scripts[method] = script
+
+    def handle(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:
+        with self._lock:
+            self.requests.append((method, request))
+            self.timeouts_s.append(context.time_remaining())
+            self._under_way += 1
+            self.most_under_way = max(self.most_under_way, self._under_way)
+        try:
+            return self.scripts[method](request)
+        except EmbedserveError as error:
+            context.abort_with_status(rpc_status.to_status(status(error)))
+        except PlainAbort as abort:
+            context.abort(abort.code, abort.text)
+        finally:
+            with self._lock:
+                self._under_way -= 1
+
+
+class PlainAbort(Exception):
+    """A failure without a description of ours, as gRPC itself or a proxy makes it."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code, self.text = code, text
+
+
+@contextmanager
+def serving(limits: Limits | None = None, port: int = 0) -> Iterator[FakeServer]:
+    """A scripted server on a free port."""
+    fake = FakeServer(limits or Limits())
+    fake.scripts.update(
+        GetServerInfo=lambda _: embedding_pb.GetServerInfoResponse(
+            version="1.2.3",
+            provider="FakeProvider",
+            encoder=encoder_ref(),
+            limits=wire.limits_to_proto(fake.limits),
+            images_in_flight=7,
+            has_collections=True,
+        ),
+        Embed=lambda request: embedding_pb.EmbedResponse(
+            results=[
+                embedding_pb.EmbedResult(vector=wire.vector_to_proto(vector_of(image), request.vector_encoding))
+                for image in request.images
+            ],
+            encoder=encoder_ref(),
+        ),
+        Upsert=lambda request: collection_pb.UpsertResponse(
+            results=[collection_pb.UpsertResult(id=item.id) for item in request.items], encoder=encoder_ref()
+        ),
+        Check=lambda _: health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING),
+    )
+    server = grpc.server(
+        ThreadPoolExecutor(16, thread_name_prefix="fake"),
+        options=[
+            ("grpc.max_receive_message_length", fake.limits.max_message_bytes),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    for base, methods in METHODS.items():
+        servicer = type("Servicer", (base,), {name: _method(fake, name) for name in methods})
+        servicer.__abstractmethods__ = frozenset()
+        _register(servicer(), server)
+    fake.port = server.add_insecure_port(f"localhost:{port}")
+    server.start()
+    try:
+        yield fake
+    finally:
+        server.stop(None).wait()
+
+
+def _method(fake: FakeServer, name: str) -> Any:
+    def call(self: object, request: Any, context: grpc.ServicerContext) -> Any:
+        return fake.handle(name, request, context)
+
+    return call
+
+
+def _register(servicer: Any, server: grpc.Server) -> None:
+    if isinstance(servicer, embedding_grpc.EmbeddingServiceServicer):
+        embedding_grpc.add_EmbeddingServiceServicer_to_server(servicer, server)
+    elif isinstance(servicer, search_grpc.SearchServiceServicer):
+        search_grpc.add_SearchServiceServicer_to_server(servicer, server)
+    elif isinstance(servicer, collection_grpc.CollectionServiceServicer):
+        collection_grpc.add_CollectionServiceServicer_to_server(servicer, server)
+    else:
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
