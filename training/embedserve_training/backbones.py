@@ -1,0 +1,152 @@
+"""Backbones: images in, the embedding h out. torchvision's by name, and a small one of our own for the CPU.
+
+Shapes: B images, C = 3 channels, S side in pixels, D numbers per embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from embedserve.errors import InvalidInput
+
+SMALL_CNN = "small-cnn"
+SMALL_IMAGE_PX = 64
+"""Images up to this side get a stem that does not throw three quarters of their pixels away at once."""
+
+# One value for all channels, so that grey stays grey. SimCLR itself feeds [0, 1]; networks without batch-norm after
+# the first convolution (ConvNeXt, ViT) want it centred.
+_MEAN, _STD = 0.5, 0.25
+_CLASSIFIERS = ("fc", "classifier", "heads", "head")
+
+
+class Backbone(nn.Module):
+    """A network without its classifier, and the normalisation of its input.
+
+    Args:
+        body: float [B, 3, S, S] → [B, D].
+        name: by which ``build`` makes it.
+        dimension: D.
+    """
+
+    def __init__(self, body: nn.Module, name: str, dimension: int) -> None:
+        super().__init__()
+        self.body = body
+        self.name = name
+        self.dimension = dimension
+
+    def forward(self, images_BCSS: Tensor) -> Tensor:
+        """Float [B, 3, S, S] within [0, 1] → embeddings [B, D], not normalised."""
+        h_BD: Tensor = self.body((images_BCSS - _MEAN) / _STD)
+        return h_BD
+
+
+def build(name: str, size_px: int) -> Backbone:
+    """A backbone with fresh weights, drawn from torch's global generator.
+
+    Args:
+        name: "small-cnn" or a classification model of torchvision, as in "resnet18" or "convnext_tiny".
+        size_px: side of the images. ResNets get a 3 × 3 stem without max-pooling up to SMALL_IMAGE_PX (the CIFAR
+            variant of SimCLR, arXiv 2002.05709, appendix B.9).
+
+    Raises:
+        InvalidInput: there is no such backbone, or it does not work at this size.
+    """
+    body, dimension = (SmallCNN(), SmallCNN.DIMENSION) if name == SMALL_CNN else _torchvision(name, size_px)
+    backbone = Backbone(body, name, dimension)
+    _check_runs(backbone, size_px)
+    return backbone
+
+
+def _torchvision(name: str, size_px: int) -> tuple[nn.Module, int]:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise InvalidInput(
+            f"there is no backbone {name!r}",
+            hint=f'"{SMALL_CNN}" or a torchvision model such as resnet18, resnet50, convnext_tiny',
+        )
+    sized = {"image_size": size_px} if name.startswith("vit_") else {}
+    # Inception and GoogLeNet warn that their initialisation is slow unless they are told what to do.
+    sized |= {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    body = models.get_model(name, weights=None, **sized)
+    dimension = _drop_classifier(body, name)
+    if size_px <= SMALL_IMAGE_PX and isinstance(body, models.ResNet):
+        body.conv1 = nn.Conv2d(3, body.conv1.out_channels, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
+        body.maxpool = nn.Identity()
+    return body, dimension
+
+
+def _drop_classifier(body: nn.Module, name: str) -> int:
+    """Replace the last linear layer with nothing and say how many numbers it took."""
+    for attribute in _CLASSIFIERS:
+        head = getattr(body, attribute, None)
+        if isinstance(head, nn.Linear):
+            setattr(body, attribute, nn.Identity())
+            return head.in_features
+        if isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear):
+            features = head[-1].in_features
+            head[-1] = nn.Identity()
+            return features
+    raise InvalidInput(f"backbone {name!r} has no classifier that could be removed", hint="try resnet18")
+
+
+def _check_runs(backbone: Backbone, size_px: int) -> None:
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            shape = tuple(backbone(torch.zeros(2, 3, size_px, size_px)).shape)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InvalidInput(f"backbone {backbone.name!r} does not take images of {size_px} px: {error}") from error
+    if shape != (2, backbone.dimension):
+        raise InvalidInput(f"backbone {backbone.name!r} gives {shape}, not one embedding per image")
+    backbone.train()
+
+
+class SmallCNN(nn.Module):
+    """A compact residual network that learns on two CPU cores within minutes at 28–32 px.
+
+    A stem of stride 2, then three stages of two residual blocks each with 32, 64 and 128 channels, and the mean over
+    all positions: 0.7 million weights.
+    """
+
+    DIMENSION = 128
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (32, 64, 128)
+        layers: list[nn.Module] = [_conv(3, widths[0], 3, stride=2), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
+        before = widths[0]
+        for stage, width in enumerate(widths):
+            layers += [_Residual(before, width, stride=2 if stage else 1), _Residual(width, width, stride=1)]
+            before = width
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x_BCSS: Tensor) -> Tensor:
+        """Float [B, 3, S, S] → [B, D]."""
+        y: Tensor = self.layers(x_BCSS)
+        return y.mean(dim=(2, 3))
+
+
+class _Residual(nn.Module):
+    """Two 3 × 3 convolutions beside a shortcut, the basic block of ResNet (arXiv 1512.03385)."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = _conv(before, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = _conv(width, width, 3, 1), nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or before != width:
+            self.shortcut = nn.Sequential(_conv(before, width, 1, stride), nn.BatchNorm2d(width))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        y_BCHW = F.relu(self.norm1(self.conv1(x_BCHW)), inplace=True)
+        return F.relu(self.norm2(self.conv2(y_BCHW)) + self.shortcut(x_BCHW), inplace=True)
+
+
+def _conv(before: int, width: int, kernel: int, stride: int) -> nn.Conv2d:
+    conv = nn.Conv2d(before, width, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv

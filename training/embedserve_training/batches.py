@@ -1,0 +1,88 @@
+"""Batches of pixels on the training device, in an order that follows from seed and step alone.
+
+Every epoch is a fresh permutation; its last, incomplete batch is left out (batch-norm and the contrastive loss depend
+on the batch size), and as each permutation leaves out others, no image is lost to training.
+
+Shapes: N images, B per batch, T side of the cached image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_AHEAD = 2
+"""Batches fetched ahead where the images are not resident on the device."""
+
+
+class Batches:
+    """The batches of a run.
+
+    Args:
+        pixels_NTTC: uint8 [N, T, T, 3], usually memory-mapped.
+        batch_size: B, at most N.
+        seed: of the order.
+        device: where the batches are wanted. All pixels are put there at once if they fit in half of its free memory.
+    """
+
+    def __init__(self, pixels_NTTC: NDArray[np.uint8], batch_size: int, seed: int, device: torch.device) -> None:
+        self._pixels_NTTC = torch.from_numpy(pixels_NTTC)
+        self.batch_size = batch_size
+        self.per_epoch = len(pixels_NTTC) // batch_size
+        self._seed = seed
+        self._device = device
+        self.resident = _fits(pixels_NTTC.nbytes, device)
+        if self.resident:
+            self._pixels_NTTC = self._pixels_NTTC.to(device)
+
+    def start_at(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless batches from a step on: indices int64 [B] and pixels uint8 [B, T, T, 3], both on the device."""
+        if self.resident:
+            for indices_B in self._indices(step):
+                there_B = indices_B.to(self._device)
+                yield there_B, self._pixels_NTTC[there_B]
+        else:
+            yield from self._fetched_ahead(step)
+
+    def _indices(self, step: int) -> Iterator[Tensor]:
+        count = len(self._pixels_NTTC)
+        while True:
+            epoch, first = divmod(step, self.per_epoch)
+            # Bit 62 keeps these seeds apart from those of the augmentations, which count steps.
+            generator = torch.Generator().manual_seed((1 << 62) + (self._seed << 31) + epoch)
+            order_N = torch.randperm(count, generator=generator)
+            for position in range(first, self.per_epoch):
+                yield order_N[position * self.batch_size : (position + 1) * self.batch_size]
+                step += 1
+
+    def _fetched_ahead(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        def fetch(indices_B: Tensor) -> tuple[Tensor, Tensor]:
+            pixels_BTTC = self._pixels_NTTC[indices_B]
+            return indices_B, pixels_BTTC.pin_memory() if self._device.type == "cuda" else pixels_BTTC
+
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            waiting: list[Future[tuple[Tensor, Tensor]]] = []
+            for indices_B in self._indices(step):
+                waiting.append(pool.submit(fetch, indices_B))
+                if len(waiting) > _AHEAD:
+                    ready_B, pixels_BTTC = waiting.pop(0).result()
+                    yield (
+                        ready_B.to(self._device, non_blocking=True),
+                        pixels_BTTC.to(self._device, non_blocking=True),
+                    )
+
+
+def _fits(size_bytes: int, device: torch.device) -> bool:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return size_bytes < free / 2
+    # On the CPU the memory map itself is indexed, and the system keeps as much of it in memory as it can.
+    return device.type == "cpu"

@@ -1,0 +1,144 @@
+"""The files of a run folder: its plan, its checkpoint and its sample images.
+
+A checkpoint is written beside the old one, forced to the disk and then renamed, so that whatever happens the folder
+holds one whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from embedserve.errors import TrainingError
+from embedserve_training.config import Settings
+
+FORMAT = 1
+CHECKPOINT = "checkpoint.pt"
+PLAN = "plan.json"
+METRICS = "metrics.jsonl"
+SKIPPED = "skipped.txt"
+SAMPLES = "samples.npy"
+CACHE = "cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """All that a run needs to go on exactly where it was."""
+
+    step: int
+    """Steps done. Epoch and position within it follow from it, since every epoch has equally many steps."""
+    seconds: float
+    """Time spent training."""
+    finished: bool
+    method: Mapping[str, Any]
+    """Weights and state of the method, heads included."""
+    optimizer: Mapping[str, Any]
+    rng: Mapping[str, torch.Tensor]
+    """State of torch's global generators, by device. Order and augmentation follow from seed and step instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPlan:
+    """What ``plan.json`` says of a run."""
+
+    config: Mapping[str, Any]
+    """The ``TrainConfig`` that the run was started with."""
+    settings: Settings
+    sources: Mapping[str, str]
+    """Source of each setting: default, auto or flag."""
+    preprocess: Mapping[str, Any]
+    """The PreprocessSpec of the encoder."""
+    data: Mapping[str, Any]
+    """Folder, fingerprint and number of the images."""
+    versions: Mapping[str, str]
+
+
+def save(checkpoint: Checkpoint, run: Path) -> None:
+    """Write the checkpoint of a run in place of the one before.
+
+    Raises:
+        TrainingError: the disk is full or the folder not writable; the old checkpoint is still there.
+    """
+    document = {"format": FORMAT, **{name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}}
+    partial = run / f".{CHECKPOINT}.partial"
+    try:
+        with partial.open("wb") as out:
+            torch.save(document, out)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(run / CHECKPOINT)
+        _sync_folder(run)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise TrainingError(f"the checkpoint cannot be written to {run}: {error}") from error
+
+
+def load(run: Path, device: str = "cpu") -> Checkpoint:
+    """The checkpoint of a run.
+
+    Raises:
+        TrainingError: there is none, or it cannot be read.
+    """
+    path = run / CHECKPOINT
+    if not path.exists():
+        raise TrainingError(f"{run} holds no training run", hint=f"start one: embedserve train FOLDER -o {run}")
+    try:
+        document = torch.load(path, map_location=device, weights_only=True)
+        version = document.pop("format")
+        if version > FORMAT:
+            raise TrainingError(f"{path} has format {version}; this embedserve reads up to {FORMAT}")
+        return Checkpoint(**document)
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"the checkpoint {path} cannot be read: {error}", hint="start anew with --fresh") from error
+
+
+def write_plan(stored: StoredPlan, run: Path) -> None:
+    """Write ``plan.json``."""
+    document = {name: getattr(stored, name) for name in StoredPlan.__dataclass_fields__}
+    document |= {"format": FORMAT, "settings": stored.settings.to_json()}
+    write_atomically(run / PLAN, json.dumps(document, indent=2) + "\n")
+
+
+def read_plan(run: Path) -> StoredPlan:
+    """What ``plan.json`` says.
+
+    Raises:
+        TrainingError: there is none, or it is not understood.
+    """
+    path = run / PLAN
+    try:
+        document = json.loads(path.read_text())
+        document.pop("format")
+        return StoredPlan(**{**document, "settings": Settings.from_json(document["settings"])})
+    except FileNotFoundError:
+        raise TrainingError(
+            f"{run} holds no training run", hint=f"start one: embedserve train FOLDER -o {run}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path} is not understood: {error!r}", hint="start anew with --fresh") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that the path holds either the old or the whole new text."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    partial.replace(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this a power cut could undo the rename.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

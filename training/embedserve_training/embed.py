@@ -1,0 +1,69 @@
+"""Embeddings of preprocessed images by a network in PyTorch, exactly as the exported graph computes them.
+
+Shapes: N images, S side in pixels, D numbers per embedding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from embedserve_training import backbones, checkpoint, methods
+from embedserve_training.backbones import Backbone
+from embedserve_training.config import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class ServedEncoder(nn.Module):
+    """A backbone with everything around it that the encoder file carries: uint8 pixels in, unit vectors out.
+
+    What is served is the backbone's output h, not the projection z (SimCLR, arXiv 2002.05709, section 4.2).
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [N, S, S, 3] → float32 [N, D] with unit norm."""
+        x_NCSS = images.permute(0, 3, 1, 2).float() / 255
+        return F.normalize(self.backbone(x_NCSS), dim=1)
+
+
+def trained(run: Path) -> ServedEncoder:
+    """The encoder of a run, in evaluation mode on the CPU.
+
+    Raises:
+        TrainingError: the folder holds no run.
+    """
+    settings = checkpoint.read_plan(run).settings
+    method = methods.build(settings, backbones.build(settings.backbone, settings.size_px))
+    method.load_state_dict(checkpoint.load(run).method)
+    return ServedEncoder(method.backbone).eval()
+
+
+def untrained(settings: Settings) -> ServedEncoder:
+    """The encoder with which such a run begins: same network, same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return ServedEncoder(backbones.build(settings.backbone, settings.size_px)).eval()
+
+
+def embed(encoder: ServedEncoder, images_NSSC: NDArray[np.uint8], batch_size: int = 128) -> NDArray[np.float32]:
+    """uint8 [N, S, S, 3] → float32 [N, D] with unit norm."""
+    import numpy as np
+
+    with torch.inference_mode():
+        parts = [
+            encoder(torch.from_numpy(np.ascontiguousarray(images_NSSC[start : start + batch_size]))).numpy()
+            for start in range(0, len(images_NSSC), batch_size)
+        ]
+    vectors: NDArray[np.float32] = np.concatenate(parts)
+    return vectors

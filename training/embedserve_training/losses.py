@@ -1,0 +1,71 @@
+"""Losses of self-supervised learning as pure functions in fp32.
+
+They know nothing of models, devices or processes: gathering rows from other processes is passed in.
+
+Shapes: B images in this process, G = B × processes, D numbers per embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Gather(Protocol):
+    """Joins the rows of all processes, with gradient."""
+
+    def __call__(self, z_BD: Tensor) -> tuple[Tensor, int]:
+        """The rows of every process, [G, D], and the position at which this process's own rows begin."""
+
+
+def nt_xent(z1_BD: Tensor, z2_BD: Tensor, tau: float, gather: Gather | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """NT-Xent, the contrastive loss of SimCLR (arXiv 2002.05709, equation 1).
+
+    Each of the 2B embeddings has to pick its partner out of the 2G − 1 others by cosine / tau. The loss is the mean
+    over the 2B anchors, as equation 1 and most ports have it; the authors' code adds the means of the two views, which
+    is twice this value, so a learning rate of theirs for SGD corresponds to twice that rate here.
+
+    Args:
+        z1_BD: embeddings of the first views, of any norm and floating type.
+        z2_BD: embeddings of the second views of the same images.
+        tau: temperature, positive.
+        gather: joins the rows of all processes; None if there is only this one.
+
+    Returns:
+        The loss, a scalar that is ln(2G − 1) for embeddings that are all alike (``nt_xent_chance``), and detached
+        scalars: ``pos``, the mean cosine of partners, and ``top1``, the share of anchors whose nearest other embedding
+        is their partner.
+    """
+    with torch.autocast(z1_BD.device.type, enabled=False):
+        a_BD, b_BD = F.normalize(z1_BD.float(), dim=1), F.normalize(z2_BD.float(), dim=1)
+        a_GD, start = gather(a_BD) if gather else (a_BD, 0)
+        b_GD, _ = gather(b_BD) if gather else (b_BD, 0)
+        partner_B = torch.arange(start, start + a_BD.shape[0], device=a_BD.device)
+        own_BG = F.one_hot(partner_B, a_GD.shape[0]).bool()
+
+        def logits(x_BD: Tensor, other_GD: Tensor, same_GD: Tensor) -> Tensor:
+            # Partner first: column ``partner_B`` of the result is the positive, as in the authors' code.
+            itself_out_BG = (x_BD @ same_GD.T).masked_fill(own_BG, -math.inf)
+            return torch.cat([x_BD @ other_GD.T, itself_out_BG], dim=1) / tau
+
+        logits_a_B2G, logits_b_B2G = logits(a_BD, b_GD, a_GD), logits(b_BD, a_GD, b_GD)
+        loss = (F.cross_entropy(logits_a_B2G, partner_B) + F.cross_entropy(logits_b_B2G, partner_B)) / 2
+        with torch.no_grad():
+            hits_a_B, hits_b_B = logits_a_B2G.argmax(1) == partner_B, logits_b_B2G.argmax(1) == partner_B
+            diagnostics = {
+                "pos": (a_BD * b_BD).sum(1).mean(),
+                "top1": torch.cat([hits_a_B, hits_b_B]).float().mean(),
+            }
+    return loss, diagnostics
+
+
+def nt_xent_chance(global_batch: int) -> float:
+    """NT-Xent of embeddings that are all alike, whatever the temperature: ln(2G − 1).
+
+    A loss that stays here has collapsed or learned nothing.
+    """
+    return math.log(2 * global_batch - 1)

@@ -1,0 +1,130 @@
+"""Watching a run without labels: the progress line, ``metrics.jsonl``, and the signs of collapse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_WARN_FROM = 0.2
+"""Share of the budget after which a run that has not learned anything is called out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run is. Losses and rates are means since the last report."""
+
+    epoch: int
+    """The one under way, from 1."""
+    epochs: int
+    """Of all the run; an estimate if the budget is in minutes."""
+    estimated: bool
+    step: int
+    steps: int
+    loss: float
+    chance: float
+    """The loss of embeddings that say nothing."""
+    rank: float
+    """Effective rank of a batch of backbone features; see ``effective_rank``."""
+    dimension: int
+    lr: float
+    images_per_s: float
+    data_wait: float
+    """Share of the time spent waiting for pixels, 0–1."""
+    seconds: float
+    """Spent training so far."""
+    eta_s: float
+    diagnostics: dict[str, float] = field(default_factory=dict)
+    """What the method says of the last step, as in ``pos``."""
+
+    def line(self) -> str:
+        """The progress line."""
+        tilde = "~" if self.estimated else ""
+        pos = f"  pos {self.diagnostics['pos']:.2f}" if "pos" in self.diagnostics else ""
+        return (
+            f"epoch {self.epoch}/{tilde}{self.epochs}  step {self.step}"
+            f"  loss {self.loss:.3f} (chance {self.chance:.3f}){pos}"
+            f"  rank {self.rank:.0f}/{self.dimension}  lr {self.lr:.2g}  {self.images_per_s:.0f} img/s"
+            f"  data-wait {100 * self.data_wait:.0f} %  ETA {duration(self.eta_s)}"
+        )
+
+    def to_json(self) -> str:
+        """The same numbers as one line of JSON."""
+        values = asdict(self)
+        return json.dumps({**values.pop("diagnostics"), **values})
+
+
+class Monitor:
+    """Reports progress to a person and to ``metrics.jsonl``, and warns once of a run that learns nothing."""
+
+    def __init__(self, path: Path, report: Callable[[str], None]) -> None:
+        self._path = path
+        self._report = report
+        self._warned = False
+
+    def record(self, progress: Progress, used: float) -> None:
+        """Report; ``used`` is the share of the budget that is used."""
+        self._report(progress.line())
+        with self._path.open("a") as out:
+            out.write(progress.to_json() + "\n")
+        if used >= _WARN_FROM and not self._warned:
+            warning = sign_of_failure(progress)
+            if warning:
+                self._warned = True
+                self._report(f"warning: {warning}")
+
+    def forget_after(self, step: int) -> None:
+        """Drop records of steps that are done again after a resume."""
+        if not self._path.exists():
+            return
+        kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+        partial = self._path.with_name(f".{self._path.name}.partial")
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        partial.replace(self._path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line cut short by a crash
+        return float("inf")
+
+
+def sign_of_failure(progress: Progress) -> str:
+    """What is wrong with a run that is well under way; empty if nothing is."""
+    if progress.rank < 2:
+        return (
+            f"the embeddings have collapsed (effective rank {progress.rank:.1f}); a lower learning rate may help:"
+            f" --set lr={progress.lr / 4:.2g}"
+        )
+    if progress.loss > progress.chance - 0.05:
+        return (
+            f"nothing is being learned (loss {progress.loss:.3f}, chance {progress.chance:.3f});"
+            " another learning rate may help, or weaker augmentation"
+        )
+    return ""
+
+
+def effective_rank(h_BD: Tensor) -> float:
+    """RankMe (arXiv 2210.02885, equation 2): exp of the entropy of the normalised singular values of [B, D].
+
+    From 1 (all embeddings on one line: collapse) to min(B, D) (all directions used alike).
+    """
+    h_BD = h_BD.detach().float().cpu().double()
+    gram = h_BD.T @ h_BD if h_BD.shape[0] > h_BD.shape[1] else h_BD @ h_BD.T
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    share = singular / singular.sum().clamp(min=1e-30)
+    return float(torch.exp(-(share * torch.log(share.clamp(min=1e-30))).sum()))
+
+
+def duration(seconds: float) -> str:
+    """A time span for a person, as in "42s", "12m" or "3h05m"."""
+    whole = round(max(seconds, 0))
+    if whole < 100:
+        return f"{whole}s"
+    minutes = round(whole / 60)
+    return f"{minutes}m" if minutes < 100 else f"{minutes // 60}h{minutes % 60:02d}m"

@@ -1,0 +1,300 @@
+"""From a folder of images to a run folder: plan, decode, train; and the same line again goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+import embedserve
+from embedserve.errors import DataError, SetupError, TrainingError
+from embedserve.preprocess import PreprocessSpec
+from embedserve_training import cache, checkpoint, data, methods
+from embedserve_training.checkpoint import StoredPlan
+from embedserve_training.config import MIN_IMAGES, SMALL_SIDE_PX, Facts, Plan, PlanEntry, Settings, TrainConfig, plan
+from embedserve_training.data import ImageFolder, Skipped
+from embedserve_training.monitor import Progress, duration
+from embedserve_training.trainer import Trainer
+
+Report = Callable[[str], None]
+SAMPLES = 32
+"""Images kept in the run folder, on which export proves its result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What became of a run."""
+
+    run: Path
+    status: str
+    """"planned" (a dry run), "finished", "stopped" (by a signal; the same line goes on) or "finished before"."""
+    plan: Plan
+    images: int
+    """Images used; for a dry run, image files seen."""
+    skipped: tuple[Skipped, ...] = ()
+    steps: int = 0
+    seconds: float = 0.0
+    """Spent training, in all sessions together."""
+    progress: Progress | None = None
+    """The last report of this session."""
+
+
+def run_training(
+    folder: Path,
+    *,
+    config: TrainConfig,
+    out: Path,
+    report: Report,
+    dry_run: bool = False,
+    fresh: bool = False,
+) -> RunResult:
+    """Train an encoder on a folder of images, or go on with a run that was stopped.
+
+    Args:
+        folder: images, flat or nested; labels are not used.
+        config: what a person wants.
+        out: the run folder. If it holds a run of the same config, that run goes on.
+        report: takes lines for a person.
+        dry_run: report the plan and stop before anything is written.
+        fresh: begin anew even if there is a run in ``out``.
+
+    Raises:
+        DataError: the folder is missing or holds too few images that can be read.
+        InvalidInput: a value of the config is not usable.
+        TrainingError: ``out`` holds a run of another config or other images, or the loss is not finite.
+        SetupError: the device that was asked for is not there.
+    """
+    files = data.scan(folder)
+    before = None if fresh or dry_run else _earlier_run(out, config)
+    if before:
+        the_plan = _plan_again(before)
+        side_px = int(before.data["cached_side_px"])
+    else:
+        facts = _facts(files)
+        the_plan = _make_plan(config, facts)
+        side_px = cache.cached_side_px(the_plan.settings.size_px, facts.median_side_px)
+    if dry_run:
+        report(f"{len(files.paths)} image files in {folder}")
+        _report_plan(the_plan, report)
+        return RunResult(run=out, status="planned", plan=the_plan, images=len(files.paths))
+
+    if fresh:
+        for name in (checkpoint.CHECKPOINT, checkpoint.PLAN, checkpoint.METRICS, checkpoint.SAMPLES):
+            (out / name).unlink(missing_ok=True)
+    saved = checkpoint.load(out) if before else None
+    if saved and saved.finished:
+        report(f"{out} is finished: {saved.step} steps in {duration(saved.seconds)}; --fresh begins anew")
+        count = int(before.data["images"]) if before else 0
+        return RunResult(
+            run=out, status="finished before", plan=the_plan, images=count, steps=saved.step, seconds=saved.seconds
+        )
+    _make_folder(out)
+    images = cache.open_cache(
+        files,
+        side_px,
+        out / checkpoint.CACHE,
+        workers=the_plan.settings.workers,
+        progress=_decoding_progress(report),
+    )
+    _report_skipped(images.skipped, out, report)
+    count = len(images.positions)
+    if count < MIN_IMAGES:
+        raise DataError(f"{folder} has {count} images that can be read; training needs at least {MIN_IMAGES}")
+    if before:
+        if images.fingerprint != before.data["fingerprint"]:
+            raise TrainingError(
+                f"the images in {folder} are not those that the run in {out} began with",
+                hint="begin anew with --fresh, or use another folder for the run: -o FOLDER",
+            )
+    else:
+        # Unreadable files may have made the data smaller than the plan took it to be.
+        the_plan = _make_plan(config, replace(facts, images=count))
+        spec = _preprocess(the_plan.settings)
+        _write_samples(files, images.positions, spec, out)
+        checkpoint.write_plan(
+            StoredPlan(
+                config=asdict(config),
+                settings=the_plan.settings,
+                sources={entry.name: entry.source for entry in the_plan.entries},
+                preprocess=spec.to_json(),
+                data={
+                    "folder": str(folder.resolve()),
+                    "fingerprint": images.fingerprint,
+                    "images": count,
+                    "cached_side_px": side_px,
+                },
+                versions=versions(),
+            ),
+            out,
+        )
+    report(f"{count} images in {folder}, {len(images.skipped)} files left out")
+    _report_plan(the_plan, report)
+    with _stop_on_signals(report) as stop_wanted:
+        trainer = Trainer(out, the_plan.settings, images, report, stop_wanted)
+        if saved:
+            trainer.resume(saved)
+            report(f"going on at step {saved.step}")
+        outcome = trainer.train()
+    if outcome.finished:
+        shutil.rmtree(out / checkpoint.CACHE, ignore_errors=True)  # it is large, and only training needs it
+    return RunResult(
+        run=out,
+        status="finished" if outcome.finished else "stopped",
+        plan=the_plan,
+        images=count,
+        skipped=images.skipped,
+        steps=outcome.step,
+        seconds=outcome.seconds,
+        progress=outcome.progress,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    import torchvision
+
+    return {
+        "embedserve": embedserve.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _facts(files: ImageFolder) -> Facts:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Facts(
+        images=len(files.paths),
+        median_side_px=data.median_side_px(files),
+        cuda=torch.cuda.is_available(),
+        mps=torch.backends.mps.is_available(),
+        cores=cores,
+    )
+
+
+def _make_plan(config: TrainConfig, facts: Facts) -> Plan:
+    if config.method not in methods.METHODS:
+        raise SetupError(f"there is no method {config.method!r}", hint=f"one of: {', '.join(methods.METHODS)}")
+    if config.device == "cuda" and not facts.cuda:
+        raise SetupError("device cuda was asked for, but torch sees no CUDA GPU", hint="--device cpu works everywhere")
+    if config.device == "mps" and not facts.mps:
+        raise SetupError("device mps was asked for, but is not there", hint="--device cpu works everywhere")
+    return plan(config, facts)
+
+
+def _earlier_run(out: Path, config: TrainConfig) -> StoredPlan | None:
+    """The plan of the run in ``out``, None if there is none.
+
+    Raises:
+        TrainingError: it was started with another config.
+    """
+    if not (out / checkpoint.CHECKPOINT).exists():
+        return None
+    before = checkpoint.read_plan(out)
+    # Through JSON, as the stored one went.
+    now = json.loads(json.dumps(asdict(config)))
+    differing = [name for name in now if now[name] != before.config.get(name)]
+    if differing:
+        changes = ", ".join(f"{name} was {before.config.get(name)} and is {now[name]}" for name in differing)
+        raise TrainingError(
+            f"{out} holds a run of another configuration: {changes}",
+            hint="go on with the same values, begin anew with --fresh, or use another folder: -o FOLDER",
+        )
+    return before
+
+
+def _plan_again(before: StoredPlan) -> Plan:
+    settings = before.settings.to_json()
+    entries = [
+        PlanEntry(name=name, value=value, source=before.sources.get(name, "default"))
+        for name, value in settings.items()
+    ]
+    return Plan(settings=before.settings, entries=tuple(entries))
+
+
+def _report_plan(the_plan: Plan, report: Report) -> None:
+    for line in the_plan.lines():
+        report(f"  {line}")
+
+
+def _preprocess(settings: Settings) -> PreprocessSpec:
+    """How the encoder's images are cut: small ones whole up to their shape, larger ones without a margin of a seventh.
+
+    The centre of photographs is what classification encoders are given as well (256 → 224).
+    """
+    small = settings.size_px < SMALL_SIDE_PX
+    resize_px = settings.size_px if small else round(settings.size_px * cache.MARGIN)
+    return PreprocessSpec(size_px=settings.size_px, resize_px=resize_px, filter="bicubic")
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"the run folder {out} cannot be made: {error.strerror}") from error
+
+
+def _write_samples(files: ImageFolder, positions: tuple[int, ...], spec: PreprocessSpec, out: Path) -> None:
+    """Keep some of the images as the encoder sees them: export proves its result on them."""
+    chosen = [positions[i] for i in np.linspace(0, len(positions) - 1, min(SAMPLES, len(positions))).astype(int)]
+    squares, _, _ = data.load_squares(files.subset(chosen), spec, workers=1)
+    np.save(out / checkpoint.SAMPLES, squares)
+
+
+def _report_skipped(skipped: tuple[Skipped, ...], out: Path, report: Report) -> None:
+    path = out / checkpoint.SKIPPED
+    path.write_text("".join(f"{entry.path}\t{entry.reason}\n" for entry in skipped), errors="surrogateescape")
+    for entry in skipped[:3]:
+        report(f"left out: {entry.path}: {entry.reason}")
+    if len(skipped) > 3:
+        report(f"left out: {len(skipped) - 3} more, listed in {path}")
+
+
+def _decoding_progress(report: Report) -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 5:
+            last = time.monotonic()
+            report(f"decoding  {done}/{total} images")
+
+    return progress
+
+
+@contextmanager
+def _stop_on_signals(report: Report) -> Iterator[Callable[[], bool]]:
+    """Within the block the first SIGINT or SIGTERM asks for a stop after the step; a second one acts as usual.
+
+    Only the main thread may set signal handlers; elsewhere nothing asks for a stop.
+    """
+    wanted = False
+    handlers: dict[int, Any] = {}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal wanted
+        wanted = True
+        for signal_number, handler in handlers.items():
+            signal.signal(signal_number, handler)
+        report(f"{signal.Signals(number).name}: stopping after this step; the same line goes on from there")
+
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: wanted
+    finally:
+        for signal_number, handler in handlers.items():
+            signal.signal(signal_number, handler)
