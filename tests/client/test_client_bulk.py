@@ -1,0 +1,428 @@
+"""Embedding, adding and reading many: how they are cut into calls, and what becomes of each input."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Connect
+from fake_server import DIMENSION, FINGERPRINT, FakeServer, encoder_ref, status, vector_of
+
+from embedserve import wire
+from embedserve.client import AddResult, EncoderRef, ItemInput
+from embedserve.errors import (
+    DataError,
+    EmbedserveError,
+    EncoderMismatch,
+    ImageTooLarge,
+    ImageUndecodable,
+    InternalError,
+    InvalidInput,
+    ItemNotFound,
+    LimitExceeded,
+)
+from embedserve.types import Eq, Item, Media
+from embedserve.v1 import collection_service_pb2 as collection_pb
+from embedserve.v1 import embedding_service_pb2 as embedding_pb
+
+
+def refusing(refused: set[bytes]) -> Callable[[Any], Any]:
+    """An Embed script in which some images are damaged; positions are said as the real server says them."""
+
+    def script(request: Any) -> Any:
+        response = embedding_pb.EmbedResponse(encoder=encoder_ref())
+        for position, image in enumerate(request.images, start=1):
+            if image in refused:
+                error: EmbedserveError = ImageUndecodable("the image is damaged", hint="save it again")
+                if len(request.images) > 1:
+                    error = error.at(f"image {position} of {len(request.images)}")
+                response.results.add(error=status(error))
+            else:
+                response.results.add(vector=wire.vector_to_proto(vector_of(image), wire.PACKED_F32))
+        return response
+
+    return script
+
+
+# --- Embed ---
+
+
+def test_embeddings_come_in_the_order_of_the_images(connect: Connect, small_server: FakeServer) -> None:
+    images = [bytes([number]) * number for number in range(1, 12)]
+    embeddings = connect(small_server.target).embed(images)
+    assert embeddings.vectors.dtype == np.float32
+    assert embeddings.vectors.tolist() == [[number, number, 0, 0] for number in range(1, 12)]
+    assert embeddings.errors == {}
+    assert embeddings.encoder == EncoderRef("fake", FINGERPRINT, DIMENSION)
+
+
+def test_no_call_has_more_images_than_the_server_takes(connect: Connect, small_server: FakeServer) -> None:
+    connect(small_server.target).embed([b"1"] * 8)
+    assert sorted(len(request.images) for request in small_server.asked("Embed")) == [2, 3, 3]
+
+
+def test_no_message_is_larger_than_the_server_takes(connect: Connect, small_server: FakeServer) -> None:
+    # Two of 900 bytes fit 2,000; the server itself refuses more.
+    connect(small_server.target).embed([b"x" * 900] * 5)
+    assert sorted(len(request.images) for request in small_server.asked("Embed")) == [1, 2, 2]
+
+
+def test_vectors_are_asked_for_in_bytes(connect: Connect, server: FakeServer) -> None:
+    connect(server.target).embed([b"1"])
+    [request] = server.asked("Embed")
+    assert request.vector_encoding == wire.PACKED_F32
+
+
+def test_limits_are_asked_for_once(connect: Connect, small_server: FakeServer) -> None:
+    client = connect(small_server.target)
+    for _ in range(3):
+        client.embed([b"1"] * 5)
+    assert len(small_server.asked("GetServerInfo")) == 1
+
+
+def test_several_calls_are_under_way_at_once_but_not_many(connect: Connect, small_server: FakeServer) -> None:
+    answer, four = small_server.scripts["Embed"], threading.Barrier(4)
+
+    def script(request: Any) -> Any:
+        four.wait(20)  # breaks unless four calls are under way
+        return answer(request)
+
+    small_server.on("Embed", script)
+    connect(small_server.target).embed([b"1"] * 3 * 12)
+    assert small_server.most_under_way == 4
+
+
+def test_images_are_taken_only_as_far_ahead_as_calls_are_under_way(connect: Connect, small_server: FakeServer) -> None:
+    taken = 0
+
+    def images() -> Iterator[bytes]:
+        nonlocal taken
+        for _ in range(100):
+            taken += 1
+            yield b"1"
+
+    results = connect(small_server.target).embed_each(images())
+    assert next(results)[0] == 1
+    # Four calls of three, one more that is ready, and the image that begins the next.
+    assert taken <= 16
+    results.close()
+
+
+def test_paths_are_read(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"abc")
+    vectors = connect(server.target).embed([path, str(path), b"z"]).vectors
+    assert vectors[:, 0].tolist() == [3, 3, 1]
+
+
+def test_no_images_give_no_rows_of_the_right_width(connect: Connect, server: FakeServer) -> None:
+    embeddings = connect(server.target).embed([])
+    assert embeddings.vectors.shape == (0, DIMENSION)
+    assert embeddings.encoder.fingerprint == FINGERPRINT
+    assert server.asked("Embed") == []
+
+
+def test_the_first_bad_image_is_raised_with_its_place_among_all(connect: Connect, small_server: FakeServer) -> None:
+    small_server.on("Embed", refusing({b"5"}))
+    with pytest.raises(ImageUndecodable) as caught:
+        connect(small_server.target).embed([b"1", b"2", b"3", b"4", b"5"])
+    assert caught.value.message == "image 5 of 5: the image is damaged"
+    assert caught.value.hint == "save it again"
+
+
+def test_a_bad_file_is_raised_with_its_name(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"5")
+    server.on("Embed", refusing({b"5"}))
+    with pytest.raises(ImageUndecodable) as caught:
+        connect(server.target).embed([b"1", path])
+    assert caught.value.message == f"{path}: the image is damaged"
+
+
+def test_kept_errors_leave_rows_of_nan_and_say_why_by_position(connect: Connect, small_server: FakeServer) -> None:
+    small_server.on("Embed", refusing({b"2", b"5"}))
+    embeddings = connect(small_server.target).embed([b"1", b"2", b"3", b"4", b"5"], errors="keep")
+    assert np.isnan(embeddings.vectors).all(axis=1).tolist() == [False, True, False, False, True]
+    assert {position: error.message for position, error in embeddings.errors.items()} == {
+        1: "the image is damaged",
+        4: "the image is damaged",
+    }
+    assert all(isinstance(error, ImageUndecodable) for error in embeddings.errors.values())
+
+
+def test_a_file_that_cannot_be_read_fails_alone(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
+    embeddings = connect(server.target).embed([b"1", tmp_path / "gone.jpg", b"3"], errors="keep")
+    assert embeddings.vectors[:, 0].tolist() == pytest.approx([1, np.nan, 1], nan_ok=True)
+    assert embeddings.errors[1].message == f"{tmp_path}/gone.jpg cannot be read: No such file or directory"
+    assert isinstance(embeddings.errors[1], DataError)
+
+
+def test_an_image_above_the_limit_is_never_sent(connect: Connect, small_server: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    path.write_bytes(b"x" * 1501)
+    embeddings = connect(small_server.target).embed([b"1", b"x" * 1501, path], errors="keep")
+    assert [type(embeddings.errors[position]) for position in (1, 2)] == [ImageTooLarge, ImageTooLarge]
+    assert "max_image_bytes is 1500" in embeddings.errors[2].message
+    assert [list(request.images) for request in small_server.asked("Embed")] == [[b"1"]]
+
+
+def test_where_every_image_is_refused_here_nothing_is_sent(connect: Connect, server: FakeServer) -> None:
+    embeddings = connect(server.target).embed(["/nowhere/a.jpg"] * 3, errors="keep")
+    assert sorted(embeddings.errors) == [0, 1, 2]
+    assert embeddings.vectors.shape == (3, DIMENSION)
+    assert server.asked("Embed") == []
+
+
+@pytest.mark.parametrize("image", [7, None, [1, 2]])
+def test_an_image_is_bytes_or_a_path(connect: Connect, server: FakeServer, image: object) -> None:
+    with pytest.raises(InvalidInput, match=r"image 1 of 1: an image is bytes or a path"):
+        connect(server.target).embed([image])
+
+
+@pytest.mark.parametrize("images", [b"abc", "a.jpg", Path("a.jpg")])
+def test_one_image_where_several_belong_is_refused(connect: Connect, server: FakeServer, images: object) -> None:
+    with pytest.raises(InvalidInput, match="give a list"):
+        connect(server.target).embed(images)
+
+
+def test_an_unknown_way_with_errors_is_refused(connect: Connect, server: FakeServer) -> None:
+    with pytest.raises(InvalidInput, match='errors is \'ignore\', not "raise" or "keep"'):
+        connect(server.target).embed([b"1"], errors="ignore")
+
+
+def test_vectors_of_two_encoders_are_never_put_together(connect: Connect, small_server: FakeServer) -> None:
+    def script(request: Any) -> Any:
+        response = refusing(set())(request)
+        if request.images[0] == b"4":
+            response.encoder.fingerprint = "cd" * 32
+        return response
+
+    small_server.on("Embed", script)
+    with pytest.raises(EncoderMismatch, match="was replaced while these images were embedded"):
+        connect(small_server.target).embed([b"1", b"2", b"3", b"4"])
+
+
+def test_the_encoder_that_is_asked_for_is_passed_on(connect: Connect, server: FakeServer) -> None:
+    connect(server.target).embed([b"1"], encoder_fingerprint="12" * 32)
+    [request] = server.asked("Embed")
+    assert request.encoder_fingerprint == "12" * 32
+
+
+def test_another_number_of_results_than_images_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
+    server.on("Embed", lambda _: embedding_pb.EmbedResponse(encoder=encoder_ref()))
+    with pytest.raises(InternalError, match="0 results for 2 inputs"):
+        connect(server.target).embed([b"1", b"2"])
+
+
+def test_an_empty_result_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
+    answer = embedding_pb.EmbedResponse(encoder=encoder_ref(), results=[embedding_pb.EmbedResult()])
+    server.on("Embed", lambda _: answer)
+    with pytest.raises(InternalError, match="empty result"):
+        connect(server.target).embed([b"1"])
+
+
+def test_results_one_by_one_hold_vectors_and_errors(connect: Connect, small_server: FakeServer) -> None:
+    small_server.on("Embed", refusing({b"2"}))
+    first, second, third, fourth = connect(small_server.target).embed_each([b"1", b"2", b"3", b"4"])
+    assert (first[1], third[1], fourth[1]) == (ord("1"), ord("3"), ord("4"))
+    assert isinstance(second, ImageUndecodable)
+
+
+# --- Add ---
+
+
+def test_items_are_sent_with_ids_images_vectors_and_metadata(connect: Connect, server: FakeServer) -> None:
+    items = [
+        ItemInput(id="a", image=b"123", metadata={"label": "cat", "year": 1999, "ok": True, "x": 0.5, "tags": ["p"]}),
+        ItemInput(id="b", vector=[1, 0, 0, 0.5]),
+    ]
+    results = connect(server.target).add("photos", items, encoder_fingerprint=FINGERPRINT)
+    assert results == [AddResult("a"), AddResult("b")]
+    [request] = server.asked("Upsert")
+    assert (request.collection, request.encoder_fingerprint) == ("photos", FINGERPRINT)
+    first, second = request.items
+    assert first.image == b"123"
+    assert wire.metadata_from_proto(first.metadata) == {
+        "label": "cat",
+        "year": 1999,
+        "ok": True,
+        "x": 0.5,
+        "tags": ["p"],
+    }
+    assert np.frombuffer(second.vector.packed_f32, "<f4").tolist() == [1, 0, 0, 0.5]
+
+
+def test_images_vectors_and_bytes_of_a_call_stay_within_the_limits(connect: Connect, small_server: FakeServer) -> None:
+    client = connect(small_server.target)
+    client.add("photos", [ItemInput(id=str(number), image=b"1") for number in range(7)])
+    client.add("photos", [ItemInput(id=str(number), vector=[1, 2, 3, 4]) for number in range(9)])
+    client.add("photos", [ItemInput(id=str(number), image=b"x" * 900) for number in range(3)])
+    assert sorted(len(request.items) for request in small_server.asked("Upsert")) == [1, 1, 1, 2, 3, 3, 4, 4]
+
+
+def test_an_item_that_cannot_be_sent_fails_alone(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
+    items = [
+        ItemInput(id="a", image=b"1"),
+        ItemInput(id="gone", image=tmp_path / "gone.jpg"),
+        ItemInput(id="bad", image=b"1", metadata={"x": {"nested": 1}}),
+        ItemInput(id="\udc80", image=b"1"),
+        ItemInput(id="text", vector=["one", "two"]),
+        ItemInput(id="matrix", vector=[[1, 2], [3, 4]]),
+        ItemInput(id="b", image=b"2"),
+    ]
+    results = connect(server.target).add("photos", items)
+    assert [result.id for result in results] == ["a", "gone", "bad", "\udc80", "text", "matrix", "b"]
+    assert [type(result.error) for result in results] == [
+        type(None),
+        DataError,
+        InvalidInput,
+        InvalidInput,
+        InvalidInput,
+        InvalidInput,
+        type(None),
+    ]
+    [request] = server.asked("Upsert")
+    assert [item.id for item in request.items] == ["a", "b"]
+
+
+def test_an_item_that_the_server_refuses_fails_alone(connect: Connect, server: FakeServer) -> None:
+    def script(request: Any) -> Any:
+        response = collection_pb.UpsertResponse()
+        response.results.add(id="a")
+        response.results.add(error=status(ImageUndecodable("item 2 of 2: the image is damaged")))
+        return response
+
+    server.on("Upsert", script)
+    first, second = connect(server.target).add("photos", [ItemInput(id="a", image=b"1"), ItemInput(id="b", image=b"2")])
+    assert first == AddResult("a")
+    assert second.id == "b"
+    assert isinstance(second.error, ImageUndecodable)
+    assert second.error.message == "the image is damaged"
+
+
+def test_an_item_without_id_gets_one_before_it_is_sent(connect: Connect, server: FakeServer) -> None:
+    # So that a call that is tried again replaces what the first attempt may have written.
+    [first, second] = connect(server.target).add("photos", [ItemInput(image=b"1"), ItemInput(image=b"1")])
+    [request] = server.asked("Upsert")
+    assert [item.id for item in request.items] == [first.id, second.id]
+    assert len({first.id, second.id}) == 2
+    assert len(first.id) == 32
+
+
+def test_an_id_that_comes_again_is_sent_after_the_calls_before_it(connect: Connect, small_server: FakeServer) -> None:
+    answer, second_came = small_server.scripts["Upsert"], threading.Event()
+    overlapped = []
+
+    def script(request: Any) -> Any:
+        if request.items[0].image == b"old":
+            overlapped.append(second_came.wait(0.3))
+        else:
+            second_came.set()
+        return answer(request)
+
+    small_server.on("Upsert", script)
+    old = [ItemInput(id=id, image=b"old") for id in ("a", "b", "c")]
+    new = [ItemInput(id=id, image=b"new") for id in ("a", "d")]
+    assert len(connect(small_server.target).add("photos", [*old, *new])) == 5
+    assert overlapped == [False]
+
+
+def test_an_item_that_is_larger_than_a_message_is_refused_here(connect: Connect, small_server: FakeServer) -> None:
+    [result] = connect(small_server.target).add("photos", [ItemInput(id="a", vector=np.ones(1000))])
+    assert isinstance(result.error, LimitExceeded)
+    assert small_server.asked("Upsert") == []
+
+
+@pytest.mark.parametrize("content", [{}, {"image": b"1", "vector": [1.0]}], ids=["neither", "both"])
+def test_an_item_is_either_an_image_or_a_vector(content: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="item 'a' needs either an image or a vector"):
+        ItemInput(id="a", **content)
+
+
+# --- Read, delete, list ---
+
+
+def test_items_are_read_in_the_order_of_the_ids_with_none_where_there_is_none(
+    connect: Connect, small_server: FakeServer
+) -> None:
+    def script(request: Any) -> Any:
+        response = collection_pb.GetItemsResponse()
+        for position, id in enumerate(request.ids, start=1):
+            if id == "c":
+                where = f"id {position} of {len(request.ids)}: "
+                response.results.add(error=status(ItemNotFound(f"{where}collection 'photos' has no item 'c'")))
+            else:
+                response.results.add(
+                    item=wire.item_to_proto(
+                        Item(
+                            id=id,
+                            metadata={"n": 1},
+                            vector=vector_of(id.encode()) if request.include_vectors else None,
+                            content_sha256=b"\x01" * 32,
+                            media=Media(data=b"jpeg", media_type="image/jpeg") if request.include_media else None,
+                        ),
+                        request.vector_encoding,
+                    )
+                )
+        return response
+
+    small_server.on("GetItems", script)
+    items = connect(small_server.target).get_items("photos", list("abcdefghi"), include_vectors=True)
+    assert [item and item.id for item in items] == ["a", "b", None, "d", "e", "f", "g", "h", "i"]
+    assert items[0].metadata == {"n": 1}
+    assert items[0].vector.tolist() == [1, ord("a"), 0, 0]
+    assert items[0].content_sha256 == b"\x01" * 32
+    assert items[0].media is None
+    assert sorted(len(request.ids) for request in small_server.asked("GetItems")) == [1, 4, 4]
+    [with_media] = connect(small_server.target).get_items("photos", ["a"], include_media=True)
+    assert with_media.media == Media(data=b"jpeg", media_type="image/jpeg")
+
+
+def test_originals_are_read_so_few_at_a_time_that_they_fit_a_message(
+    connect: Connect, small_server: FakeServer
+) -> None:
+    def script(request: Any) -> Any:
+        return collection_pb.GetItemsResponse(
+            results=[collection_pb.GetItemsResult(item=collection_pb.Item(id=id)) for id in request.ids]
+        )
+
+    small_server.on("GetItems", script)
+    connect(small_server.target).get_items("photos", ["a", "b", "c"], include_media=True)
+    assert [len(request.ids) for request in small_server.asked("GetItems")] == [1, 1, 1]
+
+
+def test_items_are_removed_in_calls_of_max_items_and_counted_together(
+    connect: Connect, small_server: FakeServer
+) -> None:
+    small_server.on(
+        "DeleteItems", lambda request: collection_pb.DeleteItemsResponse(deleted_count=len(request.ids) - 1)
+    )
+    assert connect(small_server.target).delete_items("photos", [str(number) for number in range(10)]) == 3 + 3 + 1
+
+
+def test_pages_are_read_one_after_the_other_as_they_are_needed(connect: Connect, server: FakeServer) -> None:
+    pages = {"": (["a", "b"], "second"), "second": (["c"], "third"), "third": ([], "")}
+
+    def script(request: Any) -> Any:
+        ids, token = pages[request.page_token]
+        return collection_pb.ListItemsResponse(items=[collection_pb.Item(id=id) for id in ids], next_page_token=token)
+
+    server.on("ListItems", script)
+    items = connect(server.target).list_items("photos", filter=Eq("label", "cat"), page_size=2)
+    assert next(items).id == "a"
+    assert len(server.asked("ListItems")) == 1
+    assert [item.id for item in items] == ["b", "c"]
+    requests = server.asked("ListItems")
+    assert [request.page_token for request in requests] == ["", "second", "third"]
+    assert {request.page_size for request in requests} == {2}
+    assert {wire.filter_from_proto(request.filter) for request in requests} == {Eq("label", "cat")}
+    assert all(request.include_metadata and not request.include_vectors for request in requests)
+
+
+def test_a_page_has_at_least_one_item(connect: Connect, server: FakeServer) -> None:
+    with pytest.raises(InvalidInput, match="page_size is 0"):
+        list(connect(server.target).list_items("photos", page_size=0))

@@ -1,0 +1,270 @@
+"""Search, collections and server: what each method asks and gives; and that both classes are the same."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Connect
+from fake_server import FINGERPRINT, FakeServer, status
+
+import embedserve
+from embedserve import AsyncClient, Client, wire
+from embedserve.client import EncoderRef, Query
+from embedserve.errors import EmbedserveError, InvalidInput, ItemNotFound
+from embedserve.types import CollectionInfo, Eq, Hit, Keep
+from embedserve.v1 import collection_service_pb2 as collection_pb
+from embedserve.v1 import embedding_service_pb2 as embedding_pb
+from embedserve.v1 import search_service_pb2 as search_pb
+
+INFO = CollectionInfo(
+    name="photos",
+    fingerprint=FINGERPRINT,
+    encoder_name="fake",
+    dimension=4,
+    keep=Keep.ORIGINALS,
+    created_unix_s=1.5e9,
+    items=3,
+    aliases=("latest",),
+    index="exact",
+    disk_bytes=4096,
+)
+
+
+def finding(request: Any) -> Any:
+    """A Search script: the hit of an item query bears its id, that of another query says what came."""
+    response = search_pb.SearchResponse()
+    for position, query in enumerate(request.queries, start=1):
+        if query.item_id == "gone":
+            error: EmbedserveError = ItemNotFound("collection 'photos' has no item 'gone'")
+            if len(request.queries) > 1:
+                error = error.at(f"query {position} of {len(request.queries)}")
+            response.results.add(error=status(error))
+            continue
+        hit = Hit(id=f"like {query.item_id or query.WhichOneof('query')}", score=0.9, metadata={"year": 1999})
+        response.results.add(hits=wire.hits_to_proto([hit], request.vector_encoding))
+    return response
+
+
+# --- Search ---
+
+
+def test_a_search_sends_its_options_and_gives_hits(connect: Connect, server: FakeServer) -> None:
+    server.on("Search", finding)
+    hits = connect(server.target).search(
+        "photos",
+        id="a",
+        k=3,
+        min_score=0.25,
+        filter=Eq("label", "cat"),
+        group_by="shop",
+        exact=True,
+        include_metadata=False,
+        include_vectors=True,
+        encoder_fingerprint=FINGERPRINT,
+    )
+    assert hits == [Hit(id="like a", score=0.9, metadata={"year": 1999})]
+    [request] = server.asked("Search")
+    assert request == search_pb.SearchRequest(
+        collection="photos",
+        queries=[search_pb.SearchQuery(item_id="a")],
+        k=3,
+        min_score=0.25,
+        filter=wire.filter_to_proto(Eq("label", "cat")),
+        group_by="shop",
+        exact=True,
+        include_metadata=False,
+        include_vectors=True,
+        vector_encoding=wire.PACKED_F32,
+        encoder_fingerprint=FINGERPRINT,
+    )
+
+
+def test_a_search_without_options_asks_for_ten_hits_with_metadata(connect: Connect, server: FakeServer) -> None:
+    server.on("Search", finding)
+    connect(server.target).search("photos", image=b"123")
+    [request] = server.asked("Search")
+    assert (request.k, request.include_metadata, request.include_vectors, request.exact) == (10, True, False, False)
+    assert not request.HasField("min_score")
+    assert not request.HasField("filter")
+    assert request.queries[0].image == b"123"
+
+
+def test_a_query_vector_is_sent_in_bytes(connect: Connect, server: FakeServer) -> None:
+    server.on("Search", finding)
+    connect(server.target).search("photos", vector=np.array([1, 2, 3, 4], dtype=np.float64))
+    [request] = server.asked("Search")
+    assert np.frombuffer(request.queries[0].vector.packed_f32, "<f4").tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("query", "given"),
+    [({}, "none of them"), ({"image": b"1", "id": "a"}, "image, id"), ({"vector": [1.0], "id": "a"}, "vector, id")],
+)
+def test_a_query_is_exactly_one_of_image_vector_and_id(
+    connect: Connect, server: FakeServer, query: dict[str, Any], given: str
+) -> None:
+    with pytest.raises(InvalidInput, match=f"given: {given}"):
+        connect(server.target).search("photos", **query)
+
+
+def test_the_error_of_a_single_query_is_raised(connect: Connect, server: FakeServer) -> None:
+    server.on("Search", finding)
+    with pytest.raises(ItemNotFound) as caught:
+        connect(server.target).search("photos", id="gone")
+    assert caught.value.message == "collection 'photos' has no item 'gone'"
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_k_is_at_least_one(connect: Connect, server: FakeServer, k: int) -> None:
+    with pytest.raises(InvalidInput, match=f"k is {k}; it is 1 to 1000"):
+        connect(server.target).search("photos", id="a", k=k)
+
+
+def test_an_option_that_cannot_be_written_is_invalid_input(connect: Connect, server: FakeServer) -> None:
+    with pytest.raises(InvalidInput, match="the request cannot be written"):
+        connect(server.target).search("photos", id="a", k=2**40)
+    with pytest.raises(InvalidInput, match="the request cannot be written"):
+        connect(server.target).search("photos", id="a", filter=Eq("n", 2**70))
+
+
+def test_many_queries_are_cut_into_calls_and_answered_in_order(connect: Connect, small_server: FakeServer) -> None:
+    small_server.on("Search", finding)
+    queries = [Query(id="a"), Query(image=b"1"), Query(id="gone"), Query(vector=[1, 2, 3, 4]), Query(id="e")]
+    results = connect(small_server.target).search_many("photos", queries, k=1)
+    named = [result.message if isinstance(result, EmbedserveError) else result[0].id for result in results]
+    assert named == ["like a", "like image", "collection 'photos' has no item 'gone'", "like vector", "like e"]
+    assert sorted(len(request.queries) for request in small_server.asked("Search")) == [1, 2, 2]
+
+
+def test_a_query_that_cannot_be_sent_fails_alone(connect: Connect, server: FakeServer) -> None:
+    server.on("Search", finding)
+    results = connect(server.target).search_many("photos", [Query(image="/nowhere.jpg"), Query(id="b")])
+    assert isinstance(results[0], EmbedserveError)
+    assert results[0].message == "/nowhere.jpg cannot be read: No such file or directory"
+    assert results[1][0].id == "like b"
+
+
+def test_no_queries_give_no_answers(connect: Connect, server: FakeServer) -> None:
+    assert connect(server.target).search_many("photos", []) == []
+    assert server.asked("Search") == []
+
+
+# --- Collections ---
+
+
+def test_a_collection_is_made_with_what_was_asked_for(connect: Connect, server: FakeServer) -> None:
+    server.on(
+        "CreateCollection",
+        lambda _: collection_pb.CreateCollectionResponse(collection=wire.collection_to_proto(INFO)),
+    )
+    client = connect(server.target)
+    assert client.create_collection("photos", keep="originals") == INFO
+    client.create_collection("others", external=True, dimension=8)
+    assert server.asked("CreateCollection") == [
+        collection_pb.CreateCollectionRequest(name="photos", keep_media=collection_pb.KEEP_MEDIA_ORIGINALS),
+        collection_pb.CreateCollectionRequest(
+            name="others", keep_media=collection_pb.KEEP_MEDIA_THUMBNAILS, external=True, dimension=8
+        ),
+    ]
+
+
+def test_an_unknown_thing_to_keep_is_refused(connect: Connect, server: FakeServer) -> None:
+    with pytest.raises(InvalidInput, match="keep is 'everything', not one of none, thumbnails, originals"):
+        connect(server.target).create_collection("photos", keep="everything")
+
+
+def test_collections_are_read_listed_removed_and_aliased(connect: Connect, server: FakeServer) -> None:
+    message = wire.collection_to_proto(INFO)
+    server.on("GetCollection", lambda _: collection_pb.GetCollectionResponse(collection=message))
+    server.on("ListCollections", lambda _: collection_pb.ListCollectionsResponse(collections=[message]))
+    server.on("DeleteCollection", lambda _: collection_pb.DeleteCollectionResponse())
+    server.on("SetAlias", lambda _: collection_pb.SetAliasResponse())
+    client = connect(server.target)
+    assert client.get_collection("latest") == INFO
+    assert client.list_collections() == [INFO]
+    assert client.delete_collection("photos") is None
+    assert client.set_alias("latest", "photos") is None
+    assert [name for name, _ in server.requests] == ["GetCollection", "ListCollections", "DeleteCollection", "SetAlias"]
+    assert server.asked("GetCollection")[0].name == "latest"
+    assert server.asked("DeleteCollection")[0].name == "photos"
+    assert server.asked("SetAlias") == [collection_pb.SetAliasRequest(alias="latest", collection="photos")]
+
+
+def test_a_name_that_is_no_text_is_invalid_input(connect: Connect, server: FakeServer) -> None:
+    with pytest.raises(InvalidInput):
+        connect(server.target).get_collection("\udc80")
+
+
+# --- Server ---
+
+
+def test_the_server_says_what_it_is(connect: Connect, server: FakeServer) -> None:
+    info = connect(server.target).server_info()
+    assert (info.version, info.provider, info.images_in_flight, info.has_collections) == (
+        "1.2.3",
+        "FakeProvider",
+        7,
+        True,
+    )
+    assert info.limits == server.limits
+    assert info.encoder == EncoderRef("fake", FINGERPRINT, 4)
+
+
+def test_the_encoder_says_what_it_is(connect: Connect, server: FakeServer) -> None:
+    encoder = embedding_pb.Encoder(
+        name="fake",
+        fingerprint=FINGERPRINT,
+        dimension=4,
+        size_px=32,
+        channels=3,
+        preprocess=embedding_pb.Preprocess(size_px=32, resize_px=36, filter="bicubic"),
+        method="simclr",
+        backbone="resnet18",
+        precision="fp32",
+        metadata_json=json.dumps({"licence": "MIT"}),
+    )
+    server.on("GetEncoder", lambda _: embedding_pb.GetEncoderResponse(encoder=encoder))
+    info = connect(server.target).encoder()
+    assert (info.name, info.fingerprint, info.dimension, info.channels) == ("fake", FINGERPRINT, 4, 3)
+    assert (info.size_px, info.resize_px, info.filter) == (32, 36, "bicubic")
+    assert (info.method, info.backbone, info.precision) == ("simclr", "resnet18", "fp32")
+    assert info.metadata == {"licence": "MIT"}
+
+
+# --- The two classes ---
+
+
+def public(kind: type) -> dict[str, Any]:
+    return {name: member for name, member in vars(kind).items() if not name.startswith("_")}
+
+
+def test_both_classes_have_the_same_methods() -> None:
+    assert list(public(Client)) == list(public(AsyncClient))
+
+
+@pytest.mark.parametrize("name", ["__init__", *public(Client)])
+def test_both_classes_take_and_give_the_same(name: str) -> None:
+    ours, theirs = inspect.signature(getattr(Client, name)), inspect.signature(getattr(AsyncClient, name))
+    assert ours.parameters == theirs.parameters
+    assert ours.return_annotation.replace("Iterator[", "AsyncIterator[") == theirs.return_annotation
+
+
+@pytest.mark.parametrize("name", public(Client))
+def test_a_method_of_the_async_class_is_awaited_or_iterated(name: str) -> None:
+    method = getattr(AsyncClient, name)
+    gives_many = inspect.signature(method).return_annotation.startswith("AsyncIterator[")
+    assert inspect.iscoroutinefunction(method) is not gives_many
+
+
+@pytest.mark.parametrize("name", public(Client))
+def test_both_classes_are_described_by_one_text(name: str) -> None:
+    assert getattr(AsyncClient, name).__doc__ == getattr(Client, name).__doc__
+
+
+def test_the_package_exports_the_client() -> None:
+    assert embedserve.Client is Client
+    assert embedserve.AsyncClient is AsyncClient
