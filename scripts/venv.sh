@@ -12,7 +12,7 @@ suitable() {
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
         if suitable "$candidate"; then
             echo "$candidate"
             return
@@ -29,10 +29,15 @@ if [ -e "$venv" ] && ! suitable "$venv/bin/python"; then
     rm -rf "$venv"
 fi
 
+python=
+if [ ! -e "$venv" ]; then
+    python=$(find_python)
+fi
+
 if [ "$(uname -s)" = Linux ]; then
     torch="PyTorch for CUDA with its libraries, about 3 GB to download and 5.5 GB on disk, once"
 else
-    torch="PyTorch, about 500 MB on disk, once"
+    torch="PyTorch without CUDA, some hundreds of MB, once"
 fi
 echo "Installing embedserve[$extra] into $venv from the Python package index; what is there already is not fetched again:"
 echo "  the serving part (onnxruntime, FAISS, gRPC, Pillow): about 500 MB on disk"
@@ -41,14 +46,11 @@ train) echo "  $torch" ;;
 dev) echo "  the tools (ruff, mypy, pytest, protobuf compiler): about 150 MB on disk" ;;
 esac
 
-if [ ! -e "$venv" ]; then
-    python=$(find_python)
-    if ! "$python" -m venv "$venv"; then
-        rm -rf "$venv"
-        echo "error: $python cannot make a virtual environment" >&2
-        echo "hint:  on Debian and Ubuntu: apt install python3-venv" >&2
-        exit 1
-    fi
+if [ -n "$python" ] && ! "$python" -m venv "$venv"; then
+    rm -rf "$venv"
+    echo "error: $python cannot make a virtual environment" >&2
+    echo "hint:  on Debian and Ubuntu: apt install python3-venv" >&2
+    exit 1
 fi
 
 quiet=--quiet # in a log; a person wants to see how far a download of this size is
