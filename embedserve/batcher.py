@@ -110,7 +110,7 @@ class Batcher:
                 entry.answer.set_exception(DeadlineExceeded("the deadline passed while the image waited"))
                 continue
             batch.append(entry)
-        if not self._calls:
+        if not self._calls and not self._stopping:  # once stopping, every worker has to come by and see it
             self._work.clear()
         return batch
 
@@ -124,7 +124,6 @@ class Batcher:
                 results = await loop.run_in_executor(self._pool, self._encode_each, [entry.image for entry in batch])
                 self._answer(batch, results, begun)
             elif self._stopping:
-                self._work.set()  # for the next worker
                 return
 
     def _answer(self, batch: list[_Entry], results: list[NDArray[np.float32] | EmbedserveError], begun: float) -> None:

@@ -7,7 +7,6 @@ nobody else. What blocks runs in threads; the caller's event loop does not.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from embedserve import images, preprocess, reference
 from embedserve.admission import Admission
 from embedserve.batcher import Batcher
-from embedserve.encoder import ImageEncoder
+from embedserve.encoder import ImageEncoder, usable_cores
 from embedserve.errors import DeadlineExceeded, EmbedserveError
 from embedserve.types import Keep, Limits, Media
 
@@ -78,7 +77,7 @@ class Embedder:
         square = reference.draw(encoder.metadata.preprocess.size_px)[:1]
         for size in (1, max_batch):
             await asyncio.to_thread(encoder.encode, square.repeat(size, axis=0))
-        return cls(encoder, limits=limits, decode_threads=decode_threads or os.cpu_count() or 1, max_batch=max_batch)
+        return cls(encoder, limits=limits, decode_threads=decode_threads or usable_cores(), max_batch=max_batch)
 
     async def close(self) -> None:
         """Finish what was admitted, then give the threads free."""

@@ -75,7 +75,7 @@ class Encoder:
         session = _make_session(file.model, device)
         _check_graph(session, file.metadata)
         provider = str(session.get_providers()[0])
-        cores = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = threads or usable_cores()
         return cls(
             metadata=file.metadata,
             fingerprint=file.fingerprint,
@@ -112,24 +112,21 @@ class Encoder:
         return reference.lowest_cosine(ours, self.metadata.reference)
 
 
-def cuda_problem() -> str | None:
-    """Why onnxruntime cannot use a CUDA GPU here; None if it can."""
-    import ctypes
+def usable_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
+
+def cuda_problem() -> str | None:
+    """Why onnxruntime cannot use a CUDA GPU here; None if nothing speaks against it."""
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return "this onnxruntime is built without CUDA (onnxruntime-gpu has it)"
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         return "there is no NVIDIA GPU"
-    # onnxruntime itself only logs that the libraries are missing, and then runs on the CPU without saying so.
-    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
-    try:
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
-        ctypes.CDLL(str(library))
-    except OSError as error:
-        return f"its CUDA libraries do not load: {error}"
     return None
 
 
@@ -152,6 +149,12 @@ def _make_session(model: bytes, device: str) -> Any:
         session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise EncoderFileError(f"onnxruntime cannot load the model: {error}") from error
+    # Where CUDA's own libraries are missing, onnxruntime only logs that and goes on with the CPU.
+    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise SetupError(
+            "device cuda was asked for, but CUDA's libraries do not load here",
+            hint="install CUDA and cuDNN for this onnxruntime, or use --device cpu, which works everywhere",
+        )
     return session
 
 

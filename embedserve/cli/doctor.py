@@ -44,16 +44,15 @@ def command(encoder: Path | None, device: str, as_json: bool) -> None:
 
 
 def _machine() -> list[_Finding]:
-    import os
     import platform
 
     import embedserve
+    from embedserve.encoder import usable_cores
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     findings = [
         _Finding("embedserve", f"{embedserve.__version__} in {Path(embedserve.__file__).parent}"),
         _Finding("python", f"{platform.python_version()} on {platform.platform()}, {platform.machine()}"),
-        _Finding("cores", f"{cores} usable"),
+        _Finding("cores", f"{usable_cores()} usable"),
         _gpu(),
         _onnxruntime(),
     ]
@@ -86,7 +85,7 @@ def _onnxruntime() -> _Finding:
 
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     problem = cuda_problem()
-    cuda = "CUDA works" if problem is None else f"CUDA not used: {problem}"
+    cuda = "CUDA is used where it loads" if problem is None else f"CUDA not used: {problem}"
     return _Finding("onnxruntime", f"{onnxruntime.__version__}, built with {', '.join(providers)}; {cuda}")
 
 

@@ -1,0 +1,37 @@
+"""The sample images: 3,000 training and 1,000 test pictures of Fashion-MNIST in class folders, unpacked on demand."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from embedserve.errors import DataError
+
+_NAME = "fashion-mnist-sample.zip"
+
+
+def unpack(directory: Path) -> tuple[Path, Path]:
+    """The folders of the training and of the test images below ``directory``, unpacked if they are not there yet.
+
+    Raises:
+        DataError: the archive is missing, or the directory is not writable.
+    """
+    target = directory / "fashion-mnist-sample"
+    if not (target / "test").is_dir():
+        partial = directory / ".fashion-mnist-sample.partial"
+        try:
+            with zipfile.ZipFile(_archive()) as archive:
+                archive.extractall(partial)
+            partial.rename(target)
+        except OSError as error:
+            raise DataError(f"the sample images cannot be unpacked into {directory}: {error}") from error
+    return target / "train", target / "test"
+
+
+def _archive() -> Path:
+    package = Path(__file__).parent
+    # Installed, the archive lies in the package; in a checkout, among the examples.
+    for path in (package / "sample_data" / _NAME, package.parent / "examples" / _NAME):
+        if path.exists():
+            return path
+    raise DataError("the sample images are not part of this installation", hint="name a folder of your own images")
