@@ -16,6 +16,8 @@ from embedserve.index.rows import Rows
 
 _BYTES = 4 << 20
 """Vectors in the buffer at most: scored in about 0.1 ms, copied into a segment in about 1 ms."""
+_ROWS = 64
+"""Rows in it at least, however long the vectors."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +30,7 @@ class Delta(Rows):
     @classmethod
     def empty(cls, dimension: int) -> Self:
         """A new buffer with nothing in it."""
-        capacity = max(_BYTES // (4 * dimension), 64)
+        capacity = max(_BYTES // (4 * dimension), _ROWS)
         vectors, rids = np.empty((capacity, dimension), np.float32), np.empty(capacity, np.int64)
         return cls(vectors[:0], rids[:0], None, 0, vectors, rids)
 

@@ -16,10 +16,13 @@ from embedserve.errors import DiskFull, InvalidInput, SetupError, StoreError
 _OLDEST = (3, 38)
 """The first SQLite with the -> operator, which reads a number of a JSON document as it was written."""
 
+BUSY_MS = 30_000
+"""How long a connection waits for another one's lock; with one writer there is none to wait for, but at recovery."""
+
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection that any one thread at a time may use, without implicit transactions."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
     # Numbers of metadata are compared as Python reads them: SQLite's own parser may be off by one unit in the last
     # place, which would break equality.
     connection.create_function("exact_real", 1, float, deterministic=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.errors import StoreError
-from embedserve.store.database import damaged, open_database, reported, transaction
+from embedserve.store.database import BUSY_MS, damaged, open_database, reported, transaction
 from embedserve.store.readers import Readers
 from embedserve.store.rows import Row
 from embedserve.store.view import View, media_crc
@@ -52,6 +52,7 @@ _IDS = 500
 """Ids bound to one statement."""
 _LOG_BYTES = 64 << 20
 """A write-ahead log above this is moved into the database and cut; readers without a pause can make it grow."""
+_TRIM_WAIT_MS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class Records:
         self._connection = open_database(path, create=create, version=_VERSION, schema=_SCHEMA, page_size=page_size)
         self._readers = Readers(path)
         self._refused = ""
+        self._trim_above = _LOG_BYTES
 
     @contextmanager
     def reading(self) -> Iterator[View]:
@@ -128,11 +130,19 @@ class Records:
     def _trim_log(self) -> None:
         log = self._path.with_name(self._path.name + "-wal")
         try:
-            if log.stat().st_size > _LOG_BYTES:
-                self._connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchall()
+            size = log.stat().st_size
+            if size <= self._trim_above:
+                return
+            # It waits for readers, which may never pause; writers should not notice.
+            self._connection.execute(f"PRAGMA busy_timeout = {_TRIM_WAIT_MS}")
+            try:
+                busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()
+            finally:
+                self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         except (OSError, sqlite3.OperationalError):
-            # The write itself is safe; the next one tries again.
+            # The write itself is on disk; a later one tries again.
             return
+        self._trim_above = size * 2 if busy else _LOG_BYTES
 
 
 class Writing:

@@ -1,0 +1,144 @@
+"""Items, and slow answers to compare the store's with: written without a look at how the store finds its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedserve.store.local import LocalStore
+from embedserve.types import (
+    EXTERNAL,
+    And,
+    Eq,
+    Exists,
+    Filter,
+    In,
+    Include,
+    Item,
+    Keep,
+    Metadata,
+    Not,
+    Or,
+    Range,
+    SearchOptions,
+)
+
+EVERYTHING = Include(metadata=True, vectors=True, media=True)
+
+
+def unit(*numbers: float) -> NDArray[np.float32]:
+    vector = np.array(numbers, np.float64)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def random_units(count: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
+    """float32 [count, dimension], each of unit norm."""
+    vectors = np.random.default_rng(seed).standard_normal((count, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def new_collection(store: LocalStore, name: str = "photos", dimension: int = 4) -> None:
+    store.create_collection(name, fingerprint=EXTERNAL, encoder_name="", dimension=dimension, keep=Keep.ORIGINALS)
+
+
+def all_ids(store: LocalStore, name: str = "photos", page_size: int = 100) -> list[str]:
+    """By pages, until there is no next one."""
+    ids, token = [], ""
+    while True:
+        page = store.list_items(name, page_size=page_size, page_token=token, filter=None, include=Include())
+        ids += [item.id for item in page.items]
+        token = page.next_page_token
+        if not token:
+            return ids
+
+
+def holds(condition: Filter, metadata: Metadata) -> bool:
+    """The filter by the words of the wire protocol."""
+    match condition:
+        case And(filters):
+            return all(holds(child, metadata) for child in filters)
+        case Or(filters):
+            return any(holds(child, metadata) for child in filters)
+        case Not(child):
+            return not holds(child, metadata)
+        case Eq(key, value):
+            return any(_same(element, value) for element in _elements(metadata, key))
+        case In(key, values):
+            return any(_same(element, value) for element in _elements(metadata, key) for value in values)
+        case Range(key, gt, gte, lt, lte):
+            value = metadata.get(key)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                return False
+            return (
+                (gt is None or value > gt)
+                and (gte is None or value >= gte)
+                and (lt is None or value < lt)
+                and (lte is None or value <= lte)
+            )
+        case Exists(key):
+            return key in metadata
+
+
+def _elements(metadata: Metadata, key: str) -> Iterable[object]:
+    if key not in metadata:
+        return []
+    value = metadata[key]
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _same(stored: object, wanted: object) -> bool:
+    if isinstance(stored, bool) or isinstance(wanted, bool):
+        return isinstance(stored, bool) and isinstance(wanted, bool) and stored == wanted
+    return stored == wanted
+
+
+def slow_search(
+    items: Mapping[str, Item], query: NDArray[np.float32], options: SearchOptions, exclude: str | None = None
+) -> list[tuple[str, float]]:
+    """Ids and scores of all items that may be hits, sorted, then cut to k."""
+    scored = []
+    for item in items.values():
+        assert item.vector is not None
+        if item.id == exclude or (options.filter is not None and not holds(options.filter, item.metadata)):
+            continue
+        score = round(min(1.0, max(-1.0, float(item.vector.astype(np.float64) @ query.astype(np.float64)))), 6)
+        if options.min_score is None or score >= options.min_score:
+            scored.append((item.id, score))
+    scored.sort(key=lambda pair: (-pair[1], pair[0].encode()))
+    if options.group_by:
+        scored = _one_of_each_group(items, scored, options.group_by)
+    return scored[: options.k]
+
+
+def _one_of_each_group(items: Mapping[str, Item], scored: list[tuple[str, float]], key: str) -> list[tuple[str, float]]:
+    kept: list[tuple[str, float]] = []
+    seen: list[object] = []
+    for id, score in scored:
+        if key in items[id].metadata:
+            value = items[id].metadata[key]
+            if any(isinstance(value, bool) == isinstance(other, bool) and value == other for other in seen):
+                continue
+            seen.append(value)
+        kept.append((id, score))
+    return kept
+
+
+def found(
+    store: LocalStore,
+    query: NDArray[np.float32],
+    options: SearchOptions,
+    exclude: str | None = None,
+    name: str = "photos",
+) -> list[tuple[str, float]]:
+    """The store's answer in the form of ``slow_search``."""
+    (hits,) = store.search(name, query[None], options, [exclude])
+    return [(hit.id, hit.score) for hit in hits]
+
+
+def items_file(directory: Path) -> Path:
+    """The file with the items of the only collection."""
+    (path,) = directory.glob("collections/*/items.sqlite")
+    return path

@@ -1,0 +1,138 @@
+"""Filters in SQL against the slow evaluator, over metadata that is hard to keep and hard to compare."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from store_cases import holds
+
+from embedserve.errors import InvalidInput
+from embedserve.store.database import connect
+from embedserve.store.filters import condition
+from embedserve.store.rows import from_json, to_json
+from embedserve.types import And, Eq, Exists, Filter, In, Metadata, Not, Or, Range
+
+KEYS = st.sampled_from(["a", "a.b", "b[0]", "$", "#-1", "ключ", "two words", "{%?}"])
+TEXTS = st.one_of(
+    st.sampled_from(
+        ["", "5", "5.0", "true", "null", "a", "A", "a\x00b", "a\x01b", "a\x01\x02", '"', "\\u0001", "é", "é"]
+    ),
+    st.text(max_size=6),
+)
+INTS = st.one_of(
+    st.integers(-3, 6),
+    st.sampled_from([2**53 - 1, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63)]),
+    st.integers(-(2**63), 2**63 - 1),
+)
+FLOATS = st.one_of(
+    st.sampled_from([0.0, -0.0, 5.0, 0.1, 1 / 3, 2.0**53, 2.0**63, -(2.0**63), 5e-324, 1.7976931348623157e308]),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+SCALARS = st.one_of(TEXTS, INTS, FLOATS, st.booleans())
+METADATA = st.dictionaries(KEYS, st.one_of(SCALARS, st.lists(TEXTS, max_size=3)), max_size=4)
+BOUNDS = st.none() | FLOATS | st.sampled_from([float("inf"), float("-inf")])
+CONDITIONS = st.recursive(
+    st.one_of(
+        st.builds(Eq, KEYS, SCALARS),
+        st.builds(In, KEYS, st.lists(SCALARS, max_size=4).map(tuple)),
+        st.builds(Range, KEYS, gt=BOUNDS, gte=BOUNDS, lt=BOUNDS, lte=BOUNDS).filter(
+            lambda node: any(bound is not None for bound in (node.gt, node.gte, node.lt, node.lte))
+        ),
+        st.builds(Exists, KEYS),
+    ),
+    lambda inner: st.one_of(
+        st.builds(And, st.lists(inner, max_size=3).map(tuple)),
+        st.builds(Or, st.lists(inner, max_size=3).map(tuple)),
+        st.builds(Not, inner),
+    ),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[sqlite3.Connection]:
+    connection = connect(Path(":memory:"))
+    connection.execute("CREATE TABLE item (rid INTEGER PRIMARY KEY, meta TEXT)")
+    yield connection
+    connection.close()
+
+
+def matches(table: sqlite3.Connection, node: Filter, *documents: Metadata) -> list[bool]:
+    table.execute("DELETE FROM item")
+    table.executemany("INSERT INTO item (meta) VALUES (?)", [(to_json(document),) for document in documents])
+    where = condition(node)
+    rids = {rid for (rid,) in table.execute(f"SELECT rid FROM item WHERE {where.sql}", where.values)}
+    return [rid in rids for rid in range(1, len(documents) + 1)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(METADATA, min_size=1, max_size=5), CONDITIONS)
+@example([{"a": 2**53 + 1}, {"a": 2.0**53}], Eq("a", 2**53))
+@example([{"a": 2**63 - 1}], Eq("a", 2.0**63))
+@example([{"a": 2**63 - 1}], In("a", (2.0**63, 2**63 - 1)))
+@example([{"a": True}, {"a": 1}, {"a": "1"}, {"a": 1.0}], In("a", (1, "x")))
+@example([{"a": []}, {}], Not(Exists("a")))
+@example([{"a": ["x", "5"]}, {"a": "5"}, {"a": 5}], Eq("a", "5"))
+def test_sql_holds_for_the_same_items_as_the_slow_evaluator(
+    table: sqlite3.Connection, documents: list[Metadata], node: Filter
+) -> None:
+    assert matches(table, node, *documents) == [holds(node, document) for document in documents]
+
+
+@settings(max_examples=300, deadline=None)
+@given(FLOATS, st.integers(-2, 2))
+def test_neighbouring_doubles_are_told_apart(table: sqlite3.Connection, number: float, steps: int) -> None:
+    other = number
+    for _ in range(abs(steps)):
+        other = math.nextafter(other, math.copysign(math.inf, steps))
+    if math.isinf(other):
+        other = number
+    assert matches(table, Eq("a", other), {"a": number}) == [number == other]
+    assert matches(table, Range("a", lt=other), {"a": number}) == [number < other]
+    assert matches(table, Range("a", gte=other), {"a": number}) == [number >= other]
+
+
+@settings(max_examples=300, deadline=None)
+@given(METADATA)
+def test_metadata_comes_back_with_values_and_types(metadata: Metadata) -> None:
+    back = from_json(to_json(metadata).encode())
+    assert repr(back) == repr(metadata)
+
+
+def test_a_condition_on_a_missing_key_is_false_and_its_negation_true(table: sqlite3.Connection) -> None:
+    for node in (Eq("a", 1), Eq("a", "x"), Eq("a", False), In("a", (1, "x", True)), Range("a", lt=1.0), Exists("a")):
+        assert matches(table, node, {"b": 1}) == [False]
+        assert matches(table, Not(node), {"b": 1}) == [True]
+
+
+def test_empty_and_holds_and_empty_or_and_in_do_not(table: sqlite3.Connection) -> None:
+    assert matches(table, And(()), {}) == [True]
+    assert matches(table, Or(()), {}) == [False]
+    assert matches(table, In("a", ()), {"a": 1}) == [False]
+    assert matches(table, Not(Or(())), {}) == [True]
+
+
+def test_numbers_that_no_item_can_have_equal_nothing(table: sqlite3.Connection) -> None:
+    assert matches(table, In("a", (2**70 + 1, float("nan"), 10**400)), {"a": 2.0**70}) == [False]
+    assert matches(table, Eq("a", 2**70), {"a": 2.0**70}) == [True]
+
+
+def test_a_text_that_looks_like_sql_is_only_a_text(table: sqlite3.Connection) -> None:
+    text = "x'); DROP TABLE item; --"
+    assert matches(table, Eq("a", text), {"a": text}, {"a": "x"}) == [True, False]
+
+
+def test_a_key_with_a_quote_is_refused(table: sqlite3.Connection) -> None:
+    with pytest.raises(InvalidInput, match="is not allowed"):
+        condition(Exists('a" OR 1'))
+
+
+def test_thousands_of_conditions_do_not_nest_too_deep(table: sqlite3.Connection) -> None:
+    node = Or(tuple(Eq("a", number) for number in range(3000)))
+    assert matches(table, node, {"a": 2999}, {"a": 3000}) == [True, False]
