@@ -70,7 +70,10 @@ def _torchvision(name: str, size_px: int) -> tuple[nn.Module, int]:
     sized = {"image_size": size_px} if name.startswith("vit_") else {}
     # Inception and GoogLeNet warn that their initialisation is slow unless they are told what to do.
     sized |= {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    body = models.get_model(name, weights=None, **sized)
+    try:
+        body = models.get_model(name, weights=None, **sized)
+    except AssertionError as error:  # a ViT whose patches do not divide the image
+        raise _refuses(name, size_px, error) from error
     dimension = _drop_classifier(body, name)
     if size_px <= SMALL_IMAGE_PX and isinstance(body, models.ResNet):
         body.conv1 = nn.Conv2d(3, body.conv1.out_channels, 3, stride=1, padding=1, bias=False)
@@ -99,10 +102,16 @@ def _check_runs(backbone: Backbone, size_px: int) -> None:
         with torch.no_grad():
             shape = tuple(backbone(torch.zeros(2, 3, size_px, size_px)).shape)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise InvalidInput(f"backbone {backbone.name!r} does not take images of {size_px} px: {error}") from error
+        raise _refuses(backbone.name, size_px, error) from error
     if shape != (2, backbone.dimension):
         raise InvalidInput(f"backbone {backbone.name!r} gives {shape}, not one embedding per image")
     backbone.train()
+
+
+def _refuses(name: str, size_px: int, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"backbone {name!r} does not take images of {size_px} px: {error}", hint="try another --size-px"
+    )
 
 
 class SmallCNN(nn.Module):
