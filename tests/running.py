@@ -1,0 +1,120 @@
+"""Real servers for tests: one in a thread of this process, and one in a process of its own that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from embedserve.encoder import ImageEncoder
+from embedserve.server.app import Server
+from embedserve.server.config import ServerConfig
+from embedserve.types import Limits
+
+
+@contextmanager
+def serving(
+    encoder: ImageEncoder, data: Path | None = None, *, limits: Limits | None = None, max_batch: int = 0
+) -> Iterator[str]:
+    """A server in a thread; gives its address, and stops it at the end as SIGTERM would."""
+    started = threading.Event()
+    address: list[str] = []
+    failure: list[BaseException] = []
+
+    async def life() -> None:
+        server = Server(
+            ServerConfig(
+                encoder=Path("unused"), data=data, port=0, max_batch=max_batch, limits=limits or Limits(), grace_s=10
+            )
+        )
+        await server.listen()
+        try:
+            await server.load(encoder)
+            address.append(f"127.0.0.1:{server.port}")
+            stopping.append((asyncio.get_running_loop(), asyncio.Event()))
+            started.set()
+            await stopping[0][1].wait()
+        finally:
+            await server.stop()
+
+    def run() -> None:
+        try:
+            asyncio.run(life())
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            started.set()
+
+    stopping: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+    thread = threading.Thread(target=run, name="server")
+    thread.start()
+    started.wait(30)
+    if failure:
+        thread.join(10)
+        raise failure[0]
+    try:
+        yield address[0]
+    finally:
+        loop, event = stopping[0]
+        loop.call_soon_threadsafe(event.set)
+        thread.join(30)
+        assert not thread.is_alive(), "the server did not stop"
+        if failure:
+            raise failure[0]
+
+
+class ServerProcess:
+    """`embedserve serve` as a person would run it."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "embedserve", "serve", *arguments, "--port", "0"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        assert self._process.stderr is not None
+        self.said: list[str] = []
+        self.address = ""
+        for line in self._process.stderr:
+            self.said.append(line.rstrip())
+            if found := re.search(r"ready .*gRPC on (\S+)", line):
+                self.address = found[1]
+                break
+
+    def kill(self) -> None:
+        """SIGKILL: nothing can be flushed."""
+        self._process.kill()
+        self.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM; its exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit code; what it still said is added to ``said``."""
+        try:
+            _, rest = self._process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            raise
+        self.said += rest.splitlines()
+        return self._process.returncode
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self.kill()
+        assert self._process.stderr is not None
+        self._process.stderr.close()

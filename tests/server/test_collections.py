@@ -1,0 +1,191 @@
+"""Collections over the wire, with the real store behind a fake encoder."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from embedserve import Client
+from embedserve.client import ItemInput
+from embedserve.errors import (
+    AlreadyExists,
+    CollectionNotFound,
+    DimensionMismatch,
+    EncoderMismatch,
+    FailedPrecondition,
+    ImageUndecodable,
+    InvalidInput,
+    ItemNotFound,
+    LimitExceeded,
+)
+from embedserve.types import Eq, Keep, Limits
+from tests.fakes import DIMENSION, FakeEncoder, picture
+from tests.running import serving
+
+OURS = FakeEncoder().fingerprint
+
+
+@pytest.fixture
+def client(address: str):
+    with Client(address) as connected:
+        yield connected
+
+
+def vector(seed: int, dimension: int = DIMENSION) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(dimension).astype(np.float32)
+
+
+def test_an_image_is_its_own_nearest_neighbour(client: Client) -> None:
+    client.create_collection("photos")
+    client.add("photos", [ItemInput(id=str(seed), image=picture(seed)) for seed in range(20)])
+    hits = client.search("photos", image=picture(7), k=3)
+    assert hits[0].id == "7"
+    assert hits[0].score == 1.0
+    assert len(hits) == 3
+
+
+def test_an_item_is_not_among_the_hits_of_its_own_search(client: Client) -> None:
+    client.create_collection("photos")
+    client.add("photos", [ItemInput(id=str(seed), image=picture(seed)) for seed in range(5)])
+    assert {hit.id for hit in client.search("photos", id="3", k=10)} == {"0", "1", "2", "4"}
+
+
+def test_a_bad_item_fails_alone_under_its_own_id(client: Client) -> None:
+    client.create_collection("photos")
+    added = client.add(
+        "photos",
+        [
+            ItemInput(id="good", image=picture(1)),
+            ItemInput(id="cut", image=picture(2)[:60]),
+            ItemInput(id="nan", vector=np.full(DIMENSION, np.nan)),
+            ItemInput(id="short", vector=vector(1, 3)),
+            ItemInput(id="also good", image=picture(3)),
+        ],
+        encoder_fingerprint=OURS,
+    )
+    assert [type(result.error) for result in added] == [
+        type(None),
+        ImageUndecodable,
+        InvalidInput,
+        DimensionMismatch,
+        type(None),
+    ]
+    assert [result.id for result in added] == ["good", "cut", "nan", "short", "also good"]
+    assert {item.id for item in client.list_items("photos")} == {"good", "also good"}
+
+
+def test_vectors_of_another_encoder_are_refused(client: Client) -> None:
+    client.create_collection("photos")
+    with pytest.raises(EncoderMismatch, match="bound to encoder fake"):
+        client.add("photos", [ItemInput(id="a", vector=vector(1))], encoder_fingerprint="00" * 32)
+    with pytest.raises(EncoderMismatch, match="bound to encoder fake"):
+        client.search("photos", vector=vector(1), encoder_fingerprint="00" * 32)
+
+
+def test_vectors_that_do_not_name_their_encoder_are_refused(client: Client) -> None:
+    client.create_collection("photos")
+    with pytest.raises(EncoderMismatch, match="do not say which encoder"):
+        client.search("photos", vector=vector(1))
+
+
+def test_an_external_collection_takes_vectors_and_no_images(client: Client) -> None:
+    client.create_collection("outside", external=True, dimension=5)
+    client.add("outside", [ItemInput(id=str(seed), vector=vector(seed, 5)) for seed in range(4)])
+    assert client.search("outside", vector=vector(2, 5) * 100, k=1)[0].id == "2"
+    with pytest.raises(FailedPrecondition, match="takes no images"):
+        client.search("outside", image=picture(1))
+
+
+def test_a_collection_of_another_encoder_still_answers_ids_and_vectors_but_not_images(tmp_path: Path) -> None:
+    with serving(FakeEncoder(fingerprint="aa" * 32, name="old"), tmp_path) as address, Client(address) as client:
+        client.create_collection("photos")
+        client.add("photos", [ItemInput(id=str(seed), image=picture(seed)) for seed in range(4)])
+    with serving(FakeEncoder(fingerprint="bb" * 32, name="new"), tmp_path) as address, Client(address) as client:
+        [item] = client.get_items("photos", ["2"], include_vectors=True)
+        assert len(client.search("photos", id="2", k=9)) == 3
+        assert client.search("photos", vector=item.vector, encoder_fingerprint="aa" * 32, k=1)[0].id == "2"
+        with pytest.raises(EncoderMismatch, match="this server runs new"):
+            client.search("photos", image=picture(2))
+        with pytest.raises(EncoderMismatch, match="this server runs new"):
+            client.add("photos", [ItemInput(id="x", image=picture(2))])
+
+
+def test_a_restart_finds_everything_again(tmp_path: Path) -> None:
+    with serving(FakeEncoder(), tmp_path) as address, Client(address) as client:
+        client.create_collection("photos")
+        client.set_alias("live", "photos")
+        client.add(
+            "photos",
+            [ItemInput(id=str(seed), image=picture(seed), metadata={"even": seed % 2 == 0}) for seed in range(10)],
+        )
+        client.delete_items("photos", ["4"])
+        before = client.search("live", image=picture(3), k=10)
+    with serving(FakeEncoder(), tmp_path) as address, Client(address) as client:
+        assert client.search("live", image=picture(3), k=10) == before
+        assert client.get_collection("live").items == 9
+        assert {hit.id for hit in client.search("photos", id="3", filter=Eq("even", True))} == {"0", "2", "6", "8"}
+
+
+@pytest.mark.parametrize(("keep", "media_type"), [(Keep.THUMBNAILS, "image/jpeg"), (Keep.ORIGINALS, "image/png")])
+def test_thumbnails_or_originals_are_kept_as_asked(client: Client, keep: Keep, media_type: str) -> None:
+    client.create_collection("photos", keep=keep)
+    client.add("photos", [ItemInput(id="a", image=picture(1, size=(600, 300)))])
+    [item] = client.get_items("photos", ["a"], include_media=True)
+    assert item.media.media_type == media_type
+    if keep is Keep.THUMBNAILS:
+        assert Image.open(io.BytesIO(item.media.data)).size == (256, 128)
+    else:
+        assert item.media.data == picture(1, size=(600, 300))
+
+
+def test_nothing_is_kept_where_nothing_was_asked_for(client: Client) -> None:
+    client.create_collection("photos", keep=Keep.NONE)
+    client.add("photos", [ItemInput(id="a", image=picture(1))])
+    [item] = client.get_items("photos", ["a"], include_media=True)
+    assert item.media is None
+
+
+def test_an_item_without_an_id_gets_one(client: Client) -> None:
+    client.create_collection("photos")
+    [added] = client.add("photos", [ItemInput(image=picture(1))])
+    assert [item.id for item in client.list_items("photos")] == [added.id]
+
+
+def test_what_is_not_there_is_named(client: Client) -> None:
+    with pytest.raises(CollectionNotFound, match="nowhere"):
+        client.search("nowhere", image=picture(1))
+    client.create_collection("photos")
+    with pytest.raises(ItemNotFound, match="'ghost'"):
+        client.search("photos", id="ghost")
+    with pytest.raises(AlreadyExists, match="photos"):
+        client.create_collection("photos")
+
+
+def test_a_limit_that_is_exceeded_is_named_with_its_value(client: Client) -> None:
+    client.create_collection("photos")
+    with pytest.raises(LimitExceeded, match="max_k is 1000"):
+        client.search("photos", image=picture(1), k=1001)
+
+
+def test_a_server_without_data_has_no_collections_and_says_how_to_get_them() -> None:
+    with serving(FakeEncoder()) as address, Client(address) as client:
+        assert client.server_info().has_collections is False
+        with pytest.raises(FailedPrecondition, match="no data directory") as caught:
+            client.list_collections()
+        assert "--data" in caught.value.hint
+
+
+def test_limits_are_those_of_the_server(tmp_path: Path) -> None:
+    limits = Limits(max_images=2, max_image_pixels=1000)
+    with serving(FakeEncoder(), tmp_path, limits=limits) as address, Client(address) as client:
+        assert client.server_info().limits == limits
+        outcome = client.embed([picture(1), picture(2), picture(3, size=(20, 20))], errors="keep")
+        assert [type(outcome.errors.get(n)).__name__ for n in range(3)] == [
+            "ImageTooLarge",
+            "ImageTooLarge",
+            "NoneType",
+        ]

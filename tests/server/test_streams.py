@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from embedserve import Client
+from embedserve.server.streams import grouped, ordered
+from embedserve.v1 import collection_service_pb2 as collection_pb
+from embedserve.v1 import embedding_service_pb2 as pb
+from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
+from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
+from tests.fakes import FakeEncoder, picture
+from tests.running import serving
+
+
+async def numbers(count: int) -> AsyncIterator[int]:
+    for number in range(count):
+        yield number
+
+
+def test_results_come_in_the_order_of_the_requests_whichever_is_done_first() -> None:
+    async def scenario() -> list[int]:
+        done = [asyncio.Event() for _ in range(6)]
+
+        async def work(number: int) -> int:
+            if number % 2 == 0:  # an even one is done only after the odd one behind it
+                await done[number + 1].wait()
+            done[number].set()
+            return number
+
+        return [result async for result in ordered(numbers(6), work, window=4)]
+
+    assert asyncio.run(scenario()) == list(range(6))
+
+
+def test_no_more_than_the_window_is_in_work() -> None:
+    async def scenario() -> int:
+        running, most = 0, 0
+
+        async def work(number: int) -> int:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= 1
+            return number
+
+        assert len([result async for result in ordered(numbers(50), work, window=5)]) == 50
+        return most
+
+    assert asyncio.run(scenario()) <= 5
+
+
+def test_work_that_nobody_waits_for_is_cancelled() -> None:
+    async def scenario() -> int:
+        cancelled = 0
+
+        async def work(number: int) -> int:
+            nonlocal cancelled
+            if number == 0:
+                return 0
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled += 1
+                raise
+            return number
+
+        results = ordered(numbers(4), work, window=4)
+        assert await anext(results) == 0
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await results.aclose()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return cancelled
+
+    assert asyncio.run(scenario()) == 3
+
+
+def test_what_reading_raises_is_raised_after_what_was_read() -> None:
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        raise ConnectionError("gone")
+
+    async def work(number: int) -> int:
+        return number
+
+    async def scenario() -> list[int]:
+        results = ordered(broken(), work, window=2)
+        got = [await anext(results)]
+        with pytest.raises(ConnectionError, match="gone"):
+            await anext(results)
+        return got
+
+    assert asyncio.run(scenario()) == [1]
+
+
+def test_groups_hold_what_came_meanwhile_and_lose_nothing() -> None:
+    async def scenario() -> list[list[int]]:
+        groups = []
+        async for group in grouped(numbers(23), size=5):
+            groups.append(group)
+            for _ in range(10):
+                await asyncio.sleep(0)
+        return groups
+
+    groups = asyncio.run(scenario())
+    assert [number for group in groups for number in group] == list(range(23))
+    assert all(1 <= len(group) <= 5 for group in groups)
+
+
+def test_an_embed_stream_answers_in_order_and_goes_on_after_a_bad_image() -> None:
+    images = [picture(seed) if seed % 7 else b"bad" for seed in range(100)]
+    with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
+        requests = (pb.EmbedStreamRequest(key=f"k{n}", image=image) for n, image in enumerate(images))
+        responses = list(EmbeddingServiceStub(channel).EmbedStream(requests, timeout=30))
+        [expected] = EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(images=[images[50]]), timeout=30).results
+    assert [response.key for response in responses] == [f"k{n}" for n in range(100)]
+    assert [n for n, response in enumerate(responses) if response.result.HasField("error")] == list(range(0, 100, 7))
+    assert responses[50].result.vector == expected.vector
+
+
+def test_an_upsert_stream_acknowledges_every_item_and_keeps_it(tmp_path: Path) -> None:
+    def requests():
+        for seed in range(60):
+            item = collection_pb.UpsertItem(id=f"{seed:02}", image=picture(seed) if seed != 30 else b"bad")
+            yield collection_pb.UpsertStreamRequest(collection="photos", item=item)
+
+    with serving(FakeEncoder(), tmp_path) as address, Client(address) as client:
+        client.create_collection("photos")
+        with grpc.insecure_channel(address) as channel:
+            responses = list(CollectionServiceStub(channel).UpsertStream(requests(), timeout=30))
+        stored = [item.id for item in client.list_items("photos")]
+    assert [response.index for response in responses] == list(range(60))
+    assert [response.result.id for response in responses if response.result.HasField("id")] == stored
+    assert stored == [f"{seed:02}" for seed in range(60) if seed != 30]
+
+
+def test_an_upsert_stream_to_a_collection_that_is_not_there_fails_as_a_whole(tmp_path: Path) -> None:
+    with serving(FakeEncoder(), tmp_path) as address, grpc.insecure_channel(address) as channel:
+        request = collection_pb.UpsertStreamRequest(collection="no", item=collection_pb.UpsertItem(image=picture(1)))
+        with pytest.raises(grpc.RpcError) as failed:
+            list(CollectionServiceStub(channel).UpsertStream(iter([request]), timeout=30))
+    assert failed.value.code() is grpc.StatusCode.NOT_FOUND
