@@ -129,7 +129,7 @@ class SmallCNN(nn.Module):
         layers: list[nn.Module] = [_conv(3, widths[0], 3, stride=2), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
         before = widths[0]
         for stage, width in enumerate(widths):
-            layers += [_Residual(before, width, stride=2 if stage else 1), _Residual(width, width, stride=1)]
+            layers += [Residual(before, width, stride=2 if stage else 1), Residual(width, width, stride=1)]
             before = width
         self.layers = nn.Sequential(*layers)
 
@@ -139,7 +139,7 @@ class SmallCNN(nn.Module):
         return y.mean(dim=(2, 3))
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """Two 3 × 3 convolutions beside a shortcut, the basic block of ResNet (arXiv 1512.03385)."""
 
     def __init__(self, before: int, width: int, stride: int) -> None:
@@ -151,6 +151,7 @@ class _Residual(nn.Module):
             self.shortcut = nn.Sequential(_conv(before, width, 1, stride), nn.BatchNorm2d(width))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Float [B, before, H, W] → [B, width, H / stride, W / stride]."""
         y_BCHW = F.relu(self.norm1(self.conv1(x_BCHW)), inplace=True)
         return F.relu(self.norm2(self.conv2(y_BCHW)) + self.shortcut(x_BCHW), inplace=True)
 

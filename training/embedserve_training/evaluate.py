@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -268,8 +268,8 @@ def vote(scores_MK: NDArray[np.float32], labels_MK: NDArray[np.int64], labels: i
 
 
 def _unit(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    norms_N1 = np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
-    return (x_ND / norms_N1).astype(np.float32)
+    unit_ND: NDArray[np.float32] = x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
+    return unit_ND
 
 
 def _raw_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -281,16 +281,17 @@ def _raw_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
         pixels_NSSC = np.stack(
             [np.asarray(Image.fromarray(p).resize(small, Image.Resampling.BILINEAR)) for p in pixels_NSSC]
         )
-    return pixels_NSSC.reshape(len(pixels_NSSC), -1).astype(np.float32) / 255
+    return pixels_NSSC.reshape(len(pixels_NSSC), -1).astype(np.float32) / np.float32(255)
 
 
 def principal_components(
     train_ND: NDArray[np.float32], test_MD: NDArray[np.float32], dimensions: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Both sets projected on the principal components of the first, centred on its mean."""
-    mean_D = train_ND.mean(axis=0)
+    mean_D: Any = train_ND.mean(axis=0)
     centred_ND = train_ND - mean_D
     # The eigenvectors of the smaller of the two products of the data with itself give the components.
+    vectors: Any
     if centred_ND.shape[0] >= centred_ND.shape[1]:
         _, vectors = np.linalg.eigh(centred_ND.T @ centred_ND)
         components_DK = vectors[:, ::-1][:, :dimensions]
@@ -298,5 +299,4 @@ def principal_components(
         _, vectors = np.linalg.eigh(centred_ND @ centred_ND.T)
         components_DK = centred_ND.T @ vectors[:, ::-1][:, :dimensions]
         components_DK /= np.maximum(np.linalg.norm(components_DK, axis=0), 1e-12)
-    projected_NK, projected_MK = centred_ND @ components_DK, (test_MD - mean_D) @ components_DK
-    return projected_NK.astype(np.float32), projected_MK.astype(np.float32)
+    return centred_ND @ components_DK, (test_MD - mean_D) @ components_DK

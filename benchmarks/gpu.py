@@ -1,0 +1,260 @@
+"""Images per second on one GPU: training (step only and end to end) and encoding, each beside its ceiling.
+
+    python benchmarks/gpu.py [--out results.json] [--seconds 8]
+
+Needs torch, numpy and pillow. torchvision's ResNet-18 is used where it is installed, else the same network built here;
+encoding runs in onnxruntime where that has CUDA and the onnx packages are there, else in torch. Downloads nothing: the
+images are synthetic, drawn on this machine, and say nothing about accuracy.
+Without a CUDA GPU it prints one line and exits 0.
+
+"Step only" trains on one batch of views that is already on the GPU: no loading, no augmentation. It is the ceiling.
+"End to end" is the trainer's own step: take a batch from the decoded images, draw two views, step. An image counts
+once, not once per view.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "training")]  # so that it runs from a checkout without an installation
+
+REPEATS = 3
+IMAGES = 4096
+CASES = [
+    # name, backbone, side of the view, side of the cached image, batch, preset
+    ("ResNet-18, 224 px", "resnet18", 224, 258, 256, "photo"),
+    ("ResNet-18 with 3 × 3 stem, 32 px", "resnet18", 32, 32, 512, "small"),
+]
+ENCODE_BATCHES = (1, 8, 64, 256)
+
+
+def main() -> int:
+    """Run what this machine can run and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file")
+    parser.add_argument("--seconds", type=float, default=8.0, help="measured seconds per repeat (default 8)")
+    arguments = parser.parse_args()
+    try:
+        import torch
+    except ImportError:
+        print("skipped: PyTorch is not installed")
+        return 0
+    if not torch.cuda.is_available():
+        print("skipped: no CUDA GPU")
+        return 0
+    results: dict[str, Any] = {
+        "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+        "hardware": hardware(),
+        "versions": versions(),
+        "images": f"{IMAGES} synthetic images drawn on the machine; decoding from disk is not measured",
+        "training": [training(case, arguments.seconds) for case in CASES],
+        "encoding": [encoding(case, arguments.seconds) for case in CASES],
+    }
+    text = json.dumps(results, indent=2, ensure_ascii=False)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+    return 0
+
+
+def hardware() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import os
+
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    import importlib.metadata
+
+    import torch
+
+    found = {"python": platform.python_version(), "cuda": str(torch.version.cuda)}
+    for name in ("torch", "torchvision", "onnxruntime-gpu", "onnxruntime", "onnx"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def measure(step: Callable[[], Any], images_per_step: int, seconds: float) -> dict[str, float]:
+    """Images per second over REPEATS stretches of ``seconds``, after a warm-up: median, least and greatest."""
+    import torch
+
+    for _ in range(20):
+        step()
+    torch.cuda.synchronize()
+    rates = []
+    for _ in range(REPEATS):
+        count, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            for _ in range(5):
+                step()
+            torch.cuda.synchronize()
+            count += 5
+        rates.append(count * images_per_step / (time.perf_counter() - started))
+    return {
+        "images_per_s": round(statistics.median(rates), 1),
+        "least": round(min(rates), 1),
+        "greatest": round(max(rates), 1),
+    }
+
+
+def synthetic(side: int) -> Any:
+    """Smooth colour pictures with noise: uint8 [N, T, T, 3] on the GPU."""
+    import torch
+    import torch.nn.functional as F
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    parts = []
+    for _ in range(IMAGES // 256):
+        coarse = torch.rand(256, 3, 8, 8, device="cuda", generator=generator)
+        smooth = F.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
+        noise = torch.rand(smooth.shape, device="cuda", generator=generator)
+        parts.append(((0.9 * smooth + 0.1 * noise) * 255).byte().permute(0, 2, 3, 1))
+    return torch.cat(parts).contiguous()
+
+
+def network(name: str, size_px: int) -> Any:
+    """The backbone; where torchvision is missing, the same ResNet-18 out of our own residual block."""
+    import torch
+    from embedserve_training import backbones
+    from torch import nn
+
+    torch.manual_seed(0)
+    try:
+        return backbones.build(name, size_px)
+    except ImportError:
+        small = size_px <= backbones.SMALL_IMAGE_PX
+        layers: list[Any] = [nn.Conv2d(3, 64, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)]
+        layers += [nn.BatchNorm2d(64), nn.ReLU(inplace=True)]
+        layers += [] if small else [nn.MaxPool2d(3, 2, 1)]
+        before = 64
+        for stage, width in enumerate((64, 128, 256, 512)):
+            block = backbones.Residual
+            layers += [block(before, width, stride=2 if stage else 1), block(width, width, stride=1)]
+            before = width
+        body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return backbones.Backbone(body, name, 512)
+
+
+def training(case: tuple[str, str, int, int, int, str], seconds: float) -> dict[str, Any]:
+    """SimCLR in bf16: step only, augmentation only, and both together."""
+    import torch
+    from embedserve_training import augment, optim
+    from embedserve_training.config import Facts, TrainConfig, plan
+    from embedserve_training.methods.simclr import SimCLR
+
+    name, backbone, size_px, cached_px, batch, preset = case
+    config = TrainConfig(backbone=backbone, batch_size=batch, size_px=size_px, device="cuda", epochs=1)
+    settings = plan(config, Facts(images=IMAGES, median_side_px=cached_px, cuda=True)).settings
+    torch.backends.cudnn.benchmark = True
+    method: Any = SimCLR.from_settings(settings, network(backbone, size_px))
+    method = method.to("cuda", memory_format=torch.channels_last).train()
+    optimizer = optim.build(settings, method)
+    optim.set_lr(optimizer, 1e-4)
+    pixels_NTTC = synthetic(cached_px)
+    generator = torch.Generator().manual_seed(0)
+
+    def views() -> list[Any]:
+        indices = torch.randint(0, IMAGES, (batch,), generator=generator).to("cuda")
+        pixels = pixels_NTTC[indices]
+        return [augment.augment(pixels, size_px, augment.PRESETS[preset], generator) for _ in range(2)]
+
+    def step(views_VBCSS: list[Any]) -> None:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            output = method(views_VBCSS, None)
+        optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()
+        optimizer.step()
+
+    ready = views()
+    torch.cuda.reset_peak_memory_stats()
+    step_only = measure(lambda: step(ready), batch, seconds)
+    augmentation = measure(views, batch, seconds / 2)
+    end_to_end = measure(lambda: step(views()), batch, seconds)
+    result = {
+        "case": name,
+        "batch": batch,
+        "optimizer": settings.optimizer,
+        "precision": "bf16",
+        "step_only": step_only,
+        "augmentation_only": augmentation,
+        "end_to_end": end_to_end,
+        "end_to_end_over_step_only": round(end_to_end["images_per_s"] / step_only["images_per_s"], 3),
+        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+    }
+    print(f"{name}: {result}", file=sys.stderr)
+    return result
+
+
+def encoding(case: tuple[str, str, int, int, int, str], seconds: float) -> dict[str, Any]:
+    """The encoder as it is served: uint8 images in host memory in, unit vectors in host memory out."""
+    import torch
+    from embedserve_training.embed import ServedEncoder
+
+    name, backbone, size_px, cached_px, _, _ = case
+    served = ServedEncoder(network(backbone, size_px)).eval()
+    images = synthetic(cached_px)[: max(ENCODE_BATCHES), :size_px, :size_px].cpu().numpy()
+    session, why_not = onnx_session(served, size_px)
+    if session is not None:
+        runs_in = "onnxruntime, CUDAExecutionProvider, fp32"
+
+        def encode(batch: int) -> Any:
+            return session.run(None, {"images": images[:batch]})
+
+    else:
+        runs_in = f"torch, fp32 (onnxruntime not used: {why_not})"
+        on_gpu = served.to("cuda", memory_format=torch.channels_last)
+
+        def encode(batch: int) -> Any:
+            with torch.inference_mode():
+                return on_gpu(torch.from_numpy(images[:batch]).to("cuda")).cpu()
+
+    rates = {str(batch): measure(lambda b=batch: encode(b), batch, seconds / 4) for batch in ENCODE_BATCHES}
+    result = {"case": name, "runs_in": runs_in, "by_batch": rates}
+    print(f"{name}: {result}", file=sys.stderr)
+    return result
+
+
+def onnx_session(served: Any, size_px: int) -> tuple[Any, str]:
+    """The network in onnxruntime on CUDA, or None and why it cannot be had here."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        return None, f"{error.name} is not installed"
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return None, "no CUDA provider"
+    from embedserve_training.export import to_onnx
+
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # the CUDA libraries that came with torch
+    session = onnxruntime.InferenceSession(to_onnx(served, size_px), providers=["CUDAExecutionProvider"])
+    if session.get_providers()[0] != "CUDAExecutionProvider":
+        return None, "the CUDA provider does not load"
+    return session, ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
