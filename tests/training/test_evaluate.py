@@ -60,7 +60,7 @@ def test_principal_components_keep_the_variance_that_a_singular_value_decomposit
     np.testing.assert_allclose(projected, again, atol=1e-4)
 
 
-def test_a_run_is_measured_beside_its_untrained_network_raw_pixels_and_pca(
+def test_a_run_is_measured_beside_its_untrained_networkraw_pixels_and_pca(
     finished_run: Path, image_folder: Path
 ) -> None:
     result = evaluate(finished_run, image_folder, image_folder, report=quiet)
@@ -128,9 +128,9 @@ def test_unreadable_files_are_reported_and_left_out_of_both_images_and_labels(
     assert any("checks/broken.png" in line for line in lines)
 
 
-def test_raw_pixels_of_large_images_are_compared_at_32_pixels() -> None:
+def testraw_pixels_of_large_images_are_compared_at_32_pixels() -> None:
     pixels = np.zeros((2, 64, 64, 3), np.uint8)
     pixels[1] = 255
-    vectors = module._raw_pixels(pixels)
+    vectors = module.raw_pixels(pixels)
     assert vectors.shape == (2, 32 * 32 * 3)
     assert vectors[1].min() == pytest.approx(1.0)

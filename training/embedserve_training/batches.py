@@ -8,7 +8,7 @@ Shapes: N images, B per batch, T side of the cached image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ class Batches:
         if self.resident:
             self._pixels_NTTC = self._pixels_NTTC.to(device)
 
-    def start_at(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def start_at(self, step: int) -> Generator[tuple[Tensor, Tensor]]:
         """Endless batches from a step on: indices int64 [B] and pixels uint8 [B, T, T, 3], both on the device."""
         if self.resident:
             for indices_B in self._indices(step):

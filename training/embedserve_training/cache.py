@@ -107,16 +107,20 @@ def _decode(
     skipped: list[Skipped] = []
     fingerprint = hashlib.sha256()
     partial = pixels_path.with_suffix(".partial")
-    with partial.open("wb") as out:
-        for position, digest, outcome in load_all(folder, spec, workers=workers, progress=progress):
-            if isinstance(outcome, Skipped):
-                skipped.append(outcome)
-                continue
-            out.write(outcome.tobytes())
-            positions.append(position)
-            fingerprint.update(os.fsencode(folder.paths[position]) + b"\0" + digest)
-        out.flush()
-        os.fsync(out.fileno())
+    try:
+        with partial.open("wb") as out:
+            for position, digest, outcome in load_all(folder, spec, workers=workers, progress=progress):
+                if isinstance(outcome, Skipped):
+                    skipped.append(outcome)
+                    continue
+                out.write(outcome.tobytes())
+                positions.append(position)
+                fingerprint.update(os.fsencode(folder.paths[position]) + b"\0" + digest)
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"the decoded images cannot be kept in {pixels_path.parent}: {error.strerror}") from error
     if not positions:
         partial.unlink()
         raise nothing_readable(folder, skipped)

@@ -106,7 +106,7 @@ def evaluate(subject: Path, train_folder: Path, test_folder: Path | None, *, rep
 
     rows = [row("trained", (network.embed(train_pixels), network.embed(test_pixels)))]
     rows.append(_untrained_row(network, train_pixels, test_pixels, row, report))
-    raw = _raw_pixels(train_pixels), _raw_pixels(test_pixels)
+    raw = raw_pixels(train_pixels), raw_pixels(test_pixels)
     side = min(_PIXEL_SIDE, network.spec.size_px)
     rows.append(row("raw pixels", raw, f"{side} × {side} × 3 pixels"))
     dimensions = min(network.dimension, *raw[0].shape)
@@ -272,7 +272,7 @@ def _unit(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit_ND
 
 
-def _raw_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
+def raw_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The images as vectors, scaled down to _PIXEL_SIDE where they are larger."""
     from PIL import Image
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ class Trainer:
         self.report = report
         self.stop_wanted = stop_wanted
         self.recipe = replace(augment.PRESETS[settings.augmentation], crop_scale=(settings.crop_min, 1.0))
+        torch.backends.cudnn.benchmark = True  # all batches have the same shape
         torch.manual_seed(settings.seed)
         backbone = backbones.build(settings.backbone, settings.size_px)
         method = methods.build(settings, backbone)
@@ -125,10 +127,17 @@ class Trainer:
         self.method.train()
         if self._saved_step < 0:
             self.save(finished=False)  # a disk that cannot be written to shows now and not in an hour
-        batches = self.batches.start_at(self.step)
+        with closing(self.batches.start_at(self.step)) as batches:
+            progress = self._train(batches)
+        self.save(finished=self.done)
+        return Outcome(finished=self.done, step=self.step, seconds=self.seconds, progress=progress)
+
+    def _train(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Progress | None:
+        """Steps until the budget is used or a stop is wanted."""
         reported = saved = begun = time.perf_counter()
         before = self.seconds
         progress: Progress | None = None
+        output: StepOutput | None = None
         stopped = False
         while not self.done and not stopped:
             started = time.perf_counter()
@@ -140,16 +149,15 @@ class Trainer:
             self._step_s = now - started
             self._since.add(output, self.settings.batch_size, fetched - started, now - started)
             stopped = self.stop_wanted()
-            if now - reported >= REPORT_EVERY_S or self.done or stopped:
+            if now - reported >= REPORT_EVERY_S:
                 progress = self._report(output)
                 reported = now
-            if now - saved >= CHECKPOINT_EVERY_S and not self.done and not stopped:
+            if now - saved >= CHECKPOINT_EVERY_S:
                 self.save(finished=False)
                 saved = time.perf_counter()
-            self.seconds = before + time.perf_counter() - begun
-        batches.close()  # type: ignore[attr-defined]
-        self.save(finished=self.done)
-        return Outcome(finished=self.done, step=self.step, seconds=self.seconds, progress=progress)
+        if output and self._since.steps:
+            progress = self._report(output)
+        return progress
 
     def _step(self, indices_B: Tensor, pixels_BTTC: Tensor) -> StepOutput:
         settings = self.settings
