@@ -1,10 +1,159 @@
-"""`embedserve demo`."""
+"""`embedserve demo`: the whole path on real images, as the commands that a person would type."""
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
+
+from embedserve.errors import EmbedserveError, SetupError
+
+if TYPE_CHECKING:
+    from embedserve.client import Client
+
+_MOST_ITEMS = 1000
+"""Items whose neighbours are counted; comparing raw pixels takes the square of it."""
+_SHOWN = 3
 
 
 @click.command("demo")
-def command() -> None:
-    """To be written."""
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--out", default=Path("demo"), type=click.Path(path_type=Path), help="Where everything is made.")
+@click.option("--minutes", default=3.0, type=click.FloatRange(min=0, min_open=True), help="Minutes of training.")
+@click.option("--port", default=50051, type=click.IntRange(1, 65535), help="gRPC port of the server.")
+@click.option("--once", is_flag=True, help="Stop at the end instead of serving on.")
+@click.pass_context
+def command(context: click.Context, folder: Path | None, out: Path, minutes: float, port: int, once: bool) -> None:
+    """Train, evaluate, export, serve, add and search: the whole path, on a sample or on your own FOLDER.
+
+    Without a folder it runs on a sample of Fashion-MNIST: 3,000 images to train with and 1,000 to search among. Each
+    step is the command that you would type, and is printed. Run again, it goes on with what is there.
+
+    \b
+    embedserve demo
+    embedserve demo photos/ --minutes 20 --once
+    """
+    from embedserve.cli.output import say
+
+    if folder is None:
+        from embedserve.sample import unpack
+
+        out.mkdir(parents=True, exist_ok=True)
+        train_folder, add_folder = unpack(out)
+    else:
+        train_folder = add_folder = folder
+    labelled = _has_labels(train_folder)
+    run, encoder, server = out / "run", out / "encoder.onnx", f"localhost:{port}"
+    _run("train", train_folder, "-o", run, "--minutes", f"{minutes:g}")
+    if labelled:
+        _run("evaluate", run, train_folder, *([] if folder else ["--test", add_folder]))
+    else:
+        say("\nno evaluation: the folder has no subfolder for each label\n")
+    _run("export", run, "-o", encoder)
+    with _serving(encoder, out / "data", port) as process:
+        _run("add", add_folder, "--collection", "demo", "--server", server)
+        from embedserve.client import Client
+
+        with Client(server) as client:
+            _show_searches(client, server, add_folder)
+            if labelled:
+                _show_agreement(client, encoder, add_folder)
+        if once:
+            return
+        say(f"\nserving on {server}; Ctrl-C stops. In another terminal:")
+        say(f"  embedserve search IMAGE --collection demo --server {server}")
+        process.wait()
+    context.exit(process.returncode)
+
+
+def _has_labels(folder: Path) -> bool:
+    from embedserve.cli.training import training_installed
+
+    with training_installed():
+        from embedserve_training.data import scan
+    labels = scan(folder).labels
+    return labels is not None and len(set(labels)) > 1
+
+
+def _run(*words: str | Path) -> None:
+    """Run a command of ours as a person would.
+
+    Raises:
+        Exit: it failed, and has said why.
+    """
+    _announce(words)
+    done = subprocess.run([sys.executable, "-m", "embedserve", *map(str, words)], check=False)
+    if done.returncode:
+        raise click.exceptions.Exit(done.returncode)
+
+
+def _announce(words: Sequence[str | Path]) -> None:
+    click.echo(f"\n{click.style('$ ' + shlex.join(['embedserve', *map(str, words)]), bold=True)}", err=True)
+
+
+@contextmanager
+def _serving(encoder: Path, data: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of our own, ready; it is told to stop at the end, and waited for."""
+    from embedserve.client import Client
+
+    words = ["serve", encoder, "--data", data, "--port", str(port)]
+    _announce(words)
+    process = subprocess.Popen([sys.executable, "-m", "embedserve", *map(str, words)])
+    try:
+        with Client(f"localhost:{port}") as client:
+            while True:
+                try:
+                    client.wait_ready(timeout_s=1)
+                    break
+                except EmbedserveError:
+                    if process.poll() is not None:
+                        raise SetupError("the server did not start", hint="it has said why, above") from None
+        yield process
+    except KeyboardInterrupt:
+        pass  # the server has been told as well, and drains
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
+
+
+def _show_searches(client: Client, server: str, folder: Path) -> None:
+    items = [item.id for item in client.list_items("demo")]
+    for item in items[:: max(len(items) // _SHOWN, 1)][:_SHOWN]:
+        _run("search", folder / item, "--collection", "demo", "-k", "5", "--server", server)
+
+
+def _show_agreement(client: Client, encoder: Path, folder: Path) -> None:
+    """How often the ten nearest neighbours have the query's label, beside raw pixels on the same images."""
+    import numpy as np
+
+    from embedserve import encoder_file, preprocess
+    from embedserve.client import Query
+    from embedserve_training.evaluate import raw_pixels
+
+    items = list(client.list_items("demo"))
+    items = items[:: -(-len(items) // _MOST_ITEMS)]
+    labels = np.array([str(item.metadata.get("label", "")) for item in items])
+    shares = []
+    for label, hits in zip(
+        labels, client.search_many("demo", [Query(id=item.id) for item in items], k=10), strict=True
+    ):
+        if isinstance(hits, EmbedserveError):
+            raise hits
+        shares.append(np.mean([hit.metadata.get("label") == label for hit in hits]))
+    spec = encoder_file.read(encoder).metadata.preprocess
+    pixels = raw_pixels(np.stack([preprocess.load(spec, (folder / item.id).read_bytes()) for item in items]))
+    pixels /= np.linalg.norm(pixels, axis=1, keepdims=True) + 1e-12
+    cosines = pixels @ pixels.T
+    np.fill_diagonal(cosines, -np.inf)
+    nearest = np.argpartition(-cosines, 10, axis=1)[:, :10]
+    raw = (labels[nearest] == labels[:, None]).mean()
+    click.echo(f"\nsame label among the 10 nearest of {len(items)} images")
+    click.echo(f"  embedserve  {100 * float(np.mean(shares)):5.1f} %")
+    click.echo(f"  raw pixels  {100 * float(raw):5.1f} %")

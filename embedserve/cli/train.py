@@ -1,10 +1,70 @@
-"""`embedserve train`."""
+"""`embedserve train`: a folder of images → a run folder."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Any
+
 import click
+
+from embedserve.cli.training import setting_options
 
 
 @click.command("train")
-def command() -> None:
-    """To be written."""
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-METHOD, NAME being FOLDER's]"
+)
+@setting_options
+@click.option("--dry-run", is_flag=True, help="Print the plan, each value with its source, and stop.")
+@click.option("--fresh", is_flag=True, help="Begin anew even if the run folder holds a run.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document about the run at the end.")
+def command(
+    folder: Path,
+    out: Path | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    fresh: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Train an encoder on a folder of images, without labels.
+
+    The folder may be flat or nested. Files that cannot be read are named and left out. The plan is printed first.
+    Ctrl-C stops with a checkpoint; the same line again goes on from there.
+
+    \b
+    embedserve train photos/ --minutes 20 -o runs/photos
+    embedserve train photos/ --epochs 100 --backbone resnet18 --dry-run
+    """
+    from dataclasses import asdict
+
+    from embedserve.cli.output import print_json, say
+    from embedserve.cli.training import make_config, training_installed
+
+    config = make_config(flags, settings)
+    out = out or Path("runs") / f"{folder.resolve().name}-{config.method}"
+    with training_installed():
+        from embedserve_training.run import run_training
+
+    result = run_training(folder, config=config, out=out, report=say, dry_run=dry_run, fresh=fresh)
+    if as_json:
+        print_json(
+            {
+                "run": str(result.run),
+                "status": result.status,
+                "images": result.images,
+                "skipped": [asdict(file) for file in result.skipped],
+                "steps": result.steps,
+                "seconds": round(result.seconds, 1),
+                "settings": result.plan.settings.to_json(),
+            }
+        )
+    if result.status == "stopped":
+        say(f"stopped at step {result.steps}; the same line goes on from there")
+        sys.exit(130)
+    if result.status == "finished":
+        say(f"{result.run}: {result.steps} steps on {result.images} images in {result.seconds / 60:.1f} minutes")
+    if result.status != "planned":
+        say(f"next: embedserve export {result.run} -o encoder.onnx")

@@ -1,0 +1,104 @@
+"""What the three training commands share: the optional dependency, and settings that are flags."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import click
+
+from embedserve.errors import InvalidInput, SetupError
+
+_CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
+
+_EXTRA = {"torch", "torchvision", "onnx", "onnxscript"}
+
+_FLAGS = (
+    "method",
+    "backbone",
+    "epochs",
+    "minutes",
+    "batch_size",
+    "size_px",
+    "augmentation",
+    "device",
+    "workers",
+    "seed",
+)
+"""Settings that have a flag of their own; all others are reached through ``--set``."""
+
+
+@contextmanager
+def training_installed() -> Iterator[None]:
+    """Turns a missing training dependency into one sentence.
+
+    Raises:
+        SetupError: PyTorch, or what is exported with, is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        raise SetupError(
+            f"training needs {'PyTorch' if error.name == 'torch' else error.name}, which is not installed",
+            hint="pip install 'embedserve[train]'",
+        ) from error
+
+
+def setting_options(command: _CommandT) -> _CommandT:
+    """A flag for each of the common settings, and ``--set`` for the rest; help texts are those of the settings."""
+    config = _config_class()
+    rest = ", ".join(entry.name for entry in fields(config) if entry.name not in _FLAGS)
+    command = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=f"Any other setting: {rest}.")(
+        command
+    )
+    for entry in reversed([entry for entry in fields(config) if entry.name in _FLAGS]):
+        command = click.option(
+            f"--{entry.name.replace('_', '-')}",
+            type=_type_of(entry.name),
+            default=None,
+            help=entry.metadata["help"],
+        )(command)
+    return command
+
+
+def make_config(flags: dict[str, Any], settings: Sequence[str]) -> Any:
+    """The TrainConfig of flags and ``--set`` texts; what was not given keeps its default.
+
+    Raises:
+        InvalidInput: a text is not KEY=VALUE, a key is not known, or a value is not of its type.
+    """
+    config = _config_class()
+    known = {entry.name for entry in fields(config)}
+    values = {name: value for name, value in flags.items() if value is not None}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or key not in known:
+            what = f"there is no setting {key!r}" if equals else f"{text!r} is not KEY=VALUE"
+            raise InvalidInput(what, hint=f"settings are: {', '.join(sorted(known))}")
+        try:
+            values[key] = _type_of(key)(value.strip())
+        except ValueError:
+            raise InvalidInput(f"{key} is {value!r}, which is no {_type_of(key).__name__}") from None
+    return config(**values)
+
+
+def _config_class() -> Any:
+    # Imports only the standard library, and so is cheap enough for `--help`.
+    from embedserve_training.config import TrainConfig
+
+    return TrainConfig
+
+
+def _type_of(name: str) -> type:
+    annotation = typing.get_type_hints(_config_class())[name]
+    if isinstance(annotation, types.UnionType):
+        [annotation] = [part for part in annotation.__args__ if part is not types.NoneType]
+    assert isinstance(annotation, type)
+    return annotation
