@@ -106,7 +106,7 @@ def evaluate(subject: Path, train_folder: Path, test_folder: Path | None, *, rep
 
     rows = [row("trained", (network.embed(train_pixels), network.embed(test_pixels)))]
     rows.append(_untrained_row(network, train_pixels, test_pixels, row, report))
-    raw = raw_pixels(train_pixels), raw_pixels(test_pixels)
+    raw = _flat_pixels(train_pixels), _flat_pixels(test_pixels)
     side = min(_PIXEL_SIDE, network.spec.size_px)
     rows.append(row("raw pixels", raw, f"{side} × {side} × 3 pixels"))
     dimensions = min(network.dimension, *raw[0].shape)
@@ -273,7 +273,12 @@ def _unit(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def raw_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The images as vectors, scaled down to _PIXEL_SIDE where they are larger."""
+    """The simplest embedding there is: uint8 [N, S, S, 3] → the pixels at 32 × 32 at most, with unit norm: [N, P]."""
+    return _unit(_flat_pixels(pixels_NSSC))
+
+
+def _flat_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The images as vectors within 0–1, scaled down to _PIXEL_SIDE where they are larger."""
     from PIL import Image
 
     if pixels_NSSC.shape[1] > _PIXEL_SIDE:
