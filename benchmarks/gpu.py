@@ -137,8 +137,9 @@ def synthetic(side: int) -> Any:
 def network(name: str, size_px: int) -> Any:
     """The backbone; where torchvision is missing, the same ResNet-18 out of our own residual block."""
     import torch
-    from embedserve_training import backbones
     from torch import nn
+
+    from embedserve_training import backbones
 
     torch.manual_seed(0)
     try:
@@ -160,6 +161,7 @@ def network(name: str, size_px: int) -> Any:
 def training(case: tuple[str, str, int, int, int, str], seconds: float) -> dict[str, Any]:
     """SimCLR in bf16: step only, augmentation only, and both together."""
     import torch
+
     from embedserve_training import augment, optim
     from embedserve_training.config import Facts, TrainConfig, plan
     from embedserve_training.methods.simclr import SimCLR
@@ -210,6 +212,7 @@ def training(case: tuple[str, str, int, int, int, str], seconds: float) -> dict[
 def encoding(case: tuple[str, str, int, int, int, str], seconds: float) -> dict[str, Any]:
     """The encoder as it is served: uint8 images in host memory in, unit vectors in host memory out."""
     import torch
+
     from embedserve_training.embed import ServedEncoder
 
     name, backbone, size_px, cached_px, _, _ = case

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedserve_training.config import TrainConfig
 from PIL import Image
+
+from embedserve_training.config import TrainConfig
 
 KINDS = ("stripes", "checks", "discs")
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from embedserve_training import augment
-from embedserve_training.augment import PRESETS, Augmentation
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
+
+from embedserve_training import augment
+from embedserve_training.augment import PRESETS, Augmentation
 
 NOTHING = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0)
 

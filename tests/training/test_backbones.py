@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-from embedserve_training import backbones
-from embedserve_training.heads import projector
 from torch import nn
 
 from embedserve.errors import InvalidInput
+from embedserve_training import backbones
+from embedserve_training.heads import projector
 
 
 @pytest.mark.parametrize(

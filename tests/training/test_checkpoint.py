@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedserve_training import checkpoint
-from embedserve_training.checkpoint import Checkpoint
 
 from embedserve.errors import TrainingError
+from embedserve_training import checkpoint
+from embedserve_training.checkpoint import Checkpoint
 
 
 def make(step: int) -> Checkpoint:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
 from embedserve_training.distributed import gather_rows
 from embedserve_training.losses import nt_xent
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedserve_training import evaluate as module
-from embedserve_training.evaluate import evaluate, nearest, principal_components, vote
 from PIL import Image
 
 from embedserve.errors import DataError, EncoderFileError, TrainingError
+from embedserve_training import evaluate as module
+from embedserve_training.evaluate import evaluate, nearest, principal_components, vote
 
 
 def quiet(line: str) -> None:

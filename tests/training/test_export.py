@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from embedserve_training import backbones, checkpoint, embed
-from embedserve_training import export as module
-from embedserve_training.embed import ServedEncoder
-from embedserve_training.export import export
 
 from embedserve import encoder_file, preprocess
 from embedserve.encoder import Encoder
 from embedserve.errors import ExportError, TrainingError
+from embedserve_training import backbones, checkpoint, embed
+from embedserve_training import export as module
+from embedserve_training.embed import ServedEncoder
+from embedserve_training.export import export
 
 
 def quiet(line: str) -> None:

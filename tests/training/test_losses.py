@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from embedserve_training.losses import nt_xent, nt_xent_chance
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from embedserve_training.monitor import Monitor, Progress, duration, effective_rank, sign_of_failure
 
 PROGRESS = Progress(

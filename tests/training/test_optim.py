@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from embedserve_training import optim
 from embedserve_training.backbones import build
 from embedserve_training.methods.simclr import SimCLR
-from torch import nn
 
 
 def test_weight_decay_spares_batch_norm_and_biases_and_takes_all_else() -> None:

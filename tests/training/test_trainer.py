@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+
+from embedserve.errors import DataError, SetupError, TrainingError
 from embedserve_training import checkpoint, trainer
 from embedserve_training.config import TrainConfig
 from embedserve_training.monitor import Progress
 from embedserve_training.run import run_training
-from PIL import Image
-
-from embedserve.errors import DataError, SetupError, TrainingError
 
 Config = Callable[..., TrainConfig]
 
@@ -219,6 +219,7 @@ def test_a_budget_in_minutes_is_kept_and_its_schedule_runs_to_the_end(
 
 def test_every_image_is_used_once_per_epoch_but_for_the_incomplete_batch() -> None:
     import numpy as np
+
     from embedserve_training.batches import Batches
 
     pixels = np.zeros((10, 2, 2, 3), np.uint8)
@@ -234,6 +235,7 @@ def test_every_image_is_used_once_per_epoch_but_for_the_incomplete_batch() -> No
 
 def test_batches_fetched_ahead_are_those_of_resident_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
+
     from embedserve_training import batches as module
 
     pixels = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedserve_training import cache, data
 from PIL import Image
 
 from embedserve import preprocess
 from embedserve.errors import DataError
 from embedserve.preprocess import PreprocessSpec
+from embedserve_training import cache, data
 
 
 def put(path: Path, side: int = 16, value: int = 100) -> Path:
