@@ -1,10 +1,312 @@
-"""`embedserve add`."""
+"""`embedserve add`: the images of folders into a collection; the same line again goes on where it stopped."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
+
+from embedserve.cli.options import collection_option, json_option, server_option
+from embedserve.errors import CollectionNotFound, DataError, EmbedserveError, FailedPrecondition, InvalidInput
+
+if TYPE_CHECKING:
+    from embedserve.cli.output import Progress
+    from embedserve.client import Client, ItemInput
+    from embedserve.types import CollectionInfo, Item
+
+_LOOKED_UP_TOGETHER = 500
+"""Ids in one question for what the collection holds already."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """An image file and what it is to become."""
+
+    id: str
+    path: Path
+    metadata: Mapping[str, Any]
+
+
+@dataclass
+class _Tally:
+    """What became of the files."""
+
+    added: int = 0
+    changed: int = 0
+    known: int = 0
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+    def fail(self, path: Path, error: EmbedserveError, id: str = "") -> None:
+        """Note a file that could not be added."""
+        why = error.message.removeprefix(f"{path} ")
+        self.failed.append({"path": str(path), "id": id, "code": error.code, "error": why, "hint": error.hint})
+
+    def __str__(self) -> str:
+        return f"added {self.added}, changed {self.changed}, known {self.known}, failed {len(self.failed)}"
 
 
 @click.command("add")
-def command() -> None:
-    """To be written."""
+@click.argument(
+    "folders",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER...",
+)
+@collection_option
+@click.option(
+    "--keep",
+    type=click.Choice(["none", "thumbnails", "originals"]),
+    help="What a collection that is made now keeps of images; thumbnails if nothing is said.",
+)
+@click.option(
+    "--metadata",
+    "table",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.csv",
+    help="Metadata of the images: a column `path`, relative to the folder, and a column for each key.",
+)
+@server_option
+@json_option("One JSON document: how many were added, changed, known already, and which failed.")
+def command(
+    folders: tuple[Path, ...], collection: str, keep: str | None, table: Path | None, server: str, as_json: bool
+) -> None:
+    """Add all images in folders to a collection, which is made if it is not there.
+
+    An item's id is the path of its file within FOLDER. Its metadata are `folder`, the path without the file's name,
+    `label`, the first part of that, and what the table says. Files that the collection holds already, unchanged, are
+    not sent again, so that the same line goes on where an earlier one stopped. Metadata that an item has and this
+    line does not name stays.
+
+    A file that cannot be used is named and left out; the exit code is then 1.
+
+    \b
+    embedserve add photos/ --collection photos
+    embedserve add photos/ --collection photos --metadata photos.csv --keep originals
+    """
+    import time
+
+    from embedserve.cli.options import connect
+    from embedserve.cli.output import print_json, progress, say, say_failed
+
+    tally = _Tally()
+    files = _find(folders, tally)
+    if table is not None:
+        files = _with_table(files, table)
+    begun = time.monotonic()
+    with connect(server, timeout_s=300) as client:
+        info = _collection(client, collection, keep)
+        try:
+            with progress(f"adding to {info.name}", len(files)) as bar:
+                _add(client, info, files, tally, bar)
+        except (EmbedserveError, KeyboardInterrupt):
+            if tally.added or tally.changed:
+                say(f"stopped: {tally}; the same command goes on from here")
+            raise
+    seconds = time.monotonic() - begun
+    for failure in tally.failed:
+        say_failed(failure["path"], failure["error"])
+    say(f"{tally}, in {seconds:.1f} s")
+    if as_json:
+        print_json(
+            {
+                "collection": info.name,
+                "added": tally.added,
+                "changed": tally.changed,
+                "known": tally.known,
+                "failed": tally.failed,
+                "seconds": round(seconds, 3),
+            }
+        )
+    elif not tally.failed:
+        say(f"search them: embedserve search IMAGE --collection {collection}")
+    if tally.failed:
+        sys.exit(1)
+
+
+# --- Which files, with which metadata ---
+
+
+def _find(folders: Sequence[Path], tally: _Tally) -> list[_File]:
+    """The images of the folders, in the order of folders and paths.
+
+    Raises:
+        DataError: a folder has no images.
+        InvalidInput: two files would have the same id.
+    """
+    from embedserve.cli.files import no_images, scan
+
+    files: dict[str, _File] = {}
+    for folder in folders:
+        found = scan(folder)
+        if not found.images and not found.unreadable:
+            raise no_images(folder, found)
+        for path, why in found.unreadable:
+            tally.fail(path, DataError(f"{path} cannot be read: {why}"))
+        for path in found.images:
+            relative = path.relative_to(folder)
+            file = _File(relative.as_posix(), path, _metadata_of(relative))
+            other = files.setdefault(file.id, file)
+            if other is not file:
+                raise InvalidInput(
+                    f"{other.path} and {path} would both get the id {file.id!r}",
+                    hint="add the folder that holds both folders, or add them to two collections",
+                )
+    return list(files.values())
+
+
+def _metadata_of(relative: Path) -> dict[str, str]:
+    if len(relative.parts) == 1:
+        return {}
+    return {"label": relative.parts[0], "folder": relative.parent.as_posix()}
+
+
+def _with_table(files: Sequence[_File], table: Path) -> list[_File]:
+    """The files with the metadata that the table has for them, which wins over what folders say.
+
+    Raises:
+        InvalidInput: the table cannot be understood.
+    """
+    from dataclasses import replace
+
+    from embedserve.cli.output import printable, say
+
+    rows = _read_table(table)
+    unused = rows.keys() - {file.id for file in files}
+    if unused:
+        say(f"{len(unused)} of {len(rows)} rows in {table} name no image, such as {printable(min(unused))!r}")
+    return [replace(file, metadata={**file.metadata, **rows.get(file.id, {})}) for file in files]
+
+
+def _read_table(table: Path) -> dict[str, dict[str, Any]]:
+    """Path → metadata; a cell that is empty gives no key."""
+    import csv
+    from pathlib import PurePosixPath
+
+    from embedserve.cli.conditions import parse_value
+    from embedserve.types import check_metadata_key
+
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = reader.fieldnames or []
+            if "path" not in columns:
+                raise InvalidInput(
+                    f"{table} has no column 'path'; its columns are {', '.join(map(repr, columns)) or 'none'}",
+                    hint="the first line names the columns, as in: path,price,brand",
+                )
+            for column in columns:
+                check_metadata_key(column)
+            for row in reader:
+                where = f"{table}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise InvalidInput(f"{where}: there are not as many cells as columns")
+                path = PurePosixPath(row.pop("path")).as_posix()
+                if path in rows:
+                    raise InvalidInput(f"{where}: {path!r} has a row already")
+                rows[path] = {key: parse_value(cell) for key, cell in row.items() if cell}
+    except OSError as error:
+        raise DataError(f"{table} cannot be read: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{table} is no CSV file in UTF-8: {error}") from error
+    return rows
+
+
+# --- Adding ---
+
+
+def _collection(client: Client, name: str, keep: str | None) -> CollectionInfo:
+    """The collection, made if it is missing."""
+    from embedserve.cli.output import say
+
+    try:
+        info = client.get_collection(name)
+    except CollectionNotFound:
+        info = client.create_collection(name, keep=keep or "thumbnails")
+        say(f"made collection {info.name}, bound to encoder {info.encoder_name} ({info.fingerprint[:12]})")
+    if info.external:
+        raise FailedPrecondition(
+            f"collection {info.name} takes vectors from outside, not images",
+            hint="add the images to another collection",
+        )
+    if keep is not None and keep != info.keep:
+        say(f"collection {info.name} keeps {info.keep}; --keep {keep} does not change that")
+    return info
+
+
+def _add(client: Client, info: CollectionInfo, files: Sequence[_File], tally: _Tally, bar: Progress) -> None:
+    """Send what the collection does not hold yet, and count what became of it."""
+    import time
+
+    sent: dict[str, tuple[_File, bool]] = {}
+    begun = time.monotonic()
+    for result in client.add_each(info.name, _to_send(client, info, files, tally, bar, sent)):
+        file, is_change = sent.pop(result.id)
+        if result.error is not None:
+            tally.fail(file.path, result.error, file.id)
+        elif is_change:
+            tally.changed += 1
+        else:
+            tally.added += 1
+        bar.advance()
+        bar.note(f"{(tally.added + tally.changed) / (time.monotonic() - begun):.0f} img/s")
+
+
+def _to_send(
+    client: Client,
+    info: CollectionInfo,
+    files: Sequence[_File],
+    tally: _Tally,
+    bar: Progress,
+    sent: dict[str, tuple[_File, bool]],
+) -> Iterator[ItemInput]:
+    """The items that are new or changed; ``sent`` gets the file of each, and whether it is a change."""
+    from embedserve.client import ItemInput
+
+    for start in range(0, len(files), _LOOKED_UP_TOGETHER):
+        block = files[start : start + _LOOKED_UP_TOGETHER]
+        for file, item in zip(block, _look_up(client, info.name, block), strict=True):
+            if item is not None and _is_same(file, item):
+                tally.known += 1
+                bar.advance()
+                continue
+            sent[file.id] = file, item is not None
+            metadata = {**item.metadata, **file.metadata} if item is not None else file.metadata
+            yield ItemInput(id=file.id, image=file.path, metadata=metadata)
+
+
+def _look_up(client: Client, collection: str, block: Sequence[_File]) -> list[Item | None]:
+    """What the collection holds under the ids of the files."""
+    askable = [file.id for file in block if _is_text(file.id)]
+    found = dict(zip(askable, client.get_items(collection, askable), strict=True))
+    return [found.get(file.id) for file in block]
+
+
+def _is_text(id: str) -> bool:
+    """False for a file name with bytes that are no UTF-8; that file fails by itself when it is sent."""
+    try:
+        id.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_same(file: _File, item: Item) -> bool:
+    """Whether the collection holds this very file, with all the metadata that it is to have."""
+    import hashlib
+
+    for key, value in file.metadata.items():
+        stored = item.metadata.get(key)
+        # True equals 1 in Python, but not in a filter.
+        if type(stored) is not type(value) or stored != value:
+            return False
+    try:
+        with file.path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").digest() == item.content_sha256
+    except OSError:
+        return False  # sending it says why it cannot be read

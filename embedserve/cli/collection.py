@@ -1,10 +1,287 @@
-"""`embedserve collection`."""
+"""`embedserve collection`: make, show and remove collections, and look at their items."""
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING, Any
+
 import click
 
+from embedserve.cli.options import confirm, json_option, require_terminal, server_option, where_option
 
-@click.command("collection")
+if TYPE_CHECKING:
+    from embedserve.types import CollectionInfo, Item
+
+
+@click.group("collection")
 def command() -> None:
-    """To be written."""
+    """Make, show and remove collections, and look at their items.
+
+    \b
+    embedserve collection list
+    embedserve collection info photos
+    """
+
+
+@command.command("list")
+@server_option
+@json_option("One JSON document: the collections.")
+def list_(server: str, as_json: bool) -> None:
+    """List all collections.
+
+    \b
+    embedserve collection list
+    """
+    from embedserve.cli.options import connect
+    from embedserve.cli.output import print_json, print_table, say
+
+    with connect(server) as client:
+        collections = client.list_collections()
+    if as_json:
+        print_json([_collection_document(info) for info in collections])
+    elif collections:
+        print_table(
+            ["name", "items", "encoder", "keeps", "aliases", "disk"],
+            [
+                [
+                    info.name,
+                    f"{info.items:,}",
+                    _encoder_text(info),
+                    info.keep,
+                    ", ".join(info.aliases),
+                    _size_text(info.disk_bytes),
+                ]
+                for info in collections
+            ],
+            right=(1, 5),
+        )
+    else:
+        say("no collections yet; make one: embedserve add FOLDER --collection NAME")
+
+
+@command.command("info")
+@click.argument("name")
+@server_option
+@json_option("One JSON document: the collection.")
+def info_(name: str, server: str, as_json: bool) -> None:
+    """Say what a collection is and holds. NAME may be an alias.
+
+    \b
+    embedserve collection info photos
+    """
+    from embedserve.cli.options import connect
+    from embedserve.cli.output import print_json, print_line
+
+    with connect(server) as client:
+        info = client.get_collection(name)
+    if as_json:
+        print_json(_collection_document(info))
+        return
+    for label, text in (
+        ("name", info.name),
+        ("aliases", ", ".join(info.aliases) or "none"),
+        ("items", f"{info.items:,}"),
+        ("encoder", _encoder_text(info)),
+        ("fingerprint", info.fingerprint),
+        ("dimension", f"{info.dimension} numbers per vector"),
+        ("keeps", info.keep),
+        ("index", info.index),
+        ("made", _time_text(info.created_unix_s)),
+        ("disk", _size_text(info.disk_bytes)),
+    ):
+        print_line(f"{label:<12} {text}")
+
+
+@command.command("create")
+@click.argument("name")
+@click.option(
+    "--keep",
+    type=click.Choice(["none", "thumbnails", "originals"]),
+    default="thumbnails",
+    help="What to keep of images beside their vectors.",
+)
+@click.option("--external", is_flag=True, help="Vectors come from outside; not bound to the server's encoder.")
+@click.option("--dimension", type=click.IntRange(0, 65536), default=0, help="Numbers in a vector; with --external.")
+@server_option
+def create(name: str, keep: str, external: bool, dimension: int, server: str) -> None:
+    """Make an empty collection. `embedserve add` makes the collection that it needs by itself.
+
+    \b
+    embedserve collection create photos --keep originals
+    embedserve collection create texts --external --dimension 384
+    """
+    if external and not dimension:
+        raise click.UsageError("--external needs --dimension")
+
+    from embedserve.cli.options import connect
+    from embedserve.cli.output import say
+
+    with connect(server) as client:
+        info = client.create_collection(name, keep=keep, external=external, dimension=dimension)
+    say(f"made {info.name}: {_encoder_text(info)}, {info.dimension} numbers per vector, keeps {info.keep}")
+
+
+@command.command("delete")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@server_option
+def delete(name: str, yes: bool, server: str) -> None:
+    """Remove a collection with all its items, and the aliases that point to it. NAME is no alias.
+
+    \b
+    embedserve collection delete photos --yes
+    """
+    require_terminal(yes)
+
+    from embedserve.cli.options import connect
+    from embedserve.cli.output import printable, say
+
+    with connect(server) as client:
+        if not yes:
+            info = client.get_collection(name)
+            confirm(f"Remove collection {info.name} with {info.items:,} items?", yes)
+        client.delete_collection(name)
+    say(f"removed {printable(name)}")
+
+
+@command.command("alias")
+@click.argument("alias")
+@click.argument("name", required=False)
+@click.option("--remove", is_flag=True, help="Remove the alias.")
+@server_option
+def alias_(alias: str, name: str | None, remove: bool, server: str) -> None:
+    """Point ALIAS to the collection NAME, at once for every reader; or remove it.
+
+    \b
+    embedserve collection alias photos photos-2
+    embedserve collection alias photos --remove
+    """
+    if remove == (name is not None):
+        raise click.UsageError("give either NAME or --remove")
+
+    from embedserve.cli.options import connect
+    from embedserve.cli.output import printable, say
+
+    with connect(server) as client:
+        client.set_alias(alias, name or "")
+    say(f"removed alias {printable(alias)}" if remove else f"{printable(alias)} is {printable(name or '')} from now on")
+
+
+@command.command("items")
+@click.argument("name")
+@where_option
+@click.option("--limit", type=click.IntRange(1), help="Items at most; without it all.")
+@server_option
+@json_option("JSON lines: one item with id, metadata and sha256 of its image on each.")
+def items(name: str, conditions: tuple[Any, ...], limit: int | None, server: str, as_json: bool) -> None:
+    """List the items of a collection in the order of their ids, one on each line.
+
+    \b
+    embedserve collection items photos --where label=shoe --limit 20
+    embedserve collection items photos --json > items.jsonl
+    """
+    from itertools import islice
+
+    from embedserve.cli.conditions import all_of
+    from embedserve.cli.options import connect
+    from embedserve.cli.output import metadata_text, print_json, print_line
+
+    with connect(server) as client:
+        page_size = min(limit or 500, 500)
+        for item in islice(client.list_items(name, filter=all_of(conditions), page_size=page_size), limit):
+            if as_json:
+                print_json(_item_document(item))
+            else:
+                print_line(f"{item.id}  {metadata_text(item.metadata)}".rstrip())
+
+
+@command.command("get")
+@click.argument("name")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.option("--vectors", is_flag=True, help="Show vectors too.")
+@server_option
+@json_option("JSON lines: one item on each.")
+def get(name: str, ids: tuple[str, ...], vectors: bool, server: str, as_json: bool) -> None:
+    """Show items by id. Exits with 1 if one of them is not there.
+
+    \b
+    embedserve collection get photos shoes/12.jpg
+    """
+    from embedserve.cli.options import connect
+    from embedserve.cli.output import metadata_text, print_json, print_line, say_failed
+
+    with connect(server) as client:
+        found = client.get_items(name, ids, include_vectors=vectors)
+    for id, item in zip(ids, found, strict=True):
+        if item is None:
+            say_failed(id, f"collection {name} has no item with this id")
+        elif as_json:
+            print_json(_item_document(item))
+        else:
+            print_line(f"id        {item.id}")
+            print_line(f"metadata  {metadata_text(item.metadata) or 'none'}")
+            print_line(f"sha256    {item.content_sha256.hex() or 'none: it came as a vector'}")
+            if item.vector is not None:
+                print_line(f"vector    {' '.join(str(number) for number in item.vector)}")
+    if None in found:
+        sys.exit(1)
+
+
+@command.command("remove")
+@click.argument("name")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@server_option
+def remove(name: str, ids: tuple[str, ...], yes: bool, server: str) -> None:
+    """Remove items by id; an id that is not there is no error.
+
+    \b
+    embedserve collection remove photos shoes/12.jpg --yes
+    """
+    require_terminal(yes)
+
+    from embedserve.cli.options import connect
+    from embedserve.cli.output import printable, say
+
+    confirm(f"Remove {'1 item' if len(ids) == 1 else f'{len(ids)} items'} from collection {printable(name)}?", yes)
+    with connect(server) as client:
+        removed = client.delete_items(name, ids)
+    say(f"removed {removed} of {len(ids)} items")
+
+
+def _collection_document(info: CollectionInfo) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(info)
+
+
+def _item_document(item: Item) -> dict[str, Any]:
+    from embedserve.cli.output import shortest
+
+    document: dict[str, Any] = {
+        "id": item.id,
+        "metadata": item.metadata,
+        "content_sha256": item.content_sha256.hex(),
+    }
+    if item.vector is not None:
+        document["vector"] = shortest(item.vector)
+    return document
+
+
+def _encoder_text(info: CollectionInfo) -> str:
+    return "external" if info.external else f"{info.encoder_name} ({info.fingerprint[:12]})"
+
+
+def _time_text(unix_s: float) -> str:
+    from datetime import datetime
+
+    return datetime.fromtimestamp(unix_s).astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def _size_text(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,10 +1,209 @@
-"""`embedserve embed`."""
+"""`embedserve embed`: files and folders to vectors, by a server or in this process."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
 import click
+
+from embedserve.cli.options import server_option
+from embedserve.errors import DataError, EmbedserveError, ImageUndecodable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class _Embedder:
+    """Whoever makes the vectors."""
+
+    name: str
+    fingerprint: str
+    dimension: int
+    embed: Callable[[Sequence[Path]], Iterable[NDArray[np.float32] | EmbedserveError]]
 
 
 @click.command("embed")
-def command() -> None:
-    """To be written."""
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATHS...")
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    metavar="OUT",
+    help="OUT.npy: float32 [N, D], with OUT.json beside it that names the rows and the encoder."
+    ' OUT.jsonl: path, vector and encoder on each line; "-" prints the same lines.',
+)
+@server_option
+@click.option(
+    "--encoder",
+    "encoder_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Embed in this process with an encoder file; no server is needed.",
+)
+def command(paths: tuple[Path, ...], out: str, server: str, encoder_path: Path | None) -> None:
+    """Embed images: files, or all images in folders.
+
+    A file that cannot be used is named and left out; the exit code is then 1.
+
+    \b
+    embedserve embed photos/ -o photos.npy
+    embedserve embed photos/ -o photos.jsonl --encoder encoder.onnx
+    embedserve embed query.jpg -o -
+    """
+    if out != "-" and Path(out).suffix not in (".npy", ".jsonl"):
+        raise click.BadParameter(f"{out!r} is neither NAME.npy, NAME.jsonl nor -", param_hint="'-o'")
+
+    from embedserve.cli.output import progress, say, say_failed
+
+    images, unreadable = _find(paths)
+    failed: list[tuple[str, str, str]] = [(str(path), DataError.code, why) for path, why in unreadable]
+    rows: list[NDArray[np.float32]] = []
+    named: list[str] = []
+    with _embedder(server, encoder_path) as embedder, _lines(out) as line, progress("embedding", len(images)) as bar:
+        for path, result in zip(images, embedder.embed(images), strict=True):
+            bar.advance()
+            if isinstance(result, EmbedserveError):
+                failed.append((str(path), result.code, result.message.removeprefix(f"{path} ")))
+                continue
+            named.append(path.as_posix())
+            if line is None:
+                rows.append(result)
+            else:
+                line(path.as_posix(), result, embedder.fingerprint)
+    for name, _code, why in failed:
+        say_failed(name, why)
+    if out.endswith(".npy"):
+        _write_npy(Path(out), rows, named, failed, embedder)
+    say(
+        f"embedded {len(named)} of {len(named) + len(failed)} with {embedder.name} ({embedder.fingerprint[:12]}),"
+        f" {embedder.dimension} numbers per image" + ("" if out == "-" else f", into {out}")
+    )
+    if failed:
+        sys.exit(1)
+
+
+def _find(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The files to embed, each once, and folders that could not be looked into.
+
+    Raises:
+        DataError: a folder has no images.
+    """
+    from embedserve.cli.files import no_images, scan
+
+    images: dict[Path, None] = {}
+    unreadable: list[tuple[Path, str]] = []
+    for path in paths:
+        if not path.is_dir():
+            images[path] = None
+            continue
+        found = scan(path)
+        if not found.images and not found.unreadable:
+            raise no_images(path, found)
+        images.update(dict.fromkeys(found.images))
+        unreadable += found.unreadable
+    return list(images), unreadable
+
+
+@contextmanager
+def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
+    if encoder_path is not None:
+        from embedserve import bulk
+        from embedserve.encoder import Encoder
+
+        encoder = Encoder.open(encoder_path)
+        metadata = encoder.metadata
+        yield _Embedder(
+            metadata.name,
+            encoder.fingerprint,
+            metadata.dimension,
+            lambda images: bulk.embed(encoder, [_reader(path) for path in images]),
+        )
+        return
+    from embedserve.cli.options import connect
+
+    with connect(server) as client:
+        info = client.encoder()
+        yield _Embedder(
+            info.name,
+            info.fingerprint,
+            info.dimension,
+            lambda images: client.embed_each(images, encoder_fingerprint=info.fingerprint),
+        )
+
+
+def _reader(path: Path) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ImageUndecodable(f"{path} cannot be read: {error.strerror}") from error
+
+    return read
+
+
+# --- Writing ---
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of ``path`` once it is complete; nothing is left of one that is not.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _lines(out: str) -> Iterator[Callable[[str, NDArray[np.float32], str], None] | None]:
+    """A function that writes one line for an image; None where no lines are asked for."""
+    from embedserve.cli.output import print_json, shortest
+
+    def document(path: str, vector: NDArray[np.float32], fingerprint: str) -> dict[str, Any]:
+        return {"path": path, "vector": shortest(vector), "encoder_fingerprint": fingerprint}
+
+    if out == "-":
+        yield lambda *row: print_json(document(*row))
+    elif out.endswith(".jsonl"):
+        with _replacing(Path(out)) as file:
+            yield lambda *row: _write_json(file, document(*row))
+    else:
+        yield None
+
+
+def _write_npy(
+    out: Path,
+    rows: Sequence[NDArray[np.float32]],
+    named: Sequence[str],
+    failed: Sequence[tuple[str, str, str]],
+    embedder: _Embedder,
+) -> None:
+    import numpy as np
+
+    vectors = np.stack(rows) if rows else np.empty((0, embedder.dimension), dtype=np.float32)
+    with _replacing(out) as file:
+        np.save(file, vectors)
+    encoder = {"name": embedder.name, "fingerprint": embedder.fingerprint, "dimension": embedder.dimension}
+    failures = [{"path": path, "code": code, "error": why} for path, code, why in failed]
+    with _replacing(out.with_suffix(".json")) as file:
+        _write_json(file, {"encoder": encoder, "paths": named, "failed": failures})
+
+
+def _write_json(file: IO[bytes], document: dict[str, Any]) -> None:
+    file.write(json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Progress(Protocol):
@@ -25,9 +29,50 @@ def say(text: str = "") -> None:
     click.echo(text, err=True)
 
 
+def say_failed(what: str, why: str) -> None:
+    """Names one input that failed, on stderr."""
+    click.echo(f"{click.style('failed', fg='red')}  {printable(what)}: {printable(why)}", err=True)
+
+
+def printable(text: str) -> str:
+    """The text with control characters, and bytes of file names that are no text, written out as ``\\x1b``.
+
+    Ids and metadata come from others: they shall neither move the cursor nor stop the program.
+    """
+    return "".join(
+        character
+        if character.isprintable() or character == "\n"
+        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )
+
+
+def print_line(text: str) -> None:
+    """One line of results, on stdout."""
+    click.echo(printable(text))
+
+
 def print_json(document: Any) -> None:
     """One JSON document for a program, on stdout."""
-    click.echo(json.dumps(document, ensure_ascii=False))
+    text = json.dumps(document, ensure_ascii=False)
+    # What is left of a file name that is no text becomes a JSON escape, which is the same to who reads it.
+    click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def shortest(vector: NDArray[np.float32]) -> list[float]:
+    """The numbers of a vector, each with the fewest digits that give the same float32 back."""
+    return [float(str(number)) for number in vector]
+
+
+def metadata_text(metadata: Mapping[str, Any]) -> str:
+    """Metadata on one line, as in "label=cat  year=1999", in the order of its keys."""
+
+    def text_of(value: Any) -> str:
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        return str(value) if isinstance(value, (str, int, float)) else ", ".join(value)
+
+    return "  ".join(f"{key}={text_of(value)}" for key, value in sorted(metadata.items()))
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
@@ -40,8 +85,8 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right:
     for number, header in enumerate(headers):
         table.add_column(header, justify="right" if number in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False, markup=False)
+        table.add_row(*map(printable, row))
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 200  # what a log or a pipe gets is not folded
     console.print(table)

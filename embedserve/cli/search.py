@@ -1,10 +1,83 @@
-"""`embedserve search`."""
+"""`embedserve search`: the items of a collection that look like a picture."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Any
+
 import click
+
+from embedserve.cli.options import collection_option, json_option, server_option, where_option
 
 
 @click.command("search")
-def command() -> None:
-    """To be written."""
+@click.argument("image", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@collection_option
+@click.option("--like", "item_id", metavar="ID", help="Search by this item of the collection instead of an image.")
+@click.option("-k", default=10, type=click.IntRange(1), help="Hits at most.")
+@click.option("--min-score", type=click.FloatRange(-1, 1), help="Only hits with at least this cosine.")
+@where_option
+@click.option("--group-by", default="", metavar="KEY", help="At most one hit for each value of this metadata key.")
+@click.option("--exact", is_flag=True, help="Compare with every item, bypassing approximate structures.")
+@server_option
+@json_option("One JSON document: the hits with rank, id, score and metadata.")
+def command(
+    image: str | None,
+    collection: str,
+    item_id: str | None,
+    k: int,
+    min_score: float | None,
+    conditions: tuple[Any, ...],
+    group_by: str,
+    exact: bool,
+    server: str,
+    as_json: bool,
+) -> None:
+    """Find the items that look most like IMAGE; "-" reads the image from standard input.
+
+    The score is the cosine similarity, from -1 to 1; higher is closer.
+
+    \b
+    embedserve search query.jpg --collection photos
+    embedserve search query.jpg --collection photos -k 5 --where label=shoe --where "price<=80"
+    embedserve search --like shoes/12.jpg --collection photos --json
+    """
+    if (image is None) == (item_id is None):
+        raise click.UsageError("give either IMAGE or --like ID")
+
+    from embedserve.cli.conditions import all_of
+    from embedserve.cli.options import connect
+    from embedserve.cli.output import metadata_text, print_json, print_table, say
+
+    data: bytes | Path | None = None
+    if image is not None:
+        data = sys.stdin.buffer.read() if image == "-" else Path(image)
+    with connect(server) as client:
+        hits = client.search(
+            collection,
+            image=data,
+            id=item_id,
+            k=k,
+            min_score=min_score,
+            filter=all_of(conditions),
+            group_by=group_by,
+            exact=exact,
+        )
+    if as_json:
+        rows = [
+            {"rank": rank, "id": hit.id, "score": hit.score, "metadata": hit.metadata}
+            for rank, hit in enumerate(hits, start=1)
+        ]
+        print_json({"collection": collection, "hits": rows})
+    elif hits:
+        print_table(
+            ["rank", "score", "id", "metadata"],
+            [
+                [str(rank), f"{hit.score:.4f}", hit.id, metadata_text(hit.metadata)]
+                for rank, hit in enumerate(hits, start=1)
+            ],
+            right=(0, 1),
+        )
+    else:
+        say("no hits")

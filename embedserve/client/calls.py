@@ -141,7 +141,7 @@ def _from_code(
     """The error for a call that failed without a description of ours: in gRPC itself, or in something in between."""
     match code:
         case grpc.StatusCode.UNAVAILABLE:
-            return Unavailable(f"no server answers at {target}: {text}", hint=START_HINT)
+            return Unavailable(f"no server answers at {target}: {_reason(text)}", hint=START_HINT)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(
                 f"the server at {target} did not answer within {timeout_s:g} s", hint="allow more: Client(timeout_s=…)"
@@ -171,6 +171,12 @@ def _from_code(
             return Unavailable("the call was cancelled")
         case _:
             return InternalError(f"the server at {target} failed: {text}")
+
+
+def _reason(text: str) -> str:
+    """What gRPC says of a connection that cannot be made, without the addresses that it tried."""
+    is_chain = text.startswith(("failed to connect to all addresses", "DNS resolution failed"))
+    return text.rsplit(": ", 1)[-1] if is_chain else text
 
 
 def not_ready_because(call: Any, before: str) -> str:

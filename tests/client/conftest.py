@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_server import FakeServer, serving
+from fake_server import Connect, FakeServer, serving
 
 from embedserve import AsyncClient, Client
 from embedserve.types import Limits
@@ -46,9 +46,6 @@ class BlockingAsyncClient:
     def shut(self) -> None:
         self._runner.run(self._client.close())
         self._runner.close()
-
-
-Connect = Callable[..., Any]
 
 
 @pytest.fixture(params=["sync", "async"])

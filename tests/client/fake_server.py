@@ -37,6 +37,8 @@ FINGERPRINT = "ab" * 32
 DIMENSION = 4
 
 Answer = Callable[[Any], Any]
+Connect = Callable[..., Any]
+"""Makes a client for a target, with the options of its class."""
 METHODS = {
     embedding_grpc.EmbeddingServiceServicer: ("Embed", "GetEncoder", "GetServerInfo"),
     search_grpc.SearchServiceServicer: ("Search",),

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Connect
-from fake_server import DIMENSION, FINGERPRINT, FakeServer, encoder_ref, status, vector_of
+from fake_server import DIMENSION, FINGERPRINT, Connect, FakeServer, encoder_ref, status, vector_of
 
 from embedserve import wire
 from embedserve.client import AddResult, EncoderRef, ItemInput

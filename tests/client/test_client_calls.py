@@ -12,8 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import Connect
-from fake_server import FakeServer, PlainAbort, serving
+from fake_server import Connect, FakeServer, PlainAbort, serving
 from grpc_health.v1 import health_pb2
 
 from embedserve import Client

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Connect
-from fake_server import FINGERPRINT, FakeServer, status
+from fake_server import FINGERPRINT, Connect, FakeServer, status
 
 import embedserve
 from embedserve import AsyncClient, Client, wire

@@ -1,0 +1,83 @@
+"""Images in folders, for commands that send them to a server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedserve.errors import DataError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds, as far as names tell."""
+
+    images: Sequence[Path]
+    """Files whose names end like an image's, sorted; hidden ones are left out."""
+    others: Sequence[Path]
+    """All other files that are not hidden, sorted."""
+    unreadable: Sequence[tuple[Path, str]]
+    """Folders inside that could not be looked into, and why."""
+
+
+def scan(folder: Path) -> Folder:
+    """Look through a folder and all folders in it.
+
+    Links are followed, but each folder is looked into once, and first where it really is; a link in a circle
+    therefore ends.
+
+    Raises:
+        DataError: the folder itself cannot be looked into.
+    """
+    from embedserve.images import SUFFIXES
+
+    images: list[Path] = []
+    others: list[Path] = []
+    unreadable: list[tuple[Path, str]] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    links: list[Path] = []
+    while waiting or links:
+        # Links come last, so that a file is named by its real place if that is inside.
+        current = waiting.pop() if waiting else links.pop(0)
+        try:
+            entries = _entries(current, seen)
+        except OSError as error:
+            if current == folder:
+                raise DataError(f"{folder} cannot be read: {error.strerror}") from error
+            unreadable.append((current, error.strerror or str(error)))
+            continue
+        for entry in entries:
+            path = current / entry.name
+            if entry.is_dir():
+                (links if entry.is_symlink() else waiting).append(path)
+            elif path.suffix.lower() not in SUFFIXES:
+                others.append(path)
+            elif entry.is_file() or entry.is_symlink():
+                # A link that leads nowhere is kept, to be named when it cannot be read; a pipe would be waited for.
+                images.append(path)
+    return Folder(sorted(images), sorted(others), sorted(unreadable))
+
+
+def no_images(folder: Path, found: Folder) -> DataError:
+    """Says that there are no images in a folder, and what there is instead."""
+    from embedserve.images import SUFFIXES
+
+    seen = ""
+    if found.others:
+        names = ", ".join(path.name for path in found.others[:3])
+        files = "1 file" if len(found.others) == 1 else f"{len(found.others)} files"
+        seen = f" ({files} seen: {names}{', …' if len(found.others) > 3 else ''})"
+    return DataError(f"{folder} has no images{seen}", hint=f"images are files ending in {' '.join(SUFFIXES)}")
+
+
+def _entries(folder: Path, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
+    """What lies in a folder, sorted, without hidden names; nothing if it was looked into before."""
+    stat = folder.stat()
+    if (stat.st_dev, stat.st_ino) in seen:
+        return []
+    seen.add((stat.st_dev, stat.st_ino))
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)

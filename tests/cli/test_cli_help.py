@@ -1,0 +1,52 @@
+"""What every client-side command has: help with an example, and its shell's completion."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from running import Cli
+
+COMMANDS = [
+    "embed",
+    "add",
+    "search",
+    "completion",
+    "collection",
+    *(f"collection {verb}" for verb in ("list", "info", "create", "delete", "alias", "items", "get", "remove")),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_exits_with_0_and_shows_an_example(cli: Cli, command: str) -> None:
+    outcome = cli(*command.split(), "--help")
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    assert f"\n  embedserve {command}" in outcome.out
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("completion", "collection")])
+def test_the_server_is_given_in_the_same_way_everywhere(cli: Cli, command: str) -> None:
+    help_text = cli(*command.split(), "--help").out
+    assert "--server HOST:PORT" in help_text
+    assert "EMBEDSERVE_SERVER" in help_text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_goes_to_stdout_and_its_place_to_stderr(cli: Cli, shell: str) -> None:
+    outcome = cli("completion", shell)
+    assert outcome.exit_code == 0
+    assert "_EMBEDSERVE_COMPLETE" in outcome.out
+    assert f"{shell}_complete" in outcome.out
+    assert f"#   embedserve completion {shell} > ~/" in outcome.err
+
+
+def test_bash_accepts_its_script(cli: Cli) -> None:
+    script = cli("completion", "bash").out
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_unknown_shell_is_wrong_usage(cli: Cli) -> None:
+    outcome = cli("completion", "tcsh")
+    assert outcome.exit_code == 2
+    assert "'tcsh' is not one of 'bash', 'fish', 'zsh'" in outcome.err

@@ -1,0 +1,97 @@
+"""Which files of a folder are taken for images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from embedserve.cli.files import no_images, scan
+from embedserve.errors import DataError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def images(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in scan(folder).images]
+
+
+def test_images_are_found_by_their_suffix_in_all_folders_and_sorted(tmp_path: Path) -> None:
+    touch(tmp_path, "b.PNG", "a/z.jpeg", "a/y/x.tiff", "c.webp", "notes.txt", "a/README", "jpg")
+    assert images(tmp_path) == ["a/y/x.tiff", "a/z.jpeg", "b.PNG", "c.webp"]
+    assert [path.name for path in scan(tmp_path).others] == ["README", "jpg", "notes.txt"]
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, ".hidden.png", ".thumbs/a.png", "a/._b.jpg", "c.png")
+    assert images(tmp_path) == ["c.png"]
+    assert scan(tmp_path).others == []
+
+
+def test_a_link_in_a_circle_ends(tmp_path: Path) -> None:
+    touch(tmp_path, "a/b/c.png")
+    (tmp_path / "a/b/up").symlink_to(tmp_path)
+    (tmp_path / "a/self").symlink_to(".")
+    assert images(tmp_path) == ["a/b/c.png"]
+
+
+def test_a_folder_is_named_by_its_real_place_if_that_is_inside(tmp_path: Path) -> None:
+    touch(tmp_path, "z/c.png")
+    (tmp_path / "a").symlink_to("z")
+    assert images(tmp_path) == ["z/c.png"]
+
+
+def test_links_out_of_the_folder_are_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "outside/c.png", "inside/b.png")
+    (tmp_path / "inside/more").symlink_to(tmp_path / "outside")
+    (tmp_path / "inside/one.png").symlink_to(tmp_path / "outside/c.png")
+    assert images(tmp_path / "inside") == ["b.png", "more/c.png", "one.png"]
+
+
+def test_a_link_that_leads_nowhere_is_kept_to_be_named_later(tmp_path: Path) -> None:
+    (tmp_path / "lost.png").symlink_to("gone.png")
+    assert images(tmp_path) == ["lost.png"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert images(tmp_path) == []
+
+
+def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "album.png/a.png")
+    assert images(tmp_path) == ["album.png/a.png"]
+
+
+def test_a_folder_inside_that_cannot_be_looked_into_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a/b.png", "locked/c.png")
+    real = os.scandir
+
+    def scandir(path: Path) -> object:
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert images(tmp_path) == ["a/b.png"]
+    assert scan(tmp_path).unreadable == [(tmp_path / "locked", "Permission denied")]
+
+
+def test_a_folder_that_cannot_be_looked_into_itself_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
+        scan(tmp_path / "gone")
+
+
+def test_a_folder_without_images_is_described_by_what_it_has(tmp_path: Path) -> None:
+    touch(tmp_path, "d.txt", "a.txt", "c.txt", "b.txt")
+    error = no_images(tmp_path, scan(tmp_path))
+    assert error.message == f"{tmp_path} has no images (4 files seen: a.txt, b.txt, c.txt, …)"
+    assert ".webp" in error.hint
