@@ -7,7 +7,7 @@ from pathlib import Path
 
 from embedserve.errors import DataError
 
-_NAME = "fashion-mnist-sample.zip"
+NAME = "fashion-mnist-sample"
 
 
 def unpack(directory: Path) -> tuple[Path, Path]:
@@ -16,10 +16,11 @@ def unpack(directory: Path) -> tuple[Path, Path]:
     Raises:
         DataError: the archive is missing, or the directory is not writable.
     """
-    target = directory / "fashion-mnist-sample"
+    target = directory / NAME
     if not (target / "test").is_dir():
-        partial = directory / ".fashion-mnist-sample.partial"
+        partial = directory / f".{NAME}.partial"
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             with zipfile.ZipFile(_archive()) as archive:
                 archive.extractall(partial)
             partial.rename(target)
@@ -31,7 +32,7 @@ def unpack(directory: Path) -> tuple[Path, Path]:
 def _archive() -> Path:
     package = Path(__file__).parent
     # Installed, the archive lies in the package; in a checkout, among the examples.
-    for path in (package / "sample_data" / _NAME, package.parent / "examples" / _NAME):
+    for path in (package / "sample_data" / f"{NAME}.zip", package.parent / "examples" / f"{NAME}.zip"):
         if path.exists():
             return path
     raise DataError("the sample images are not part of this installation", hint="name a folder of your own images")

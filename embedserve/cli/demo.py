@@ -24,12 +24,16 @@ _SHOWN = 3
 
 @click.command("demo")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--out", default=Path("demo"), type=click.Path(path_type=Path), help="Where everything is made.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Where everything is made.  [default: demo, or demo-NAME]"
+)
 @click.option("--minutes", default=3.0, type=click.FloatRange(min=0, min_open=True), help="Minutes of training.")
 @click.option("--port", default=50051, type=click.IntRange(1, 65535), help="gRPC port of the server.")
 @click.option("--once", is_flag=True, help="Stop at the end instead of serving on.")
 @click.pass_context
-def command(context: click.Context, folder: Path | None, out: Path, minutes: float, port: int, once: bool) -> None:
+def command(
+    context: click.Context, folder: Path | None, out: Path | None, minutes: float, port: int, once: bool
+) -> None:
     """Train, evaluate, export, serve, add and search: the whole path, on a sample or on your own FOLDER.
 
     Without a folder it runs on a sample of Fashion-MNIST: 3,000 images to train with and 1,000 to search among. Each
@@ -42,14 +46,16 @@ def command(context: click.Context, folder: Path | None, out: Path, minutes: flo
     from embedserve.cli.output import say
 
     if folder is None:
-        from embedserve.sample import unpack
+        from embedserve.sample import NAME, unpack
 
-        out.mkdir(parents=True, exist_ok=True)
+        name, out = NAME, out or Path("demo")
         train_folder, add_folder = unpack(out)
     else:
+        name = folder.resolve().name
+        out = out or Path(f"demo-{name}")
         train_folder = add_folder = folder
     labelled = _has_labels(train_folder)
-    run, encoder, server = out / "run", out / "encoder.onnx", f"localhost:{port}"
+    run, encoder, server = out / "runs" / name, out / "encoder.onnx", f"localhost:{port}"
     _run("train", train_folder, "-o", run, "--minutes", f"{minutes:g}")
     if labelled:
         _run("evaluate", run, train_folder, *([] if folder else ["--test", add_folder]))
@@ -149,7 +155,6 @@ def _show_agreement(client: Client, encoder: Path, folder: Path) -> None:
         shares.append(np.mean([hit.metadata.get("label") == label for hit in hits]))
     spec = encoder_file.read(encoder).metadata.preprocess
     pixels = raw_pixels(np.stack([preprocess.load(spec, (folder / item.id).read_bytes()) for item in items]))
-    pixels /= np.linalg.norm(pixels, axis=1, keepdims=True) + 1e-12
     cosines = pixels @ pixels.T
     np.fill_diagonal(cosines, -np.inf)
     nearest = np.argpartition(-cosines, 10, axis=1)[:, :10]
