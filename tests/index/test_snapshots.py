@@ -33,7 +33,8 @@ def tiny_delta(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def units(count: int, seed: int = 0, dimension: int = D) -> NDArray[np.float32]:
     vectors = np.random.default_rng(seed).standard_normal((count, dimension))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    scaled: NDArray[np.float64] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return scaled.astype(np.float32)
 
 
 def empty(dimension: int = D) -> Snapshot:
@@ -162,6 +163,16 @@ def test_dead_rows_take_no_more_room_than_live_ones() -> None:
     snapshot = removed(snapshot, 2999, *range(3000, 3100))
     assert snapshot.items == 0
     assert snapshot.segments == ()
+
+
+def test_a_segment_that_is_mostly_dead_is_written_again_without_its_dead_rows() -> None:
+    vectors = units(1000)
+    snapshot = ExactIndex.rebuilt(D, 1, 1000, [(np.arange(1000, dtype=np.int64), vectors)])
+    assert [len(segment) for segment in removed(snapshot, *range(500)).segments] == [1000]
+    mostly_dead = removed(snapshot, *range(501))
+    assert [len(segment) for segment in mostly_dead.segments] == [499]
+    rows = {rid: vectors[rid] for rid in range(501, 1000)}
+    assert nearest(mostly_dead, vectors[7], 20) == slow_nearest(rows, vectors[7], 20)
 
 
 def test_the_delta_is_bounded_in_bytes() -> None:

@@ -37,7 +37,8 @@ def unit(*numbers: float) -> NDArray[np.float32]:
 def random_units(count: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
     """float32 [count, dimension], each of unit norm."""
     vectors = np.random.default_rng(seed).standard_normal((count, dimension))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    scaled: NDArray[np.float64] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return scaled.astype(np.float32)
 
 
 def new_collection(store: LocalStore, name: str = "photos", dimension: int = 4) -> None:
@@ -69,14 +70,14 @@ def holds(condition: Filter, metadata: Metadata) -> bool:
         case In(key, values):
             return any(_same(element, value) for element in _elements(metadata, key) for value in values)
         case Range(key, gt, gte, lt, lte):
-            value = metadata.get(key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            number = metadata.get(key)
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
                 return False
             return (
-                (gt is None or value > gt)
-                and (gte is None or value >= gte)
-                and (lt is None or value < lt)
-                and (lte is None or value <= lte)
+                (gt is None or number > gt)
+                and (gte is None or number >= gte)
+                and (lt is None or number < lt)
+                and (lte is None or number <= lte)
             )
         case Exists(key):
             return key in metadata

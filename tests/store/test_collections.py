@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def test_a_new_collection_of_an_old_name_is_empty(store: LocalStore) -> None:
 
 
 def test_every_call_says_which_collection_is_missing(store: LocalStore) -> None:
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: store.get_collection("x"),
         lambda: store.delete_collection("x"),
         lambda: store.upsert("x", []),

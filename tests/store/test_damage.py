@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_cases import EVERYTHING, all_ids, found, items_file, new_collection, random_units, unit
@@ -172,7 +173,7 @@ def test_after_a_failed_sync_no_write_is_taken_until_a_restart(
         def __getattr__(self, name: str) -> object:
             return getattr(self._inner, name)
 
-        def execute(self, statement: str, *values: object) -> object:
+        def execute(self, statement: str, *values: Any) -> object:
             if statement == "COMMIT":
                 raise FailingSync("disk I/O error")
             return self._inner.execute(statement, *values)

@@ -9,9 +9,9 @@ from store_cases import EVERYTHING, all_ids, found, new_collection, random_units
 from embedserve.errors import DimensionMismatch, InvalidInput
 from embedserve.store.local import LocalStore
 from embedserve.store.page_token import page_token
-from embedserve.types import Eq, Include, Item, Media, SearchOptions
+from embedserve.types import Eq, Include, Item, Media, Metadata, SearchOptions
 
-METADATA = {
+METADATA: Metadata = {
     "most": 2**63 - 1,
     "least": -(2**63),
     "beyond doubles": 2**53 + 1,
@@ -155,7 +155,7 @@ def test_pages_with_a_filter_hold_what_fits(store: LocalStore) -> None:
     while True:
         page = store.list_items("photos", page_size=7, page_token=token, filter=Eq("odd", True), include=EVERYTHING)
         ids += [item.id for item in page.items]
-        assert all(np.array_equal(item.vector, vectors[int(item.id)]) for item in page.items)
+        assert all(np.array_equal(np.asarray(item.vector), vectors[int(item.id)]) for item in page.items)
         token = page.next_page_token
         if not token:
             break

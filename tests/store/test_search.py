@@ -37,7 +37,7 @@ def test_a_hit_has_what_was_asked_for(store: LocalStore) -> None:
     assert store.search("photos", EAST[None], plain, [None]) == [[Hit(id="a", score=1.0)]]
     ((hit,),) = store.search("photos", EAST[None], SearchOptions(include_vectors=True), [None])
     assert hit.metadata == {"n": 1}
-    assert np.array_equal(hit.vector, EAST)
+    assert np.array_equal(np.asarray(hit.vector), EAST)
 
 
 def test_scores_are_cosines_by_hand(store: LocalStore) -> None:
@@ -135,7 +135,7 @@ def test_a_filtered_search_gives_as_many_hits_as_there_are(
 ) -> None:
     items = filled(store, 5000)
     if extra:
-        removed = [item.id for item in items.values() if item.metadata["n"] % 3 == 0]
+        removed = list(items)[::3]
         store.delete_items("many", removed)
         items = {id: item for id, item in items.items() if id not in set(removed)}
     else:

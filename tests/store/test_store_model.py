@@ -86,8 +86,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert found(self.store, query, options, exclude) == slow_search(self.items, query, options, exclude)
 
     @rule(page_size=st.integers(1, 9), condition=FILTERS)
-    def list(self, page_size: int, condition: Filter | None) -> None:
-        listed, token = [], ""
+    def page(self, page_size: int, condition: Filter | None) -> None:
+        listed: list[Item] = []
+        token = ""
         while True:
             page = self.store.list_items(
                 "photos", page_size=page_size, page_token=token, filter=condition, include=EVERYTHING
