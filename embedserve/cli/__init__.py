@@ -39,12 +39,11 @@ def run() -> None:
     Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 interrupted.
     """
     try:
-        main.main(standalone_mode=False)
+        # Not standalone, click gives the code of an Exit back instead of ending the process; a command gives None.
+        sys.exit(main.main(standalone_mode=False))
     except EmbedserveError as error:
         _say_error(error.message, error.hint)
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
     except click.Abort:
         sys.exit(130)
     except click.ClickException as error:

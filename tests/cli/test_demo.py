@@ -1,0 +1,85 @@
+"""The demo: the whole path, each step as the command that it prints."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedserve.sample import unpack
+from tests.fakes import picture
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_demo(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    port = str(free_port())
+    command = [sys.executable, "-m", "embedserve", "demo", *words, "--minutes", "0.05", "--once", "--port", port]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_the_sample_has_the_classes_and_numbers_that_it_promises(tmp_path: Path) -> None:
+    train, test = unpack(tmp_path)
+    counts = {folder.name: len(list(folder.glob("*.png"))) for folder in train.iterdir()}
+    assert len(counts) == 10
+    assert set(counts.values()) == {300}
+    assert {folder.name: len(list(folder.glob("*.png"))) for folder in test.iterdir()} == dict.fromkeys(counts, 100)
+
+
+def test_a_second_unpacking_leaves_what_is_there(tmp_path: Path) -> None:
+    _, test = unpack(tmp_path)
+    before = test.stat().st_mtime_ns
+    assert unpack(tmp_path)[1] == test
+    assert test.stat().st_mtime_ns == before
+
+
+def test_the_demo_goes_from_a_folder_to_searches_and_runs_again(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    for label in range(3):
+        folder = tmp_path / "things" / f"label-{label}"
+        folder.mkdir(parents=True)
+        for number in range(16):
+            (folder / f"{number:02}.png").write_bytes(picture(label * 1000 + number % 4, size=(30, 30)))
+    done = run_demo("things", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    steps = re.findall(r"\$ embedserve (\w+)", done.stderr)
+    assert steps == ["train", "evaluate", "export", "serve", "add", "search", "search", "search"]
+    assert re.search(r"trained +\d+\.\d %", done.stdout)
+    assert "same label among the 10 nearest of 48 images" in done.stdout
+    assert re.search(r"embedserve +\d+\.\d %\n +raw pixels +\d+\.\d %", done.stdout)
+    assert done.stderr.rstrip().endswith("stopped")
+
+    again = run_demo("things", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "known 48" in again.stderr
+
+
+def test_the_demo_without_labels_leaves_the_evaluation_out(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number:02}.png").write_bytes(picture(number, size=(30, 30)))
+    done = run_demo("flat", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no evaluation" in done.stderr
+    assert "same label" not in done.stdout
+
+
+def test_a_step_that_fails_ends_the_demo_with_its_own_words(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "empty").mkdir()
+    done = run_demo("empty", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr
