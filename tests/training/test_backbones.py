@@ -31,6 +31,20 @@ def test_a_backbone_gives_one_vector_per_image(name: str, size_px: int, dimensio
     assert backbone(torch.rand(3, 3, size_px, size_px)).shape == (3, dimension)
 
 
+@pytest.mark.parametrize("size_px", [9, 16, 28, 33, 63])
+def test_small_cnn_takes_every_small_size(size_px: int) -> None:
+    backbone = backbones.build("small-cnn", size_px).eval()
+    assert backbone(torch.rand(2, 3, size_px, size_px)).shape == (2, 256)
+
+
+def test_small_cnn_knows_in_which_quadrant_something_is() -> None:
+    body = backbones.build("small-cnn", 32).eval().body
+    image = torch.zeros(1, 3, 32, 32)
+    image[..., :8, :8] = 1.0  # upper left
+    change = (body(image) - body(torch.zeros(1, 3, 32, 32))).abs().view(-1, 2, 2).sum(0)  # type: ignore[operator]
+    assert change.flatten().argmax() == 0
+
+
 @pytest.mark.parametrize(("size_px", "side"), [(64, 8), (96, 3)])
 def test_a_resnet_keeps_the_pixels_of_small_images(size_px: int, side: int) -> None:
     body = backbones.build("resnet18", size_px).body

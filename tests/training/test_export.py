@@ -35,7 +35,7 @@ def test_the_file_gives_the_embeddings_of_pytorch_for_files_on_disk(
 def test_the_file_describes_the_run(finished_run: Path, exported: Path) -> None:
     metadata = encoder_file.read(exported).metadata
     plan = checkpoint.read_plan(finished_run)
-    assert (metadata.method, metadata.backbone, metadata.dimension) == ("simclr", "small-cnn", 128)
+    assert (metadata.method, metadata.backbone, metadata.dimension) == ("simclr", "small-cnn", 256)
     assert metadata.training == plan.settings.to_json()
     assert metadata.preprocess.to_json() == plan.preprocess
     assert metadata.data == {"fingerprint": plan.data["fingerprint"], "images": 48}

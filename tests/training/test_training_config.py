@@ -60,6 +60,12 @@ def test_photos_on_a_gpu_get_resnet18_at_224_px_in_bf16() -> None:
     assert (chosen["device"], chosen["precision"]) == ("cuda", "bf16")
 
 
+def test_the_usual_batch_depends_on_device_and_size_of_the_images() -> None:
+    assert values(TrainConfig(), SMALL)["batch_size"] == 128
+    assert values(TrainConfig(), PHOTOS)["batch_size"] == 256
+    assert values(TrainConfig(), Facts(images=50_000, median_side_px=32, cuda=True))["batch_size"] == 512
+
+
 def test_images_are_not_enlarged_to_a_usual_size() -> None:
     assert values(TrainConfig(), Facts(images=3000, median_side_px=100, cuda=True))["size_px"] == 96
 

@@ -117,26 +117,40 @@ def _refuses(name: str, size_px: int, error: Exception) -> InvalidInput:
 class SmallCNN(nn.Module):
     """A compact residual network that learns on two CPU cores within minutes at 28–32 px.
 
-    A stem of stride 2, then three stages of two residual blocks each with 32, 64 and 128 channels, and the mean over
-    all positions: 0.7 million weights.
+    A stem of stride 2, one residual block each with 32, 64 and 128 channels, a reduction to 64, and the mean of each
+    quadrant of the image: 0.3 million weights. The numbers below are the measured reasons, on 3,000 images of
+    Fashion-MNIST (share of the same label among the 10 nearest, after 59,000 images seen by SimCLR):
+
+    * Quadrants 73.3 %, one mean over the whole image 71.0 %: small pictures are mostly centred, so where something is
+      tells what it is.
+    * One block per stage sees twice as many images in the same time as two (690 against 350 per second and core), which
+      is worth more than depth in minutes of training.
+    * The last batch-norm, without weights of its own, gives every number the same spread. Cosines of the bare means,
+      which are all positive, lie close together: the vote of 200 neighbours then gains 3.5 points.
     """
 
-    DIMENSION = 128
+    DIMENSION = 256
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (32, 64, 128)
-        layers: list[nn.Module] = [_conv(3, widths[0], 3, stride=2), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
-        before = widths[0]
-        for stage, width in enumerate(widths):
-            layers += [Residual(before, width, stride=2 if stage else 1), Residual(width, width, stride=1)]
+        before = 32
+        layers: list[nn.Module] = [_conv(3, before, 3, stride=2), nn.BatchNorm2d(before), nn.ReLU(inplace=True)]
+        for width, stride in ((32, 1), (64, 2), (128, 2)):
+            layers.append(Residual(before, width, stride))
             before = width
+        reduced = self.DIMENSION // 4
+        layers += [_conv(before, reduced, 1, stride=1), nn.BatchNorm2d(reduced), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
+        self.norm = nn.BatchNorm1d(self.DIMENSION, affine=False)
 
     def forward(self, x_BCSS: Tensor) -> Tensor:
-        """Float [B, 3, S, S] → [B, D]."""
-        y: Tensor = self.layers(x_BCSS)
-        return y.mean(dim=(2, 3))
+        """Float [B, 3, S, S] → [B, D]; S at least 9."""
+        y_BCHH: Tensor = self.layers(x_BCSS)
+        side = y_BCHH.shape[2]
+        # Quadrants share the middle row and column where the side is odd.
+        quadrants_BC22 = F.avg_pool2d(y_BCHH, (side + 1) // 2, stride=side // 2)
+        h_BD: Tensor = self.norm(quadrants_BC22.flatten(1))
+        return h_BD
 
 
 class Residual(nn.Module):

@@ -233,7 +233,7 @@ class _Choices:
     def _shape(self) -> None:
         side, on_cpu = self.facts.median_side_px, self._value("device") == "cpu"
         # A multiple of 32, the stride of the usual networks, that asks for no more pixels than there are.
-        size = max(side, 8) if side < SMALL_SIDE_PX else min(side // 32 * 32, 96 if on_cpu else 224)
+        size = max(side, 16) if side < SMALL_SIDE_PX else min(side // 32 * 32, 96 if on_cpu else 224)
         limited = ", training on the CPU" if on_cpu and size == 96 else ""
         self._auto("size_px", size, f"median side {side} px{limited}")
         size = self._value("size_px")
@@ -258,9 +258,13 @@ class _Choices:
                 f"batch_size is {self.config.batch_size}, but there are {images} images",
                 hint=f"--batch-size {_power_of_two(images / 2)}, or leave it out",
             )
-        usual = 256
+        on_cpu, small = self._value("device") == "cpu", self._value("size_px") < SMALL_SIDE_PX
+        # On a CPU the time for a step grows with the batch, so smaller ones take more steps in the same time; a GPU is
+        # idle most of the time with few small images.
+        usual = 128 if on_cpu else 512 if small else 256
         batch = min(usual, _power_of_two(images / 4))
-        why = "the usual one" if batch == usual else f"at least four steps for {images} images"
+        usually = f"images of {self._value('size_px')} px on {self._value('device')}"
+        why = usually if batch == usual else f"at least four steps for {images} images"
         self._auto("batch_size", batch, why)
 
     def _optimisation(self) -> None:
