@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from embedserve import encoder_file
 from embedserve.errors import DataError, EncoderFileError, TrainingError
 from embedserve_training import evaluate as module
 from embedserve_training.evaluate import evaluate, nearest, principal_components, vote
@@ -109,6 +111,23 @@ def test_without_torch_the_untrained_row_is_left_out_with_the_reason(
     monkeypatch.delattr(embedserve_training, "embed", raising=False)
     untrained = evaluate(exported, image_folder, None, report=quiet).rows[1]
     assert (untrained.name, untrained.knn, untrained.note) == ("untrained", None, "left out: PyTorch is not installed")
+
+
+@pytest.mark.parametrize(
+    ("training", "reason"),
+    [({}, "does not say how its network is made"), ({"backbone": "resnet19"}, "there is no backbone 'resnet19'")],
+)
+def test_an_encoder_whose_network_is_not_known_is_measured_without_the_untrained_row(
+    training: dict[str, str], reason: str, exported: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    file = encoder_file.read(exported)
+    training = {**file.metadata.training, **training} if training else {}
+    foreign = encoder_file.pack(file.model, replace(file.metadata, training=training))
+    encoder_file.write(foreign, tmp_path / "foreign.onnx")
+    trained, untrained = evaluate(tmp_path / "foreign.onnx", image_folder, None, report=quiet).rows[:2]
+    assert trained.knn is not None
+    assert untrained.knn is None
+    assert reason in untrained.note
 
 
 def test_unreadable_files_are_reported_and_left_out_of_both_images_and_labels(

@@ -54,6 +54,12 @@ def test_small_images_keep_their_size_and_get_the_small_network_and_recipe() -> 
     assert (chosen["device"], chosen["precision"]) == ("cpu", "fp32")
 
 
+def test_small_images_without_colour_are_cropped_less_than_published() -> None:
+    assert values(TrainConfig(), SMALL)["crop_min"] == 0.08
+    assert values(TrainConfig(), Facts(images=3000, median_side_px=28, grey=True))["crop_min"] == 0.4
+    assert values(TrainConfig(), Facts(images=3000, median_side_px=200, grey=True))["crop_min"] == 0.08
+
+
 def test_photos_on_a_gpu_get_resnet18_at_224_px_in_bf16() -> None:
     chosen = values(TrainConfig(), PHOTOS)
     assert (chosen["size_px"], chosen["backbone"], chosen["augmentation"]) == (224, "resnet18", "photo")

@@ -139,6 +139,8 @@ class Facts:
     images: int
     median_side_px: int
     """Median of the images' shorter sides."""
+    grey: bool = False
+    """No image has any colour."""
     cuda: bool = False
     mps: bool = False
     cores: int = 1
@@ -240,7 +242,14 @@ class _Choices:
         small = size < SMALL_SIDE_PX
         self._auto("backbone", "small-cnn" if small else "resnet18", f"images of {size} px")
         self._auto("augmentation", "small" if small else "photo", f"images of {size} px")
-        self._auto("crop_min", 0.08, f"as published for {self._value('augmentation')}")
+        # Without colour, and with 28 pixels, a crop of 8 % leaves next to nothing to recognise. Fashion-MNIST, 3,000
+        # images, small-cnn, share of the same label among the 10 nearest: after 84,000 images seen 68.9 % with crops
+        # from 8 %, 71.3 % from 30 %, 72.2 % from 50 %; with the network as it is now, after 59,000 images, 73.7 % from
+        # 40 % and 72.9 % from 60 %.
+        if self._value("augmentation") == "small" and self.facts.grey:
+            self._auto("crop_min", 0.4, "small images without colour")
+        else:
+            self._auto("crop_min", 0.08, f"as published for {self._value('augmentation')}")
 
     def _budget(self) -> None:
         if self.config.minutes is not None:

@@ -168,22 +168,36 @@ def nothing_readable(folder: ImageFolder, skipped: Sequence[Skipped]) -> DataErr
     )
 
 
-def median_side_px(folder: ImageFolder, *, sample: int = 64) -> int:
-    """Median of the shorter sides of up to ``sample`` readable images spread evenly over the folder.
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a few images of a folder say about all of them."""
+
+    median_side_px: int
+    """Median of the shorter sides."""
+    grey: bool
+    """None of them has any colour."""
+
+
+def look(folder: ImageFolder, *, sample: int = 64) -> Look:
+    """Look at up to ``sample`` images spread evenly over the folder.
 
     Raises:
         DataError: none of them can be read.
     """
     step = max(len(folder.paths) / sample, 1.0)
     sides: list[int] = []
+    grey = True
     skipped: list[Skipped] = []
     for path in dict.fromkeys(folder.paths[int(step * i)] for i in range(min(sample, len(folder.paths)))):
         try:
-            sides.append(min(images.decode((folder.root / path).read_bytes()).shape[:2]))
+            pixels = images.decode((folder.root / path).read_bytes())
         except ImageError as error:
             skipped.append(Skipped(path=path, reason=error.message))
         except OSError as error:
             skipped.append(Skipped(path=path, reason=f"cannot be read: {error.strerror or error}"))
+        else:
+            sides.append(min(pixels.shape[:2]))
+            grey = grey and bool((pixels == pixels[..., :1]).all())
     if not sides:
         raise nothing_readable(folder, skipped)
-    return int(statistics.median(sides))
+    return Look(median_side_px=int(statistics.median(sides)), grey=grey)

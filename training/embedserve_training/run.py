@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ import embedserve
 from embedserve.errors import DataError, SetupError, TrainingError
 from embedserve.preprocess import PreprocessSpec
 from embedserve_training import cache, checkpoint, data, methods
+from embedserve_training.cache import DecodedImages
 from embedserve_training.checkpoint import StoredPlan
 from embedserve_training.config import MIN_IMAGES, SMALL_SIDE_PX, Facts, Plan, PlanEntry, Settings, TrainConfig, plan
 from embedserve_training.data import ImageFolder, Skipped
@@ -80,8 +82,8 @@ def run_training(
     files = data.scan(folder)
     before = None if fresh or dry_run else _earlier_run(out, config)
     if before:
-        the_plan = _plan_again(before)
-        side_px = int(before.data["cached_side_px"])
+        facts = None
+        the_plan, side_px = _plan_again(before), int(before.data["cached_side_px"])
     else:
         facts = _facts(files)
         the_plan = _make_plan(config, facts)
@@ -90,71 +92,40 @@ def run_training(
         report(f"{len(files.paths)} image files in {folder}")
         _report_plan(the_plan, report)
         return RunResult(run=out, status="planned", plan=the_plan, images=len(files.paths))
-
-    if fresh:
-        for name in (checkpoint.CHECKPOINT, checkpoint.PLAN, checkpoint.METRICS, checkpoint.SAMPLES):
-            (out / name).unlink(missing_ok=True)
     saved = checkpoint.load(out) if before else None
-    if saved and saved.finished:
+    if before and saved and saved.finished:
         report(f"{out} is finished: {saved.step} steps in {duration(saved.seconds)}; --fresh begins anew")
-        count = int(before.data["images"]) if before else 0
         return RunResult(
-            run=out, status="finished before", plan=the_plan, images=count, steps=saved.step, seconds=saved.seconds
+            run=out,
+            status="finished before",
+            plan=the_plan,
+            images=int(before.data["images"]),
+            steps=saved.step,
+            seconds=saved.seconds,
         )
-    _make_folder(out)
-    images = cache.open_cache(
-        files,
-        side_px,
-        out / checkpoint.CACHE,
-        workers=the_plan.settings.workers,
-        progress=_decoding_progress(report),
-    )
-    _report_skipped(images.skipped, out, report)
-    count = len(images.positions)
-    if count < MIN_IMAGES:
-        raise DataError(f"{folder} has {count} images that can be read; training needs at least {MIN_IMAGES}")
-    if before:
-        if images.fingerprint != before.data["fingerprint"]:
-            raise TrainingError(
-                f"the images in {folder} are not those that the run in {out} began with",
-                hint="begin anew with --fresh, or use another folder for the run: -o FOLDER",
-            )
-    else:
-        # Unreadable files may have made the data smaller than the plan took it to be.
-        the_plan = _make_plan(config, replace(facts, images=count))
-        spec = _preprocess(the_plan.settings)
-        _write_samples(files, images.positions, spec, out)
-        checkpoint.write_plan(
-            StoredPlan(
-                config=asdict(config),
-                settings=the_plan.settings,
-                sources={entry.name: entry.source for entry in the_plan.entries},
-                preprocess=spec.to_json(),
-                data={
-                    "folder": str(folder.resolve()),
-                    "fingerprint": images.fingerprint,
-                    "images": count,
-                    "cached_side_px": side_px,
-                },
-                versions=versions(),
-            ),
-            out,
-        )
-    report(f"{count} images in {folder}, {len(images.skipped)} files left out")
-    _report_plan(the_plan, report)
-    with _stop_on_signals(report) as stop_wanted:
-        trainer = Trainer(out, the_plan.settings, images, report, stop_wanted)
-        if saved:
-            trainer.resume(saved)
-            report(f"going on at step {saved.step}")
-        outcome = trainer.train()
-    if outcome.finished:
-        shutil.rmtree(out / checkpoint.CACHE, ignore_errors=True)  # it is large, and only training needs it
+    with _locked(out):
+        images = _decode(files, side_px, the_plan.settings.workers, out, report)
+        if before:
+            _check_same_images(before, images, folder, out)
+        else:
+            # Unreadable files may have made the data smaller than the plan took it to be.
+            the_plan = _make_plan(config, replace(facts or _facts(files), images=len(images.positions)))
+            _begin(files, images, config, the_plan, side_px, out)
+        report(f"{len(images.positions)} images in {folder}, {len(images.skipped)} files left out")
+        _report_plan(the_plan, report)
+        with _stop_on_signals(report) as stop_wanted:
+            trainer = Trainer(out, the_plan.settings, images, report, stop_wanted)
+            if saved:
+                trainer.resume(saved)
+                report(f"going on at step {saved.step}")
+            outcome = trainer.train()
+        if outcome.finished:
+            shutil.rmtree(out / checkpoint.CACHE, ignore_errors=True)  # it is large, and only training needs it
     return RunResult(
         run=out,
         status="finished" if outcome.finished else "stopped",
         plan=the_plan,
-        images=count,
+        images=len(images.positions),
         skipped=images.skipped,
         steps=outcome.step,
         seconds=outcome.seconds,
@@ -176,9 +147,11 @@ def versions() -> dict[str, str]:
 
 def _facts(files: ImageFolder) -> Facts:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    seen = data.look(files)
     return Facts(
         images=len(files.paths),
-        median_side_px=data.median_side_px(files),
+        median_side_px=seen.median_side_px,
+        grey=seen.grey,
         cuda=torch.cuda.is_available(),
         mps=torch.backends.mps.is_available(),
         cores=cores,
@@ -240,11 +213,65 @@ def _preprocess(settings: Settings) -> PreprocessSpec:
     return PreprocessSpec(size_px=settings.size_px, resize_px=resize_px, filter="bicubic")
 
 
-def _make_folder(out: Path) -> None:
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Make the run folder and keep other processes from training in it; the system lifts the lock if we are killed."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
     except OSError as error:
         raise TrainingError(f"the run folder {out} cannot be made: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(
+                f"another process is training in {out}", hint="wait for it, or use another folder: -o FOLDER"
+            ) from None
+        yield
+
+
+def _decode(files: ImageFolder, side_px: int, workers: int, out: Path, report: Report) -> DecodedImages:
+    """The pixels of all files that can be read, kept beside the run."""
+    progress = _decoding_progress(report)
+    images = cache.open_cache(files, side_px, out / checkpoint.CACHE, workers=workers, progress=progress)
+    _report_skipped(images.skipped, out, report)
+    count = len(images.positions)
+    if count < MIN_IMAGES:
+        raise DataError(f"{files.root} has {count} images that can be read; training needs at least {MIN_IMAGES}")
+    return images
+
+
+def _check_same_images(before: StoredPlan, images: DecodedImages, folder: Path, out: Path) -> None:
+    if images.fingerprint != before.data["fingerprint"]:
+        raise TrainingError(
+            f"the images in {folder} are not those that the run in {out} began with",
+            hint="begin anew with --fresh, or use another folder for the run: -o FOLDER",
+        )
+
+
+def _begin(
+    files: ImageFolder, images: DecodedImages, config: TrainConfig, the_plan: Plan, side_px: int, out: Path
+) -> None:
+    """Remove what an earlier run left, and write what stays the same throughout this one."""
+    for name in (checkpoint.CHECKPOINT, checkpoint.PLAN, checkpoint.METRICS, checkpoint.SAMPLES):
+        (out / name).unlink(missing_ok=True)
+    spec = _preprocess(the_plan.settings)
+    _write_samples(files, images.positions, spec, out)
+    stored = StoredPlan(
+        config=asdict(config),
+        settings=the_plan.settings,
+        sources={entry.name: entry.source for entry in the_plan.entries},
+        preprocess=spec.to_json(),
+        data={
+            "folder": str(files.root.resolve()),
+            "fingerprint": images.fingerprint,
+            "images": len(images.positions),
+            "cached_side_px": side_px,
+        },
+        versions=versions(),
+    )
+    checkpoint.write_plan(stored, out)
 
 
 def _write_samples(files: ImageFolder, positions: tuple[int, ...], spec: PreprocessSpec, out: Path) -> None:
