@@ -264,7 +264,7 @@ from pathlib import Path
 from embedserve_training import trainer
 from embedserve_training.config import TrainConfig
 from embedserve_training.run import run_training
-trainer.CHECKPOINT_EVERY_S = 0.0
+trainer.CHECKPOINT_EVERY_S = trainer.REPORT_EVERY_S = 0.0
 config = TrainConfig(backbone="small-cnn", batch_size=16, epochs=10_000, device="cpu", workers=1)
 run_training(Path(sys.argv[1]), config=config, out=Path(sys.argv[2]), report=lambda line: print(line, flush=True))
 """
@@ -277,9 +277,10 @@ def test_a_run_killed_while_it_writes_checkpoints_leaves_one_that_loads(image_fo
         [sys.executable, "-c", KILLED, str(image_folder), str(out)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    for line in process.stdout:  # a checkpoint is written after every step, so that one is always under way
-        if line.startswith("epoch"):
-            break
+    # A checkpoint is written after every step, so that one is under way most of the time.
+    steps = (line for line in process.stdout if line.startswith("epoch"))
+    for _ in range(4):
+        next(steps)
     process.kill()
     process.wait()
     process.stdout.close()
