@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
+import inspect
 import io
 import json
 import os
@@ -341,12 +343,15 @@ def encoder_of(name: str) -> tuple[Path, tuple[int, int]]:
         return Path(name), (640, 480)
     backbone, size_px, picture_px = BUILT_IN[name]
     try:
-        torch_version = version("torch")
+        from embedserve_training import backbones, export
     except ModuleNotFoundError:
         raise SystemExit(f"the {name} encoder is made with PyTorch: pip install 'embedserve[train]'") from None
+    # Made again when another network or another graph would come out.
+    sources = b"".join(Path(inspect.getfile(module)).read_bytes() for module in (backbones, export))
+    key = hashlib.sha256(sources + version("torch").encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"embedserve-benchmarks-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{backbone}-{size_px}-torch-{torch_version}.onnx"
+    path = folder / f"{backbone}-{size_px}-{key}.onnx"
     if not path.exists():
         print(f"making {path}", flush=True)
         make_encoder(backbone, size_px, path)

@@ -24,7 +24,7 @@ from scripts import cli_doc
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 GUIDES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
-PAGES = sorted({*GUIDES, *REPOSITORY.glob("*.md")})
+PAGES = sorted({*GUIDES, *REPOSITORY.glob("*.md"), *REPOSITORY.glob("benchmarks/*.md")})
 COMMANDS = dict(cli_doc.walk(main, "embedserve"))
 SHELL, PYTHON = ("shell", "bash", "sh", "console"), ("python",)
 PORT = 50051
