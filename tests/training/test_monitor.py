@@ -92,6 +92,12 @@ def test_the_warning_comes_once_and_not_in_the_first_fifth(tmp_path: Path) -> No
     assert [line.startswith("warning: ") for line in lines] == [False, False, True, False]
 
 
+def test_there_is_no_warning_in_the_first_steps_of_a_short_run(tmp_path: Path) -> None:
+    lines: list[str] = []
+    Monitor(tmp_path / "metrics.jsonl", lines.append).record(replace(PROGRESS, step=40, rank=1.0), used=1.0)
+    assert len(lines) == 1
+
+
 @pytest.mark.parametrize(
     ("seconds", "expected"), [(0.4, "0s"), (42, "42s"), (720, "12m"), (11_100, "3h05m"), (-3, "0s")]
 )

@@ -102,6 +102,12 @@ def test_a_budget_in_minutes_replaces_the_default_of_100_epochs() -> None:
     assert (chosen["epochs"], chosen["minutes"]) == (0, 3)
 
 
+def test_the_lines_of_a_plan_name_the_budget_that_counts() -> None:
+    names = [line.split()[0] for line in plan(TrainConfig(minutes=3), SMALL).lines()]
+    assert "minutes" in names
+    assert "epochs" not in names
+
+
 def test_two_budgets_at_once_are_refused() -> None:
     with pytest.raises(InvalidInput, match="both epochs = 3 and minutes = 2"):
         TrainConfig(epochs=3, minutes=2)

@@ -166,13 +166,14 @@ class Plan:
     entries: tuple[PlanEntry, ...]
 
     def lines(self) -> list[str]:
-        """The plan for a person: one aligned line per value."""
-        width = max(len(entry.name) for entry in self.entries)
-        values = [f"{entry.value:g}" if isinstance(entry.value, float) else str(entry.value) for entry in self.entries]
+        """The plan for a person: one aligned line per value, without the budget that is not used."""
+        shown = [entry for entry in self.entries if entry.value or entry.name not in ("epochs", "minutes")]
+        width = max(len(entry.name) for entry in shown)
+        values = [f"{entry.value:g}" if isinstance(entry.value, float) else str(entry.value) for entry in shown]
         value_width = max(len(value) for value in values)
         return [
             f"{entry.name:<{width}}  {value:<{value_width}}  {entry.source}{f': {entry.why}' if entry.why else ''}"
-            for entry, value in zip(self.entries, values, strict=True)
+            for entry, value in zip(shown, values, strict=True)
         ]
 
 

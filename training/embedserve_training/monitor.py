@@ -12,6 +12,8 @@ from torch import Tensor
 
 _WARN_FROM = 0.2
 """Share of the budget after which a run that has not learned anything is called out."""
+_WARN_FROM_STEP = 50
+"""No run has learned anything before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class Monitor:
         self._report(progress.line())
         with self._path.open("a") as out:
             out.write(progress.to_json() + "\n")
-        if used >= _WARN_FROM and not self._warned:
+        if used >= _WARN_FROM and progress.step >= _WARN_FROM_STEP and not self._warned:
             warning = sign_of_failure(progress)
             if warning:
                 self._warned = True
