@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ def command(paths: tuple[Path, ...], out: str, server: str, encoder_path: Path |
     from embedserve.cli.output import progress, say, say_failed
 
     images, unreadable = _find(paths)
+    begun = time.monotonic()
     failed: list[tuple[str, str, str]] = [(str(path), DataError.code, why) for path, why in unreadable]
     rows: list[NDArray[np.float32]] = []
     named: list[str] = []
@@ -74,6 +76,7 @@ def command(paths: tuple[Path, ...], out: str, server: str, encoder_path: Path |
                 failed.append((str(path), result.code, result.message.removeprefix(f"{path} ")))
                 continue
             named.append(path.as_posix())
+            bar.note(f"{len(named) / (time.monotonic() - begun):.0f} img/s")
             if line is None:
                 rows.append(result)
             else:

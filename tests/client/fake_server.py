@@ -80,6 +80,8 @@ class FakeServer:
     timeouts_s: list[float] = field(default_factory=list)
     scripts: dict[str, Answer] = field(default_factory=dict)
     most_under_way: int = 0
+    ended: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    """Grows by one with each call that is over for the client, whether it was answered or cancelled."""
     _under_way: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -95,6 +97,7 @@ class FakeServer:
         self.scripts[method] = script
 
     def handle(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:
+        context.add_callback(self.ended.release)
         with self._lock:
             self.requests.append((method, request))
             self.timeouts_s.append(context.time_remaining())

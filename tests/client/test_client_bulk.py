@@ -111,6 +111,27 @@ def test_images_are_taken_only_as_far_ahead_as_calls_are_under_way(connect: Conn
     results.close()
 
 
+def test_where_one_call_fails_the_others_under_way_are_cancelled(connect: Connect, small_server: FakeServer) -> None:
+    all_there, released = threading.Barrier(4), threading.Event()
+
+    def script(request: Any) -> Any:
+        all_there.wait(20)
+        if request.images[0] == b"first":
+            raise InvalidInput("no")
+        released.wait(60)
+        return embedding_pb.EmbedResponse()
+
+    small_server.on("Embed", script)
+    try:
+        with pytest.raises(InvalidInput):
+            connect(small_server.target).embed([b"first", *[b"1"] * 11])
+        # One for the limits and four for the images: over for the client, while the server is still at work.
+        assert [small_server.ended.acquire(timeout=20) for _ in range(5)] == [True] * 5
+        assert not released.is_set()
+    finally:
+        released.set()
+
+
 def test_paths_are_read(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(b"abc")
