@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from embedserve import preprocess
 from embedserve.encoder import ImageEncoder
-from embedserve.errors import EmbedserveError, ImageError
+from embedserve.errors import DataError, EmbedserveError, ImageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,8 @@ def embed(
         limits: limits on an image.
 
     Yields:
-        For each image, in order, its vector (float32 [D]) or the ImageError that says why there is none.
+        For each image, in order, its vector (float32 [D]) or the error that says why there is none: it cannot be
+        read or decoded.
     """
     import numpy as np
 
@@ -45,6 +46,8 @@ def embed(
                 results.append(None)
             except ImageError as error:
                 results.append(error)
+            except OSError as error:
+                results.append(DataError(f"the image cannot be read: {error.strerror or error}"))
         vectors = iter(encoder.encode(np.stack(squares)) if squares else ())
         return [next(vectors) if result is None else result for result in results]
 

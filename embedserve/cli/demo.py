@@ -58,7 +58,8 @@ def command(
     run, encoder, server = out / "runs" / name, out / "encoder.onnx", f"localhost:{port}"
     _run("train", train_folder, "-o", run, "--minutes", f"{minutes:g}")
     if labelled:
-        _run("evaluate", run, train_folder, *([] if folder else ["--test", add_folder]))
+        held_out: list[str | Path] = [] if folder else ["--test", add_folder]
+        _run("evaluate", run, train_folder, *held_out)
     else:
         say("\nno evaluation: the folder has no subfolder for each label\n")
     _run("export", run, "-o", encoder)
@@ -108,7 +109,7 @@ def _serving(encoder: Path, data: Path, port: int) -> Iterator[subprocess.Popen[
     """A server of our own, ready; it is told to stop at the end, and waited for."""
     from embedserve.client import Client
 
-    words = ["serve", encoder, "--data", data, "--port", str(port)]
+    words: list[str | Path] = ["serve", encoder, "--data", data, "--port", str(port)]
     _announce(words)
     process = subprocess.Popen([sys.executable, "-m", "embedserve", *map(str, words)])
     try:
