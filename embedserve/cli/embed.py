@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from embedserve.cli.options import server_option
-from embedserve.errors import DataError, EmbedserveError, ImageUndecodable
+from embedserve.errors import DataError, EmbedserveError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +127,7 @@ def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
             metadata.name,
             encoder.fingerprint,
             metadata.dimension,
-            lambda images: bulk.embed(encoder, [_reader(path) for path in images]),
+            lambda images: bulk.embed(encoder, [path.read_bytes for path in images]),
         )
         return
     from embedserve.cli.options import connect
@@ -140,16 +140,6 @@ def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
             info.dimension,
             lambda images: client.embed_each(images, encoder_fingerprint=info.fingerprint),
         )
-
-
-def _reader(path: Path) -> Callable[[], bytes]:
-    def read() -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise ImageUndecodable(f"{path} cannot be read: {error.strerror}") from error
-
-    return read
 
 
 # --- Writing ---
