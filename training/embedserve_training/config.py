@@ -282,10 +282,14 @@ class _Choices:
         self._auto("tau", 0.2 if batch < 1024 else 0.1, f"batch of {batch}")
         self._auto("optimizer", "lars" if batch >= 1024 else "adamw", f"batch of {batch}")
         optimizer = self._value("optimizer")
-        scale = math.sqrt(batch / 256)
-        lr = {"lars": 0.075 * math.sqrt(batch), "sgd": 0.3 * scale, "adamw": 2e-3 * scale}[optimizer]
-        rule = {"lars": "0.075 · √batch", "sgd": "0.3 · √(batch / 256)", "adamw": "0.002 · √(batch / 256)"}[optimizer]
-        self._auto("lr", lr, f"{rule} for {optimizer}")
+        # The square root is worth 5 points over the linear rule at 256 images (arXiv 2002.05709, table B.1). LARS has
+        # the published factor: 0.075 · √batch. AdamW's for small-cnn is measured: Fashion-MNIST, 3,000 images, batch of
+        # 128, 59,000 images seen, kNN 77.1 % at 0.0014, 78.5 % at 0.004, 79.1 % at 0.01. Deeper networks get a usual,
+        # more careful one; that of SGD is not measured.
+        small_cnn = self._value("backbone") == "small-cnn"
+        at_256 = {"lars": 1.2, "sgd": 0.3, "adamw": 0.01 if small_cnn else 0.002}[optimizer]
+        rule = f"{at_256:g} · √(batch / 256) for {optimizer}" + (" and small-cnn" if small_cnn else "")
+        self._auto("lr", at_256 * math.sqrt(batch / 256), rule)
         self._auto("weight_decay", {"lars": 1e-4, "sgd": 1e-4, "adamw": 0.05}[optimizer], f"usual for {optimizer}")
 
 
