@@ -27,8 +27,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def build(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of a run, with a learning rate of zero until the schedule sets it.
 
-    AdamW is the choice for batches below 1,024. LARS was made for batches of thousands and is what SimCLR publishes;
-    at 256 images AdamW gets further in the same number of steps and hardly depends on the learning rate.
+    Below 1,024 images AdamW is the choice, from there on LARS, which was made for batches of thousands and is what
+    SimCLR publishes. AdamW scales each weight's step by itself, so it needs little tuning for runs of some hundred steps:
+    kNN changed by 2 points over a factor of 7 in the learning rate (figures in ``config``). SGD has not been compared.
     """
     groups = parameter_groups(model, settings.weight_decay)
     if settings.optimizer == "lars":
