@@ -28,8 +28,8 @@ def build(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of a run, with a learning rate of zero until the schedule sets it.
 
     Below 1,024 images AdamW is the choice, from there on LARS, which was made for batches of thousands and is what
-    SimCLR publishes. AdamW scales each weight's step by itself, so it needs little tuning for runs of some hundred steps:
-    kNN changed by 2 points over a factor of 7 in the learning rate (figures in ``config``). SGD has not been compared.
+    SimCLR publishes. AdamW scales each weight's step by itself, so runs of some hundred steps need little tuning: kNN
+    changed by 2 points over a factor of 7 in the learning rate (figures in ``config``). SGD has not been compared.
     """
     groups = parameter_groups(model, settings.weight_decay)
     if settings.optimizer == "lars":
