@@ -3,51 +3,58 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from embedserve.errors import Overloaded
 from embedserve.types import Limits
 
 
 class Admission:
-    """Counts images and bytes from the moment a call is let in until it is answered."""
+    """Counts images and bytes from the moment they are let in until they are answered.
+
+    Whoever enters has to leave, with the same numbers, whatever happens in between.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._left = asyncio.Condition()
+        self._left = asyncio.Event()
         self.images = 0
         self.bytes = 0
 
-    @asynccontextmanager
-    async def enter(self, images: int, size_bytes: int, *, retry_after_ms: int) -> AsyncIterator[None]:
+    def enter(self, images: int, size_bytes: int, *, retry_after_ms: int) -> None:
         """Let a call in, or refuse it at once.
 
         Raises:
-            Overloaded: there is no room; carries ``retry_after_ms``.
+            Overloaded: there is no room now; carries ``retry_after_ms``.
+            LimitExceeded: there never would be.
         """
+        self._check_possible(images, size_bytes)
         if not self._fits(images, size_bytes):
             raise Overloaded(
                 f"the server is busy: {self.images} images of at most {self._limits.max_queue_images} are in work",
                 hint=f"try again in {retry_after_ms} ms",
                 retry_after_ms=retry_after_ms,
             )
-        self._take(images, size_bytes)
-        try:
-            yield
-        finally:
-            await self._leave(images, size_bytes)
+        self.images += images
+        self.bytes += size_bytes
 
-    @asynccontextmanager
-    async def wait(self, images: int, size_bytes: int) -> AsyncIterator[None]:
-        """Let a stream's next image in as soon as there is room; until then the stream is not read."""
-        async with self._left:
-            await self._left.wait_for(lambda: self._fits(images, size_bytes))
-            self._take(images, size_bytes)
-        try:
-            yield
-        finally:
-            await self._leave(images, size_bytes)
+    async def enter_when_free(self, images: int, size_bytes: int) -> None:
+        """Wait for room, as a stream does: until then it is read no further.
+
+        Raises:
+            LimitExceeded: there never would be room.
+        """
+        self._check_possible(images, size_bytes)
+        while not self._fits(images, size_bytes):
+            self._left.clear()
+            await self._left.wait()
+        self.images += images
+        self.bytes += size_bytes
+
+    def leave(self, images: int, size_bytes: int) -> None:
+        """Give the room free."""
+        self.images -= images
+        self.bytes -= size_bytes
+        self._left.set()
 
     def _fits(self, images: int, size_bytes: int) -> bool:
         return (
@@ -55,13 +62,6 @@ class Admission:
             and self.bytes + size_bytes <= self._limits.max_queue_bytes
         )
 
-    def _take(self, images: int, size_bytes: int) -> None:
-        self.images += images
-        self.bytes += size_bytes
-
-    async def _leave(self, images: int, size_bytes: int) -> None:
-        # Counted before anything is awaited: a cancelled caller must not keep his place.
-        self.images -= images
-        self.bytes -= size_bytes
-        async with self._left:
-            self._left.notify_all()
+    def _check_possible(self, images: int, size_bytes: int) -> None:
+        self._limits.check("max_queue_images", images, "images at once")
+        self._limits.check("max_queue_bytes", size_bytes, "bytes of images at once")

@@ -9,6 +9,7 @@ batch is formed. A batch that fails is halved until the failing image stands alo
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from embedserve.errors import DeadlineExceeded, EmbedserveError, InternalError, 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+_log = logging.getLogger("embedserve.server")
 
 _SMOOTHING = 0.1
 """Weight of the newest batch in the running mean of the time per image."""
@@ -143,11 +146,15 @@ class Batcher:
         import numpy as np
 
         try:
-            return list(self._encode(np.stack(images)))
+            vectors = list(self._encode(np.stack(images)))
+            if len(vectors) != len(images):
+                raise ValueError(f"the encoder gave {len(vectors)} vectors for {len(images)} images")
+            return vectors
         except Exception as error:
             if len(images) > 1:
                 middle = len(images) // 2
                 return self._encode_each(images[:middle]) + self._encode_each(images[middle:])
+            _log.error("the encoder failed on an image", exc_info=error)
             if isinstance(error, EmbedserveError):
                 return [error]
-            return [InternalError(f"the encoder failed on this image: {type(error).__name__}: {error}")]
+            return [InternalError("the encoder failed on this image", hint="the server's log has the details")]

@@ -7,6 +7,7 @@ nobody else. What blocks runs in threads; the caller's event loop does not.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,17 @@ from embedserve import images, preprocess, reference
 from embedserve.admission import Admission
 from embedserve.batcher import Batcher
 from embedserve.encoder import ImageEncoder, usable_cores
-from embedserve.errors import DeadlineExceeded, EmbedserveError
+from embedserve.errors import DeadlineExceeded, EmbedserveError, InternalError
 from embedserve.types import Keep, Limits, Media
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+_log = logging.getLogger("embedserve.server")
+
+_LEAST_RETRY_MS = 50
+"""Whoever is refused before the encoder's speed is known, or with little in front of him, shall not spin."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,8 +97,7 @@ class Embedder:
         keep: Keep,
         deadline: float | None,
         timings: Timings,
-        call: object = None,
-        wait: bool = False,
+        stream: object = None,
     ) -> list[Embedded | EmbedserveError]:
         """The vector of each image, or why there is none.
 
@@ -101,24 +106,30 @@ class Embedder:
             keep: what to make of the images beside their vectors.
             deadline: when the answer is no longer wanted, on ``time.monotonic``'s clock; None for never.
             timings: where to note the time.
-            call: what the images belong to and take turns with others for; these images alone if None.
-            wait: wait for room instead of refusing, for a stream: while it waits it is not read.
+            stream: stands for the stream that the images are part of. Its images take turns with other calls as one,
+                and have been admitted by whoever reads it.
 
         Raises:
             Overloaded: as many images are in work as may be.
+            LimitExceeded: these are more than ever may be.
         """
         if not encoded:
             return []
-        call = call or object()
+        if stream is not None:
+            return await self._embed_all(encoded, keep, stream, deadline, timings)
         size_bytes = sum(map(len, encoded))
-        retry_after_ms = 1 + int(self.admission.images * self._batcher.ms_per_image)
-        admitted = (
-            self.admission.wait(len(encoded), size_bytes)
-            if wait
-            else self.admission.enter(len(encoded), size_bytes, retry_after_ms=retry_after_ms)
-        )
+        wait_ms = self.admission.images * self._batcher.ms_per_image
+        self.admission.enter(len(encoded), size_bytes, retry_after_ms=max(int(wait_ms), _LEAST_RETRY_MS))
+        try:
+            return await self._embed_all(encoded, keep, object(), deadline, timings)
+        finally:
+            self.admission.leave(len(encoded), size_bytes)
+
+    async def _embed_all(
+        self, encoded: Sequence[bytes], keep: Keep, call: object, deadline: float | None, timings: Timings
+    ) -> list[Embedded | EmbedserveError]:
         # A group, so that a caller who goes away takes all his images with him.
-        async with admitted, asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._embed(data, keep, call, deadline, timings)) for data in encoded]
         return [task.result() for task in tasks]
 
@@ -134,6 +145,9 @@ class Embedder:
             encoded = await self._batcher.submit(prepared.square, call=call, deadline=deadline)
         except EmbedserveError as error:
             return error
+        except Exception:  # such as MemoryError: it concerns this image, and the others go on
+            _log.exception("an image could not be embedded")
+            return InternalError("this image could not be embedded", hint="the server's log has the details")
         timings.queue_ms = max(timings.queue_ms, encoded.queue_ms)
         timings.inference_ms = max(timings.inference_ms, encoded.inference_ms)
         return Embedded(encoded.vector, prepared.media)

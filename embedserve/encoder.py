@@ -95,7 +95,7 @@ class Encoder:
         try:
             vectors: NDArray[np.float32] = self._session.run([encoder_file.OUTPUT], {encoder_file.INPUT: images})[0]
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            raise InternalError(f"the encoder failed: {error}") from error
+            raise InternalError("onnxruntime could not run the encoder") from error
         if not np.isfinite(vectors).all():
             raise InternalError("the encoder gave numbers that are not finite")
         return vectors
@@ -159,6 +159,8 @@ def _make_session(model: bytes, device: str) -> Any:
 
 
 def _check_graph(session: Any, metadata: EncoderMetadata) -> None:
+    if any(isinstance(node.shape[0], int) for node in session.get_inputs() if node.shape):
+        raise EncoderFileError("the graph takes batches of one size only", hint="export it with a dynamic batch size")
     inputs = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
     outputs = [(node.name, node.type, node.shape[1:]) for node in session.get_outputs()]
     size, channels = metadata.preprocess.size_px, metadata.channels

@@ -12,19 +12,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
-from embedserve import vectors
+from embedserve import binding, vectors
 from embedserve.embedder import Embedded, Embedder, Timings
 from embedserve.encoder import ImageEncoder
-from embedserve.errors import (
-    EmbedserveError,
-    EncoderMismatch,
-    FailedPrecondition,
-    InvalidInput,
-    ItemNotFound,
-)
+from embedserve.errors import EmbedserveError, FailedPrecondition, InvalidInput, ItemNotFound, LimitExceeded
+from embedserve.requests import ImageQuery, ItemQuery, NewItem, Query, VectorQuery
 from embedserve.store.protocol import VectorStore
 from embedserve.types import (
     EXTERNAL,
@@ -35,7 +30,6 @@ from embedserve.types import (
     Item,
     Keep,
     Limits,
-    Metadata,
     Page,
     SearchOptions,
     check_filter,
@@ -50,41 +44,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _STORE_THREADS = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewItem:
-    """An item to be written: an image or a vector."""
-
-    id: str = ""
-    """Empty: the engine makes one."""
-    image: bytes | None = None
-    vector: NDArray[np.float32] | None = None
-    metadata: Metadata = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageQuery:
-    """Items that look like this encoded image."""
-
-    image: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class VectorQuery:
-    """Items close to this vector."""
-
-    vector: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class ItemQuery:
-    """Items close to this one, which is not among its own hits."""
-
-    id: str
-
-
-Query: TypeAlias = ImageQuery | VectorQuery | ItemQuery
 
 
 class Engine:
@@ -140,8 +99,8 @@ class Engine:
     ) -> list[NDArray[np.float32] | EmbedserveError]:
         """A vector (float32 [D], unit norm) or an error for each encoded image.
 
-        ``stream``, if given, stands for the stream that the images are part of: they wait for room instead of being
-        refused, and take turns with other calls as one.
+        ``stream``, if given, stands for the stream that the images are part of: they have been admitted already, and
+        take turns with other calls as one.
 
         Raises:
             InvalidInput, LimitExceeded: no images, or more than max_images.
@@ -155,8 +114,7 @@ class Engine:
             keep=Keep.NONE,
             deadline=deadline,
             timings=timings or Timings(),
-            call=stream,
-            wait=stream is not None,
+            stream=stream,
         )
         return _positioned("image", [r.vector if isinstance(r, Embedded) else r for r in results])
 
@@ -213,7 +171,7 @@ class Engine:
 
     async def upsert(
         self,
-        collection: str,
+        collection: str | CollectionInfo,
         items: Sequence[NewItem | EmbedserveError],
         *,
         encoder_fingerprint: str = "",
@@ -223,8 +181,9 @@ class Engine:
     ) -> tuple[CollectionInfo, list[str | EmbedserveError]]:
         """Write items; for each the id under which it is now on disk, or why it was not written.
 
-        An item that is an error already, since it could not be read, keeps its place. ``encoder_fingerprint`` says
-        which encoder made the vectors. ``stream`` as in ``embed``.
+        An item that is an error already, since it could not be read, keeps its place. ``collection`` is a name, an
+        alias, or what an earlier call gave; ``encoder_fingerprint`` says which encoder made the vectors; ``stream`` is
+        that of ``embed``, and its errors have no positions, for only whoever reads the stream knows them.
 
         Raises:
             EncoderMismatch: the vectors could not be compared with the collection's.
@@ -234,9 +193,10 @@ class Engine:
         self.limits.check("max_items", len(items), "items in one call")
         pictures = sum(isinstance(item, NewItem) and item.image is not None for item in items)
         self.limits.check("max_images", pictures, "images in one call")
-        info = await self.get_collection(collection)
-        self._check_binding(
+        info = collection if isinstance(collection, CollectionInfo) else await self.get_collection(collection)
+        binding.check(
             info,
+            self.encoder,
             encoder_fingerprint,
             has_images=pictures > 0,
             has_vectors=any(isinstance(item, NewItem) and item.vector is not None for item in items),
@@ -244,9 +204,7 @@ class Engine:
         checked = [item if isinstance(item, EmbedserveError) else self._checked(item, info) for item in items]
         images = [item.image for item in checked if isinstance(item, NewItem) and item.image is not None]
         embedded = iter(
-            await self.embedder.embed(
-                images, keep=info.keep, deadline=deadline, timings=timings, call=stream, wait=stream is not None
-            )
+            await self.embedder.embed(images, keep=info.keep, deadline=deadline, timings=timings, stream=stream)
         )
         writes: list[Item] = []
         results: list[str | EmbedserveError] = []
@@ -257,23 +215,52 @@ class Engine:
             results.append(write.id if isinstance(write, Item) else write)
         if writes:
             begun = time.monotonic()
-            # By the name that was checked: an alias may point elsewhere by now.
-            await self._in_store(lambda store: store.upsert(info.name, writes))
+            await self._in_store(lambda store: store.upsert(info.name, writes, uid=info.uid))
             timings.store_ms = (time.monotonic() - begun) * 1000
-        return info, _positioned("item", results)
+        return info, results if stream is not None else _positioned("item", results)
 
     async def get_items(
         self, collection: str, ids: Sequence[str], include: Include
     ) -> tuple[CollectionInfo, list[Item | EmbedserveError]]:
-        """The items with these ids, in order; ItemNotFound in the place of one that is not there."""
+        """The items with these ids, in order; in the place of one that is not there, ItemNotFound.
+
+        Raises:
+            LimitExceeded: too many ids, or more media than one message holds.
+        """
         self.limits.check("max_items", len(ids), "ids in one call")
         info = await self.get_collection(collection)
-        found = await self._in_store(lambda store: store.get_items(info.name, ids, include))
-        return info, [item or _item_not_found(id_, info) for id_, item in zip(ids, found, strict=True)]
+        found: dict[str, Item | EmbedserveError] = {bad: error for bad in ids if (error := self._bad_id(bad))}
+        wanted = [item_id for item_id in dict.fromkeys(ids) if item_id not in found]
+        # Media one by one: a thousand originals at once would be more than this machine's memory.
+        step = 1 if include.media else max(len(wanted), 1)
+        media_bytes = 0
+        for start in range(0, len(wanted), step):
+            part = wanted[start : start + step]
+            for item_id, item in zip(part, await self._read_items(info, part, include), strict=True):
+                found[item_id] = item or _item_not_found(item_id, info)
+                if item is not None and item.media is not None:
+                    media_bytes += len(item.media.data) * ids.count(item_id)
+            if media_bytes > self.limits.max_message_bytes:
+                raise LimitExceeded(
+                    f"the media of these items have more than {self.limits.max_message_bytes} bytes"
+                    " (max_message_bytes)",
+                    hint="ask for fewer ids at once",
+                )
+        return info, [found[item_id] for item_id in ids]
+
+    async def _read_items(self, info: CollectionInfo, ids: Sequence[str], include: Include) -> list[Item | None]:
+        return await self._in_store(lambda store: store.get_items(info.name, ids, include, uid=info.uid))
 
     async def delete_items(self, collection: str, ids: Sequence[str]) -> int:
-        """Remove items; how many of them there were."""
+        """Remove items; how many of them there were.
+
+        Raises:
+            InvalidInput, LimitExceeded: an id is empty or too long, or there are too many.
+        """
         self.limits.check("max_items", len(ids), "ids in one call")
+        for item_id in ids:
+            if error := self._bad_id(item_id):
+                raise error
         return await self._in_store(lambda store: store.delete_items(collection, ids))
 
     async def list_items(
@@ -287,7 +274,7 @@ class Engine:
         info = await self.get_collection(collection)
         page = await self._in_store(
             lambda store: store.list_items(
-                info.name, page_size=size, page_token=page_token, filter=filter, include=include
+                info.name, page_size=size, page_token=page_token, filter=filter, include=include, uid=info.uid
             )
         )
         return info, page
@@ -322,18 +309,25 @@ class Engine:
         self._check_options(options)
         info = await self.get_collection(collection)
         images = [query.image for query in queries if isinstance(query, ImageQuery)]
-        self._check_binding(
+        vector_bytes = 4 * info.dimension * len(queries) * min(options.k, max(info.items, 1))
+        if options.include_vectors and vector_bytes > self.limits.max_message_bytes:
+            raise LimitExceeded(
+                f"the vectors of so many hits have {vector_bytes} bytes; max_message_bytes is"
+                f" {self.limits.max_message_bytes}",
+                hint="ask for fewer hits or queries at once, or leave the vectors out",
+            )
+        binding.check(
             info,
+            self.encoder,
             encoder_fingerprint,
             has_images=bool(images),
             has_vectors=any(isinstance(query, VectorQuery) for query in queries),
         )
         embedded = iter(await self.embedder.embed(images, keep=Keep.NONE, deadline=deadline, timings=timings))
         begun = time.monotonic()
+        queries = [(self._bad_id(query.id) or query) if isinstance(query, ItemQuery) else query for query in queries]
         ids = [query.id for query in queries if isinstance(query, ItemQuery)]
-        stored: list[Item | None] = []
-        if ids:
-            stored = await self._in_store(lambda store: store.get_items(info.name, ids, Include(vectors=True)))
+        stored = await self._read_items(info, ids, Include(vectors=True)) if ids else []
         neighbours = iter(stored)
         results: list[list[Hit] | EmbedserveError] = []
         answerable: list[tuple[int, NDArray[np.float32], str | None]] = []
@@ -347,37 +341,13 @@ class Engine:
         if answerable:
             matrix = np.stack([vector for _, vector, _ in answerable])
             excluded = [item_id for _, _, item_id in answerable]
-            found = await self._in_store(lambda store: store.search(info.name, matrix, options, excluded))
+            found = await self._in_store(lambda store: store.search(info.name, matrix, options, excluded, uid=info.uid))
             for (position, _, _), hits in zip(answerable, found, strict=True):
                 results[position] = hits
         timings.store_ms = (time.monotonic() - begun) * 1000
         return info, _positioned("query", results)
 
     # --- Checks ---------------------------------------------------------------------
-
-    def _check_binding(self, info: CollectionInfo, given: str, *, has_images: bool, has_vectors: bool) -> None:
-        """The one place where vectors of different encoders are kept apart."""
-        bound_to = f"collection {info.name!r} is bound to encoder {info.encoder_name} ({info.fingerprint[:12]})"
-        if has_images and info.external:
-            raise FailedPrecondition(
-                f"collection {info.name!r} is external: its vectors come from outside, so it takes no images",
-                hint="bring vectors, or make a collection that is bound to the encoder",
-            )
-        if has_images and info.fingerprint != self.encoder.fingerprint:
-            raise EncoderMismatch(
-                f"{bound_to}; this server runs {self.encoder.metadata.name} ({self.encoder.fingerprint[:12]})",
-                hint="serve the encoder that the collection was made with, or add the images to a new collection",
-            )
-        if given and given != info.fingerprint and not (info.external and not has_vectors):
-            raise EncoderMismatch(
-                f"the vectors are of encoder {given[:12]}; {bound_to}",
-                hint="embed the images with the collection's encoder",
-            )
-        if has_vectors and not given and not info.external:
-            raise EncoderMismatch(
-                f"the vectors do not say which encoder made them; {bound_to}",
-                hint="give encoder_fingerprint, as the response of Embed names it",
-            )
 
     def _check_options(self, options: SearchOptions) -> None:
         if options.k < 1:
@@ -393,16 +363,25 @@ class Engine:
     def _checked(self, item: NewItem, info: CollectionInfo) -> NewItem | EmbedserveError:
         """The item with its vector, if it has one, at unit norm; or why it cannot be written."""
         try:
-            self.limits.check("max_id_bytes", len(item.id.encode()), "bytes in the id")
+            if item.id and (error := self._bad_id(item.id)):
+                return error
             check_metadata(item.metadata)
             self.limits.check("max_metadata_bytes", metadata_bytes(item.metadata), "bytes of metadata")
             if (item.image is None) == (item.vector is None):
                 raise InvalidInput("the item has neither an image nor a vector")
             if item.vector is not None:
                 return replace(item, vector=vectors.unit(item.vector, info.dimension))
+        except EmbedserveError as refused:
+            return refused
+        return item
+
+    def _bad_id(self, item_id: str) -> EmbedserveError | None:
+        """Why no item can have this id."""
+        try:
+            self.limits.check("max_id_bytes", len(item_id.encode()), "bytes in an item id")
         except EmbedserveError as error:
             return error
-        return item
+        return None if item_id else InvalidInput("an item id is empty")
 
     async def _in_store(self, work: Callable[[VectorStore], _T]) -> _T:
         store = self._store

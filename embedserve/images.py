@@ -37,7 +37,8 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
 
     Args:
         data: the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file.
-        limits: ``max_image_bytes`` and ``max_image_pixels`` are enforced, the latter from the header before decoding.
+        limits: ``max_image_bytes``, ``max_image_pixels`` and ``max_image_side_px`` are enforced, the last two from
+            the header before decoding.
         min_side_px: if positive, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep at
             least this many pixels. A camera photo then costs a fifth.
 
@@ -62,6 +63,10 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
     try:
         with _open(data) as image:
             width, height = image.size
+            if max(width, height) > limits.max_image_side_px:
+                raise ImageTooLarge(
+                    f"the image is {width} × {height} pixels; max_image_side_px is {limits.max_image_side_px}"
+                )
             if width * height > limits.max_image_pixels:
                 raise ImageTooLarge(
                     f"the image is {width} × {height} = {width * height} pixels;"

@@ -77,8 +77,8 @@ class PreprocessSpec:
 def apply(spec: PreprocessSpec, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The square for the encoder: uint8 [H, W, 3] → uint8 [S, S, 3].
 
-    Crop and resize are one resampling of the centre of the source. An image of extreme shape therefore costs no more
-    than its own pixels.
+    Crop and resize are one resampling of the centre of the source, so an image of extreme shape costs no more than its
+    own pixels.
     """
     import numpy as np
     from PIL import Image

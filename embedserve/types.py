@@ -40,7 +40,9 @@ class Keep(StrEnum):
 class Limits:
     """Every limit that the server enforces before work starts; published by GetServerInfo."""
 
-    max_message_bytes: int = field(default=32 << 20, metadata={"help": "Bytes of one gRPC message."})
+    max_message_bytes: int = field(
+        default=32 << 20, metadata={"help": "Bytes of one gRPC message, in either direction."}
+    )
     max_images: int = field(default=64, metadata={"help": "Images in one call."})
     max_items: int = field(default=1000, metadata={"help": "Ready vectors or ids in one call."})
     max_queries: int = field(default=64, metadata={"help": "Queries in one Search call."})
@@ -54,11 +56,13 @@ class Limits:
     max_filter_nodes: int = field(default=256, metadata={"help": "Conditions and values in a filter."})
     max_queue_images: int = field(default=1024, metadata={"help": "Images admitted and not yet answered."})
     max_queue_bytes: int = field(default=512 << 20, metadata={"help": "Bytes of images admitted and not yet answered."})
+    max_image_side_px: int = field(default=65_535, metadata={"help": "Width and height of one image."})
 
     def __post_init__(self) -> None:
         for limit in fields(self):
-            if getattr(self, limit.name) < 1:
-                raise InvalidInput(f"{limit.name} is {getattr(self, limit.name)}; a limit is at least 1")
+            value = getattr(self, limit.name)
+            if not 1 <= value < 2**32:  # as wide as they are on the wire
+                raise InvalidInput(f"{limit.name} is {value}; a limit lies between 1 and {2**32 - 1}")
 
     def check(self, name: str, value: int, what: str) -> None:
         """Refuse a value above the named limit.
@@ -289,6 +293,8 @@ class CollectionInfo:
     index: str = ""
     """What answers its searches, in words, as in "exact (flat inner product)"."""
     disk_bytes: int = 0
+    uid: str = ""
+    """Tells it from another one that had or will have its name; known to the store only."""
 
     @property
     def external(self) -> bool:

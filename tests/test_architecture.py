@@ -20,7 +20,7 @@ FLOOR = {
     **dict.fromkeys(["errors", "types"], 0),
     **dict.fromkeys(["images", "preprocess", "vectors", "reference", "wire", "v1", "sample"], 1),
     **dict.fromkeys(["encoder_file", "encoder", "index", "store"], 2),
-    **dict.fromkeys(["admission", "batcher", "bulk", "embedder", "engine"], 3),
+    **dict.fromkeys(["admission", "batcher", "binding", "bulk", "embedder", "engine", "requests"], 3),
     **dict.fromkeys(["server", "client", "web"], 4),
     **dict.fromkeys(["cli"], 5),
     **dict.fromkeys(["__main__"], 6),

@@ -247,7 +247,12 @@ def test_exactly_the_allowed_pixels_are_read_and_one_more_is_not() -> None:
 def test_a_limit_above_pillows_own_is_honoured() -> None:
     # Pillow alone refuses 179 million pixels. The file holds none of them, so that it is damaged, but not too large.
     with pytest.raises(ImageUndecodable):
-        images.decode(png_header(400_000, 500), Limits(max_image_pixels=200_000_000))
+        images.decode(png_header(20_000, 10_000), Limits(max_image_pixels=200_000_000))
+
+
+def test_a_side_beyond_the_limit_is_refused_whatever_the_number_of_pixels() -> None:
+    with pytest.raises(ImageTooLarge, match="100000 × 2 pixels; max_image_side_px is 65535"):
+        images.decode(png_header(100_000, 2))
 
 
 def test_more_bytes_than_allowed_are_refused_before_they_are_looked_at() -> None:

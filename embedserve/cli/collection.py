@@ -156,7 +156,8 @@ def alias_(alias: str, name: str | None, remove: bool, server: str) -> None:
     embedserve collection alias photos photos-2
     embedserve collection alias photos --remove
     """
-    if remove == (name is not None):
+    # An empty NAME, as of a shell variable that is not set, must not remove the alias.
+    if remove == bool(name) or name == "":
         raise click.UsageError("give either NAME or --remove")
 
     from embedserve.cli.options import connect

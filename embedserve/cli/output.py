@@ -40,9 +40,7 @@ def printable(text: str) -> str:
     Ids and metadata come from others: they shall neither move the cursor nor stop the program.
     """
     return "".join(
-        character
-        if character.isprintable() or character == "\n"
-        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
         for character in text
     )
 

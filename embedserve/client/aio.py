@@ -323,7 +323,7 @@ class AsyncClient:
     async def delete_collection(self, name: str) -> None:
         """As ``Client.delete_collection``."""
         request = messages.message(collection_pb.DeleteCollectionRequest, name=name)
-        await self._answer(self._connection.collections.DeleteCollection, request)
+        await self._answer(self._connection.collections.DeleteCollection, request, retry=False)
 
     async def set_alias(self, alias: str, collection: str) -> None:
         """As ``Client.set_alias``."""

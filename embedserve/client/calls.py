@@ -38,7 +38,8 @@ _LOOPBACK = ("localhost", "127.", "[::1]", "ipv4:127.", "ipv6:[::1]")
 
 def address(target: str) -> str:
     """The target with our port where it names none; gRPC itself would take 443."""
-    return target if ":" in target else f"{target}:{DEFAULT_PORT}"
+    has_port = ":" in target.rpartition("]")[2]  # behind the brackets of an IPv6 address
+    return target if has_port else f"{target}:{DEFAULT_PORT}"
 
 
 def channel_options(target: str) -> list[tuple[str, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from embedserve import wire
+from embedserve.client.calls import CALLS_IN_FLIGHT
 from embedserve.client.values import (
     AddResult,
     Embeddings,
@@ -104,7 +106,7 @@ def _pack(
             too_large = LimitExceeded(
                 f"{entry.size_bytes} bytes do not fit one message; there is room for {room_bytes}"
             )
-            entry, entry_bytes = _Entry(too_large), 0
+            entry, entry_bytes = _Entry(too_large, id=entry.id), 0
         if group and (
             len(group) >= most or size_bytes + entry_bytes > room_bytes or images + entry.is_image > most_images
         ):
@@ -313,7 +315,7 @@ def add_parts(
     """
     with _writing():
         empty = collection_pb.UpsertRequest(collection=collection, encoder_fingerprint=encoder_fingerprint)
-    under_way: set[str] = set()
+    under_way: deque[set[str]] = deque(maxlen=CALLS_IN_FLIGHT)
     packed = _pack(
         (_item_entry(item, limits) for item in items),
         room_bytes=_room_bytes(limits, empty),
@@ -327,11 +329,11 @@ def add_parts(
         return request
 
     for group in packed:
-        ids = [entry.id for entry in group]
-        after_others = not under_way.isdisjoint(ids)
+        ids = {entry.id for entry in group}
+        after_others = any(not before.isdisjoint(ids) for before in under_way)
         if after_others:
             under_way.clear()
-        under_way.update(ids)
+        under_way.append(ids)
         yield _part(group, build, after_others=after_others)
 
 

@@ -392,9 +392,9 @@ class Client:
         Raises:
             CollectionNotFound: no collection has the name; an alias does not do.
         """
-        self._answer(
-            self._collections.DeleteCollection, messages.message(collection_pb.DeleteCollectionRequest, name=name)
-        )
+        request = messages.message(collection_pb.DeleteCollectionRequest, name=name)
+        # Asked again after a lost answer it would not find the collection, or find another one.
+        self._answer(self._collections.DeleteCollection, request, retry=False)
 
     def set_alias(self, alias: str, collection: str) -> None:
         """Point an alias to a collection, at once for every reader; an empty ``collection`` removes it.

@@ -69,6 +69,9 @@ class Snapshot:
             k: at least 1.
             among: int64 [M], ascending: live rows to choose from; None for all.
         """
+        if queries.ndim != 2 or queries.shape[1] != self.dimension:
+            # FAISS would read beyond the query's end.
+            raise ValueError(f"queries of shape {queries.shape} for vectors of {self.dimension}")
         single_threaded()
         queries = np.ascontiguousarray(queries, np.float32)
         parts = self._parts()

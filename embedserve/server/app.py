@@ -36,6 +36,8 @@ SERVICES = (
     collection_service_pb2.DESCRIPTOR.services_by_name["CollectionService"].full_name,
 )
 
+_LAST_BYTES_S = 0.5
+
 
 class Server:
     """A gRPC server for one encoder. ``listen``, then ``load``, and in the end ``stop``; all on one event loop."""
@@ -45,10 +47,10 @@ class Server:
         self._state = ServerState()
         self._health = health.aio.HealthServicer()
         self._grpc = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
+            interceptors=[ErrorInterceptor(self._state)],
             options=[
                 ("grpc.max_receive_message_length", config.limits.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
+                ("grpc.max_send_message_length", config.limits.max_message_bytes),
                 # Otherwise a second server on the same port would silently get a share of the connections.
                 ("grpc.so_reuseport", 0),
             ],
@@ -62,7 +64,8 @@ class Server:
         Raises:
             SetupError: the port is taken or not allowed.
         """
-        address = f"{self._config.host}:{self._config.port}"
+        host = self._config.host
+        address = f"{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self._config.port}"
         embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingService(self._state), self._grpc)
         search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(self._state), self._grpc)
         collection_service_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionService(self._state), self._grpc)
@@ -108,9 +111,10 @@ class Server:
 
     async def stop(self) -> None:
         """Say NOT_SERVING, let running calls finish within the grace time, flush and close."""
-        engine = self._state.drain()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        await self._grpc.stop(self._config.grace_s)
+        engine = await self._state.drain(self._config.grace_s)
+        # Our own calls are done; their last bytes are sent now. Health watches and reflection would stay open for ever.
+        await self._grpc.stop(_LAST_BYTES_S)
         if engine is not None:
             await engine.close()
 

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from embedserve import wire
 from embedserve.embedder import Timings
 from embedserve.encoder import ImageEncoder
-from embedserve.types import CollectionInfo
+from embedserve.types import CollectionInfo, Limits, Media, Metadata, metadata_bytes
 from embedserve.v1 import common_pb2
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_Response = TypeVar("_Response", bound=Message)
+
+_LARGE_BYTES = 256 << 10
+
+
+def stored_bytes(metadata: Metadata, vector: NDArray[np.float32] | None, media: Media | None = None) -> int:
+    """About how many bytes the parts of an item or a hit take in a response."""
+    vector_bytes = 0 if vector is None else 4 * len(vector)
+    return metadata_bytes(metadata) + vector_bytes + (0 if media is None else len(media.data))
+
+
+async def build(size_bytes: int, limits: Limits, make: Callable[[], _Response]) -> _Response:
+    """A response of about ``size_bytes``; a large one is made in a thread, for it would hold up every other call.
+
+    Raises:
+        LimitExceeded: it would not fit one message.
+    """
+    what = "bytes in the response; ask for less at once"
+    limits.check("max_message_bytes", size_bytes, what)  # before memory is spent on it
+    response = make() if size_bytes < _LARGE_BYTES else await asyncio.to_thread(make)
+    limits.check("max_message_bytes", response.ByteSize(), what)
+    return response
 
 
 def deadline_of(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:

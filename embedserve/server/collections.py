@@ -10,12 +10,12 @@ import grpc
 
 from embedserve import wire
 from embedserve.embedder import Timings
-from embedserve.engine import NewItem
 from embedserve.errors import EmbedserveError
-from embedserve.server.calls import collection_encoder_ref, deadline_of, timings_to_proto
+from embedserve.requests import NewItem
+from embedserve.server.calls import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
 from embedserve.server.state import ServerState
-from embedserve.server.streams import grouped
-from embedserve.types import Include
+from embedserve.server.streams import Intake, grouped
+from embedserve.types import CollectionInfo, Include, Item
 from embedserve.v1 import collection_service_pb2 as pb
 from embedserve.v1 import collection_service_pb2_grpc as pb_grpc
 
@@ -68,8 +68,10 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
 
     async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
         """Write the items of one call."""
-        begun, timings = time.monotonic(), Timings()
-        info, results = await self._state.engine.upsert(
+        begun, engine, timings = time.monotonic(), self._state.engine, Timings()
+        # Before anything is converted: that costs more than refusing it.
+        engine.limits.check("max_items", len(request.items), "items in one call")
+        info, results = await engine.upsert(
             request.collection,
             [_new_item(item) for item in request.items],
             encoder_fingerprint=request.encoder_fingerprint,
@@ -87,11 +89,19 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
     ) -> AsyncIterator[pb.UpsertStreamResponse]:
         """Write the items of a stream, each group in one transaction, answering in order."""
         engine, stream, deadline = self._state.engine, object(), deadline_of(context)
-        collection: str | None = None
+        limits, admission = engine.limits, engine.embedder.admission
+        intake: Intake[pb.UpsertStreamRequest] = Intake(
+            window=min(_STREAM_GROUP, limits.max_images, limits.max_items, limits.max_queue_images),
+            admission=admission,
+            weigh=lambda request: (int(request.item.HasField("image")), len(request.item.image)),
+            readers=self._state.readers,
+        )
+        collection: CollectionInfo | None = None
         fingerprint, index = "", 0
-        async for group in grouped(request_iterator, size=_STREAM_GROUP):
+        async for group in grouped(request_iterator, intake):
             if collection is None:
-                collection, fingerprint = group[0].collection, group[0].encoder_fingerprint
+                fingerprint = group[0].encoder_fingerprint
+                collection = await engine.get_collection(group[0].collection)
             _, results = await engine.upsert(
                 collection,
                 [_new_item(request.item) for request in group],
@@ -105,18 +115,24 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
 
     async def GetItems(self, request: pb.GetItemsRequest, context: Context) -> pb.GetItemsResponse:
         """Read items by id."""
+        engine = self._state.engine
+        wire.check_encoding(request.vector_encoding)
         include = Include(
             metadata=request.include_metadata, vectors=request.include_vectors, media=request.include_media
         )
-        info, results = await self._state.engine.get_items(request.collection, request.ids, include)
-        return pb.GetItemsResponse(
-            results=[
-                pb.GetItemsResult(error=wire.error_to_status(result))
-                if isinstance(result, EmbedserveError)
-                else pb.GetItemsResult(item=wire.item_to_proto(result, request.vector_encoding))
-                for result in results
-            ],
-            encoder=collection_encoder_ref(info),
+        info, results = await engine.get_items(request.collection, list(request.ids), include)
+        return await build(
+            sum(_item_bytes(result) for result in results if isinstance(result, Item)),
+            engine.limits,
+            lambda: pb.GetItemsResponse(
+                results=[
+                    pb.GetItemsResult(error=wire.error_to_status(result))
+                    if isinstance(result, EmbedserveError)
+                    else pb.GetItemsResult(item=wire.item_to_proto(result, request.vector_encoding))
+                    for result in results
+                ],
+                encoder=collection_encoder_ref(info),
+            ),
         )
 
     async def DeleteItems(self, request: pb.DeleteItemsRequest, context: Context) -> pb.DeleteItemsResponse:
@@ -126,18 +142,28 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
 
     async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
         """Read a page of items."""
-        info, page = await self._state.engine.list_items(
+        engine = self._state.engine
+        wire.check_encoding(request.vector_encoding)
+        info, page = await engine.list_items(
             request.collection,
             page_size=request.page_size,
             page_token=request.page_token,
-            filter=wire.filter_from_proto(request.filter) if request.HasField("filter") else None,
+            filter=wire.filter_from_proto(request.filter, engine.limits) if request.HasField("filter") else None,
             include=Include(metadata=request.include_metadata, vectors=request.include_vectors),
         )
-        return pb.ListItemsResponse(
-            items=[wire.item_to_proto(item, request.vector_encoding) for item in page.items],
-            next_page_token=page.next_page_token,
-            encoder=collection_encoder_ref(info),
+        return await build(
+            sum(map(_item_bytes, page.items)),
+            engine.limits,
+            lambda: pb.ListItemsResponse(
+                items=[wire.item_to_proto(item, request.vector_encoding) for item in page.items],
+                next_page_token=page.next_page_token,
+                encoder=collection_encoder_ref(info),
+            ),
         )
+
+
+def _item_bytes(item: Item) -> int:
+    return stored_bytes(item.metadata, item.vector, item.media)
 
 
 def _new_item(message: pb.UpsertItem) -> NewItem | EmbedserveError:

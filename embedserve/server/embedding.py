@@ -15,7 +15,7 @@ from embedserve.embedder import Timings
 from embedserve.errors import EmbedserveError, EncoderMismatch
 from embedserve.server.calls import deadline_of, encoder_ref_of, timings_to_proto
 from embedserve.server.state import ServerState
-from embedserve.server.streams import ordered
+from embedserve.server.streams import Intake, ordered
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1 import embedding_service_pb2_grpc as pb_grpc
 
@@ -38,6 +38,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """Embed the images of one call."""
         begun, engine, timings = time.monotonic(), self._state.engine, Timings()
+        wire.check_encoding(request.vector_encoding)
         if request.encoder_fingerprint and request.encoder_fingerprint != engine.encoder.fingerprint:
             raise EncoderMismatch(
                 f"encoder {request.encoder_fingerprint[:12]} was asked for; this server runs"
@@ -58,18 +59,24 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         engine, stream, deadline = self._state.engine, object(), deadline_of(context)
 
         async def work(request: pb.EmbedStreamRequest) -> pb.EmbedStreamResponse:
+            encoding = request.vector_encoding
             try:
                 engine.limits.check("max_id_bytes", len(request.key.encode()), "bytes in the key")
+                wire.check_encoding(encoding)
                 [result] = await engine.embed([request.image], deadline=deadline, stream=stream)
             except EmbedserveError as error:
                 result = error
             return pb.EmbedStreamResponse(
-                key=request.key,
-                result=_result(result, request.vector_encoding),
-                encoder=encoder_ref_of(engine.encoder),
+                key=request.key, result=_result(result, encoding), encoder=encoder_ref_of(engine.encoder)
             )
 
-        async for response in ordered(request_iterator, work, window=_STREAM_WINDOW):
+        intake: Intake[pb.EmbedStreamRequest] = Intake(
+            window=_STREAM_WINDOW,
+            admission=engine.embedder.admission,
+            weigh=lambda request: (1, len(request.image)),
+            readers=self._state.readers,
+        )
+        async for response in ordered(request_iterator, work, intake):
             yield response
 
     async def GetEncoder(self, request: pb.GetEncoderRequest, context: Context) -> pb.GetEncoderResponse:

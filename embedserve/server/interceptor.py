@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
 from grpc_status import rpc_status
 
 from embedserve import wire
-from embedserve.errors import EmbedserveError, InternalError
+from embedserve.errors import EmbedserveError, InternalError, InvalidInput
+from embedserve.server.state import ServerState
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -20,6 +21,9 @@ _log = logging.getLogger("embedserve.server")
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns exceptions of our own services into statuses; leaves health and reflection alone."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
 
     async def intercept_service(
         self,
@@ -31,39 +35,66 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith("/embedserve."):
             return handler
+        assert handler.request_deserializer is not None
+        read = _readable(handler.request_deserializer)
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                _unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
-            )
+            wrapped = self._unary(handler.unary_unary, method)
+            return grpc.unary_unary_rpc_method_handler(wrapped, read, handler.response_serializer)
         assert handler.stream_stream is not None, f"{method} is neither unary nor bidirectional"
-        return grpc.stream_stream_rpc_method_handler(
-            _stream(handler.stream_stream, method), handler.request_deserializer, handler.response_serializer
-        )
+        wrapped = self._stream(handler.stream_stream, method)
+        return grpc.stream_stream_rpc_method_handler(wrapped, read, handler.response_serializer)
+
+    def _unary(self, inner: Any, method: str) -> Any:
+        async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            with self._state.call():
+                try:
+                    return await inner(_checked(request), context)
+                except Exception as error:
+                    await _abort(error, method, context)
+
+        return handle
+
+    def _stream(self, inner: Any, method: str) -> Any:
+        async def checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+            async for request in requests:
+                yield _checked(request)
+
+        async def handle(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            with self._state.call():
+                try:
+                    async for response in inner(checked(requests), context):
+                        yield response
+                except Exception as error:
+                    await _abort(error, method, context)
+
+        return handle
 
 
-def _unary(inner: Any, method: str) -> Any:
-    async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+@dataclass(frozen=True)
+class _Unreadable:
+    """Stands for a request whose bytes are no message: gRPC itself would answer UNKNOWN with a Python repr."""
+
+    error: Exception
+
+
+def _readable(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read(data: bytes) -> Any:
         try:
-            return await inner(request, context)
-        except Exception as error:
-            await _abort(error, method, context)
+            return deserialize(data)
+        except Exception as error:  # DecodeError; also for text that is no UTF-8, and for too many levels
+            return _Unreadable(error)
 
-    return handle
+    return read
 
 
-def _stream(inner: Any, method: str) -> Any:
-    async def handle(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        try:
-            async for response in inner(requests, context):
-                yield response
-        except Exception as error:
-            await _abort(error, method, context)
-
-    return handle
+def _checked(request: Any) -> Any:
+    if isinstance(request, _Unreadable):
+        raise InvalidInput("the request cannot be read as its message type") from request.error
+    return request
 
 
 async def _abort(error: Exception, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    if isinstance(error, (grpc.aio.AbortError, asyncio.CancelledError)):
+    if isinstance(error, grpc.aio.AbortError):
         raise error
     if not isinstance(error, EmbedserveError):
         _log.error("bug in %s", method, exc_info=error)

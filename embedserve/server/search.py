@@ -9,9 +9,9 @@ import grpc
 
 from embedserve import wire
 from embedserve.embedder import Timings
-from embedserve.engine import ImageQuery, ItemQuery, Query, VectorQuery
 from embedserve.errors import EmbedserveError, InvalidInput
-from embedserve.server.calls import collection_encoder_ref, deadline_of, timings_to_proto
+from embedserve.requests import ImageQuery, ItemQuery, Query, VectorQuery
+from embedserve.server.calls import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
 from embedserve.server.state import ServerState
 from embedserve.types import SearchOptions
 from embedserve.v1 import search_service_pb2 as pb
@@ -30,11 +30,14 @@ class SearchService(pb_grpc.SearchServiceServicer):
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         """Answer the queries of one call."""
         begun, engine, timings = time.monotonic(), self._state.engine, Timings()
+        # Before anything is converted: that costs more than refusing it.
+        engine.limits.check("max_queries", len(request.queries), "queries in one call")
+        wire.check_encoding(request.vector_encoding)
         options = SearchOptions(
             k=request.k or 10,
             # float32 on the wire: 0.3 arrives as 0.30000001, and scores have six decimals.
             min_score=round(request.min_score, 6) if request.HasField("min_score") else None,
-            filter=wire.filter_from_proto(request.filter) if request.HasField("filter") else None,
+            filter=wire.filter_from_proto(request.filter, engine.limits) if request.HasField("filter") else None,
             group_by=request.group_by,
             exact=request.exact,
             include_metadata=request.include_metadata,
@@ -48,15 +51,21 @@ class SearchService(pb_grpc.SearchServiceServicer):
             deadline=deadline_of(context),
             timings=timings,
         )
-        return pb.SearchResponse(
-            results=[
-                pb.SearchResult(error=wire.error_to_status(result))
-                if isinstance(result, EmbedserveError)
-                else pb.SearchResult(hits=wire.hits_to_proto(result, request.vector_encoding))
-                for result in results
-            ],
-            encoder=collection_encoder_ref(info),
-            timings=timings_to_proto(timings, begun),
+        hits = [hit for result in results if not isinstance(result, EmbedserveError) for hit in result]
+        size_bytes = sum(stored_bytes(hit.metadata, hit.vector) for hit in hits)
+        return await build(
+            size_bytes,
+            engine.limits,
+            lambda: pb.SearchResponse(
+                results=[
+                    pb.SearchResult(error=wire.error_to_status(result))
+                    if isinstance(result, EmbedserveError)
+                    else pb.SearchResult(hits=wire.hits_to_proto(result, request.vector_encoding))
+                    for result in results
+                ],
+                encoder=collection_encoder_ref(info),
+                timings=timings_to_proto(timings, begun),
+            ),
         )
 
 

@@ -1,9 +1,12 @@
-"""What the services share: the engine once it is there, and whether calls are taken."""
+"""What the services share: the engine once it is there, whether calls are taken, and which are under way."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 from embedserve.errors import Unavailable
 
@@ -17,7 +20,12 @@ class ServerState:
     def __init__(self) -> None:
         self._engine: Engine | None = None
         self._draining = False
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.ready_unix_s = 0.0
+        self.readers: set[asyncio.Task[Any]] = set()
+        """Tasks that read streams; draining ends them."""
 
     @property
     def engine(self) -> Engine:
@@ -37,7 +45,30 @@ class ServerState:
         self._engine = engine
         self.ready_unix_s = time.time()
 
-    def drain(self) -> Engine | None:
-        """No new calls from now on; gives the engine, if there is one, to whoever closes it."""
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """A call of ours is under way."""
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def drain(self, grace_s: float) -> Engine | None:
+        """Take no new calls, read no more of streams, and wait until what is under way is answered.
+
+        Args:
+            grace_s: how long to wait at most, in seconds.
+
+        Returns:
+            The engine, if there is one, for whoever closes it.
+        """
         self._draining = True
+        for reader in list(self.readers):
+            reader.cancel()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace_s)
         return self._engine

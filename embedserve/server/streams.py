@@ -1,74 +1,127 @@
-"""Bidirectional streams: bounded reading ahead, answers in order, nothing left running when the caller goes."""
+"""Bidirectional streams: bounded reading ahead, answers in order, nothing left running when the caller goes.
+
+A request is counted in the server's admission before the next one is read, so that a stream holds one message more
+than it was let in with, however fast its client sends. When the server drains, reading ends; what was read is answered.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from embedserve.admission import Admission
+from embedserve.errors import Unavailable
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Intake(Generic[_In]):
+    """How far ahead a stream is read: ``window`` requests, as long as ``admission`` has room for them."""
+
+    window: int
+    admission: Admission
+    weigh: Callable[[_In], tuple[int, int]]
+    """The images and the bytes in a request."""
+    readers: set[asyncio.Task[Any]]
+    """Where the reading task is kept while it runs; cancelling it there ends the stream for a server that drains."""
+
+
 async def ordered(
-    requests: AsyncIterator[_In], work: Callable[[_In], Awaitable[_Out]], *, window: int
+    requests: AsyncIterator[_In], work: Callable[[_In], Awaitable[_Out]], intake: Intake[_In]
 ) -> AsyncIterator[_Out]:
-    """``work`` on every request, at most ``window`` at a time, with the results in the order of the requests."""
-    room = asyncio.Semaphore(window)
-    # Unbounded by itself, so that the end can always be put in; the semaphore bounds what is read ahead.
+    """``work`` on every request, a window of them at a time, with the results in the order of the requests."""
     begun: asyncio.Queue[asyncio.Future[_Out] | None] = asyncio.Queue()
-
-    async def read() -> None:
-        try:
-            async for request in requests:
-                await room.acquire()
-                begun.put_nowait(asyncio.ensure_future(work(request)))
-        finally:
-            begun.put_nowait(None)
-
-    reader = asyncio.create_task(read())
     current: asyncio.Future[_Out] | None = None
+    reading = _Reading(
+        requests,
+        intake,
+        put=lambda request: begun.put_nowait(asyncio.ensure_future(work(request))),
+        end=lambda: begun.put_nowait(None),
+    )
     try:
         while (current := await begun.get()) is not None:
             result = await current
-            room.release()
+            reading.answered(1)
             yield result
-        await reader  # raises what reading raised
+        reading.check()
     finally:
-        reader.cancel()
+        reading.close()
         while current is not None or not begun.empty():
             if current is not None:
                 current.cancel()
             current = None if begun.empty() else begun.get_nowait()
 
 
-async def grouped(requests: AsyncIterator[_In], *, size: int) -> AsyncIterator[list[_In]]:
-    """The requests in groups of up to ``size``: whatever has come while the group before was worked on."""
-    room = asyncio.Semaphore(size)
+async def grouped(requests: AsyncIterator[_In], intake: Intake[_In]) -> AsyncIterator[list[_In]]:
+    """The requests in groups of up to a window: whatever has come while the group before was worked on."""
     arrived: asyncio.Queue[_In | None] = asyncio.Queue()
+    reading = _Reading(requests, intake, put=arrived.put_nowait, end=lambda: arrived.put_nowait(None))
+    try:
+        request = await arrived.get()
+        while request is not None:
+            group = [request]
+            while not arrived.empty() and (request := arrived.get_nowait()) is not None:
+                group.append(request)
+            yield group
+            reading.answered(len(group))
+            if request is not None:
+                request = await arrived.get()
+        reading.check()
+    finally:
+        reading.close()
 
-    async def read() -> None:
+
+class _Reading(Generic[_In]):
+    """Reads a stream in a task of its own, as far ahead as its intake allows.
+
+    The queues that it fills are unbounded by themselves, so that their end can always be put in.
+    """
+
+    def __init__(
+        self, requests: AsyncIterator[_In], intake: Intake[_In], *, put: Callable[[_In], None], end: Callable[[], None]
+    ) -> None:
+        self._intake = intake
+        self._room = asyncio.Semaphore(intake.window)
+        self._held: deque[tuple[int, int]] = deque()
+        self._task = asyncio.create_task(self._read(requests, put, end))
+        intake.readers.add(self._task)
+        self._task.add_done_callback(intake.readers.discard)
+
+    async def _read(self, requests: AsyncIterator[_In], put: Callable[[_In], None], end: Callable[[], None]) -> None:
         try:
             async for request in requests:
-                await room.acquire()
-                arrived.put_nowait(request)
+                await self._room.acquire()
+                weight = self._intake.weigh(request)
+                await self._intake.admission.enter_when_free(*weight)
+                self._held.append(weight)
+                put(request)
         finally:
-            arrived.put_nowait(None)
+            end()
 
-    reader = asyncio.create_task(read())
-    try:
-        ended = False
-        while not ended:
-            group: list[_In] = []
-            while not group or not arrived.empty():
-                request = await arrived.get()
-                if request is None:
-                    ended = True
-                    break
-                room.release()
-                group.append(request)
-            if group:
-                yield group
-        await reader  # raises what reading raised
-    finally:
-        reader.cancel()
+    def answered(self, count: int) -> None:
+        """The oldest requests have been answered: there is room for as many others."""
+        for _ in range(count):
+            self._intake.admission.leave(*self._held.popleft())
+            self._room.release()
+
+    def check(self) -> None:
+        """Raise what reading raised.
+
+        Raises:
+            Unavailable: the server drains, and the client may have had more to send.
+        """
+        if self._task.cancelled():
+            raise Unavailable("the server is shutting down", hint="send what was not answered again")
+        if self._task.done() and (error := self._task.exception()) is not None:
+            raise error
+
+    def close(self) -> None:
+        """Stop reading and give the room free of whatever was not answered."""
+        self._task.cancel()
+        while self._held:
+            self._intake.admission.leave(*self._held.popleft())

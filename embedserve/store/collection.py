@@ -104,6 +104,7 @@ class Collection:
             aliases=tuple(sorted(aliases)),
             index=self._index.description,
             disk_bytes=disk_bytes,
+            uid=self.entry.uid,
         )
 
     def close(self) -> None:

@@ -192,19 +192,19 @@ class LocalStore:
             with self._names:
                 self._aliases[alias] = target
 
-    def upsert(self, collection: str, items: Sequence[Item]) -> None:
+    def upsert(self, collection: str, items: Sequence[Item], *, uid: str = "") -> None:
         """Write items in one transaction, replacing those with the same ids; on disk when it returns.
 
         Raises:
             DiskFull: nothing was written.
             StoreError: the write failed.
         """
-        with self._used(collection) as found:
+        with self._used(collection, uid) as found:
             found.upsert(items)
 
-    def get_items(self, collection: str, ids: Sequence[str], include: Include) -> list[Item | None]:
+    def get_items(self, collection: str, ids: Sequence[str], include: Include, *, uid: str = "") -> list[Item | None]:
         """The items with these ids, in order; None where there is none."""
-        with self._used(collection) as found:
+        with self._used(collection, uid) as found:
             return found.items(ids, include)
 
     def delete_items(self, collection: str, ids: Sequence[str]) -> int:
@@ -213,14 +213,21 @@ class LocalStore:
             return found.delete(ids)
 
     def list_items(
-        self, collection: str, *, page_size: int, page_token: str, filter: Filter | None, include: Include
+        self,
+        collection: str,
+        *,
+        page_size: int,
+        page_token: str,
+        filter: Filter | None,
+        include: Include,
+        uid: str = "",
     ) -> Page:
         """A page of items in the order of their ids' UTF-8 bytes.
 
         Raises:
             InvalidInput: the page token was not made by an earlier page.
         """
-        with self._used(collection) as found:
+        with self._used(collection, uid) as found:
             return found.page(page_size, page_token, filter, include)
 
     def search(
@@ -229,9 +236,11 @@ class LocalStore:
         queries: NDArray[np.float32],
         options: SearchOptions,
         exclude_ids: Sequence[str | None],
+        *,
+        uid: str = "",
     ) -> list[list[Hit]]:
         """The nearest items for each query; see VectorStore."""
-        with self._used(collection) as found:
+        with self._used(collection, uid) as found:
             return found.search(queries, options, exclude_ids)
 
     def close(self) -> None:
@@ -245,12 +254,12 @@ class LocalStore:
             self._lock.release()
 
     @contextmanager
-    def _used(self, name: str) -> Iterator[Collection]:
+    def _used(self, name: str, uid: str = "") -> Iterator[Collection]:
         """The collection with this name or alias, which is not removed before the block is left."""
         with self._names:
             self._check_open()
             collection = self._collections.get(self._aliases.get(name, name))
-        if collection is None:
+        if collection is None or (uid and collection.entry.uid != uid):
             raise _not_found(name)
         with collection.gate.entered() as admitted:
             if not admitted:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 class VectorStore(Protocol):
     """Collections of items with unit vectors. All calls block, and may come from several threads at once.
 
-    ``collection`` is a name or an alias everywhere but in ``delete_collection``. Callers have checked limits, metadata
-    and filters already; vectors are float32 with the collection's dimension and unit norm.
+    ``collection`` is a name or an alias everywhere but in ``delete_collection``. Where ``uid`` is given, it has to be
+    that of the collection, else there is no such collection: between a check and the call that relies on it, another
+    one may have been given the name. Callers have checked limits, metadata and filters already; vectors are float32
+    with the collection's dimension and unit norm.
     """
 
     def create_collection(
@@ -55,7 +57,7 @@ class VectorStore(Protocol):
             CollectionNotFound: there is no such collection, or no such alias to remove.
         """
 
-    def upsert(self, collection: str, items: Sequence[Item]) -> None:
+    def upsert(self, collection: str, items: Sequence[Item], *, uid: str = "") -> None:
         """Write items in one transaction, replacing those with the same ids; on disk when it returns.
 
         Every item has a vector. If an id comes twice, the later item counts.
@@ -64,14 +66,21 @@ class VectorStore(Protocol):
             DiskFull: nothing was written.
         """
 
-    def get_items(self, collection: str, ids: Sequence[str], include: Include) -> list[Item | None]:
+    def get_items(self, collection: str, ids: Sequence[str], include: Include, *, uid: str = "") -> list[Item | None]:
         """The items with these ids, in order; None where there is none."""
 
     def delete_items(self, collection: str, ids: Sequence[str]) -> int:
         """Remove items in one transaction, on disk when it returns; how many of them there were."""
 
     def list_items(
-        self, collection: str, *, page_size: int, page_token: str, filter: Filter | None, include: Include
+        self,
+        collection: str,
+        *,
+        page_size: int,
+        page_token: str,
+        filter: Filter | None,
+        include: Include,
+        uid: str = "",
     ) -> Page:
         """A page of items in the order of their ids' UTF-8 bytes.
 
@@ -85,6 +94,8 @@ class VectorStore(Protocol):
         queries: NDArray[np.float32],
         options: SearchOptions,
         exclude_ids: Sequence[str | None],
+        *,
+        uid: str = "",
     ) -> list[list[Hit]]:
         """The nearest items for each query.
 

@@ -38,8 +38,8 @@ class EmbedRequest(_message.Message):
     """
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Encoded images: JPEG, PNG, WebP, BMP, GIF (its first frame) or TIFF; each at most max_image_bytes and
-        max_image_pixels. Never URLs.
+        """Encoded images: JPEG, PNG, WebP, BMP, GIF (its first frame) or TIFF; each at most max_image_bytes,
+        max_image_pixels and max_image_side_px. Never URLs.
         """
 
     def __init__(
@@ -411,8 +411,9 @@ class ServerLimits(_message.Message):
     MAX_FILTER_NODES_FIELD_NUMBER: _builtins.int
     MAX_QUEUE_IMAGES_FIELD_NUMBER: _builtins.int
     MAX_QUEUE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_SIDE_PX_FIELD_NUMBER: _builtins.int
     max_message_bytes: _builtins.int
-    """Bytes of one gRPC message."""
+    """Bytes of one gRPC message, in either direction."""
     max_images: _builtins.int
     """Images in one call."""
     max_items: _builtins.int
@@ -439,6 +440,8 @@ class ServerLimits(_message.Message):
     """Images admitted and not yet answered, over all calls."""
     max_queue_bytes: _builtins.int
     """Bytes of images admitted and not yet answered, over all calls."""
+    max_image_side_px: _builtins.int
+    """Width and height of one image, read from its header before decoding."""
     def __init__(
         self,
         *,
@@ -456,10 +459,11 @@ class ServerLimits(_message.Message):
         max_filter_nodes: _builtins.int = ...,
         max_queue_images: _builtins.int = ...,
         max_queue_bytes: _builtins.int = ...,
+        max_image_side_px: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_filter_depth", b"max_filter_depth", "max_filter_nodes", b"max_filter_nodes", "max_id_bytes", b"max_id_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_items", b"max_items", "max_k", b"max_k", "max_message_bytes", b"max_message_bytes", "max_metadata_bytes", b"max_metadata_bytes", "max_page_size", b"max_page_size", "max_queries", b"max_queries", "max_queue_bytes", b"max_queue_bytes", "max_queue_images", b"max_queue_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_filter_depth", b"max_filter_depth", "max_filter_nodes", b"max_filter_nodes", "max_id_bytes", b"max_id_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_image_side_px", b"max_image_side_px", "max_images", b"max_images", "max_items", b"max_items", "max_k", b"max_k", "max_message_bytes", b"max_message_bytes", "max_metadata_bytes", b"max_metadata_bytes", "max_page_size", b"max_page_size", "max_queries", b"max_queries", "max_queue_bytes", b"max_queue_bytes", "max_queue_images", b"max_queue_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ from embedserve.errors import (
     ItemNotFound,
     LimitExceeded,
 )
-from embedserve.types import Eq, Item, Media
+from embedserve.types import Eq, Item, Limits, Media
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
 
@@ -439,7 +439,7 @@ def test_pages_are_read_one_after_the_other_as_they_are_needed(connect: Connect,
     requests = server.asked("ListItems")
     assert [request.page_token for request in requests] == ["", "second", "third"]
     assert {request.page_size for request in requests} == {2}
-    assert {wire.filter_from_proto(request.filter) for request in requests} == {Eq("label", "cat")}
+    assert {wire.filter_from_proto(request.filter, Limits()) for request in requests} == {Eq("label", "cat")}
     assert all(request.include_metadata and not request.include_vectors for request in requests)
 
 

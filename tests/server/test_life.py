@@ -43,7 +43,7 @@ def test_a_ready_server_is_healthy_for_every_service(encoder_file: Path, tmp_pat
         assert server.said[-1] == "stopped"
 
 
-def test_sigterm_lets_a_running_call_finish(encoder_file: Path, tmp_path: Path) -> None:
+def test_sigterm_ends_with_zero_and_keeps_what_was_acknowledged(encoder_file: Path, tmp_path: Path) -> None:
     with ServerProcess(str(encoder_file), "--data", str(tmp_path)) as server, Client(server.address) as client:
         client.create_collection("photos")
         under_way = threading.Event()

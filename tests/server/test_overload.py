@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -12,8 +13,11 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from embedserve import Client, preprocess
+from embedserve import images as images_module
+from embedserve.admission import Admission
 from embedserve.embedder import Embedder, Timings
-from embedserve.errors import DeadlineExceeded, Overloaded
+from embedserve.errors import CollectionNotFound, DeadlineExceeded, InternalError, Overloaded
 from embedserve.types import Keep, Limits
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
@@ -98,66 +102,79 @@ def test_an_image_out_of_time_is_not_decoded() -> None:
     assert batches == 0
 
 
-def test_a_stream_waits_for_room_where_a_call_is_refused() -> None:
-    held = Held()
-
-    async def scenario() -> tuple[bool, int]:
-        embedder = await Embedder.start(FakeEncoder(on_batch=held, parallel_runs=1), limits=Limits(max_queue_images=1))
-        held.armed.set()
-
-        def embed(wait: bool) -> asyncio.Task:
-            return asyncio.create_task(
-                embedder.embed([picture(1)], keep=Keep.NONE, deadline=None, timings=Timings(), wait=wait)
-            )
-
-        first = embed(wait=False)
-        await asyncio.to_thread(held.entered.wait, 20)
-        [refused] = await asyncio.gather(embed(wait=False), return_exceptions=True)
-        waiting = embed(wait=True)
-        held.released.set()
-        await first
-        results = await waiting
-        await embedder.close()
-        return isinstance(refused, Overloaded), len(results)
-
-    assert asyncio.run(scenario()) == (True, 1)
-
-
-def test_a_caller_who_stops_waiting_for_room_leaves_it_to_others() -> None:
-    held = Held()
-
-    async def scenario() -> int:
-        embedder = await Embedder.start(FakeEncoder(on_batch=held, parallel_runs=1), limits=Limits(max_queue_images=1))
-        held.armed.set()
-
-        def embed() -> asyncio.Task:
-            return asyncio.create_task(
-                embedder.embed([picture(1)], keep=Keep.NONE, deadline=None, timings=Timings(), wait=True)
-            )
-
-        first = embed()
-        await asyncio.to_thread(held.entered.wait, 20)
-        leaves, stays = embed(), embed()
+def test_waiting_for_room_ends_when_there_is_room() -> None:
+    async def scenario() -> list[bool]:
+        admission = Admission(Limits(max_queue_images=1))
+        admission.enter(1, 10, retry_after_ms=1)
+        with pytest.raises(Overloaded):
+            admission.enter(1, 10, retry_after_ms=1)
+        waiting = [asyncio.create_task(admission.enter_when_free(1, 10)) for _ in range(2)]
         await asyncio.sleep(0)
-        leaves.cancel()
-        held.released.set()
-        await asyncio.gather(first, stays)
-        await embedder.close()
-        return embedder.admission.images
+        waiting[0].cancel()  # who stops waiting leaves the room to others
+        admission.leave(1, 10)
+        await waiting[1]
+        return [task.cancelled() for task in waiting]
 
-    assert asyncio.run(scenario()) == 0
+    assert asyncio.run(scenario()) == [True, False]
 
 
-def test_a_bug_is_internal_and_does_not_show_its_inside() -> None:
-    class Broken(FakeEncoder):
-        def encode(self, images: np.ndarray) -> np.ndarray:
-            if len(self.batch_sizes) >= 2:  # past the warm-up
-                raise ZeroDivisionError("secret")
-            return super().encode(images)
+def test_what_could_never_be_let_in_is_refused_as_too_large_and_not_as_busy() -> None:
+    with serving(FakeEncoder(), limits=Limits(max_queue_images=2)) as address, Client(address) as client:
+        request = pb.EmbedRequest(images=[picture(n) for n in range(3)])
+        with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refused:
+            EmbeddingServiceStub(channel).Embed(request, timeout=20)
+        assert len(client.embed([picture(n) for n in range(5)]).vectors) == 5
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details_of(refused.value)["ErrorInfo"].reason == "LIMIT_EXCEEDED"
 
-    with serving(Broken()) as address, grpc.insecure_channel(address) as channel:
-        response = EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(images=[picture(1)]), timeout=20)
-    assert response.results[0].error.code == grpc.StatusCode.INTERNAL.value[0]
+
+def test_an_image_on_which_something_breaks_fails_alone_and_shows_nothing_of_the_inside(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    marked = preprocess.load(FakeEncoder().metadata.preprocess, picture(2))
+
+    def fail_on_marked(images: np.ndarray) -> None:
+        if any(np.array_equal(image, marked) for image in images):
+            raise ZeroDivisionError("secret")
+
+    with serving(FakeEncoder(on_batch=fail_on_marked)) as address, grpc.insecure_channel(address) as channel:
+        images = [picture(1), picture(2), picture(3)]
+        response = EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(images=images), timeout=20)
+    assert [result.WhichOneof("result") for result in response.results] == ["vector", "error", "vector"]
+    assert response.results[1].error.code == grpc.StatusCode.INTERNAL.value[0]
+    assert "secret" not in str(response)
+    assert "secret" in caplog.text
+
+
+def test_an_image_for_which_memory_runs_out_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = images_module.decode
+
+    def without_memory(data: bytes, *rest: object, **more: object) -> np.ndarray:
+        if data == picture(2):
+            raise MemoryError
+        return decode(data, *rest, **more)
+
+    monkeypatch.setattr(images_module, "decode", without_memory)
+    with serving(FakeEncoder()) as address, Client(address) as client:
+        outcome = client.embed([picture(1), picture(2), picture(3)], errors="keep")
+    assert {position: type(error) for position, error in outcome.errors.items()} == {1: InternalError}
+
+
+def test_bytes_that_are_no_message_are_an_invalid_argument_and_not_unknown() -> None:
+    with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
+        unary = channel.unary_unary("/embedserve.v1.EmbeddingService/Embed")
+        with pytest.raises(grpc.RpcError) as refused:
+            unary(b"\xff\xff\xff", timeout=20)
+        stream = channel.stream_stream("/embedserve.v1.EmbeddingService/EmbedStream")
+        with pytest.raises(grpc.RpcError) as refused_in_stream:
+            list(stream(iter([b"\xff\xff\xff"]), timeout=20))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused_in_stream.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_name_of_any_length_leaves_the_error_readable(tmp_path: Path) -> None:
+    with serving(FakeEncoder(), tmp_path) as address, Client(address) as client, pytest.raises(CollectionNotFound):
+        client.get_collection("é" * 100_000)
 
 
 def test_a_message_above_the_limit_is_refused() -> None:

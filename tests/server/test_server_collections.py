@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +25,8 @@ from embedserve.errors import (
     LimitExceeded,
 )
 from embedserve.types import Eq, Keep, Limits
+from embedserve.v1 import collection_service_pb2 as collection_pb
+from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
 from tests.fakes import DIMENSION, FakeEncoder, picture
 from tests.running import serving
 
@@ -189,3 +193,88 @@ def test_limits_are_those_of_the_server(tmp_path: Path) -> None:
             "ImageTooLarge",
             "NoneType",
         ]
+
+
+def test_a_collection_that_takes_the_name_of_another_while_images_are_embedded_is_not_written_to(
+    tmp_path: Path,
+) -> None:
+    entered, released = threading.Event(), threading.Event()
+
+    def hold(images: np.ndarray) -> None:
+        if armed.is_set():
+            entered.set()
+            assert released.wait(20)
+
+    armed = threading.Event()
+    with serving(FakeEncoder(on_batch=hold), tmp_path) as address, Client(address) as client:
+        client.create_collection("photos")
+        armed.set()
+        outcome: list[object] = []
+
+        def add() -> None:
+            try:
+                outcome.append(client.add("photos", [ItemInput(id="a", image=picture(1))]))
+            except CollectionNotFound as error:
+                outcome.append(error)
+
+        adding = threading.Thread(target=add)
+        adding.start()
+        assert entered.wait(20)
+        client.delete_collection("photos")
+        client.create_collection("photos", external=True, dimension=DIMENSION)
+        released.set()
+        adding.join()
+        assert isinstance(outcome[0], CollectionNotFound)
+        assert client.get_collection("photos").items == 0
+
+
+def test_a_search_whose_collection_is_replaced_by_one_of_another_dimension_is_refused(tmp_path: Path) -> None:
+    entered, released, armed = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(images: np.ndarray) -> None:
+        if armed.is_set():
+            entered.set()
+            assert released.wait(20)
+
+    with serving(FakeEncoder(on_batch=hold), tmp_path) as address, Client(address) as client:
+        client.create_collection("photos")
+        armed.set()
+        outcome: list[object] = []
+
+        def search() -> None:
+            try:
+                outcome.append(client.search("photos", image=picture(1)))
+            except CollectionNotFound as error:
+                outcome.append(error)
+
+        searching = threading.Thread(target=search)
+        searching.start()
+        assert entered.wait(20)
+        client.delete_collection("photos")
+        client.create_collection("photos", external=True, dimension=65536)
+        client.add("photos", [ItemInput(id="a", vector=np.ones(65536))])
+        released.set()
+        searching.join()
+        assert isinstance(outcome[0], CollectionNotFound)
+
+
+def test_a_stream_stays_with_the_collection_that_it_began_with(tmp_path: Path) -> None:
+    with serving(FakeEncoder(), tmp_path) as address, Client(address) as client:
+        client.create_collection("one")
+        client.create_collection("two")
+        client.set_alias("live", "one")
+        first_answered = threading.Event()
+
+        def requests():
+            for number in range(3):
+                if number == 1:
+                    assert first_answered.wait(20)
+                    client.set_alias("live", "two")
+                item = collection_pb.UpsertItem(id=str(number), image=picture(number))
+                yield collection_pb.UpsertStreamRequest(collection="live", item=item)
+
+        with grpc.insecure_channel(address) as channel:
+            for _ in CollectionServiceStub(channel).UpsertStream(requests(), timeout=30):
+                first_answered.set()
+        assert [item.id for item in client.list_items("one")] == ["0", "1", "2"]
+        assert list(client.list_items("two")) == []

@@ -8,13 +8,25 @@ import grpc
 import pytest
 
 from embedserve import Client
-from embedserve.server.streams import grouped, ordered
+from embedserve.admission import Admission
+from embedserve.errors import Unavailable
+from embedserve.server.streams import Intake, grouped, ordered
+from embedserve.types import Limits
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from tests.fakes import FakeEncoder, picture
 from tests.running import serving
+
+
+def intake(window: int, admission: Admission | None = None, readers: set | None = None) -> Intake[int]:
+    return Intake(
+        window=window,
+        admission=admission or Admission(Limits()),
+        weigh=lambda _: (1, 10),
+        readers=set() if readers is None else readers,
+    )
 
 
 async def numbers(count: int) -> AsyncIterator[int]:
@@ -32,7 +44,7 @@ def test_results_come_in_the_order_of_the_requests_whichever_is_done_first() -> 
             done[number].set()
             return number
 
-        return [result async for result in ordered(numbers(6), work, window=4)]
+        return [result async for result in ordered(numbers(6), work, intake(4))]
 
     assert asyncio.run(scenario()) == list(range(6))
 
@@ -49,7 +61,7 @@ def test_no_more_than_the_window_is_in_work() -> None:
             running -= 1
             return number
 
-        assert len([result async for result in ordered(numbers(50), work, window=5)]) == 50
+        assert len([result async for result in ordered(numbers(50), work, intake(5))]) == 50
         return most
 
     assert asyncio.run(scenario()) <= 5
@@ -70,7 +82,7 @@ def test_work_that_nobody_waits_for_is_cancelled() -> None:
                 raise
             return number
 
-        results = ordered(numbers(4), work, window=4)
+        results = ordered(numbers(4), work, intake(4))
         assert await anext(results) == 0
         for _ in range(5):
             await asyncio.sleep(0)
@@ -91,7 +103,7 @@ def test_what_reading_raises_is_raised_after_what_was_read() -> None:
         return number
 
     async def scenario() -> list[int]:
-        results = ordered(broken(), work, window=2)
+        results = ordered(broken(), work, intake(2))
         got = [await anext(results)]
         with pytest.raises(ConnectionError, match="gone"):
             await anext(results)
@@ -103,7 +115,7 @@ def test_what_reading_raises_is_raised_after_what_was_read() -> None:
 def test_groups_hold_what_came_meanwhile_and_lose_nothing() -> None:
     async def scenario() -> list[list[int]]:
         groups = []
-        async for group in grouped(numbers(23), size=5):
+        async for group in grouped(numbers(23), intake(5)):
             groups.append(group)
             for _ in range(10):
                 await asyncio.sleep(0)
@@ -112,6 +124,100 @@ def test_groups_hold_what_came_meanwhile_and_lose_nothing() -> None:
     groups = asyncio.run(scenario())
     assert [number for group in groups for number in group] == list(range(23))
     assert all(1 <= len(group) <= 5 for group in groups)
+
+
+def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
+    async def scenario() -> tuple[int, int, list[int]]:
+        admission = Admission(Limits(max_queue_images=3))
+        taken, release = 0, asyncio.Event()
+
+        async def requests() -> AsyncIterator[int]:
+            nonlocal taken
+            async for number in numbers(20):
+                taken += 1
+                yield number
+
+        async def work(number: int) -> int:
+            await release.wait()
+            return number
+
+        results = ordered(requests(), work, intake(16, admission))
+        first = asyncio.ensure_future(anext(results))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        taken_before, held_before = taken, admission.images
+        release.set()
+        return taken_before, held_before, [await first] + [result async for result in results]
+
+    taken, held, results = asyncio.run(scenario())
+    assert held == 3
+    assert taken == 4  # one more has been read, and waits to be let in
+    assert results == list(range(20))
+
+
+@pytest.mark.parametrize("shape", ["ordered", "grouped"])
+def test_a_stream_that_is_left_gives_its_room_free(shape: str) -> None:
+    async def scenario() -> int:
+        admission = Admission(Limits())
+
+        async def work(number: int) -> int:
+            return number
+
+        reading = intake(4, admission)
+        results = ordered(numbers(20), work, reading) if shape == "ordered" else grouped(numbers(20), reading)
+        await anext(results)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert admission.images > 0
+        await results.aclose()
+        return admission.images + admission.bytes
+
+    assert asyncio.run(scenario()) == 0
+
+
+def test_a_server_that_drains_answers_what_was_read_and_then_ends_the_stream() -> None:
+    async def scenario() -> list[int]:
+        readers: set[asyncio.Task] = set()
+
+        async def requests() -> AsyncIterator[int]:
+            yield 1
+            yield 2
+            await asyncio.Event().wait()  # an idle client
+
+        async def work(number: int) -> int:
+            return number
+
+        results = ordered(requests(), work, intake(4, readers=readers))
+        got = [await anext(results), await anext(results)]
+        for reader in list(readers):
+            reader.cancel()
+        with pytest.raises(Unavailable, match="shutting down"):
+            await anext(results)
+        return got
+
+    assert asyncio.run(scenario()) == [1, 2]
+
+
+def test_an_encoding_that_is_not_known_costs_one_answer_of_a_stream() -> None:
+    requests = [pb.EmbedStreamRequest(key=str(n), image=picture(n), vector_encoding=99 * (n == 1)) for n in range(3)]
+    with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
+        responses = list(EmbeddingServiceStub(channel).EmbedStream(iter(requests), timeout=30))
+    assert [response.result.WhichOneof("result") for response in responses] == ["vector", "error", "vector"]
+
+
+def test_an_upsert_stream_fits_a_server_with_little_room(tmp_path: Path) -> None:
+    requests = (
+        collection_pb.UpsertStreamRequest(
+            collection="photos", item=collection_pb.UpsertItem(id=str(n), image=picture(n))
+        )
+        for n in range(12)
+    )
+    limits = Limits(max_queue_images=2, max_images=4)
+    with serving(FakeEncoder(), tmp_path, limits=limits) as address, Client(address) as client:
+        client.create_collection("photos")
+        with grpc.insecure_channel(address) as channel:
+            responses = list(CollectionServiceStub(channel).UpsertStream(requests, timeout=30))
+    assert [response.result.id for response in responses] == [str(n) for n in range(12)]
 
 
 def test_an_embed_stream_answers_in_order_and_goes_on_after_a_bad_image() -> None:

@@ -1,0 +1,47 @@
+"""What callers ask of the engine: items to write, and what to look for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from embedserve.types import Metadata
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewItem:
+    """An item to be written: an image or a vector."""
+
+    id: str = ""
+    """Empty: the engine makes one."""
+    image: bytes | None = None
+    vector: NDArray[np.float32] | None = None
+    metadata: Metadata = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageQuery:
+    """Items that look like this encoded image."""
+
+    image: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class VectorQuery:
+    """Items close to this vector."""
+
+    vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemQuery:
+    """Items close to this one, which is not among its own hits."""
+
+    id: str
+
+
+Query: TypeAlias = ImageQuery | VectorQuery | ItemQuery
