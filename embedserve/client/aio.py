@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from embedserve import wire
 from embedserve.client import calls, messages
+from embedserve.client.parts import Part
 from embedserve.client.sync import Client
 from embedserve.client.values import (
     AddResult,
@@ -387,12 +388,12 @@ class AsyncClient:
     async def _in_order(
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
-        parts: Iterator[messages.Part[RequestT]],
-    ) -> AsyncGenerator[tuple[messages.Part[RequestT], ResponseT | None]]:
+        parts: Iterator[Part[RequestT]],
+    ) -> AsyncGenerator[tuple[Part[RequestT], ResponseT | None]]:
         """The responses to many requests in their order, a few of them under way at a time."""
-        waiting: deque[tuple[messages.Part[RequestT], _Sent[RequestT, ResponseT] | None]] = deque()
+        waiting: deque[tuple[Part[RequestT], _Sent[RequestT, ResponseT] | None]] = deque()
 
-        async def first() -> tuple[messages.Part[RequestT], ResponseT | None]:
+        async def first() -> tuple[Part[RequestT], ResponseT | None]:
             part, sent = waiting[0]
             response = None if sent is None else await self._await(method, sent)
             waiting.popleft()

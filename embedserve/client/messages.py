@@ -1,8 +1,4 @@
-"""Requests and responses of the client, as pure functions that the sync and the async class share.
-
-A bulk method is cut into parts: each is one call that stays below the server's limits. Inputs that cannot be sent,
-such as a file that cannot be read, are refused here and keep their place among the results.
-"""
+"""Requests and responses of the client, as pure functions that the sync and the async class share."""
 
 from __future__ import annotations
 
@@ -12,15 +8,15 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import Message
 
 from embedserve import wire
 from embedserve.client.calls import CALLS_IN_FLIGHT
+from embedserve.client.parts import Entry, Part, images_per_call, pack, part_of, room_bytes_for
 from embedserve.client.values import (
     AddResult,
     Embeddings,
@@ -39,7 +35,6 @@ from embedserve.errors import (
     InternalError,
     InvalidInput,
     ItemNotFound,
-    LimitExceeded,
 )
 from embedserve.types import Filter, Hit, Item, Keep, Limits, SearchOptions, check_metadata
 from embedserve.v1 import collection_service_pb2 as collection_pb
@@ -51,93 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 RequestT = TypeVar("RequestT", bound=Message)
-EntryT = TypeVar("EntryT")
 ResultT = TypeVar("ResultT")
-
-_FRAME_BYTES = 16
-"""Tag and length of one entry of a message, and of what it contains."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part(Generic[RequestT]):
-    """One call of several that together do the work of a bulk method."""
-
-    request: RequestT | None
-    """None where nothing is left to send."""
-    refused: Sequence[EmbedserveError | None]
-    """For each input of this part: why it was not sent, or None if it was."""
-    ids: Sequence[str] = ()
-    """The ids of the inputs, where they have any."""
-    after_others: bool = False
-    """To be sent only when all parts before it have been answered."""
-
-    def merge(self, answers: Sequence[ResultT]) -> list[ResultT | EmbedserveError]:
-        """For each input its answer or why it was refused, in order.
-
-        Raises:
-            InternalError: the server gave another number of answers than was asked for.
-        """
-        asked = sum(error is None for error in self.refused)
-        if len(answers) != asked:
-            raise InternalError(f"the server gave {len(answers)} results for {asked} inputs")
-        remaining = iter(answers)
-        return [next(remaining) if error is None else error for error in self.refused]
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry(Generic[EntryT]):
-    """One input of a bulk method, ready to be sent or refused."""
-
-    content: EntryT | EmbedserveError
-    size_bytes: int = 0
-    is_image: bool = False
-    id: str = ""
-
-
-def _pack(
-    entries: Iterable[_Entry[EntryT]], *, room_bytes: int, most: int, most_images: int
-) -> Iterator[list[_Entry[EntryT]]]:
-    """Cut entries into groups that fit one message each."""
-    group: list[_Entry[EntryT]] = []
-    size_bytes = images = 0
-    for entry in entries:
-        entry_bytes = entry.size_bytes + _FRAME_BYTES
-        if entry_bytes > room_bytes:
-            too_large = LimitExceeded(
-                f"{entry.size_bytes} bytes do not fit one message; there is room for {room_bytes}"
-            )
-            entry, entry_bytes = _Entry(too_large, id=entry.id), 0
-        if group and (
-            len(group) >= most or size_bytes + entry_bytes > room_bytes or images + entry.is_image > most_images
-        ):
-            yield group
-            group, size_bytes, images = [], 0, 0
-        group.append(entry)
-        size_bytes += entry_bytes
-        images += entry.is_image
-    if group:
-        yield group
-
-
-def _part(
-    group: list[_Entry[EntryT]], build: Callable[[list[EntryT]], RequestT], *, after_others: bool = False
-) -> Part[RequestT]:
-    contents = [entry.content for entry in group if not isinstance(entry.content, EmbedserveError)]
-    return Part(
-        request=build(contents) if contents else None,
-        refused=[entry.content if isinstance(entry.content, EmbedserveError) else None for entry in group],
-        ids=[entry.id for entry in group],
-        after_others=after_others,
-    )
-
-
-def _images_per_call(limits: Limits) -> int:
-    # A call with more images than the queue holds could never be admitted.
-    return min(limits.max_images, limits.max_queue_images)
-
-
-def _room_bytes(limits: Limits, request: Message) -> int:
-    return min(limits.max_message_bytes, limits.max_queue_bytes) - request.ByteSize() - _FRAME_BYTES
 
 
 @contextmanager
@@ -211,22 +120,22 @@ def embed_parts(
     """Embed calls for any number of images."""
     empty = embedding_pb.EmbedRequest(vector_encoding=wire.PACKED_F32, encoder_fingerprint=encoder_fingerprint)
 
-    def entries() -> Iterator[_Entry[bytes]]:
+    def entries() -> Iterator[Entry[bytes]]:
         for image in images:
             try:
                 data = read_image(image, limits)
-                yield _Entry(data, len(data), is_image=True)
+                yield Entry(data, len(data), is_image=True)
             except EmbedserveError as error:
-                yield _Entry(error)
+                yield Entry(error)
 
     def build(data: list[bytes]) -> embedding_pb.EmbedRequest:
         request = embedding_pb.EmbedRequest(images=data)
         request.MergeFrom(empty)
         return request
 
-    count = _images_per_call(limits)
-    for group in _pack(entries(), room_bytes=_room_bytes(limits, empty), most=count, most_images=count):
-        yield _part(group, build)
+    count = images_per_call(limits)
+    for group in pack(entries(), room_bytes=room_bytes_for(limits, empty), most=count, most_images=count):
+        yield part_of(group, build)
 
 
 class EmbedReader:
@@ -316,11 +225,11 @@ def add_parts(
     with _writing():
         empty = collection_pb.UpsertRequest(collection=collection, encoder_fingerprint=encoder_fingerprint)
     under_way: deque[set[str]] = deque(maxlen=CALLS_IN_FLIGHT)
-    packed = _pack(
+    packed = pack(
         (_item_entry(item, limits) for item in items),
-        room_bytes=_room_bytes(limits, empty),
+        room_bytes=room_bytes_for(limits, empty),
         most=limits.max_items,
-        most_images=_images_per_call(limits),
+        most_images=images_per_call(limits),
     )
 
     def build(messages: list[collection_pb.UpsertItem]) -> collection_pb.UpsertRequest:
@@ -334,10 +243,10 @@ def add_parts(
         if after_others:
             under_way.clear()
         under_way.append(ids)
-        yield _part(group, build, after_others=after_others)
+        yield part_of(group, build, after_others=after_others)
 
 
-def _item_entry(item: ItemInput, limits: Limits) -> _Entry[collection_pb.UpsertItem]:
+def _item_entry(item: ItemInput, limits: Limits) -> Entry[collection_pb.UpsertItem]:
     # The id is made here, not by the server, so that a call that is sent again cannot store the item twice.
     id = item.id or uuid.uuid4().hex
     try:
@@ -350,8 +259,8 @@ def _item_entry(item: ItemInput, limits: Limits) -> _Entry[collection_pb.UpsertI
         elif item.vector is not None:
             message.vector.CopyFrom(vector_to_proto(item.vector))
     except EmbedserveError as error:
-        return _Entry(error, id=id)
-    return _Entry(message, message.ByteSize(), is_image=item.image is not None, id=id)
+        return Entry(error, id=id)
+    return Entry(message, message.ByteSize(), is_image=item.image is not None, id=id)
 
 
 def add_results(
@@ -391,11 +300,11 @@ def search_parts(
             vector_encoding=wire.PACKED_F32,
             encoder_fingerprint=encoder_fingerprint,
         )
-    packed = _pack(
+    packed = pack(
         (_query_entry(query, limits) for query in queries),
-        room_bytes=_room_bytes(limits, empty),
+        room_bytes=room_bytes_for(limits, empty),
         most=limits.max_queries,
-        most_images=_images_per_call(limits),
+        most_images=images_per_call(limits),
     )
 
     def build(messages: list[search_pb.SearchQuery]) -> search_pb.SearchRequest:
@@ -404,10 +313,10 @@ def search_parts(
         return request
 
     for group in packed:
-        yield _part(group, build)
+        yield part_of(group, build)
 
 
-def _query_entry(query: Query, limits: Limits) -> _Entry[search_pb.SearchQuery]:
+def _query_entry(query: Query, limits: Limits) -> Entry[search_pb.SearchQuery]:
     message = search_pb.SearchQuery()
     try:
         if query.image is not None:
@@ -418,8 +327,8 @@ def _query_entry(query: Query, limits: Limits) -> _Entry[search_pb.SearchQuery]:
             with _writing():
                 message.item_id = query.id
     except EmbedserveError as error:
-        return _Entry(error)
-    return _Entry(message, message.ByteSize(), is_image=query.image is not None)
+        return Entry(error)
+    return Entry(message, message.ByteSize(), is_image=query.image is not None)
 
 
 def search_results(

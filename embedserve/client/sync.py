@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from embedserve import wire
 from embedserve.client import calls, messages
+from embedserve.client.parts import Part
 from embedserve.client.values import (
     AddResult,
     Embeddings,
@@ -456,12 +457,12 @@ class Client:
     def _in_order(
         self,
         method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
-        parts: Iterable[messages.Part[RequestT]],
-    ) -> Iterator[tuple[messages.Part[RequestT], ResponseT | None]]:
+        parts: Iterable[Part[RequestT]],
+    ) -> Iterator[tuple[Part[RequestT], ResponseT | None]]:
         """The responses to many requests in their order, a few of them under way at a time."""
-        waiting: deque[tuple[messages.Part[RequestT], _Sent[RequestT, ResponseT] | None]] = deque()
+        waiting: deque[tuple[Part[RequestT], _Sent[RequestT, ResponseT] | None]] = deque()
 
-        def first() -> tuple[messages.Part[RequestT], ResponseT | None]:
+        def first() -> tuple[Part[RequestT], ResponseT | None]:
             part, sent = waiting[0]
             response = None if sent is None else self._await(method, sent.request, sent.deadline_s, sent.future)
             waiting.popleft()

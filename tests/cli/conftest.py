@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes import FakeEncoder, picture
-from running import Cli, Outcome, serving
 
 from embedserve import Client
 from embedserve.cli import run
+from tests.cli.outcome import Cli, Outcome
+from tests.fakes import FakeEncoder, picture
+from tests.running import serving
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 
@@ -20,7 +21,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a server that all tests share; each uses collections of its own."""
-    with serving(tmp_path_factory.mktemp("server") / "data", FakeEncoder()) as address:
+    with serving(FakeEncoder(), tmp_path_factory.mktemp("server") / "data") as address:
         yield address
 
 

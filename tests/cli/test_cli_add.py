@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import DIMENSION, FakeEncoder, picture
-from running import Cli, serving
 
 from embedserve import Client
 from embedserve.cli import add
 from embedserve.errors import Unavailable
+from tests.cli.outcome import Cli
+from tests.fakes import DIMENSION, FakeEncoder, picture
+from tests.running import serving
 
 IDS = ["cats/a.png", "cats/b.jpg", "dogs/big/c.png", "dogs/big/d.webp", "top.png"]
 
@@ -373,17 +374,17 @@ def test_images_are_not_sent_to_an_external_collection(cli: Cli, client: Client,
 
 def test_images_are_not_added_to_a_collection_of_another_encoder(cli: Cli, photos: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    with serving(data, FakeEncoder()) as first:
+    with serving(FakeEncoder(), data) as first:
         assert cli("add", photos, "--collection", "photos", "--server", first).exit_code == 0
     (photos / "new.png").write_bytes(picture(9))
-    with serving(data, FakeEncoder(fingerprint="0b" * 32, name="other")) as second:
+    with serving(FakeEncoder(fingerprint="0b" * 32, name="other"), data) as second:
         outcome = cli("add", photos, "--collection", "photos", "--server", second)
     assert outcome.exit_code == 1
     assert "is bound to encoder fake (fafafafafafa); this server runs other (0b0b0b0b0b0b)" in outcome.err
 
 
 def test_a_server_without_collections_says_how_to_get_them(cli: Cli, photos: Path) -> None:
-    with serving(None, FakeEncoder()) as server:
+    with serving(FakeEncoder()) as server:
         outcome = cli("add", photos, "--collection", "photos", "--server", server)
     assert outcome.exit_code == 1
     assert "hint:  start it with: embedserve serve encoder.onnx --data DIR" in outcome.err

@@ -8,11 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from fakes import DIMENSION, picture
-from running import Cli
 
 from embedserve import Client
 from embedserve.client import ItemInput
+from tests.cli.outcome import Cli
+from tests.fakes import DIMENSION, picture
 
 
 @pytest.fixture

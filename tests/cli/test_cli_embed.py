@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from fakes import DIMENSION, FakeEncoder, picture
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from running import Cli
 
 from embedserve import encoder_file
 from embedserve.encoder_file import EncoderMetadata
 from embedserve.preprocess import PreprocessSpec, load
+from tests.cli.outcome import Cli
+from tests.fakes import DIMENSION, FakeEncoder, picture
 
 NAMES = ["cats/a.png", "cats/b.jpg", "dogs/big/c.png", "dogs/big/d.webp", "top.png"]
 

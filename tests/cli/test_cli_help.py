@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from running import Cli
+
+from tests.cli.outcome import Cli
 
 COMMANDS = [
     "embed",

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes import picture
-from running import Cli
 
 from embedserve import Client
 from embedserve.client import ItemInput
+from tests.cli.outcome import Cli
+from tests.fakes import picture
 
 
 @pytest.fixture

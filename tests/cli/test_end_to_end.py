@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import DIMENSION, FakeEncoder, picture
-from running import serving
 
 from embedserve import AsyncClient, Client, bulk
 from embedserve.client import ItemInput, Query
 from embedserve.errors import CollectionNotFound, ImageUndecodable, ItemNotFound, Unavailable
 from embedserve.types import Eq, Keep, Limits
+from tests.fakes import DIMENSION, FakeEncoder, picture
+from tests.running import serving
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/embed_and_search.py"
 
@@ -80,7 +80,7 @@ def test_the_life_of_a_collection_through_the_async_client(server: str, collecti
 
 def test_more_than_the_queue_holds_is_embedded_all_the_same() -> None:
     # Five times four calls of 32 images want in at once, where 32 fit.
-    with serving(None, FakeEncoder(), Limits(max_queue_images=32)) as server:
+    with serving(FakeEncoder(), limits=Limits(max_queue_images=32)) as server:
 
         async def many() -> list[int]:
             images = [picture(1)] * 128
@@ -93,7 +93,7 @@ def test_more_than_the_queue_holds_is_embedded_all_the_same() -> None:
 
 def test_a_server_that_has_stopped_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedserve.client.calls._UNAVAILABLE_PAUSE_S", 0.001)
-    with serving(None, FakeEncoder()) as server:
+    with serving(FakeEncoder()) as server:
         client = Client(server)
         client.wait_ready()
     with client, pytest.raises(Unavailable):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import platform
 import shutil
 import signal
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 import embedserve
+from embedserve.encoder import usable_cores
 from embedserve.errors import DataError, SetupError, TrainingError
 from embedserve.preprocess import PreprocessSpec
 from embedserve_training import cache, checkpoint, data, methods
@@ -49,9 +49,9 @@ class RunResult:
     skipped: tuple[Skipped, ...] = ()
     steps: int = 0
     seconds: float = 0.0
-    """Spent training, in all sessions together."""
+    """Spent training, since the run was first begun."""
     progress: Progress | None = None
-    """The last report of this session."""
+    """The last report since this start."""
 
 
 def run_training(
@@ -146,7 +146,6 @@ def versions() -> dict[str, str]:
 
 
 def _facts(files: ImageFolder) -> Facts:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     seen = data.look(files)
     return Facts(
         images=len(files.paths),
@@ -154,7 +153,7 @@ def _facts(files: ImageFolder) -> Facts:
         grey=seen.grey,
         cuda=torch.cuda.is_available(),
         mps=torch.backends.mps.is_available(),
-        cores=cores,
+        cores=usable_cores(),
     )
 
 

@@ -40,9 +40,9 @@ class Outcome:
     """False if it was stopped before its budget was used."""
     step: int
     seconds: float
-    """Spent training, in all sessions together."""
+    """Spent training, since the run was first begun."""
     progress: Progress | None
-    """The last report of this session."""
+    """The last report since this start."""
 
 
 class Trainer:
