@@ -128,6 +128,8 @@ class Embedder:
     async def _embed_all(
         self, encoded: Sequence[bytes], keep: Keep, call: object, deadline: float | None, timings: Timings
     ) -> list[Embedded | EmbedserveError]:
+        if len(encoded) == 1:  # the usual call, without the cost of a group
+            return [await self._embed(encoded[0], keep, call, deadline, timings)]
         # A group, so that a caller who goes away takes all his images with him.
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._embed(data, keep, call, deadline, timings)) for data in encoded]

@@ -75,9 +75,7 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
             if min_side_px > 0 and image.format in ("JPEG", "MPO"):
                 image.draft(None, (min_side_px, min_side_px))
             image.load()
-            upright = _upright(image)
-            rgb = _to_rgb(upright)
-            return np.array(rgb, dtype=np.uint8)
+            return np.array(_to_rgb(_upright(image)))
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -160,7 +158,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         foreground = image.convert("RGBA")
         white = Image.new("RGBA", foreground.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, foreground).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # converting to the same mode would copy
 
 
 def _reason(error: Exception) -> str:

@@ -19,9 +19,13 @@ class _Finding:
 @click.command("doctor")
 @click.argument("encoder", required=False, type=click.Path(path_type=Path))
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run the encoder.")
+@click.option("--server", metavar="HOST:PORT", help="Check a server instead.")
+@click.option(
+    "--wait", "wait_s", default=0.0, type=click.FloatRange(0), help="Seconds to wait until the server is ready."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
-def command(encoder: Path | None, device: str, as_json: bool) -> None:
-    """Say what this machine can do, or check an encoder file. One line each.
+def command(encoder: Path | None, device: str, server: str | None, wait_s: float, as_json: bool) -> None:
+    """Say what this machine can do, or check an encoder file or a server. One line each.
 
     With an encoder file, its eight reference images are embedded again and compared with the vectors in the file.
     Exits with 1 if something is wrong.
@@ -29,10 +33,16 @@ def command(encoder: Path | None, device: str, as_json: bool) -> None:
     \b
     embedserve doctor
     embedserve doctor encoder.onnx
+    embedserve doctor --server localhost:50051 --wait 30
     """
     from embedserve.cli.output import print_json
 
-    findings = _machine() if encoder is None else _encoder(encoder, device)
+    if encoder is not None and server is not None:
+        raise click.UsageError("give an encoder file or --server, not both")
+    if server is not None:
+        findings = _server(server, wait_s)
+    else:
+        findings = _machine() if encoder is None else _encoder(encoder, device)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -107,6 +117,34 @@ def _training() -> _Finding:
         # Serving works without it, so that is no failure.
         return _Finding("training", f"not installed ({error.name} is missing); pip install 'embedserve[train]'")
     return _Finding("training", ", ".join(found))
+
+
+def _server(address: str, wait_s: float) -> list[_Finding]:
+    import embedserve
+    from embedserve.client import Client
+
+    with Client(address) as client:
+        if wait_s:
+            client.wait_ready(wait_s)
+        info = client.server_info()
+        findings = [
+            _Finding("server", f"{address} is ready"),
+            _Finding("version", f"{info.version}; this client has {embedserve.__version__}"),
+            _Finding("encoder", f"{info.encoder.name}, {info.encoder.dimension} numbers per image"),
+            _Finding("fingerprint", info.encoder.fingerprint),
+            _Finding("provider", info.provider),
+            _Finding("in work", f"{info.images_in_flight} of at most {info.limits.max_queue_images} images"),
+        ]
+        if not info.has_collections:
+            return [*findings, _Finding("collections", "none: the server was started without --data")]
+        collections = client.list_collections()
+    items = sum(collection.items for collection in collections)
+    findings.append(_Finding("collections", f"{len(collections)} with {items:,} items"))
+    for collection in collections:
+        if not collection.external and collection.fingerprint != info.encoder.fingerprint:
+            text = f"{collection.name} is bound to another encoder: it answers ids and vectors, not images"
+            findings.append(_Finding("binding", text))
+    return findings
 
 
 def _encoder(path: Path, device: str) -> list[_Finding]:

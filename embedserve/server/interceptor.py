@@ -24,6 +24,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
         self,
@@ -31,18 +32,27 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[_In, _Out] | None:
         """The handler of a call, wrapped."""
-        handler = await continuation(handler_call_details)
         method = handler_call_details.method
+        if method in self._wrapped:
+            return self._wrapped[method]
+        handler = await continuation(handler_call_details)
         if handler is None or not method.startswith("/embedserve."):
             return handler
+        wrapped = self._wrap(handler, method)
+        self._wrapped[method] = wrapped
+        return wrapped
+
+    def _wrap(self, handler: grpc.RpcMethodHandler[_In, _Out], method: str) -> grpc.RpcMethodHandler[_In, _Out]:
         assert handler.request_deserializer is not None
         read = _readable(handler.request_deserializer)
         if handler.unary_unary is not None:
-            wrapped = self._unary(handler.unary_unary, method)
-            return grpc.unary_unary_rpc_method_handler(wrapped, read, handler.response_serializer)
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(handler.unary_unary, method), read, handler.response_serializer
+            )
         assert handler.stream_stream is not None, f"{method} is neither unary nor bidirectional"
-        wrapped = self._stream(handler.stream_stream, method)
-        return grpc.stream_stream_rpc_method_handler(wrapped, read, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(
+            self._stream(handler.stream_stream, method), read, handler.response_serializer
+        )
 
     def _unary(self, inner: Any, method: str) -> Any:
         async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:

@@ -12,6 +12,7 @@ import pytest
 from embedserve import Client
 from embedserve.cli import run
 from tests.cli.outcome import Cli, Outcome
+from tests.encoders import write_encoder_file
 from tests.fakes import FakeEncoder, picture
 from tests.running import serving
 
@@ -23,6 +24,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a server that all tests share; each uses collections of its own."""
     with serving(FakeEncoder(), tmp_path_factory.mktemp("server") / "data") as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real encoder file with random weights."""
+    return write_encoder_file(tmp_path_factory.mktemp("encoder") / "encoder.onnx")
 
 
 @pytest.fixture
