@@ -55,10 +55,12 @@ def main() -> None:
             for column, (item_id, text, colour) in enumerate(cells):
                 left = MARGIN_PX + column * (CELL_PX + GAP_PX) + (2 * GAP_PX if column else 0)
                 [item] = client.get_items(arguments.collection, [item_id], include_media=True)
+                if item is None or item.media is None:
+                    raise SystemExit(f"{arguments.collection} keeps no picture of {item_id}")
                 picture = Image.open(io.BytesIO(item.media.data)).convert("RGB")
                 canvas.paste(picture.resize((CELL_PX, CELL_PX), Image.Resampling.LANCZOS), (left, top))
                 draw.text((left, top + CELL_PX + 2), text, colour, ImageFont.load_default(11))
-    canvas.save(arguments.out, optimize=True)
+    canvas.quantize(64).save(arguments.out, optimize=True)  # the pictures are grey, the text has three colours
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from embedserve.cli import main
-from scripts import cli_doc
+from scripts import cli_doc, readme_tables
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
@@ -225,3 +225,13 @@ def test_every_link_leads_to_a_file_and_to_a_heading_in_it(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors_of(target)):
             broken.append(link)
     assert broken == []
+
+
+def test_the_tables_of_the_readme_are_those_of_the_committed_results() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert readme_tables.with_tables(text) == text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_no_placeholder_is_left(page: Path) -> None:
+    assert re.findall(r"\b(?:[A-Z]+_TABLE|TODO|FIXME|TBD)\b", page.read_text(encoding="utf-8")) == []
