@@ -50,8 +50,12 @@ def command(
     embedserve serve encoder.onnx --data data/
     embedserve serve encoder.onnx                  embeddings only, no collections
     """
+    import logging
+
     from embedserve.cli.output import say
     from embedserve.server.app import run
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     config = ServerConfig(
         encoder=encoder,
