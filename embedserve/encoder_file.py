@@ -191,7 +191,9 @@ def write(file: EncoderFile, path: str | Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise EncoderFileError(f"{path} cannot be written: {error.strerror}") from error
+        raise EncoderFileError(
+            f"{path} cannot be written: {error.strerror}", hint="choose a path in a folder that exists and is writable"
+        ) from error
 
 
 def _parse(model: bytes, what: str) -> Any:

@@ -27,10 +27,13 @@ def unit(values: ArrayLike, dimension: int) -> NDArray[np.float32]:
             hint="use the encoder that the collection is bound to: embedserve collection info NAME",
         )
     if not np.isfinite(vector).all():
-        raise InvalidInput(f"number {int(np.argmin(np.isfinite(vector)))} of the vector is not finite")
+        raise InvalidInput(
+            f"number {int(np.argmin(np.isfinite(vector)))} of the vector is not finite",
+            hint="find out what made it: an encoder of embedserve never gives NaN or infinity",
+        )
     largest = float(np.abs(vector).max())
     if largest == 0.0:
-        raise InvalidInput("the vector is zero, which has no direction")
+        raise InvalidInput("the vector is zero, which has no direction", hint="leave the item out")
     # Dividing by the largest number first keeps the squares of extreme numbers in range.
     vector = vector / largest
     return (vector / np.linalg.norm(vector)).astype(np.float32)

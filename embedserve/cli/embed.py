@@ -158,7 +158,10 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
         part.replace(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}",
+            hint="choose a path in a folder that exists and is writable",
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 

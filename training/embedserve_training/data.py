@@ -164,7 +164,8 @@ def nothing_readable(folder: ImageFolder, skipped: Sequence[Skipped]) -> DataErr
     """The error for a folder in which no file can be read."""
     return DataError(
         f"none of the {len(folder.paths)} image files in {folder.root} can be read;"
-        f" the first: {skipped[0].path}: {skipped[0].reason}"
+        f" the first: {skipped[0].path}: {skipped[0].reason}",
+        hint="images are JPEG, PNG, WebP, BMP, GIF or TIFF; open one in a viewer to see whether it is whole",
     )
 
 

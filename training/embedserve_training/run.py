@@ -219,7 +219,9 @@ def _locked(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
     except OSError as error:
-        raise TrainingError(f"the run folder {out} cannot be made: {error.strerror}") from error
+        raise TrainingError(
+            f"the run folder {out} cannot be made: {error.strerror}", hint="choose another one: -o FOLDER"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
