@@ -42,5 +42,5 @@ else
     if [ "$failed" -eq 5 ]; then failed=0; fi # nothing was selected
 fi
 
-timeout 470 "$python" benchmarks/gpu.py "$@" || failed=$?
+timeout 470 "$python" benchmarks/gpu.py --out benchmarks/results/gpu.json "$@" || failed=$?
 exit "$failed"

@@ -1,0 +1,97 @@
+"""The same on every device. The CUDA cases run with `make gpu`, where they are all that is selected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from embedserve.encoder import Encoder, cuda_problem
+from embedserve.reference import lowest_cosine
+from embedserve_training import augment, checkpoint
+from embedserve_training.config import TrainConfig
+from embedserve_training.export import export
+from embedserve_training.losses import nt_xent
+from embedserve_training.run import RunResult, run_training
+from tests.fakes import picture
+
+CUDA = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")],
+)
+on_every_device = pytest.mark.parametrize("device", ["cpu", CUDA])
+
+
+def say_nothing(_: str) -> None:
+    """Takes the lines for a person."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(64):
+        (folder / f"{number:02}.png").write_bytes(picture(number, size=(32, 32)))
+    return folder
+
+
+def train(folder: Path, out: Path, device: str, *, epochs: int) -> RunResult:
+    config = TrainConfig(
+        device=device, epochs=epochs, batch_size=32, backbone="small-cnn", workers=1, crop_min=0.5, lr=2e-3
+    )
+    return run_training(folder, config=config, out=out, report=say_nothing)
+
+
+@on_every_device
+def test_the_loss_is_that_of_the_cpu_in_double_precision(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z1_BD, z2_BD = torch.randn(2, 48, 32, generator=generator)
+    loss, _ = nt_xent(z1_BD.to(device), z2_BD.to(device), 0.2)
+    z_ND = torch.nn.functional.normalize(torch.cat([z1_BD, z2_BD]).double(), dim=1)
+    logits_NN = (z_ND @ z_ND.T / 0.2).fill_diagonal_(-torch.inf)
+    partner_N = torch.arange(96).roll(48)
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits_NN, partner_N).item(), abs=1e-4)
+
+
+@on_every_device
+@pytest.mark.parametrize("preset", sorted(augment.PRESETS))
+def test_a_seed_gives_the_same_views(device: str, preset: str) -> None:
+    images_BTTC = torch.randint(0, 256, (16, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    views = [
+        augment.augment(images_BTTC.to(where), 32, augment.PRESETS[preset], torch.Generator().manual_seed(2)).cpu()
+        for where in ("cpu", device)
+    ]
+    assert (views[0] - views[1]).abs().max() < 2e-3  # TF32 would be ten times worse
+
+
+@on_every_device
+def test_a_run_learns_and_its_export_agrees_on_the_cpu(device: str, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    result = train(folder, tmp_path / "run", device, epochs=40)
+    assert result.status == "finished"
+    assert result.plan.settings.precision == ("bf16" if device == "cuda" else "fp32")
+    assert result.progress is not None
+    assert result.progress.loss < result.progress.chance - 0.5
+    file = export(tmp_path / "run", tmp_path / "encoder.onnx", report=say_nothing)  # compares with PyTorch, or raises
+    assert Encoder.from_file(file, device="cpu").reference_cosine() > 0.9999
+
+
+@on_every_device
+def test_a_run_goes_on_from_its_checkpoint(device: str, folder: Path, tmp_path: Path) -> None:
+    train(folder, tmp_path / "run", device, epochs=2)
+    saved = checkpoint.load(tmp_path / "run")
+    assert saved is not None
+    assert saved.step == 4
+    assert all(bool(torch.isfinite(value).all()) for value in saved.method.values() if value.is_floating_point())
+    assert train(folder, tmp_path / "run", device, epochs=2).status == "finished before"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(cuda_problem() is not None, reason=f"onnxruntime cannot use CUDA: {cuda_problem()}")
+def test_onnxruntime_on_the_gpu_gives_the_vectors_of_the_cpu(folder: Path, tmp_path: Path) -> None:
+    train(folder, tmp_path / "run", "cpu", epochs=1)
+    file = export(tmp_path / "run", tmp_path / "encoder.onnx", report=say_nothing)
+    images = np.random.default_rng(0).integers(0, 256, (33, 32, 32, 3), dtype=np.uint8)
+    on_gpu, on_cpu = (Encoder.from_file(file, device=device).encode(images) for device in ("cuda", "cpu"))
+    assert lowest_cosine(on_gpu, on_cpu) > 0.9999
