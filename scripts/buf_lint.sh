@@ -20,7 +20,8 @@ if [ ! -x "$buf" ]; then
     else
         echo "Installing buf $version into .buf/ with npm: about 95 MB on disk, once"
         mkdir -p .buf
-        if ! npm install --prefix .buf --no-save --no-audit --no-fund --loglevel=error "@bufbuild/buf@$version"; then
+        if ! npm install --prefix .buf --no-save --no-audit --no-fund --loglevel=error \
+            --fetch-retries=1 --fetch-timeout=60000 "@bufbuild/buf@$version"; then
             [ "${CI:-}" = true ] && exit 1
             echo "SKIP: buf lint, since npm could not install it"
             exit 0
