@@ -8,6 +8,8 @@ laid on white, 16-bit grey is scaled by 1/257, of an animation the first frame c
 from __future__ import annotations
 
 import io
+import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
@@ -87,6 +89,23 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
     except Exception as error:
         # Pillow's parsers raise OSError, SyntaxError, ValueError, struct.error, IndexError … on hostile bytes.
         raise ImageUndecodable(f"the image is damaged: {_reason(error)}") from error
+
+
+def read_file(path: Path, limits: Limits | None = None) -> bytes:
+    """The bytes of an image file, whose size is looked at first: a folder may hold a film, or a pipe without an end.
+
+    Raises:
+        ImageTooLarge: it has more than ``max_image_bytes``.
+        ImageFormatError: it is no regular file.
+        OSError: it cannot be read.
+    """
+    limit = (limits or Limits()).max_image_bytes
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageFormatError("it is no regular file")
+    if status.st_size > limit:
+        raise ImageTooLarge(f"the image has {status.st_size} bytes; max_image_bytes is {limit}")
+    return path.read_bytes()
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> bytes:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedserve.cli.options import collection_option, json_option, server_option
-from embedserve.errors import CollectionNotFound, DataError, EmbedserveError, FailedPrecondition, InvalidInput
+from embedserve.errors import (
+    CollectionNotFound,
+    DataError,
+    EmbedserveError,
+    EncoderMismatch,
+    FailedPrecondition,
+    InvalidInput,
+)
 
 if TYPE_CHECKING:
     from embedserve.cli.output import Progress
@@ -229,6 +236,14 @@ def _collection(client: Client, name: str, keep: str | None) -> CollectionInfo:
     except CollectionNotFound:
         info = client.create_collection(name, keep=keep or "thumbnails")
         say(f"made collection {info.name}, bound to encoder {info.encoder_name} ({info.fingerprint[:12]})")
+    encoder = client.encoder()
+    if not info.external and info.fingerprint != encoder.fingerprint:
+        # Also where every file is known already: nobody could search them with this server.
+        raise EncoderMismatch(
+            f"collection {info.name!r} is bound to encoder {info.encoder_name} ({info.fingerprint[:12]});"
+            f" this server runs {encoder.name} ({encoder.fingerprint[:12]})",
+            hint="add the images to a new collection, and point an alias to it: embedserve collection alias --help",
+        )
     if info.external:
         raise FailedPrecondition(
             f"collection {info.name} takes vectors from outside, not images",

@@ -29,10 +29,11 @@ _SHOWN = 3
 )
 @click.option("--minutes", default=3.0, type=click.FloatRange(min=0, min_open=True), help="Minutes of training.")
 @click.option("--port", default=50051, type=click.IntRange(1, 65535), help="gRPC port of the server.")
+@click.option("--fresh", is_flag=True, help="Train anew even if there is a run already.")
 @click.option("--once", is_flag=True, help="Stop at the end instead of serving on.")
 @click.pass_context
 def command(
-    context: click.Context, folder: Path | None, out: Path | None, minutes: float, port: int, once: bool
+    context: click.Context, folder: Path | None, out: Path | None, minutes: float, port: int, fresh: bool, once: bool
 ) -> None:
     """Train, evaluate, export, serve, add and search: the whole path, on a sample or on your own FOLDER.
 
@@ -54,17 +55,23 @@ def command(
         name = folder.resolve().name
         out = out or Path(f"demo-{name}")
         train_folder = add_folder = folder
+    from embedserve import encoder_file
+
     labelled = _has_labels(train_folder)
     run, encoder, server = out / "runs" / name, out / "encoder.onnx", f"localhost:{port}"
-    _run("train", train_folder, "-o", run, "--minutes", f"{minutes:g}")
+    _check_port(port)
+    _run("train", train_folder, "-o", run, "--minutes", f"{minutes:g}", *(["--fresh"] if fresh else []))
     if labelled:
         held_out: list[str | Path] = [] if folder else ["--test", add_folder]
         _run("evaluate", run, train_folder, *held_out)
     else:
         say("\nno evaluation: the folder has no subfolder for each label\n")
     _run("export", run, "-o", encoder)
+    # A collection for each encoder, and an alias for whoever searches: so a new encoder takes over at once.
+    collection = f"{name}-{encoder_file.read(encoder).fingerprint[:8]}"
     with _serving(encoder, out / "data", port) as process:
-        _run("add", add_folder, "--collection", "demo", "--server", server)
+        _run("add", add_folder, "--collection", collection, "--server", server)
+        _run("collection", "alias", "demo", collection, "--server", server)
         from embedserve.client import Client
 
         with Client(server) as client:
@@ -77,6 +84,19 @@ def command(
         say(f"  embedserve search IMAGE --collection demo --server {server}")
         process.wait()
     context.exit(process.returncode)
+
+
+def _check_port(port: int) -> None:
+    """Refuse a port that is taken before the training and not after it; it may be another server's.
+
+    Raises:
+        SetupError: something listens there.
+    """
+    import socket
+
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise SetupError(f"port {port} is taken", hint=f"choose another: embedserve demo --port {port + 1}")
 
 
 def _has_labels(folder: Path) -> bool:
@@ -117,10 +137,13 @@ def _serving(encoder: Path, data: Path, port: int) -> Iterator[subprocess.Popen[
             while True:
                 try:
                     client.wait_ready(timeout_s=1)
-                    break
+                    ready = True
                 except EmbedserveError:
-                    if process.poll() is not None:
-                        raise SetupError("the server did not start", hint="it has said why, above") from None
+                    ready = False
+                if process.poll() is not None:  # whoever answers, it is not ours
+                    raise SetupError("the server did not start", hint="it has said why, above")
+                if ready:
+                    break
         yield process
     except KeyboardInterrupt:
         pass  # the server has been told as well, and drains

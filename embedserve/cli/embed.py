@@ -118,8 +118,11 @@ def _find(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
 @contextmanager
 def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
     if encoder_path is not None:
+        from functools import partial
+
         from embedserve import bulk
         from embedserve.encoder import Encoder
+        from embedserve.images import read_file
 
         encoder = Encoder.open(encoder_path)
         metadata = encoder.metadata
@@ -127,7 +130,7 @@ def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
             metadata.name,
             encoder.fingerprint,
             metadata.dimension,
-            lambda images: bulk.embed(encoder, [path.read_bytes for path in images]),
+            lambda images: bulk.embed(encoder, [partial(read_file, path) for path in images]),
         )
         return
     from embedserve.cli.options import connect

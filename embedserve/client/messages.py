@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -80,7 +81,10 @@ def read_image(image: ImageInput, limits: Limits) -> bytes:
         path = Path(image)
         try:
             # The size first: nobody wants to read a film that happens to be in the folder.
-            size_bytes = path.stat().st_size
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{path} is no regular file")
+            size_bytes = status.st_size
             data = path.read_bytes() if size_bytes <= limits.max_image_bytes else b""
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error

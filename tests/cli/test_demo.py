@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from embedserve import Client
 from embedserve.sample import unpack
-from tests.fakes import picture
+from tests.fakes import FakeEncoder, picture
+from tests.running import serving
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +55,7 @@ def test_the_demo_goes_from_a_folder_to_searches_and_runs_again(tmp_path: Path) 
     done = run_demo("things", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     steps = re.findall(r"\$ embedserve (\w+)", done.stderr)
-    assert steps == ["train", "evaluate", "export", "serve", "add", "search", "search", "search"]
+    assert steps == ["train", "evaluate", "export", "serve", "add", "collection", *["search"] * 3]
     assert re.search(r"trained +\d+\.\d %", done.stdout)
     assert "same label among the 10 nearest of 48 images" in done.stdout
     assert re.search(r"embedserve +\d+\.\d %\n +raw pixels +\d+\.\d %", done.stdout)
@@ -74,6 +76,21 @@ def test_the_demo_without_labels_leaves_the_evaluation_out(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "no evaluation" in done.stderr
     assert "same label" not in done.stdout
+
+
+def test_a_server_that_is_already_there_is_left_alone(tmp_path: Path) -> None:
+    with serving(FakeEncoder(), tmp_path / "data") as address, Client(address) as client:
+        port = address.rpartition(":")[2]
+        done = subprocess.run(
+            [sys.executable, "-m", "embedserve", "demo", "--once", "--port", port],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert client.list_collections() == []
+    assert done.returncode == 1
+    assert f"port {port} is taken" in done.stderr
 
 
 def test_a_step_that_fails_ends_the_demo_with_its_own_words(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from itertools import pairwise
 
 import faiss
@@ -237,15 +236,11 @@ def large() -> Snapshot:
     return snapshot.changed(2, removed=np.arange(0, 200_000, 10), rids=NOTHING, vectors=np.empty((0, 64), np.float32))
 
 
-def test_replacing_one_of_200_000_rows_costs_little(large: Snapshot) -> None:
-    vector = units(1, 5, 64)
-    seconds = []
-    for number in range(50):
-        start = time.perf_counter()
-        large.changed(3, removed=np.array([number * 10 + 1]), rids=np.array([200_000]), vectors=vector)
-        seconds.append(time.perf_counter() - start)
-    # 0.04 ms on a quiet machine, 0.1 ms with others; a copy of the vectors would take 20 ms.
-    assert sorted(seconds)[25] < 0.002
+def test_replacing_one_of_200_000_rows_copies_no_vectors(large: Snapshot) -> None:
+    changed = large.changed(3, removed=np.array([11]), rids=np.array([200_000]), vectors=units(1, 5, 64))
+    (before,), (after,) = large.segments, changed.segments
+    assert np.shares_memory(before.vectors, after.vectors)
+    assert len(changed.delta.rids) == 1
 
 
 def test_a_large_segment_with_dead_rows_searches_like_a_matrix_product(large: Snapshot) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,13 @@ import torch
 
 from embedserve.encoder import Encoder, cuda_problem
 from embedserve.reference import lowest_cosine
-from embedserve_training import augment, checkpoint
+from embedserve_training import augment
 from embedserve_training.config import TrainConfig
 from embedserve_training.export import export
 from embedserve_training.losses import nt_xent
+from embedserve_training.method import StepOutput
 from embedserve_training.run import RunResult, run_training
+from embedserve_training.trainer import Trainer
 from tests.fakes import picture
 
 CUDA = pytest.param(
@@ -78,13 +82,24 @@ def test_a_run_learns_and_its_export_agrees_on_the_cpu(device: str, folder: Path
 
 
 @on_every_device
-def test_a_run_goes_on_from_its_checkpoint(device: str, folder: Path, tmp_path: Path) -> None:
-    train(folder, tmp_path / "run", device, epochs=2)
-    saved = checkpoint.load(tmp_path / "run")
-    assert saved is not None
-    assert saved.step == 4
-    assert all(bool(torch.isfinite(value).all()) for value in saved.method.values() if value.is_floating_point())
-    assert train(folder, tmp_path / "run", device, epochs=2).status == "finished before"
+def test_a_stopped_run_goes_on_from_its_checkpoint(
+    device: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer._step
+
+    def stop_after_three(self: Trainer, indices_B: torch.Tensor, pixels_BTTC: torch.Tensor) -> StepOutput:
+        if self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, indices_B, pixels_BTTC)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Trainer, "_step", stop_after_three)
+        stopped = train(folder, tmp_path / "run", device, epochs=4)
+    assert (stopped.status, stopped.steps) == ("stopped", 3)
+    finished = train(folder, tmp_path / "run", device, epochs=4)
+    assert (finished.status, finished.steps) == ("finished", 8)
+    assert finished.progress is not None
+    assert math.isfinite(finished.progress.loss)
 
 
 @pytest.mark.gpu

@@ -62,7 +62,7 @@ def test_principal_components_keep_the_variance_that_a_singular_value_decomposit
     np.testing.assert_allclose(projected, again, atol=1e-4)
 
 
-def test_a_run_is_measured_beside_its_untrained_networkraw_pixels_and_pca(
+def test_a_run_is_measured_beside_its_untrained_network_raw_pixels_and_pca(
     finished_run: Path, image_folder: Path
 ) -> None:
     result = evaluate(finished_run, image_folder, image_folder, report=quiet)
@@ -142,12 +142,12 @@ def test_unreadable_files_are_reported_and_left_out_of_both_images_and_labels(
     result = evaluate(finished_run, image_folder, tmp_path, report=lines.append)
     assert result.test_images == 3
     assert [entry.path for entry in result.skipped] == ["checks/broken.png"]
-    # Every test image is also a training image, so its nearest neighbour is itself.
-    assert result.rows[2].same_label_top10 is not None
+    # Every test image is also a training image, so one of its ten nearest neighbours is surely of its label.
+    assert all(row.same_label_top10 is not None and row.same_label_top10 >= 0.1 for row in result.rows)
     assert any("checks/broken.png" in line for line in lines)
 
 
-def testraw_pixels_of_large_images_are_compared_at_32_pixels() -> None:
+def test_raw_pixels_of_large_images_are_compared_at_32_pixels() -> None:
     pixels = np.zeros((2, 64, 64, 3), np.uint8)
     pixels[1] = 255
     vectors = module.raw_pixels(pixels)

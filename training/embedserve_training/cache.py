@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from embedserve.errors import DataError
 from embedserve.preprocess import PreprocessSpec
+from embedserve_training.checkpoint import write_atomically
 from embedserve_training.data import ImageFolder, Skipped, load_all, nothing_readable
 
 if TYPE_CHECKING:
@@ -71,9 +72,13 @@ def open_cache(
     spec = PreprocessSpec(size_px=side_px, resize_px=side_px, filter="bicubic")
     key = _key(folder, spec)
     pixels_path, index_path = where / f"{key}.u8", where / f"{key}.json"
-    if not (pixels_path.exists() and index_path.exists()):
+    cached = _open(pixels_path, index_path, side_px)
+    if cached is None:
         _decode(folder, spec, pixels_path, index_path, workers, progress)
-    return _open(pixels_path, index_path, side_px)
+        cached = _open(pixels_path, index_path, side_px)
+    if cached is None:
+        raise DataError(f"the decoded images in {where} cannot be read back", hint="check the disk")
+    return cached
 
 
 def _key(folder: ImageFolder, spec: PreprocessSpec) -> str:
@@ -104,9 +109,10 @@ def _decode(
             hint="put the run on a larger disk: -o FOLDER",
         )
     positions: list[int] = []
-    skipped: list[Skipped] = []
+    skipped = list(folder.closed)
     fingerprint = hashlib.sha256()
     partial = pixels_path.with_suffix(".partial")
+    complete = False
     try:
         with partial.open("wb") as out:
             for position, digest, outcome in load_all(folder, spec, workers=workers, progress=progress):
@@ -118,9 +124,12 @@ def _decode(
                 fingerprint.update(os.fsencode(folder.paths[position]) + b"\0" + digest)
             out.flush()
             os.fsync(out.fileno())
+        complete = True
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(f"the decoded images cannot be kept in {pixels_path.parent}: {error.strerror}") from error
+    finally:
+        if not complete:
+            partial.unlink(missing_ok=True)
     if not positions:
         partial.unlink()
         raise nothing_readable(folder, skipped)
@@ -130,16 +139,18 @@ def _decode(
         "skipped": [asdict(entry) for entry in skipped],
         "fingerprint": fingerprint.hexdigest(),
     }
-    partial = index_path.with_suffix(".partial")
-    partial.write_text(json.dumps(index))
-    partial.replace(index_path)
+    write_atomically(index_path, json.dumps(index))
 
 
-def _open(pixels_path: Path, index_path: Path, side_px: int) -> DecodedImages:
+def _open(pixels_path: Path, index_path: Path, side_px: int) -> DecodedImages | None:
+    """What is in the cache; None if it is not there, or not whole."""
     import numpy as np
 
-    index = json.loads(index_path.read_text())
-    pixels = np.memmap(pixels_path, np.uint8, mode="c", shape=(len(index["positions"]), side_px, side_px, 3))
+    try:
+        index = json.loads(index_path.read_text())
+        pixels = np.memmap(pixels_path, np.uint8, mode="c", shape=(len(index["positions"]), side_px, side_px, 3))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
     return DecodedImages(
         pixels_NTTC=pixels,
         positions=tuple(index["positions"]),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from embedserve.errors import TrainingError
 from embedserve_training.config import Settings
@@ -36,6 +37,8 @@ class Checkpoint:
     """Steps done. Epoch and position within it follow from it, since every epoch has equally many steps."""
     seconds: float
     """Time spent training."""
+    step_s: float
+    """Time of the last step; a budget in minutes is divided by it."""
     finished: bool
     method: Mapping[str, Any]
     """Weights and state of the method, heads included."""
@@ -97,6 +100,22 @@ def load(run: Path, device: str = "cpu") -> Checkpoint:
         return Checkpoint(**document)
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         raise TrainingError(f"the checkpoint {path} cannot be read: {error}", hint="start anew with --fresh") from error
+
+
+def load_weights(method: nn.Module, saved: Checkpoint, run: Path) -> None:
+    """Put the weights and the state of a checkpoint into its method.
+
+    Raises:
+        TrainingError: they are not those of this network.
+    """
+    try:
+        method.load_state_dict(saved.method)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())[:200]
+        raise TrainingError(
+            f"the checkpoint in {run} does not fit the network of its plan: {what}",
+            hint="it may be of other versions, which plan.json names; --fresh begins anew",
+        ) from error
 
 
 def write_plan(stored: StoredPlan, run: Path) -> None:

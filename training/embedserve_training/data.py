@@ -42,6 +42,8 @@ class ImageFolder:
     root: Path
     paths: tuple[str, ...]
     """Relative to the root, with forward slashes, sorted."""
+    closed: tuple[Skipped, ...] = ()
+    """Folders in it that cannot be read; whatever images they hold are left out."""
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -73,7 +75,13 @@ def scan(root: Path) -> ImageFolder:
         raise DataError(f"{root} {what}", hint="give a folder of images; folders inside it are read too")
     found: list[str] = []
     others: list[str] = []
-    for folder, names, files in os.walk(root):
+    closed: list[Skipped] = []
+
+    def note(error: OSError) -> None:
+        path = Path(error.filename).relative_to(root).as_posix()
+        closed.append(Skipped(path=path, reason=f"the folder cannot be read: {error.strerror}"))
+
+    for folder, names, files in os.walk(root, onerror=note):
         names[:] = sorted(name for name in names if not name.startswith("."))
         relative = Path(folder).relative_to(root)
         for name in files:
@@ -84,7 +92,7 @@ def scan(root: Path) -> ImageFolder:
     if not found:
         seen = f" ({len(others)} other files: {', '.join(sorted(others)[:3])}, …)" if others else ""
         raise DataError(f"{root} holds no images{seen}", hint=f"images end in {', '.join(images.SUFFIXES)}")
-    return ImageFolder(root=root, paths=tuple(sorted(found)))
+    return ImageFolder(root=root, paths=tuple(sorted(found)), closed=tuple(closed))
 
 
 def load_all(
@@ -107,7 +115,9 @@ def load_all(
 
     def load(path: str) -> tuple[bytes, NDArray[np.uint8] | Skipped]:
         try:
-            data = (folder.root / path).read_bytes()
+            data = images.read_file(folder.root / path)
+        except ImageError as error:
+            return b"", Skipped(path=path, reason=error.message)
         except OSError as error:
             return b"", Skipped(path=path, reason=f"cannot be read: {error.strerror or error}")
         digest = hashlib.sha256(data).digest()
@@ -148,7 +158,7 @@ def load_squares(
 
     squares: list[NDArray[np.uint8]] = []
     kept: list[int] = []
-    skipped: list[Skipped] = []
+    skipped = list(folder.closed)
     for position, _, outcome in load_all(folder, spec, workers=workers, progress=progress):
         if isinstance(outcome, Skipped):
             skipped.append(outcome)
@@ -191,7 +201,7 @@ def look(folder: ImageFolder, *, sample: int = 64) -> Look:
     skipped: list[Skipped] = []
     for path in dict.fromkeys(folder.paths[int(step * i)] for i in range(min(sample, len(folder.paths)))):
         try:
-            pixels = images.decode((folder.root / path).read_bytes())
+            pixels = images.decode(images.read_file(folder.root / path))
         except ImageError as error:
             skipped.append(Skipped(path=path, reason=error.message))
         except OSError as error:

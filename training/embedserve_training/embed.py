@@ -45,7 +45,7 @@ def trained(run: Path) -> ServedEncoder:
     """
     settings = checkpoint.read_plan(run).settings
     method = methods.build(settings, backbones.build(settings.backbone, settings.size_px))
-    method.load_state_dict(checkpoint.load(run).method)
+    checkpoint.load_weights(method, checkpoint.load(run), run)
     return ServedEncoder(method.backbone).eval()
 
 

@@ -87,6 +87,9 @@ def evaluate(subject: Path, train_folder: Path, test_folder: Path | None, *, rep
         test = _labelled(test_folder)
     train_pixels, train_labels, skipped = _load(train, network.spec, report)
     test_pixels, test_labels, skipped_too = _load(test, network.spec, report)
+    unknown = sum(label not in set(train_labels) for label in test_labels)
+    if unknown:
+        report(f"{unknown} test images have a label that {train_folder} lacks; no vectors can get them right")
     names = sorted({*train_labels, *test_labels})
     train_N = np.array([names.index(label) for label in train_labels])
     test_M = np.array([names.index(label) for label in test_labels])
@@ -109,7 +112,8 @@ def evaluate(subject: Path, train_folder: Path, test_folder: Path | None, *, rep
     raw = _flat_pixels(train_pixels), _flat_pixels(test_pixels)
     side = min(_PIXEL_SIDE, network.spec.size_px)
     rows.append(row("raw pixels", raw, f"{side} × {side} × 3 pixels"))
-    dimensions = min(network.dimension, *raw[0].shape)
+    # N images span N − 1 directions around their mean.
+    dimensions = min(network.dimension, len(raw[0]) - 1, raw[0].shape[1])
     rows.append(row("PCA", principal_components(*raw, dimensions), f"{dimensions} components of the raw pixels"))
     return Evaluation(
         subject=str(subject),

@@ -23,7 +23,7 @@ import embedserve
 from embedserve.encoder import usable_cores
 from embedserve.errors import DataError, SetupError, TrainingError
 from embedserve.preprocess import PreprocessSpec
-from embedserve_training import cache, checkpoint, data, methods
+from embedserve_training import backbones, cache, checkpoint, data, methods
 from embedserve_training.cache import DecodedImages
 from embedserve_training.checkpoint import StoredPlan
 from embedserve_training.config import MIN_IMAGES, SMALL_SIDE_PX, Facts, Plan, PlanEntry, Settings, TrainConfig, plan
@@ -84,6 +84,7 @@ def run_training(
     if before:
         facts = None
         the_plan, side_px = _plan_again(before), int(before.data["cached_side_px"])
+        _check_device(the_plan.settings.device, "the run was begun on that device; go on there, or begin anew: --fresh")
     else:
         facts = _facts(files)
         the_plan = _make_plan(config, facts)
@@ -104,6 +105,7 @@ def run_training(
             seconds=saved.seconds,
         )
     with _locked(out):
+        saved = checkpoint.load(out) if before else None  # another process may have gone on since
         images = _decode(files, side_px, the_plan.settings.workers, out, report)
         if before:
             _check_same_images(before, images, folder, out)
@@ -160,11 +162,19 @@ def _facts(files: ImageFolder) -> Facts:
 def _make_plan(config: TrainConfig, facts: Facts) -> Plan:
     if config.method not in methods.METHODS:
         raise SetupError(f"there is no method {config.method!r}", hint=f"one of: {', '.join(methods.METHODS)}")
-    if config.device == "cuda" and not facts.cuda:
-        raise SetupError("device cuda was asked for, but torch sees no CUDA GPU", hint="--device cpu works everywhere")
-    if config.device == "mps" and not facts.mps:
-        raise SetupError("device mps was asked for, but is not there", hint="--device cpu works everywhere")
-    return plan(config, facts)
+    _check_device(config.device, "--device cpu works everywhere")
+    the_plan = plan(config, facts)
+    # On the meta device, where it costs nothing: what does not fit shows before anything is decoded or removed.
+    with torch.device("meta"):
+        backbones.build(the_plan.settings.backbone, the_plan.settings.size_px)
+    return the_plan
+
+
+def _check_device(device: str, hint: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SetupError("device cuda was asked for, but torch sees no CUDA GPU", hint=hint)
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise SetupError("device mps was asked for, but is not there", hint=hint)
 
 
 def _earlier_run(out: Path, config: TrainConfig) -> StoredPlan | None:
@@ -309,20 +319,29 @@ def _stop_on_signals(report: Report) -> Iterator[Callable[[], bool]]:
 
     Only the main thread may set signal handlers; elsewhere nothing asks for a stop.
     """
-    wanted = False
+    wanted: signal.Signals | None = None
+    said = False
     handlers: dict[int, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal wanted
-        wanted = True
+        wanted = signal.Signals(number)
         for signal_number, handler in handlers.items():
             signal.signal(signal_number, handler)
-        report(f"{signal.Signals(number).name}: stopping after this step; the same line goes on from there")
+
+    def is_wanted() -> bool:
+        nonlocal said
+        if (
+            wanted is not None and not said
+        ):  # said here and not in the handler, which may have interrupted another print
+            said = True
+            report(f"{wanted.name}: stopping after this step; the same line goes on from there")
+        return wanted is not None
 
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: wanted
+        yield is_wanted
     finally:
         for signal_number, handler in handlers.items():
             signal.signal(signal_number, handler)

@@ -29,6 +29,7 @@ from embedserve_training.monitor import Monitor, Progress, effective_rank
 REPORT_EVERY_S = 5.0
 CHECKPOINT_EVERY_S = 60.0
 _CHECK_EVERY_STEPS = 50
+_FEW_STEPS = 50
 """On a GPU the loss is looked at only now and then: looking means waiting for the GPU."""
 
 
@@ -110,12 +111,13 @@ class Trainer:
 
     def resume(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint."""
-        self.method.load_state_dict(saved.method)
+        checkpoint.load_weights(self.method, saved, self.run)
         self.optimizer.load_state_dict(dict(saved.optimizer))
         torch.set_rng_state(saved.rng["cpu"].cpu())
         if self.device.type == "cuda" and "cuda" in saved.rng:
             torch.cuda.set_rng_state(saved.rng["cuda"].cpu())
         self.step, self.seconds, self._saved_step = saved.step, saved.seconds, saved.step
+        self._step_s = saved.step_s
         self.monitor.forget_after(saved.step)
 
     def train(self) -> Outcome:
@@ -157,6 +159,11 @@ class Trainer:
                 saved = time.perf_counter()
         if output and self._since.steps:
             progress = self._report(output)
+        if self.done and self.settings.minutes and self.step < _FEW_STEPS:
+            self.report(
+                f"warning: only {self.step} steps fitted into {self.settings.minutes:g} minutes, too few to learn from;"
+                " give more minutes or a smaller --batch-size"
+            )
         return progress
 
     def _step(self, indices_B: Tensor, pixels_BTTC: Tensor) -> StepOutput:
@@ -244,6 +251,7 @@ class Trainer:
             Checkpoint(
                 step=self.step,
                 seconds=self.seconds,
+                step_s=self._step_s,
                 finished=finished,
                 method=state,
                 optimizer=self.optimizer.state_dict(),

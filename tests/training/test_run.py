@@ -1,0 +1,110 @@
+"""What a run does with folders, earlier runs and slips that are not as they should be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from embedserve.errors import InvalidInput, SetupError, TrainingError
+from embedserve_training import checkpoint, data, embed
+from embedserve_training.config import TrainConfig
+from embedserve_training.run import run_training
+
+Config = Callable[..., TrainConfig]
+
+
+def quiet(_: str) -> None:
+    """Takes the lines for a person."""
+
+
+def test_a_slip_in_the_backbone_shows_before_an_earlier_run_is_removed(
+    finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Config
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    with pytest.raises(InvalidInput, match="no backbone 'resnet19'"):
+        run_training(
+            image_folder, config=tiny_config(backbone="resnet19"), out=tmp_path / "run", report=quiet, fresh=True
+        )
+    assert checkpoint.load(tmp_path / "run").finished
+
+
+def test_a_dry_run_finds_a_slip_in_the_backbone(image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
+    with pytest.raises(InvalidInput, match="no backbone"):
+        run_training(
+            image_folder, config=tiny_config(backbone="resnet19"), out=tmp_path / "run", report=quiet, dry_run=True
+        )
+
+
+def test_a_run_of_a_gpu_does_not_go_on_without_one(
+    finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    stored = checkpoint.read_plan(tmp_path / "run")
+    checkpoint.write_plan(replace(stored, settings=replace(stored.settings, device="cuda")), tmp_path / "run")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SetupError, match="no CUDA GPU") as refused:
+        run_training(image_folder, config=tiny_config(), out=tmp_path / "run", report=quiet)
+    assert "--fresh" in refused.value.hint
+
+
+def test_a_checkpoint_of_another_network_is_no_bug_of_ours(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    saved = checkpoint.load(tmp_path / "run")
+    method = {name: value for name, value in saved.method.items() if "projector" not in name}
+    checkpoint.save(replace(saved, method=method), tmp_path / "run")
+    with pytest.raises(TrainingError, match="does not fit the network of its plan"):
+        embed.trained(tmp_path / "run")
+
+
+def test_a_damaged_index_of_decoded_images_is_made_again(
+    image_folder: Path, tmp_path: Path, tiny_config: Config
+) -> None:
+    from embedserve_training import cache
+
+    images = data.scan(image_folder)
+    first = cache.open_cache(images, 16, tmp_path, workers=1)
+    [index] = tmp_path.glob("*.json")
+    index.write_text("")
+    again = cache.open_cache(images, 16, tmp_path, workers=1)
+    assert again.fingerprint == first.fingerprint
+    assert (again.pixels_NTTC == first.pixels_NTTC).all()
+
+
+def test_a_huge_file_is_left_out_without_being_read(image_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(image_folder, tmp_path / "images")
+    with (tmp_path / "images" / "film.png").open("wb") as film:
+        film.truncate(1 << 40)  # holes only: reading them would take all memory
+    _, _, skipped = data.load_squares(data.scan(tmp_path / "images"), _spec(), workers=1)
+    assert [entry.path for entry in skipped] == ["film.png"]
+    assert "max_image_bytes" in skipped[0].reason
+
+
+def test_a_pipe_in_the_folder_is_left_out_and_not_waited_for(image_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(image_folder, tmp_path / "images")
+    os.mkfifo(tmp_path / "images" / "pipe.png")
+    _, _, skipped = data.load_squares(data.scan(tmp_path / "images"), _spec(), workers=1)
+    assert [(entry.path, entry.reason) for entry in skipped] == [("pipe.png", "it is no regular file")]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everywhere")
+def test_a_folder_that_cannot_be_read_is_reported(image_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(image_folder, tmp_path / "images")
+    closed = tmp_path / "images" / "discs"
+    closed.chmod(0)
+    try:
+        found = data.scan(tmp_path / "images")
+    finally:
+        closed.chmod(0o755)
+    assert [entry.path for entry in found.closed] == ["discs"]
+
+
+def _spec():
+    from embedserve.preprocess import PreprocessSpec
+
+    return PreprocessSpec(size_px=16)
