@@ -60,20 +60,15 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
         raise ImageUndecodable("the image has zero bytes")
     if len(data) > limits.max_image_bytes:
         raise ImageTooLarge(f"the image has {len(data)} bytes; max_image_bytes is {limits.max_image_bytes}")
-    # Pillow's own guard, at twice this number, works before some of its parsers allocate; ours below is the exact one.
-    Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
+    # Pillow's own guard is one number for the whole process. It is raised where our limit is higher, and never lowered:
+    # other code of this process, and other limits, would be refused what they may have. Ours below is the exact one.
+    if Image.MAX_IMAGE_PIXELS is not None and limits.max_image_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
     try:
+        if (canvas := _webp_canvas(data)) is not None:
+            _check_size(*canvas, limits)
         with _open(data) as image:
-            width, height = image.size
-            if max(width, height) > limits.max_image_side_px:
-                raise ImageTooLarge(
-                    f"the image is {width} × {height} pixels; max_image_side_px is {limits.max_image_side_px}"
-                )
-            if width * height > limits.max_image_pixels:
-                raise ImageTooLarge(
-                    f"the image is {width} × {height} = {width * height} pixels;"
-                    f" max_image_pixels is {limits.max_image_pixels}"
-                )
+            _check_size(*image.size, limits)
             if min_side_px > 0 and image.format in ("JPEG", "MPO"):
                 image.draft(None, (min_side_px, min_side_px))
             image.load()
@@ -125,6 +120,31 @@ def media_type(data: bytes) -> str:
 
     with _open(data) as image:
         return Image.MIME.get(image.format or "", "application/octet-stream")
+
+
+def _check_size(width: int, height: int, limits: Limits) -> None:
+    if max(width, height) > limits.max_image_side_px:
+        raise ImageTooLarge(f"the image is {width} × {height} pixels; max_image_side_px is {limits.max_image_side_px}")
+    if width * height > limits.max_image_pixels:
+        raise ImageTooLarge(
+            f"the image is {width} × {height} = {width * height} pixels; max_image_pixels is {limits.max_image_pixels}"
+        )
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int] | None:
+    """Width and height from the header of a WebP file; None for anything else.
+
+    Of the formats that are read, WebP is the one whose decoder in Pillow allocates its canvas, up to 1 GiB, when the
+    file is opened and before its size can be asked for. Layout: RFC 9649, sections 2.5 to 2.7.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        sizes = int.from_bytes(data[21:25], "little")
+        return 1 + (sizes & 0x3FFF), 1 + (sizes >> 14 & 0x3FFF)
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
 def _open(data: bytes) -> Image.Image:

@@ -237,6 +237,15 @@ def test_a_webp_canvas_beyond_the_limit_is_refused() -> None:
         images.decode(b"RIFF" + struct.pack("<I", 4 + len(canvas)) + b"WEBP" + canvas)
 
 
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}])
+def test_the_size_of_every_kind_of_webp_is_read_from_its_header(options: dict[str, object]) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (300, 17), RED).save(out, "WEBP", **options)
+    assert images._webp_canvas(out.getvalue()) == (300, 17)
+    with pytest.raises(ImageTooLarge, match="300 × 17 = 5100 pixels"):
+        images.decode(out.getvalue(), Limits(max_image_pixels=5099))
+
+
 def test_exactly_the_allowed_pixels_are_read_and_one_more_is_not() -> None:
     data = quarters("PNG")
     assert images.decode(data, Limits(max_image_pixels=32 * 48)).shape == (32, 48, 3)
@@ -248,6 +257,12 @@ def test_a_limit_above_pillows_own_is_honoured() -> None:
     # Pillow alone refuses 179 million pixels. The file holds none of them, so that it is damaged, but not too large.
     with pytest.raises(ImageUndecodable):
         images.decode(png_header(20_000, 10_000), Limits(max_image_pixels=200_000_000))
+
+
+def test_a_small_limit_leaves_other_users_of_pillow_alone() -> None:
+    with pytest.raises(ImageTooLarge):
+        images.decode(png_header(100, 100), Limits(max_image_pixels=10))
+    assert Image.MAX_IMAGE_PIXELS is None or Image.MAX_IMAGE_PIXELS >= 50_000_000
 
 
 def test_a_side_beyond_the_limit_is_refused_whatever_the_number_of_pixels() -> None:
