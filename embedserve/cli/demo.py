@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def command(
         say("\nno evaluation: the folder has no subfolder for each label\n")
     _run("export", run, "-o", encoder)
     # A collection for each encoder, and an alias for whoever searches: so a new encoder takes over at once.
-    collection = f"{name}-{encoder_file.read(encoder).fingerprint[:8]}"
+    collection = f"{_as_collection_name(name)}-{encoder_file.read(encoder).fingerprint[:8]}"
     with _serving(encoder, out / "data", port) as process:
         _run("add", add_folder, "--collection", collection, "--server", server)
         _run("collection", "alias", "demo", collection, "--server", server)
@@ -84,6 +85,11 @@ def command(
         say(f"  embedserve search IMAGE --collection demo --server {server}")
         process.wait()
     context.exit(process.returncode)
+
+
+def _as_collection_name(folder_name: str) -> str:
+    """A folder may have any name, a collection only letters, digits and ``._-``; with room for what follows."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder_name).strip("._-")[:50] or "images"
 
 
 def _check_port(port: int) -> None:

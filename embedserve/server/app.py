@@ -98,13 +98,18 @@ class Server:
                 Encoder.open, config.encoder, device=config.device, threads=config.threads
             )
         store = None if config.data is None else await asyncio.to_thread(LocalStore.open, config.data)
-        engine = await Engine.start(
-            encoder,
-            store,
-            limits=config.limits,
-            decode_threads=config.decode_threads,
-            max_batch=config.max_batch,
-        )
+        try:
+            engine = await Engine.start(
+                encoder,
+                store,
+                limits=config.limits,
+                decode_threads=config.decode_threads,
+                max_batch=config.max_batch,
+            )
+        except BaseException:
+            if store is not None:  # no engine owns it, so nobody else gives its directory free
+                store.close()
+            raise
         self._state.ready(engine)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return engine

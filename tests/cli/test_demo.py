@@ -68,11 +68,11 @@ def test_the_demo_goes_from_a_folder_to_searches_and_runs_again(tmp_path: Path) 
 
 def test_the_demo_without_labels_leaves_the_evaluation_out(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    folder = tmp_path / "flat"
+    folder = tmp_path / "meine Bilder (flach)"  # what no collection could be called
     folder.mkdir()
     for number in range(20):
         (folder / f"{number:02}.png").write_bytes(picture(number, size=(30, 30)))
-    done = run_demo("flat", cwd=tmp_path)
+    done = run_demo(folder.name, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no evaluation" in done.stderr
     assert "same label" not in done.stdout

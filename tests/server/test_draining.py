@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from embedserve.errors import InternalError
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from tests.fakes import FakeEncoder, picture
@@ -68,3 +70,14 @@ def test_idle_streams_do_not_hold_a_server_up() -> None:
             ended.set()
     assert end.value.code() is grpc.StatusCode.UNAVAILABLE
     assert end.value.details() == "the server is shutting down"  # our own end, not gRPC's at the end of the grace time
+
+
+def test_an_encoder_that_fails_its_warm_up_leaves_the_data_directory_free(tmp_path: Path) -> None:
+    def fail(images: np.ndarray) -> None:
+        raise InternalError("the encoder does not run here")
+
+    with pytest.raises(InternalError, match="does not run here"), serving(FakeEncoder(on_batch=fail), tmp_path):
+        pass
+    with serving(FakeEncoder(), tmp_path) as address, grpc.insecure_channel(address) as channel:
+        info = EmbeddingServiceStub(channel).GetServerInfo(pb.GetServerInfoRequest(), timeout=20)
+    assert info.has_collections
