@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from embedserve_training.health import Health, effective_rank, measure
+from embedserve_training.method import Anchors, StepOutput
+
+__all__ = ["CHECK_EVERY_STEPS", "Health", "Monitor", "Progress", "duration", "effective_rank", "measure"]
+
+CHECK_EVERY_STEPS = 25
+"""Between two looks for collapse: looking means waiting for the GPU."""
 
 _WARN_FROM = 0.2
 """Share of the budget after which a run that has not learned anything is called out."""
@@ -40,6 +46,12 @@ class Progress:
     seconds: float
     """Spent training so far."""
     eta_s: float
+    collapse: float = math.nan
+    """The loss of embeddings that are all alike."""
+    std: float = math.nan
+    """This and the next two as in ``Health``; nan where the method has no such thing."""
+    alignment: float = math.nan
+    uniformity: float = math.nan
     diagnostics: dict[str, float] = field(default_factory=dict)
     """What the method says of the last step, as in ``pos``."""
 
@@ -63,7 +75,15 @@ class Progress:
 class Monitor:
     """Reports progress to a person and to ``metrics.jsonl``, and warns once of a run that learns nothing."""
 
-    def __init__(self, path: Path, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        report: Callable[[str], None],
+        *,
+        anchors: Anchors | None = None,
+        stop_on_collapse: bool = False,
+        tensorboard: Path | None = None,
+    ) -> None:
         self._path = path
         self._report = report
         self._warned = False
@@ -78,6 +98,16 @@ class Monitor:
             if warning:
                 self._warned = True
                 self._report(f"warning: {warning}")
+
+    def watch(self, output: StepOutput, step: int) -> None:
+        """Look for collapse; call after each step, of which one in CHECK_EVERY_STEPS is looked at.
+
+        Raises:
+            TrainingError: the run has collapsed, and ``stop_on_collapse`` was asked for.
+        """
+
+    def close(self) -> None:
+        """Write what is not yet written."""
 
     def forget_after(self, step: int) -> None:
         """Drop records of steps that are done again after a resume."""
@@ -109,18 +139,6 @@ def sign_of_failure(progress: Progress) -> str:
             " another learning rate may help, or weaker augmentation"
         )
     return ""
-
-
-def effective_rank(h_BD: Tensor) -> float:
-    """RankMe (arXiv 2210.02885, equation 2): exp of the entropy of the normalised singular values of [B, D].
-
-    From 1 (all embeddings on one line: collapse) to min(B, D) (all directions used alike).
-    """
-    h_BD = h_BD.detach().float().cpu().double()
-    gram = h_BD.T @ h_BD if h_BD.shape[0] > h_BD.shape[1] else h_BD @ h_BD.T
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    share = singular / singular.sum().clamp(min=1e-30)
-    return float(torch.exp(-(share * torch.log(share.clamp(min=1e-30))).sum()))
 
 
 def duration(seconds: float) -> str:

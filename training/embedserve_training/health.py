@@ -1,0 +1,95 @@
+"""How healthy embeddings are, measured without labels: what shrinks, and how, when a run collapses.
+
+Shapes: N embeddings, view-major (N = V views of B images each), D numbers per embedding of the backbone (h), P numbers
+per embedding that the loss compares (z).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MOST_ROWS = 1024
+"""Embeddings looked at; more say the same and cost more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """Measures of one batch of embeddings. What is not defined is nan."""
+
+    rank: float
+    """Effective rank of h, 1 to ``dimension``; see ``effective_rank``."""
+    dimension: int
+    """D."""
+    std: float
+    """Mean standard deviation of a number of unit z, times √P: 0 if all are alike, 1 if spread in all directions."""
+    alignment: float
+    """Mean squared distance of unit z of two views of an image, 0–4 (arXiv 2005.10242, equation 5, α = 2)."""
+    uniformity: float
+    """Log of the mean of exp(−2 · squared distance) of unit z, −8 to 0 (all alike) (equation 6, t = 2)."""
+
+
+def measure(features_ND: Tensor, projections_ND: Tensor, views: int) -> Health:
+    """The health of a batch, computed where the batch is, with one transfer of the results.
+
+    Args:
+        features_ND: h, detached, view-major.
+        projections_ND: z of the same views, detached, view-major.
+        views: V; alignment needs at least two.
+    """
+    h_MD = _rows(features_ND, views)
+    z_MP = _rows(projections_ND, views)
+    unit_MP = F.normalize(z_MP, dim=1)
+    values = torch.stack([_rank(h_MD), _std(unit_MP), _alignment(unit_MP, views), _uniformity(unit_MP)])
+    rank, std, alignment, uniformity = values.tolist()
+    return Health(rank=rank, dimension=features_ND.shape[1], std=std, alignment=alignment, uniformity=uniformity)
+
+
+def effective_rank(h_ND: Tensor) -> float:
+    """RankMe (arXiv 2210.02885, equation 2): exp of the entropy of the normalised singular values of [N, D].
+
+    From 1 (all embeddings on one line: collapse) to min(N, D) (all directions used alike).
+    """
+    return float(_rank(_rows(h_ND, 1, most=h_ND.shape[0])))
+
+
+def _rows(x_ND: Tensor, views: int, most: int = MOST_ROWS) -> Tensor:
+    """The same images of each view, at most ``most`` rows in all, in double precision."""
+    x_VBD = x_ND.detach().unflatten(0, (views, -1))
+    stride = max(math.ceil(x_ND.shape[0] / most), 1)
+    rows_MD = x_VBD[:, ::stride].flatten(0, 1)
+    # MPS has neither float64 nor eigenvalues.
+    return (rows_MD if rows_MD.device.type == "cuda" else rows_MD.float().cpu()).double()
+
+
+def _rank(h_MD: Tensor) -> Tensor:
+    gram = h_MD.T @ h_MD if h_MD.shape[0] > h_MD.shape[1] else h_MD @ h_MD.T
+    finite = torch.isfinite(gram).all()
+    singular = torch.linalg.eigvalsh(torch.where(finite, gram, 0.0)).clamp(min=0).sqrt()
+    share = singular / singular.sum().clamp(min=1e-30)
+    rank = torch.exp(torch.special.entr(share).sum())
+    return torch.where(finite, rank, math.nan)
+
+
+def _std(unit_MP: Tensor) -> Tensor:
+    return unit_MP.std(dim=0, correction=0).mean() * math.sqrt(unit_MP.shape[1])
+
+
+def _alignment(unit_MP: Tensor, views: int) -> Tensor:
+    """Mean over all pairs of views; nan for one view."""
+    unit_VBP = unit_MP.unflatten(0, (views, -1))
+    squares = [(unit_VBP[i] - unit_VBP[j]).square().sum(1).mean() for i in range(views) for j in range(i + 1, views)]
+    return torch.stack(squares).mean() if squares else unit_MP.new_tensor(math.nan)
+
+
+def _uniformity(unit_MP: Tensor) -> Tensor:
+    """Over all pairs of rows, none with itself."""
+    count = unit_MP.shape[0]
+    cosine_MM = unit_MP @ unit_MP.T
+    squared_MM = cosine_MM.diagonal().unsqueeze(1) + cosine_MM.diagonal() - 2 * cosine_MM
+    potentials_MM = torch.exp(-2 * squared_MM).fill_diagonal_(0.0)
+    return torch.log(potentials_MM.sum() / (count * (count - 1)))
