@@ -1,6 +1,4 @@
-"""Losses of self-supervised learning as pure functions in fp32.
-
-They know nothing of models, devices or processes: gathering rows from other processes is passed in.
+"""NT-Xent, the loss of SimCLR: each view has to find its partner among all views of the batch.
 
 Shapes: B images in this process, G = B × processes, D numbers per embedding.
 """
@@ -8,18 +6,12 @@ Shapes: B images in this process, G = B × processes, D numbers per embedding.
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class Gather(Protocol):
-    """Joins the rows of all processes, with gradient."""
-
-    def __call__(self, z_BD: Tensor) -> tuple[Tensor, int]:
-        """The rows of every process, [G, D], and the position at which this process's own rows begin."""
+from embedserve_training.losses.protocols import Gather
 
 
 def nt_xent(z1_BD: Tensor, z2_BD: Tensor, tau: float, gather: Gather | None = None) -> tuple[Tensor, dict[str, Tensor]]:

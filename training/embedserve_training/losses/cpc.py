@@ -1,0 +1,47 @@
+"""InfoNCE of Contrastive Predictive Coding: each prediction has to find its patch among all patches of the batch.
+
+Shapes: N predictions in this process, G = N × processes, D numbers per patch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from embedserve_training.losses.protocols import Gather
+
+
+def cpc_info_nce(
+    predicted_ND: Tensor, target_ND: Tensor, gather: Gather | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """InfoNCE of CPC (arXiv 1807.03748, equation 4) with the log-bilinear score of its equation 3.
+
+    Row i of the predictions, Wₖcₜ in the paper, has to pick row i of the targets, z_{t+k}, out of the targets of all
+    images and positions by their dot product; nothing is normalised and there is no temperature. Predictions and
+    targets both carry gradients.
+
+    Args:
+        predicted_ND: predicted patches, of any floating type.
+        target_ND: the patches that came true, row by row.
+        gather: joins the rows of all processes; None if there is only this one.
+
+    Returns:
+        The loss, the mean over the N predictions, which is ln G where all are alike (``cpc_chance``), and a detached
+        scalar: ``top1``, the share of predictions whose patch has the highest score.
+    """
+    with torch.autocast(predicted_ND.device.type, enabled=False):
+        target_GD, start = gather(target_ND.float()) if gather else (target_ND.float(), 0)
+        scores_NG = predicted_ND.float() @ target_GD.T
+        own_N = torch.arange(start, start + len(scores_NG), device=scores_NG.device)
+        loss = F.cross_entropy(scores_NG, own_N)
+        with torch.no_grad():
+            diagnostics = {"top1": (scores_NG.argmax(1) == own_N).float().mean()}
+    return loss, diagnostics
+
+
+def cpc_chance(candidates: int) -> float:
+    """InfoNCE of patches that are all alike: the logarithm of how many candidates there are."""
+    return math.log(candidates)

@@ -1,0 +1,142 @@
+"""The losses of Instance Discrimination: each image is a class of its own, its weights a row of the memory bank.
+
+None of them changes the bank, and the bank gets no gradient.
+
+Shapes: B images in this process, N images in all (rows of the bank), M noise rows per image, D numbers per embedding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def instance_softmax(v_BD: Tensor, bank_ND: Tensor, indices_B: Tensor, tau: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """The full non-parametric softmax of Instance Discrimination (arXiv 1805.01978, equation 2).
+
+    Each embedding has to pick its own image out of all N by cosine / tau with the rows of the bank. Exact, and costs
+    N products per image: for up to some hundred thousand images.
+
+    Args:
+        v_BD: embeddings, of any norm and floating type.
+        bank_ND: what each image's embedding was when last seen, rows of norm 1; taken as constants.
+        indices_B: the row of each image, int64.
+        tau: temperature, positive.
+
+    Returns:
+        The loss, the mean over the B images, which is ln N where all rows are alike (``instance_softmax_chance``), and
+        detached scalars: ``pos``, the mean cosine of an embedding and its own row, and ``top1``, the share of
+        embeddings nearest to their own row.
+    """
+    with torch.autocast(v_BD.device.type, enabled=False):
+        v_BD = F.normalize(v_BD.float(), dim=1)
+        logits_BN = v_BD @ bank_ND.detach().float().T / tau
+        loss = F.cross_entropy(logits_BN, indices_B)
+        with torch.no_grad():
+            diagnostics = {
+                "pos": logits_BN.gather(1, indices_B.unsqueeze(1)).mean() * tau,
+                "top1": (logits_BN.argmax(1) == indices_B).float().mean(),
+            }
+    return loss, diagnostics
+
+
+def instance_softmax_chance(images: int) -> float:
+    """The full softmax where all rows are alike: ln N."""
+    return math.log(images)
+
+
+def instance_nce(
+    v_BD: Tensor, bank_ND: Tensor, indices_B: Tensor, noise_BM: Tensor, tau: float, z: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Noise-contrastive estimation of the softmax (arXiv 1805.01978, equations 5 to 7).
+
+    With P = exp(v·f / τ) / Z and h = P / (P + M / N), an image costs −ln h(own row) − Σ over its noise of ln(1 − h). As
+    ln(h / (1 − h)) = v·f / τ − ln Z − ln(M / N), these are logistic losses of that logit: no quotient of exponentials
+    and no logarithm of a sum with an ε is formed.
+
+    Args:
+        v_BD: embeddings, of any norm and floating type.
+        bank_ND: what each image's embedding was when last seen, rows of norm 1; taken as constants.
+        indices_B: the row of each image, int64.
+        noise_BM: rows drawn uniformly from all N for each image, int64. They may hold the image's own row, as in the
+            paper's noise distribution.
+        tau: temperature, positive.
+        z: the normaliser Z, a scalar; a constant (section 3.2), estimated once by ``instance_normaliser``.
+
+    Returns:
+        The loss, the sum over an image's rows and the mean over images, which is about 1 + ln(M + 1) where P = 1 / N
+        for all (``instance_nce_chance``), and detached scalars: ``pos``, the mean cosine of an embedding and its own
+        row, and ``top1``, the share of embeddings nearer to their own row than to all noise from other images.
+    """
+    with torch.autocast(v_BD.device.type, enabled=False):
+        v_BD = F.normalize(v_BD.float(), dim=1)
+        positive_B = (v_BD * bank_ND[indices_B].detach().float()).sum(1)
+        negative_BM = _cosines_to_noise(v_BD, bank_ND, noise_BM)
+        shift = z.detach().float().log() + math.log(noise_BM.shape[1] / len(bank_ND))
+        # −ln h(logit) = softplus(−logit) and −ln(1 − h(logit)) = softplus(logit).
+        loss_B = F.softplus(shift - positive_B / tau) + F.softplus(negative_BM / tau - shift).sum(1)
+        with torch.no_grad():
+            other_BM = negative_BM.masked_fill(noise_BM == indices_B.unsqueeze(1), -math.inf)
+            diagnostics = {
+                "pos": positive_B.mean(),
+                "top1": (positive_B.unsqueeze(1) > other_BM).all(1).float().mean(),
+            }
+    return loss_B.mean(), diagnostics
+
+
+def instance_nce_chance(noise: int) -> float:
+    """Noise-contrastive estimation where P = 1 / N for all rows: ln(M + 1) + M ln((M + 1) / M), about 1 + ln(M + 1).
+
+    Every h is then 1 / (M + 1).
+    """
+    return math.log(noise + 1) + noise * math.log1p(1 / noise)
+
+
+@torch.no_grad()
+def instance_normaliser(v_BD: Tensor, bank_ND: Tensor, noise_BM: Tensor, tau: float) -> Tensor:
+    """The Monte-Carlo estimate of Z (arXiv 1805.01978, equation 8): N times the mean of exp(v·f / τ) over the noise.
+
+    The paper's Z is one for each image and found to be about the same for all; this is the mean over the B images. Of
+    several processes each has its own estimate, and the mean of them is the estimate from all.
+
+    Args:
+        v_BD: embeddings, of any norm and floating type.
+        bank_ND: the memory bank, rows of norm 1.
+        noise_BM: rows drawn uniformly from all N for each image, int64.
+        tau: temperature, positive. At the highest, every cosine 1, the estimate is N exp(1 / τ): finite in fp32 for a
+            billion images down to τ = .015.
+
+    Returns:
+        A scalar without gradient, fp32.
+    """
+    with torch.autocast(v_BD.device.type, enabled=False):
+        logits_BM = _cosines_to_noise(F.normalize(v_BD.float(), dim=1), bank_ND, noise_BM) / tau
+        log_mean = logits_BM.flatten().logsumexp(0) - math.log(logits_BM.numel())
+        return (log_mean + math.log(len(bank_ND))).exp()
+
+
+def proximal(v_BD: Tensor, bank_ND: Tensor, indices_B: Tensor) -> Tensor:
+    """The proximal regulariser (arXiv 1805.01978, equation 9) without its weight λ: the mean of ‖vᵢ − bankᵢ‖².
+
+    It holds an embedding near the value it had an epoch ago, which steadies a training that visits each class once per
+    epoch.
+
+    Args:
+        v_BD: embeddings, of any norm and floating type.
+        bank_ND: what each image's embedding was when last seen, rows of norm 1; taken as constants.
+        indices_B: the row of each image, int64.
+
+    Returns:
+        A scalar from 0 (nothing moved) to 4 (all turned round).
+    """
+    with torch.autocast(v_BD.device.type, enabled=False):
+        v_BD = F.normalize(v_BD.float(), dim=1)
+        return (v_BD - bank_ND[indices_B].detach().float()).square().sum(1).mean()
+
+
+def _cosines_to_noise(v_BD: Tensor, bank_ND: Tensor, noise_BM: Tensor) -> Tensor:
+    """Cosine of each unit embedding and its own noise rows, [B, M]."""
+    return torch.einsum("bd,bmd->bm", v_BD, bank_ND.detach()[noise_BM].float())
