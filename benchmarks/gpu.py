@@ -180,7 +180,7 @@ def training(case: tuple[str, str, int, int, int, str], seconds: float) -> dict[
     def views() -> list[Any]:
         indices = torch.randint(0, IMAGES, (batch,), generator=generator).to("cuda")
         pixels = pixels_NTTC[indices]
-        return [augment.augment(pixels, size_px, augment.PRESETS[preset], generator) for _ in range(2)]
+        return [augment.augment(pixels, size_px, augment.PRESETS[preset][0], generator) for _ in range(2)]
 
     def step(views_VBCSS: list[Any]) -> None:
         with torch.autocast("cuda", dtype=torch.bfloat16):

@@ -60,13 +60,13 @@ def test_every_augmentation_draws_its_parameters_for_each_image(changes: dict[st
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_the_same_generator_state_gives_the_same_views(preset: str) -> None:
-    assert torch.equal(views(PRESETS[preset], seed=3), views(PRESETS[preset], seed=3))
-    assert not torch.equal(views(PRESETS[preset], seed=3), views(PRESETS[preset], seed=4))
+    assert torch.equal(views(PRESETS[preset][0], seed=3), views(PRESETS[preset], seed=3))
+    assert not torch.equal(views(PRESETS[preset][0], seed=3), views(PRESETS[preset][0], seed=4))
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_views_stay_within_zero_and_one(preset: str) -> None:
-    view = views(PRESETS[preset], count=256)
+    view = views(PRESETS[preset][0], count=256)
     assert view.shape == (256, 3, 32, 32)
     assert float(view.min()) >= 0
     assert float(view.max()) <= 1
@@ -75,7 +75,7 @@ def test_views_stay_within_zero_and_one(preset: str) -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_grey_images_stay_grey(preset: str) -> None:
     grey = torch.from_numpy(picture()[..., :1].repeat(3, axis=2)).expand(64, 32, 32, 3)
-    view = augment.augment(grey, 32, PRESETS[preset], torch.Generator().manual_seed(0))
+    view = augment.augment(grey, 32, PRESETS[preset][0], torch.Generator().manual_seed(0))
     torch.testing.assert_close(view[:, :1].expand_as(view), view, atol=1e-5, rtol=0)
     assert spread(view) > 1e-2
 
@@ -134,7 +134,7 @@ def test_brightness_contrast_and_saturation_are_those_of_torchvision() -> None:
 
 def test_colour_operations_in_one_matrix_are_the_operations_one_after_the_other() -> None:
     pixels_BCP = torch.rand(32, 3, 50, generator=torch.Generator().manual_seed(1))
-    colour = augment._draw_colour(32, PRESETS["photo"], torch.Generator().manual_seed(2))
+    colour = augment._draw_colour(32, PRESETS["photo"][0], torch.Generator().manual_seed(2))
     slow = pixels_BCP.clone()
     for step in range(5):
         for image in range(32):
@@ -145,7 +145,7 @@ def test_colour_operations_in_one_matrix_are_the_operations_one_after_the_other(
 
 
 def test_the_order_of_the_colour_operations_differs_between_images() -> None:
-    colour = augment._draw_colour(200, replace(PRESETS["photo"], jitter=1.0), torch.Generator().manual_seed(0))
+    colour = augment._draw_colour(200, replace(PRESETS["photo"][0], jitter=1.0), torch.Generator().manual_seed(0))
     contrast_comes_at = colour.grey_share_BK.abs().argmax(1)
     assert set(contrast_comes_at.tolist()) == {0, 1, 2, 3}
 

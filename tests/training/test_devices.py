@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_the_cpu_in_double_precision(device: str) -> None:
 def test_a_seed_gives_the_same_views(device: str, preset: str) -> None:
     images_BTTC = torch.randint(0, 256, (16, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     views = [
-        augment.augment(images_BTTC.to(where), 32, augment.PRESETS[preset], torch.Generator().manual_seed(2)).cpu()
+        augment.augment(images_BTTC.to(where), 32, augment.PRESETS[preset][-1], torch.Generator().manual_seed(2)).cpu()
         for where in ("cpu", device)
     ]
     assert (views[0] - views[1]).abs().max() < 2e-3  # TF32 would be ten times worse

@@ -70,7 +70,10 @@ class Trainer:
         self.device = torch.device(settings.device)
         self.report = report
         self.stop_wanted = stop_wanted
-        self.recipe = replace(augment.PRESETS[settings.augmentation], crop_scale=(settings.crop_min, 1.0))
+        self.recipes = [
+            replace(recipe, crop_scale=(settings.crop_min, max(recipe.crop_scale[1], settings.crop_min)))
+            for recipe in augment.PRESETS[settings.augmentation]
+        ]
         torch.backends.cudnn.benchmark = True  # all batches have the same shape
         torch.manual_seed(settings.seed)
         backbone = backbones.build(settings.backbone, settings.size_px)
@@ -176,8 +179,8 @@ class Trainer:
         self.generator.manual_seed((settings.seed << 31) + self.step)
         with torch.no_grad():
             views_VBCSS = [
-                augment.augment(pixels_BTTC, settings.size_px, self.recipe, self.generator)
-                for _ in range(self.method.views)
+                augment.augment(pixels_BTTC, settings.size_px, self.recipes[view % len(self.recipes)], self.generator)
+                for view in range(self.method.views)
             ]
         bf16 = settings.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):

@@ -20,45 +20,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from embedserve_training.augment.presets import PRESETS as PRESETS
+from embedserve_training.augment.recipe import Augmentation as Augmentation
+
 _LUMA = (0.299, 0.587, 0.114)
 _ATTEMPTS = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Which augmentations apply, and how strongly (arXiv 2002.05709, appendix A)."""
-
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Least and greatest share of the image's area that a view shows."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and greatest width / height of the crop; drawn uniformly in the logarithm."""
-    flip: float = 0.5
-    """Probability of a left-right flip."""
-    jitter: float = 0.8
-    """Probability of colour jitter."""
-    brightness: float = 0.8
-    """The brightness is multiplied by a factor within 1 ± this; contrast and saturation likewise."""
-    contrast: float = 0.8
-    saturation: float = 0.8
-    hue: float = 0.2
-    """The hue turns by up to this share of a full turn, either way."""
-    grayscale: float = 0.2
-    """Probability that a view loses its colour."""
-    blur: float = 0.5
-    """Probability of Gaussian blur."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Least and greatest standard deviation of the blur in pixels; the kernel spans a tenth of the view."""
-
-
-PRESETS = {
-    # The ImageNet recipe, colour strength s = 1.
-    "photo": Augmentation(),
-    # The CIFAR recipe, s = 0.5 and no blur (appendix B.9).
-    "small": Augmentation(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0),
-}
-
-
-def augment(images_BTTC: Tensor, size_px: int, recipe: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(
+    images_BTTC: Tensor,
+    size_px: int,
+    recipe: Augmentation,
+    generator: torch.Generator,
+    *,
+    first: int = 0,
+    total: int | None = None,
+) -> Tensor:
     """One view of each image.
 
     All random numbers are drawn on the CPU, so that a seed gives the same views on every device.
@@ -68,6 +45,8 @@ def augment(images_BTTC: Tensor, size_px: int, recipe: Augmentation, generator: 
         size_px: S.
         recipe: what applies.
         generator: a CPU generator; the views are a function of its state.
+        first: position of the first of these images in the whole batch, if other processes hold the rest of it.
+        total: size of the whole batch; B if left out.
 
     Returns:
         Float [B, 3, S, S] within [0, 1], in channels-last memory format.

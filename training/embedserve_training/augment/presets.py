@@ -1,0 +1,106 @@
+"""Recipes by name: the published ones, and some for kinds of images that photographs' recipes do not suit.
+
+A preset is one recipe for all views, or one for the first and one for the second view.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from embedserve_training.augment.recipe import Augmentation
+
+# SimCLR on ImageNet, colour strength s = 1 (arXiv 2002.05709, appendix A).
+_PHOTO = Augmentation()
+
+# Barlow Twins (arXiv 2103.06230, section 3.1; the values of BYOL, arXiv 2006.07733, appendix B, table 6).
+_BARLOW = Augmentation(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
+
+PRESETS: dict[str, tuple[Augmentation, ...]] = {
+    "photo": (_PHOTO,),
+    # SimCLR on CIFAR: s = 0.5 and no blur (appendix B.9).
+    "small": (replace(_PHOTO, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0),),
+    # MoCo v1 (arXiv 1911.05722, section 4) and Instance Discrimination (arXiv 1805.01978): the jitter always applies.
+    # The authors lose the colour before the jitter and not after it; here these two commute.
+    "moco-v1": (
+        Augmentation(
+            crop_scale=(0.2, 1.0),
+            jitter=1.0,
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0.4,
+            hue=0.4,
+            blur=0.0,
+        ),
+    ),
+    # MoCo v2 (arXiv 2003.04297, section 3).
+    "moco-v2": (Augmentation(crop_scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),),
+    "barlow-twins": (_BARLOW, replace(_BARLOW, blur=0.1, solarize=0.2)),
+    # CPC v1 (arXiv 1807.03748, section 3.2): a square of 256 pixels out of 300, flip, no colour. The method itself
+    # crops the patches.
+    "cpc": (
+        Augmentation(
+            crop_scale=((256 / 300) ** 2, (256 / 300) ** 2),
+            crop_ratio=(1.0, 1.0),
+            jitter=0.0,
+            grayscale=1.0,
+            blur=0.0,
+        ),
+    ),
+    # Articles before a plain background. Colour tells them apart: the hue hardly turns, and few views lose their
+    # colour; some do, or the histogram alone would solve the task (arXiv 2002.05709, figure 6). They stand upright.
+    # Customers' photographs are tilted, less sharp, and half hidden by a hand or a label.
+    "product": (
+        Augmentation(
+            crop_scale=(0.3, 1.0),
+            rotation=10.0,
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0.2,
+            hue=0.02,
+            grayscale=0.1,
+            blur=0.3,
+            cutout=0.25,
+            cutout_area=(0.02, 0.15),
+            cutout_fill="mean",
+        ),
+    ),
+    # Radiographs have no colour. Left and right, above and below are findings: no flips. A finding may be small: crops
+    # keep most of the image, and the blur stays below what would wipe it out. Exposure varies (brightness, contrast,
+    # quantum noise), and so does the patient's position (a small rotation).
+    "xray": (
+        Augmentation(
+            crop_scale=(0.3, 1.0),
+            rotation=10.0,
+            flip=0.0,
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0.0,
+            hue=0.0,
+            grayscale=0.0,
+            blur=0.3,
+            blur_sigma=(0.1, 1.0),
+            noise=0.3,
+            noise_sigma=(0.005, 0.03),
+        ),
+    ),
+    # A slide has no up and no left: all eight orientations, by flips and quarter turns, which need no resampling.
+    # Size means something at a fixed magnification: crops are moderate and square. Stains differ mildly from laboratory
+    # to laboratory, focus and the camera's noise from exposure to exposure.
+    "microscopy": (
+        Augmentation(
+            crop_scale=(0.4, 1.0),
+            crop_ratio=(0.9, 1.1),
+            vertical_flip=0.5,
+            quarter_turns=0.75,
+            brightness=0.2,
+            contrast=0.2,
+            saturation=0.2,
+            hue=0.05,
+            grayscale=0.0,
+            blur=0.5,
+            blur_sigma=(0.1, 1.5),
+            noise=0.3,
+            noise_sigma=(0.005, 0.03),
+        ),
+    ),
+}
