@@ -49,7 +49,8 @@ def test_nt_xent_is_that_of_lightly(lightly_loss: ModuleType, batch: int, dimens
     assert_same(value_and_gradients(lambda a, b: nt_xent(a, b, tau)[0], z1, z2), theirs)
 
 
-@SIZES
+# A batch of 2 standardises to ±1 whatever it holds: its gradient is rounding.
+@pytest.mark.parametrize(("batch", "dimension"), [(5, 3), (16, 8), (64, 128)])
 @pytest.mark.parametrize("off_diagonal", [0.0051, 0.5])
 def test_barlow_twins_is_that_of_lightly(
     lightly_loss: ModuleType, batch: int, dimension: int, off_diagonal: float

@@ -52,6 +52,16 @@ def test_top1_is_the_share_of_predictions_that_score_their_own_patch_highest() -
     assert float(cpc_info_nce(predicted, target)[1]["top1"]) == pytest.approx(2 / 3)
 
 
+def test_gradients_of_predictions_and_targets_are_those_of_the_softmax() -> None:
+    # Of a mean of −ln softmax: (p − 1 on the diagonal) / N, times the other factor of each dot product.
+    predicted, target = (x.requires_grad_() for x in drawn(5, 4))
+    gradients = torch.autograd.grad(cpc_info_nce(predicted, target)[0], (predicted, target))
+    scores = np.exp(predicted.detach().numpy() @ target.detach().numpy().T)
+    residual = torch.from_numpy((scores / scores.sum(1, keepdims=True) - np.eye(5)) / 5)
+    torch.testing.assert_close(gradients[0], residual @ target.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients[1], residual.T @ predicted.detach(), rtol=1e-4, atol=1e-6)
+
+
 def test_gradients_reach_predictions_and_targets_and_diagnostics_carry_none() -> None:
     predicted, target = (x.requires_grad_() for x in drawn(5, 4))
     loss, diagnostics = cpc_info_nce(predicted, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -162,6 +163,34 @@ def test_an_image_drawn_as_its_own_noise_still_counts_as_found() -> None:
     v, bank, indices = torch.tensor([[1.0, 0.1], [0.2, 1.0]]), torch.eye(2), torch.tensor([0, 0])
     noise = torch.tensor([[0, 1], [0, 1]])
     assert float(instance_nce(v, bank, indices, noise, 0.1, torch.tensor(9.0))[1]["top1"]) == pytest.approx(1 / 2)
+
+
+def slope(function: Callable[[np.ndarray], float], x: Tensor) -> Tensor:
+    """The gradient of ``function`` at ``x`` by central differences, in float64."""
+    result = np.zeros(x.shape)
+    for at in np.ndindex(*x.shape):
+        step = np.zeros(x.shape)
+        step[at] = 1e-5
+        result[at] = (function(x.numpy() + step) - function(x.numpy() - step)) / 2e-5
+    return torch.from_numpy(result)
+
+
+def test_gradients_of_embeddings_are_the_slopes_of_the_equations() -> None:
+    v, bank, indices, noise = drawn(3, 5, 4)
+    b, i, n = bank.numpy(), indices.numpy(), noise.numpy()
+    x = v.clone().requires_grad_()
+
+    def gradient(loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, x)[0]
+
+    softmax = slope(lambda v: slow_softmax(v, b, i, 0.2), v)
+    nce = slope(lambda v: slow_nce(v, b, i, n, 0.2, 30.0), v)
+    moved = slope(lambda v: sum(float(((unit(row) - b[j]) ** 2).sum()) for row, j in zip(v, i, strict=True)) / 3, v)
+    torch.testing.assert_close(gradient(instance_softmax(x, bank, indices, 0.2)[0]), softmax, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        gradient(instance_nce(x, bank, indices, noise, 0.2, torch.tensor(30.0))[0]), nce, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(gradient(proximal(x, bank, indices)), moved, rtol=1e-4, atol=1e-5)
 
 
 def test_only_embeddings_get_a_gradient() -> None:

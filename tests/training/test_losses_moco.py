@@ -63,6 +63,19 @@ def test_the_order_of_the_queue_does_not_change_the_loss() -> None:
     assert float(info_nce(q, k, queue.flip(0), 0.2)[0]) == pytest.approx(float(info_nce(q, k, queue, 0.2)[0]), rel=1e-6)
 
 
+def test_the_gradient_of_queries_is_the_slope_of_the_equation() -> None:
+    q, k, queue = drawn(3, 5, 4)
+    x = q.clone().requires_grad_()
+    slope = np.zeros((3, 4))
+    for at in np.ndindex(3, 4):
+        step = np.zeros((3, 4))
+        step[at] = 1e-5
+        up, down = (slow_info_nce(q.numpy() + s, k.numpy(), queue.numpy(), 0.2) for s in (step, -step))
+        slope[at] = (up - down) / 2e-5
+    gradient = torch.autograd.grad(info_nce(x, k, queue, 0.2)[0], x)[0]
+    torch.testing.assert_close(gradient, torch.from_numpy(slope), rtol=1e-4, atol=1e-6)
+
+
 def test_only_queries_get_a_gradient() -> None:
     q, k, queue = (x.requires_grad_() for x in drawn(4, 9, 5))
     loss, diagnostics = info_nce(q, k, queue, 0.2)
