@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from embedserve.errors import DataError
 from embedserve_training import data
 from embedserve_training.config import Settings
 from embedserve_training.data import ImageFolder, Skipped
+from embedserve_training.evaluate.baselines import PIXEL_SIDE, flat_pixels, principal_components
+from embedserve_training.evaluate.neighbours import NEIGHBOURS, nearest, vote
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,12 +28,8 @@ if TYPE_CHECKING:
     from embedserve.preprocess import PreprocessSpec
 
 Report = Callable[[str], None]
-NEIGHBOURS = 200
-TEMPERATURE = 0.1
 TOP = 10
 _TEST_SHARE = 0.2
-_PIXEL_SIDE = 32
-"""Raw pixels are compared at this side at most: more of them only follow the noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +107,8 @@ def evaluate(subject: Path, train_folder: Path, test_folder: Path | None, *, rep
 
     rows = [row("trained", (network.embed(train_pixels), network.embed(test_pixels)))]
     rows.append(_untrained_row(network, train_pixels, test_pixels, row, report))
-    raw = _flat_pixels(train_pixels), _flat_pixels(test_pixels)
-    side = min(_PIXEL_SIDE, network.spec.size_px)
+    raw = flat_pixels(train_pixels), flat_pixels(test_pixels)
+    side = min(PIXEL_SIDE, network.spec.size_px)
     rows.append(row("raw pixels", raw, f"{side} × {side} × 3 pixels"))
     # N images span N − 1 directions around their mean.
     dimensions = min(network.dimension, len(raw[0]) - 1, raw[0].shape[1])
@@ -244,68 +242,3 @@ def _load(
     for entry in skipped:
         report(f"left out: {entry.path}: {entry.reason}")
     return pixels, [labels[position] for position in positions], skipped
-
-
-# --- Neighbours ----------------------------------------------------------------------------------------------------
-
-
-def nearest(
-    train_ND: NDArray[np.float32], train_labels_N: NDArray[np.int64], test_MD: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cosines and labels of the k nearest training vectors of each test vector, [M, k], nearest first."""
-    train_ND, test_MD = _unit(train_ND), _unit(test_MD)
-    scores, labels = [], []
-    for start in range(0, len(test_MD), 256):
-        cosine_BN = test_MD[start : start + 256] @ train_ND.T
-        order_BK = np.argsort(-cosine_BN, axis=1, kind="stable")[:, :k]
-        scores.append(np.take_along_axis(cosine_BN, order_BK, axis=1))
-        labels.append(train_labels_N[order_BK])
-    return np.concatenate(scores), np.concatenate(labels)
-
-
-def vote(scores_MK: NDArray[np.float32], labels_MK: NDArray[np.int64], labels: int) -> NDArray[np.int64]:
-    """The label with the greatest sum of exp(cosine / 0.1) over the neighbours (arXiv 1805.01978, section 3.4): [M]."""
-    weights_MK = np.exp(scores_MK.astype(np.float64) / TEMPERATURE)
-    votes_ML = np.stack([np.where(labels_MK == label, weights_MK, 0.0).sum(axis=1) for label in range(labels)], axis=1)
-    winners_M: NDArray[np.int64] = votes_ML.argmax(axis=1)
-    return winners_M
-
-
-def _unit(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    unit_ND: NDArray[np.float32] = x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
-    return unit_ND
-
-
-def raw_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The simplest embedding there is: uint8 [N, S, S, 3] → the pixels at 32 × 32 at most, with unit norm: [N, P]."""
-    return _unit(_flat_pixels(pixels_NSSC))
-
-
-def _flat_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The images as vectors within 0–1, scaled down to _PIXEL_SIDE where they are larger."""
-    from PIL import Image
-
-    if pixels_NSSC.shape[1] > _PIXEL_SIDE:
-        small = (_PIXEL_SIDE, _PIXEL_SIDE)
-        pixels_NSSC = np.stack(
-            [np.asarray(Image.fromarray(p).resize(small, Image.Resampling.BILINEAR)) for p in pixels_NSSC]
-        )
-    return pixels_NSSC.reshape(len(pixels_NSSC), -1).astype(np.float32) / np.float32(255)
-
-
-def principal_components(
-    train_ND: NDArray[np.float32], test_MD: NDArray[np.float32], dimensions: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Both sets projected on the principal components of the first, centred on its mean."""
-    mean_D: Any = train_ND.mean(axis=0)
-    centred_ND = train_ND - mean_D
-    # The eigenvectors of the smaller of the two products of the data with itself give the components.
-    vectors: Any
-    if centred_ND.shape[0] >= centred_ND.shape[1]:
-        _, vectors = np.linalg.eigh(centred_ND.T @ centred_ND)
-        components_DK = vectors[:, ::-1][:, :dimensions]
-    else:
-        _, vectors = np.linalg.eigh(centred_ND @ centred_ND.T)
-        components_DK = centred_ND.T @ vectors[:, ::-1][:, :dimensions]
-        components_DK /= np.maximum(np.linalg.norm(components_DK, axis=0), 1e-12)
-    return centred_ND @ components_DK, (test_MD - mean_D) @ components_DK

@@ -1,0 +1,25 @@
+"""How good encoders are: figures with labels and without, beside what needs no training.
+
+``evaluate`` measures run folders and encoder files on a folder of images. ``figures`` and ``self_retrieval`` give the
+same figures for vectors from anywhere.
+"""
+
+from embedserve_training.evaluate.baselines import principal_components, raw_pixels
+from embedserve_training.evaluate.evaluation import Evaluation, Row, evaluate
+from embedserve_training.evaluate.figures import Figures, figures
+from embedserve_training.evaluate.neighbours import nearest, vote
+from embedserve_training.evaluate.self_retrieval import SelfRetrieval, self_retrieval
+
+__all__ = [
+    "Evaluation",
+    "Figures",
+    "Row",
+    "SelfRetrieval",
+    "evaluate",
+    "figures",
+    "nearest",
+    "principal_components",
+    "raw_pixels",
+    "self_retrieval",
+    "vote",
+]

@@ -1,0 +1,143 @@
+"""A measure without labels: does a changed copy of an image find its original among all others?
+
+It tells encoders apart, but says only that they hold on to an image through these changes; what an image shows is
+known to labels alone.
+
+Shapes: N images, Q of them ask, S side in pixels, C = 3 channels, D numbers per vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedserve_training.evaluate.neighbours import by_block
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from embedserve_training.augment import Augmentation
+
+    Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+QUERIES = 2000
+_BATCH = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfRetrieval:
+    """How often an augmented image finds its original; each figure is a share, 0–1."""
+
+    recall_1: float
+    """Queries whose original is among the nearest 1, 5, 10."""
+    recall_5: float
+    recall_10: float
+    mrr: float
+    """Mean reciprocal rank: the mean of 1 / rank of the original."""
+    images: int
+    """Originals that are searched; by chance the first is the right one for 1 of as many."""
+    queries: int
+
+
+def self_retrieval(
+    embed: Embed,
+    pixels_NSSC: NDArray[np.uint8],
+    augmentation: Augmentation | str,
+    *,
+    queries: int = QUERIES,
+    seed: int = 0,
+) -> SelfRetrieval:
+    """Search for the originals of augmented images.
+
+    Args:
+        embed: uint8 [·, S, S, 3] → vectors [·, D].
+        pixels_NSSC: the images. Of those that are equal in every pixel one is used.
+        augmentation: how they are changed, or the name of a preset, of which the first view is used.
+        queries: how many ask at most, spread evenly over the images.
+        seed: of the changes; the same one changes the same images in the same way for every encoder.
+
+    Raises:
+        ImportError: PyTorch is not installed.
+    """
+    pixels_NSSC = distinct(pixels_NSSC)
+    chosen_Q = spread(len(pixels_NSSC), queries)
+    views_QSSC = augmented(pixels_NSSC[chosen_Q], augmentation, seed)
+    return found(embed(pixels_NSSC), embed(views_QSSC), chosen_Q)
+
+
+def found(
+    originals_ND: NDArray[np.float32], views_QD: NDArray[np.float32], chosen_Q: NDArray[np.int64]
+) -> SelfRetrieval:
+    """The figures from vectors.
+
+    Originals that are as near as the right one count as nearer, so an encoder to which all images are alike finds none.
+
+    Args:
+        originals_ND: of all images.
+        views_QD: of the augmented ones.
+        chosen_Q: the position of the original of each.
+    """
+
+    def rank(rows: slice, cosine_BN: NDArray[np.float32]) -> NDArray[np.int64]:
+        right_B1 = np.take_along_axis(cosine_BN, chosen_Q[rows, None], axis=1)
+        rank_B: NDArray[np.int64] = (cosine_BN >= right_B1).sum(axis=1)
+        return rank_B
+
+    rank_Q = np.concatenate(by_block(originals_ND, views_QD, rank))
+    return SelfRetrieval(
+        recall_1=float((rank_Q <= 1).mean()),
+        recall_5=float((rank_Q <= 5).mean()),
+        recall_10=float((rank_Q <= 10).mean()),
+        mrr=float((1 / rank_Q).mean()),
+        images=len(originals_ND),
+        queries=len(views_QD),
+    )
+
+
+def distinct(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The images without those that repeat an earlier one exactly: no encoder could tell which of them is meant."""
+    first: dict[bytes, int] = {}
+    for position, image_SSC in enumerate(pixels_NSSC):
+        first.setdefault(hashlib.sha256(image_SSC.tobytes()).digest(), position)
+    return pixels_NSSC if len(first) == len(pixels_NSSC) else pixels_NSSC[list(first.values())]
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """Up to ``most`` positions, spread evenly over ``count``."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+
+
+def augmented(pixels_QSSC: NDArray[np.uint8], augmentation: Augmentation | str, seed: int) -> NDArray[np.uint8]:
+    """One view of each image, as a file of it would be read: uint8 [Q, S, S, 3]."""
+    import torch
+
+    from embedserve_training.augment import augment
+
+    recipe = first_view(augmentation) if isinstance(augmentation, str) else augmentation
+    generator = torch.Generator().manual_seed(seed)
+    views_QSSC = np.empty_like(pixels_QSSC)
+    for start in range(0, len(pixels_QSSC), _BATCH):
+        rows = slice(start, start + _BATCH)
+        pixels_BSSC = torch.from_numpy(np.ascontiguousarray(pixels_QSSC[rows]))
+        view_BCSS = augment(pixels_BSSC, pixels_QSSC.shape[1], recipe, generator)
+        views_QSSC[rows] = (view_BCSS.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    return views_QSSC
+
+
+def first_view(name: str) -> Augmentation:
+    """The first view of a preset.
+
+    Raises:
+        InvalidInput: there is no such preset.
+    """
+    from embedserve.errors import InvalidInput
+    from embedserve_training.augment import PRESETS
+
+    if name not in PRESETS:
+        raise InvalidInput(f"there is no augmentation {name!r}", hint=f"one of: {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    return preset[0] if isinstance(preset, tuple) else preset
