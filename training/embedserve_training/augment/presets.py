@@ -1,6 +1,7 @@
 """Recipes by name: the published ones, and some for kinds of images that photographs' recipes do not suit.
 
-A preset is one recipe for all views, or one for the first and one for the second view.
+A preset is one recipe for all views, or one for the first and one for the second view. The numbers for products,
+radiographs and microscopy are chosen for the reasons beside them; they were not measured on such data.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from embedserve_training.augment.recipe import Augmentation
 # SimCLR on ImageNet, colour strength s = 1 (arXiv 2002.05709, appendix A).
 _PHOTO = Augmentation()
 
-# Barlow Twins (arXiv 2103.06230, section 3.1; the values of BYOL, arXiv 2006.07733, appendix B, table 6).
+# Barlow Twins (arXiv 2103.06230, section 2.2: the views of BYOL, arXiv 2006.07733, appendix; numbers as in the authors'
+# main.py). The two views differ in blur and solarization.
 _BARLOW = Augmentation(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
 
 PRESETS: dict[str, tuple[Augmentation, ...]] = {
     "photo": (_PHOTO,),
     # SimCLR on CIFAR: s = 0.5 and no blur (appendix B.9).
     "small": (replace(_PHOTO, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0),),
-    # MoCo v1 (arXiv 1911.05722, section 4) and Instance Discrimination (arXiv 1805.01978): the jitter always applies.
+    # MoCo v1 (arXiv 1911.05722, section 3.3) and Instance Discrimination (arXiv 1805.01978): the jitter always applies.
     # The authors lose the colour before the jitter and not after it; here these two commute.
     "moco-v1": (
         Augmentation(
@@ -64,9 +66,10 @@ PRESETS: dict[str, tuple[Augmentation, ...]] = {
             cutout_fill="mean",
         ),
     ),
-    # Radiographs have no colour. Left and right, above and below are findings: no flips. A finding may be small: crops
-    # keep most of the image, and the blur stays below what would wipe it out. Exposure varies (brightness, contrast,
-    # quantum noise), and so does the patient's position (a small rotation).
+    # Radiographs have no colour. Left and right, above and below tell findings apart: no flips. A finding may be small,
+    # and a crop or a blur that removes it removes the meaning (MoCo-CXR, arXiv 2010.05352, has neither for that reason):
+    # crops keep much of the image, and the blur is slight. The patient's position varies (MoCo-CXR's rotation by up to
+    # 10 degrees), and so does the exposure (brightness, contrast, quantum noise).
     "xray": (
         Augmentation(
             crop_scale=(0.3, 1.0),
