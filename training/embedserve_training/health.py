@@ -41,10 +41,9 @@ def measure(features_ND: Tensor, projections_ND: Tensor, views: int) -> Health:
         projections_ND: z of the same views, detached, view-major.
         views: V; alignment needs at least two.
     """
-    h_MD = _rows(features_ND, views)
-    z_MP = _rows(projections_ND, views)
-    unit_MP = F.normalize(z_MP, dim=1)
-    values = torch.stack([_rank(h_MD), _std(unit_MP), _alignment(unit_MP, views), _uniformity(unit_MP)])
+    h_MD = in_double(strided(features_ND, views))
+    unit_MP = F.normalize(in_double(strided(projections_ND, views)), dim=1)
+    values = torch.stack([_rank(h_MD), std_of(unit_MP), _alignment(unit_MP, views), _uniformity(unit_MP)])
     rank, std, alignment, uniformity = values.tolist()
     return Health(rank=rank, dimension=features_ND.shape[1], std=std, alignment=alignment, uniformity=uniformity)
 
@@ -54,16 +53,18 @@ def effective_rank(h_ND: Tensor) -> float:
 
     From 1 (all embeddings on one line: collapse) to min(N, D) (all directions used alike).
     """
-    return float(_rank(_rows(h_ND, 1, most=h_ND.shape[0])))
+    return float(_rank(in_double(h_ND.detach())))
 
 
-def _rows(x_ND: Tensor, views: int, most: int = MOST_ROWS) -> Tensor:
-    """The same images of each view, at most ``most`` rows in all, in double precision."""
-    x_VBD = x_ND.detach().unflatten(0, (views, -1))
-    stride = max(math.ceil(x_ND.shape[0] / most), 1)
-    rows_MD = x_VBD[:, ::stride].flatten(0, 1)
-    # MPS has neither float64 nor eigenvalues.
-    return (rows_MD if rows_MD.device.type == "cuda" else rows_MD.float().cpu()).double()
+def strided(x_ND: Tensor, views: int) -> Tensor:
+    """About MOST_ROWS rows at most, evenly spread: the same images of each view."""
+    stride = math.ceil(x_ND.shape[0] / MOST_ROWS)
+    return x_ND.detach().reshape(views, -1, x_ND.shape[1])[:, ::stride].flatten(0, 1)
+
+
+def in_double(x_ND: Tensor) -> Tensor:
+    """In double precision: on CUDA where it is, else on the CPU, as MPS has neither float64 nor eigenvalues."""
+    return (x_ND if x_ND.device.type == "cuda" else x_ND.float().cpu()).double()
 
 
 def _rank(h_MD: Tensor) -> Tensor:
@@ -75,13 +76,14 @@ def _rank(h_MD: Tensor) -> Tensor:
     return torch.where(finite, rank, math.nan)
 
 
-def _std(unit_MP: Tensor) -> Tensor:
+def std_of(unit_MP: Tensor) -> Tensor:
+    """``Health.std`` of unit rows, a scalar on their device."""
     return unit_MP.std(dim=0, correction=0).mean() * math.sqrt(unit_MP.shape[1])
 
 
 def _alignment(unit_MP: Tensor, views: int) -> Tensor:
     """Mean over all pairs of views; nan for one view."""
-    unit_VBP = unit_MP.unflatten(0, (views, -1))
+    unit_VBP = unit_MP.reshape(views, -1, unit_MP.shape[1])
     squares = [(unit_VBP[i] - unit_VBP[j]).square().sum(1).mean() for i in range(views) for j in range(i + 1, views)]
     return torch.stack(squares).mean() if squares else unit_MP.new_tensor(math.nan)
 
