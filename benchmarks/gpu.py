@@ -163,7 +163,8 @@ def training(case: tuple[str, str, int, int, int, str], seconds: float) -> dict[
     import torch
 
     from embedserve_training import augment, optim
-    from embedserve_training.config import Facts, TrainConfig, plan
+    from embedserve_training.config import TrainConfig
+    from embedserve_training.plan import Facts, plan
     from embedserve_training.methods.simclr import SimCLR
 
     name, backbone, size_px, cached_px, batch, preset = case

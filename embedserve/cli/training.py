@@ -19,12 +19,14 @@ _EXTRA = {"torch", "torchvision", "onnx", "onnxscript"}
 
 _FLAGS = (
     "method",
+    "recipe",
     "backbone",
     "epochs",
     "minutes",
     "batch_size",
     "size_px",
     "augmentation",
+    "compile",
     "device",
     "workers",
     "seed",
@@ -58,9 +60,10 @@ def setting_options(command: _CommandT) -> _CommandT:
         command
     )
     for entry in reversed([entry for entry in fields(config) if entry.name in _FLAGS]):
+        name, kind = entry.name.replace("_", "-"), _type_of(entry.name)
         command = click.option(
-            f"--{entry.name.replace('_', '-')}",
-            type=_type_of(entry.name),
+            f"--{name}/--no-{name}" if kind is bool else f"--{name}",
+            type=kind,
             default=None,
             help=entry.metadata["help"],
         )(command)
@@ -82,11 +85,22 @@ def make_config(flags: dict[str, Any], settings: Sequence[str]) -> Any:
         if not equals or key not in known:
             what = f"there is no setting {key!r}" if equals else f"{text!r} is not KEY=VALUE"
             raise InvalidInput(what, hint=f"settings are: {', '.join(sorted(known))}")
-        try:
-            values[key] = _type_of(key)(value.strip())
-        except ValueError:
-            raise InvalidInput(f"{key} is {value!r}, which is no {_type_of(key).__name__}") from None
+        values[key] = _parsed(key, value.strip())
     return config(**values)
+
+
+def _parsed(key: str, text: str) -> Any:
+    kind = _type_of(key)
+    if kind is bool:
+        # bool("false") is True: the texts are named one by one.
+        known = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+        if text.lower() not in known:
+            raise InvalidInput(f"{key} is {text!r}", hint="say yes or no")
+        return known[text.lower()]
+    try:
+        return kind(text)
+    except ValueError:
+        raise InvalidInput(f"{key} is {text!r}, which is no {kind.__name__}") from None
 
 
 def _config_class() -> Any:

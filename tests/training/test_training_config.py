@@ -9,7 +9,8 @@ from dataclasses import fields
 import pytest
 
 from embedserve.errors import InvalidInput
-from embedserve_training.config import Facts, Settings, TrainConfig, plan
+from embedserve_training.config import Settings, TrainConfig
+from embedserve_training.plan import Facts, plan
 
 SMALL = Facts(images=3000, median_side_px=28)
 PHOTOS = Facts(images=50_000, median_side_px=480, cuda=True, cores=16)

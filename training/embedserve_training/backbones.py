@@ -55,7 +55,7 @@ def build(name: str, size_px: int) -> Backbone:
     """
     body, dimension = (SmallCNN(), SmallCNN.DIMENSION) if name == SMALL_CNN else _torchvision(name, size_px)
     backbone = Backbone(body, name, dimension)
-    _check_runs(backbone, size_px)
+    check_runs(backbone, size_px)
     return backbone
 
 
@@ -96,7 +96,12 @@ def _drop_classifier(body: nn.Module, name: str) -> int:
     raise InvalidInput(f"backbone {name!r} has no classifier that could be removed", hint="try resnet18")
 
 
-def _check_runs(backbone: Backbone, size_px: int) -> None:
+def check_runs(backbone: Backbone, size_px: int) -> None:
+    """Whether the backbone gives one embedding for each image of this side.
+
+    Raises:
+        InvalidInput: it does not.
+    """
     backbone.eval()
     try:
         with torch.no_grad():

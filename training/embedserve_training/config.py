@@ -1,58 +1,120 @@
-"""What a person may say about a run, what the run then uses, and where each value came from.
+"""What a person may say about a run, and what a run then uses. This module imports no torch.
 
-``TrainConfig`` holds what was said (None: choose for me), ``Settings`` what is used. ``plan`` leads from one to the
-other and gives each value its source, so that nothing is chosen silently. This module imports no torch.
+``TrainConfig`` holds what was said (None: choose for me), ``Settings`` what is used; ``plan`` leads from one to the
+other. Both have the same fields; the sentence beside each is its help text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from embedserve.errors import InvalidInput
 
+METHODS = ("simclr", "moco", "barlow-twins", "instance-discrimination", "cpc")
 OPTIMIZERS = ("adamw", "sgd", "lars")
-AUGMENTATIONS = ("photo", "small")
+AUGMENTATIONS = ("photo", "small", "moco-v1", "moco-v2", "barlow-twins", "cpc", "product", "xray", "microscopy")
 SMALL_SIDE_PX = 64
 """Images below this side count as small: their own augmentations and network."""
 MIN_IMAGES = 16
 
+_PROJECTING = ("simclr", "moco", "barlow-twins", "instance-discrimination")
 
-def _field(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
+
+def _field(default: Any, help_text: str, methods: tuple[str, ...] = METHODS) -> Any:
+    return field(default=default, metadata={"help": help_text, "methods": methods})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """What a person says about a run; None leaves the choice to ``plan``."""
+    """What a person says about a run; None leaves the choice to recipe and plan."""
 
-    method: str = _field("simclr", "Training method.")
+    method: str = _field("simclr", f"Training method: {', '.join(METHODS)}.")
+    recipe: str | None = _field(
+        None,
+        "Set of settings to start from: a name, as in simclr-imagenet, or a TOML file (auto: by method and network).",
+    )
     backbone: str | None = _field(
         None, "Network to train: small-cnn or a torchvision model (auto: small-cnn for small images, else resnet18)."
     )
     epochs: int | None = _field(None, "Passes over all images (100 unless minutes are given).")
     minutes: float | None = _field(None, "Minutes to train for; the schedule fits itself to them.")
-    batch_size: int | None = _field(None, "Images per step (auto: by device and number of images).")
+    batch_size: int | None = _field(None, "Images per step, over all processes (auto: by device and number of images).")
+    accumulate: int | None = _field(
+        None,
+        "Parts in which a batch is computed, one after the other, to save memory; for moco and"
+        " instance-discrimination only.",
+    )
     size_px: int | None = _field(None, "Side of the square that the encoder sees (auto: from the images).")
     augmentation: str | None = _field(
-        None, "Preset of augmentations: photo or small (auto: small for images below 64 px)."
+        None, f"Preset of augmentations: {', '.join(AUGMENTATIONS)} (auto: small for images below 64 px)."
     )
     crop_min: float | None = _field(
         None, "Least share of an image's area that a view shows, 0–1 (auto: as the preset has it)."
     )
-    tau: float | None = _field(None, "Temperature of the contrastive loss (auto: by batch size).")
-    projector_layers: int = _field(2, "Linear layers of the projection head.")
-    projector_hidden: int = _field(0, "Width of the projection head's hidden layers; 0: that of the embedding.")
-    projector_dim: int = _field(128, "Numbers that the loss compares.")
-    optimizer: str | None = _field(None, "Optimiser: adamw, sgd or lars (auto: by batch size).")
-    lr: float | None = _field(None, "Highest learning rate (auto: grows with the square root of the batch size).")
-    weight_decay: float | None = _field(
-        None, "Weight decay; batch-norm and biases are always left out (auto: by optimiser)."
+    tau: float | None = _field(
+        None, "Temperature of the contrastive loss.", ("simclr", "moco", "instance-discrimination")
     )
-    warmup: float = _field(0.1, "Share of the run over which the learning rate rises, 0–1.")
+    projector_layers: int | None = _field(None, "Linear layers of the projection head.", _PROJECTING)
+    projector_hidden: int | None = _field(
+        None, "Width of the projection head's hidden layers; 0: that of the embedding.", _PROJECTING
+    )
+    projector_dim: int | None = _field(None, "Numbers that the loss compares.", _PROJECTING)
+    queue_size: int | None = _field(
+        None, "Keys of earlier images to tell apart from; at most half as many as there are images.", ("moco",)
+    )
+    key_momentum: float | None = _field(
+        None, "Share of the key encoder that stays as it was in a step, 0–1.", ("moco",)
+    )
+    symmetric: bool | None = _field(None, "Whether each view is query and key in turn.", ("moco",))
+    bn_splits: int | None = _field(
+        None,
+        "Parts of a process's batch that batch-norm looks at separately, as if each were on its own GPU.",
+        ("moco",),
+    )
+    off_diagonal: float | None = _field(
+        None, "Weight of the off-diagonal of the cross-correlation, λ.", ("barlow-twins",)
+    )
+    noise_samples: int | None = _field(
+        None,
+        "Other images that each image is compared to, drawn at random; 0: all of them.",
+        ("instance-discrimination",),
+    )
+    bank_momentum: float | None = _field(
+        None, "Share of an image's remembered embedding that stays as it was, 0–1.", ("instance-discrimination",)
+    )
+    proximal: float | None = _field(
+        None, "Weight of the pull towards an image's remembered embedding.", ("instance-discrimination",)
+    )
+    patch_px: int | None = _field(None, "Side of the patches that an image is cut into; they overlap.", ("cpc",))
+    patch_grid: int | None = _field(None, "Patches along each side of the image.", ("cpc",))
+    predict_steps: int | None = _field(None, "Rows of patches that are predicted.", ("cpc",))
+    directions: int | None = _field(
+        None, "Directions to predict in: 1 (downwards), 2 (and upwards) or 4 (and sideways).", ("cpc",)
+    )
+    optimizer: str | None = _field(None, f"Optimiser: {', '.join(OPTIMIZERS)}.")
+    lr: float | None = _field(None, "Highest learning rate; instead of base_lr and lr_scaling.")
+    base_lr: float | None = _field(None, "Highest learning rate at 256 images per step.")
+    lr_scaling: str | None = _field(None, "How base_lr grows with the batch: sqrt, linear or none.")
+    bias_lr: float | None = _field(
+        None, "Learning rate of biases and batch-norm as a share of that of the other weights."
+    )
+    weight_decay: float | None = _field(None, "Weight decay.")
+    decayed: str | None = _field(
+        None, "What weight decay applies to: matrices (and filters) or all, which is with biases and batch-norm."
+    )
+    clip_norm: float | None = _field(None, "Greatest norm of the gradient of a step, cut to it beyond; 0: not cut.")
+    warmup: float | None = _field(None, "Share of the run over which the learning rate rises, 0–1.")
+    lr_drops: str | None = _field(
+        None,
+        "Shares of the run after which the learning rate is a tenth of before, as in 0.6,0.8; empty: it falls"
+        " along a cosine.",
+    )
+    lr_end: float | None = _field(None, "Learning rate at the end of the cosine as a share of the highest.")
     precision: str | None = _field(None, "Number format of the network: fp32 or bf16 (auto: bf16 on GPUs).")
+    compile: bool = _field(False, "Compile the network first (torch.compile): minutes of waiting, then faster steps.")
     device: str = _field("auto", "Where to train: auto, cpu, cuda or mps.")
     workers: int | None = _field(None, "Threads that decode images (auto: one per core, up to 16).")
     seed: int = _field(0, "Seed of every random number of the run.")
@@ -62,28 +124,77 @@ class TrainConfig:
             raise InvalidInput(
                 f"both epochs = {self.epochs} and minutes = {self.minutes:g} were given", hint="give one of the two"
             )
-        for name in ("epochs", "minutes", "lr", "tau", "workers", "projector_layers", "projector_dim"):
-            _check(self, name, lambda value: value > 0 and math.isfinite(value), "greater than 0")
-        _check(self, "batch_size", lambda value: value >= 2, "at least 2")
-        _check(self, "size_px", lambda value: 8 <= value <= 4096, "within 8–4096")
-        _check(self, "crop_min", lambda value: 0 < value <= 1, "within 0–1")
-        _check(self, "warmup", lambda value: 0 <= value < 1, "within 0–1")
-        _check(self, "weight_decay", lambda value: value >= 0 and math.isfinite(value), "at least 0")
-        _check(self, "projector_hidden", lambda value: value >= 0, "at least 0")
-        _check(self, "seed", lambda value: 0 <= value < 2**31, "within 0–2147483647")
-        _check_choice(self, "augmentation", AUGMENTATIONS)
-        _check_choice(self, "optimizer", OPTIMIZERS)
-        _check_choice(self, "precision", ("fp32", "bf16"))
-        _check_choice(self, "device", ("auto", "cpu", "cuda", "mps"))
+        _check_choice(self, "method", METHODS)
+        check_values(self)
+        for entry in fields(self):
+            said = getattr(self, entry.name)
+            if said != entry.default and self.method not in entry.metadata["methods"]:
+                raise InvalidInput(
+                    f"{entry.name} has no meaning for {self.method}",
+                    hint=f"it belongs to {', '.join(entry.metadata['methods'])}; leave it out, or choose that --method",
+                )
 
 
-def _check(config: TrainConfig, name: str, holds: Any, rule: str) -> None:
+def applies(name: str, method: str) -> bool:
+    """Whether a setting means anything to a method."""
+    return any(entry.name == name and method in entry.metadata["methods"] for entry in fields(TrainConfig))
+
+
+def drops(lr_drops: str) -> tuple[float, ...]:
+    """The shares of the run in an ``lr_drops`` setting, rising.
+
+    Raises:
+        InvalidInput: it is not a list of rising shares.
+    """
+    try:
+        shares = tuple(float(part) for part in lr_drops.split(",") if part.strip())
+    except ValueError:
+        shares = (math.nan,)
+    if not all(0 < share < 1 for share in shares) or list(shares) != sorted(set(shares)):
+        raise InvalidInput(f"lr_drops is {lr_drops!r}; it has to be rising shares of the run, as in 0.6,0.8")
+    return shares
+
+
+def check_values(config: Any) -> None:
+    """Whether each value that is there, of a TrainConfig or of a recipe's settings, is within its range.
+
+    Raises:
+        InvalidInput: one is not.
+    """
+    positive = (
+        "epochs", "minutes", "lr", "base_lr", "bias_lr", "tau", "workers", "projector_layers", "projector_dim", "accumulate",
+        "queue_size", "bn_splits", "off_diagonal", "patch_px", "predict_steps",
+    )  # fmt: skip
+    for name in positive:
+        _check(config, name, lambda value: value > 0 and math.isfinite(value), "greater than 0")
+    for name in ("weight_decay", "clip_norm", "proximal", "projector_hidden", "noise_samples"):
+        _check(config, name, lambda value: value >= 0 and math.isfinite(value), "at least 0")
+    for name in ("key_momentum", "bank_momentum", "lr_end"):
+        _check(config, name, lambda value: 0 <= value <= 1, "within 0–1")
+    _check(config, "batch_size", lambda value: value >= 2, "at least 2")
+    _check(config, "patch_grid", lambda value: value >= 2, "at least 2")
+    _check(config, "size_px", lambda value: 8 <= value <= 4096, "within 8–4096")
+    _check(config, "crop_min", lambda value: 0 < value <= 1, "within 0–1")
+    _check(config, "warmup", lambda value: 0 <= value < 1, "within 0–1")
+    _check(config, "seed", lambda value: 0 <= value < 2**31, "within 0–2147483647")
+    _check(config, "directions", lambda value: value in (1, 2, 4), "1, 2 or 4")
+    _check_choice(config, "augmentation", AUGMENTATIONS)
+    _check_choice(config, "optimizer", OPTIMIZERS)
+    _check_choice(config, "lr_scaling", ("sqrt", "linear", "none"))
+    _check_choice(config, "decayed", ("matrices", "all"))
+    _check_choice(config, "precision", ("fp32", "bf16"))
+    _check_choice(config, "device", ("auto", "cpu", "cuda", "mps"))
+    if config.lr_drops is not None:
+        drops(config.lr_drops)
+
+
+def _check(config: Any, name: str, holds: Callable[[Any], bool], rule: str) -> None:
     value = getattr(config, name)
     if value is not None and not holds(value):
         raise InvalidInput(f"{name} is {value}; it has to be {rule}")
 
 
-def _check_choice(config: TrainConfig, name: str, choices: tuple[str, ...]) -> None:
+def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(config, name)
     if value is not None and value not in choices:
         raise InvalidInput(f"{name} is {value!r}", hint=f"one of: {', '.join(choices)}")
@@ -93,14 +204,16 @@ def _check_choice(config: TrainConfig, name: str, choices: tuple[str, ...]) -> N
 class Settings:
     """What a run uses: every field of ``TrainConfig`` with its effective value.
 
-    Of ``epochs`` and ``minutes`` the one that is not the budget is zero.
+    Of ``epochs`` and ``minutes`` the one that is not the budget is zero, and so is what the method does not have.
     """
 
     method: str
+    recipe: str
     backbone: str
     epochs: int
     minutes: float
     batch_size: int
+    accumulate: int
     size_px: int
     augmentation: str
     crop_min: float
@@ -108,11 +221,31 @@ class Settings:
     projector_layers: int
     projector_hidden: int
     projector_dim: int
+    queue_size: int
+    key_momentum: float
+    symmetric: bool
+    bn_splits: int
+    off_diagonal: float
+    noise_samples: int
+    bank_momentum: float
+    proximal: float
+    patch_px: int
+    patch_grid: int
+    predict_steps: int
+    directions: int
     optimizer: str
     lr: float
+    base_lr: float
+    lr_scaling: str
+    bias_lr: float
     weight_decay: float
+    decayed: str
+    clip_norm: float
     warmup: float
+    lr_drops: str
+    lr_end: float
     precision: str
+    compile: bool
     device: str
     workers: int
     seed: int
@@ -130,169 +263,3 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values."""
         return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """What ``plan`` needs to know of the images and the machine."""
-
-    images: int
-    median_side_px: int
-    """Median of the images' shorter sides."""
-    grey: bool = False
-    """No image has any colour."""
-    cuda: bool = False
-    mps: bool = False
-    cores: int = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlanEntry:
-    """One effective value."""
-
-    name: str
-    value: Any
-    source: str
-    """"default", "auto" or "flag"."""
-    why: str = ""
-    """How an automatic value came about."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What a run will do."""
-
-    settings: Settings
-    entries: tuple[PlanEntry, ...]
-
-    def lines(self) -> list[str]:
-        """The plan for a person: one aligned line per value, without the budget that is not used."""
-        shown = [entry for entry in self.entries if entry.value or entry.name not in ("epochs", "minutes")]
-        width = max(len(entry.name) for entry in shown)
-        values = [f"{entry.value:g}" if isinstance(entry.value, float) else str(entry.value) for entry in shown]
-        value_width = max(len(value) for value in values)
-        return [
-            f"{entry.name:<{width}}  {value:<{value_width}}  {entry.source}{f': {entry.why}' if entry.why else ''}"
-            for entry, value in zip(shown, values, strict=True)
-        ]
-
-
-def plan(config: TrainConfig, facts: Facts) -> Plan:
-    """Every effective value of a run, with its source.
-
-    Raises:
-        InvalidInput: the batch is larger than the data.
-    """
-    auto = _Choices(config, facts).choose()
-    values: dict[str, Any] = {}
-    entries: list[PlanEntry] = []
-    for entry in fields(TrainConfig):
-        said = getattr(config, entry.name)
-        if entry.name in auto:
-            values[entry.name], why = auto[entry.name]
-            entries.append(PlanEntry(name=entry.name, value=values[entry.name], source="auto", why=why))
-        else:
-            values[entry.name] = said
-            entries.append(
-                PlanEntry(name=entry.name, value=said, source="default" if said == entry.default else "flag")
-            )
-    return Plan(settings=Settings(**values), entries=tuple(entries))
-
-
-class _Choices:
-    """The automatic values, each with a reason; later ones build on earlier ones."""
-
-    def __init__(self, config: TrainConfig, facts: Facts) -> None:
-        self.config = config
-        self.facts = facts
-        self.chosen: dict[str, tuple[Any, str]] = {}
-
-    def choose(self) -> dict[str, tuple[Any, str]]:
-        self._device()
-        self._shape()
-        self._budget()
-        self._batch()
-        self._optimisation()
-        return self.chosen
-
-    def _value(self, name: str) -> Any:
-        return self.chosen[name][0] if name in self.chosen else getattr(self.config, name)
-
-    def _auto(self, name: str, value: Any, why: str) -> None:
-        if getattr(self.config, name) in (None, "auto"):
-            self.chosen[name] = (value, why)
-
-    def _device(self) -> None:
-        if self.facts.cuda:
-            self._auto("device", "cuda", "a CUDA GPU is there")
-        elif self.facts.mps:
-            self._auto("device", "mps", "Apple's GPU is there")
-        else:
-            self._auto("device", "cpu", "no GPU is there")
-        cuda = self._value("device") == "cuda"
-        self._auto("precision", "bf16" if cuda else "fp32", "device " + self._value("device"))
-        self._auto("workers", min(self.facts.cores, 16), f"{self.facts.cores} cores")
-
-    def _shape(self) -> None:
-        side, on_cpu = self.facts.median_side_px, self._value("device") == "cpu"
-        # A multiple of 32, the stride of the usual networks, that asks for no more pixels than there are.
-        size = max(side, 16) if side < SMALL_SIDE_PX else min(side // 32 * 32, 96 if on_cpu else 224)
-        limited = ", training on the CPU" if on_cpu and size == 96 else ""
-        self._auto("size_px", size, f"median side {side} px{limited}")
-        size = self._value("size_px")
-        small = size < SMALL_SIDE_PX
-        self._auto("backbone", "small-cnn" if small else "resnet18", f"images of {size} px")
-        self._auto("augmentation", "small" if small else "photo", f"images of {size} px")
-        # Without colour, and with 28 pixels, a crop of 8 % leaves next to nothing to recognise. Fashion-MNIST, 3,000
-        # images, small-cnn, share of the same label among the 10 nearest: after 84,000 images seen 68.9 % with crops
-        # from 8 %, 71.3 % from 30 %, 72.2 % from 50 %; with the network as it is now, after 59,000 images, 73.7 % from
-        # 40 % and 72.9 % from 60 %.
-        if self._value("augmentation") == "small" and self.facts.grey:
-            self._auto("crop_min", 0.4, "small images without colour")
-        else:
-            self._auto("crop_min", 0.08, f"as published for {self._value('augmentation')}")
-
-    def _budget(self) -> None:
-        if self.config.minutes is not None:
-            self.chosen["epochs"] = (0, "the budget is in minutes")
-        elif self.config.epochs is not None:
-            self.chosen["minutes"] = (0.0, "the budget is in epochs")
-        else:
-            self.chosen["epochs"] = (100, "no budget was given")
-            self.chosen["minutes"] = (0.0, "the budget is in epochs")
-
-    def _batch(self) -> None:
-        images = self.facts.images
-        if self.config.batch_size is not None and self.config.batch_size > images:
-            raise InvalidInput(
-                f"batch_size is {self.config.batch_size}, but there are {images} images",
-                hint=f"--batch-size {_power_of_two(images / 2)}, or leave it out",
-            )
-        on_cpu, small = self._value("device") == "cpu", self._value("size_px") < SMALL_SIDE_PX
-        # On a CPU the time for a step grows with the batch, so smaller ones take more steps in the same time; a GPU is
-        # idle most of the time with few small images.
-        usual = 128 if on_cpu else 512 if small else 256
-        batch = min(usual, _power_of_two(images / 4))
-        usually = f"images of {self._value('size_px')} px on {self._value('device')}"
-        why = usually if batch == usual else f"at least four steps for {images} images"
-        self._auto("batch_size", batch, why)
-
-    def _optimisation(self) -> None:
-        batch = self._value("batch_size")
-        self._auto("tau", 0.2 if batch < 1024 else 0.1, f"batch of {batch}")
-        self._auto("optimizer", "lars" if batch >= 1024 else "adamw", f"batch of {batch}")
-        optimizer = self._value("optimizer")
-        # The square root is worth 5 points over the linear rule at 256 images (arXiv 2002.05709, table B.1). LARS has
-        # the published factor: 0.075 · √batch. AdamW's for small-cnn is measured: Fashion-MNIST, 3,000 images, batch of
-        # 128, 59,000 images seen, kNN 77.1 % at 0.0014, 78.5 % at 0.004, 79.1 % at 0.01. Deeper networks get a usual,
-        # more careful one; that of SGD is not measured.
-        small_cnn = self._value("backbone") == "small-cnn"
-        at_256 = {"lars": 1.2, "sgd": 0.3, "adamw": 0.01 if small_cnn else 0.002}[optimizer]
-        rule = f"{at_256:g} · √(batch / 256) for {optimizer}" + (" and small-cnn" if small_cnn else "")
-        self._auto("lr", at_256 * math.sqrt(batch / 256), rule)
-        self._auto("weight_decay", {"lars": 1e-4, "sgd": 1e-4, "adamw": 0.05}[optimizer], f"usual for {optimizer}")
-
-
-def _power_of_two(limit: float) -> int:
-    """The greatest power of two that is at most ``limit``, and at least 2."""
-    return int(max(2, 2 ** math.floor(math.log2(max(limit, 2)))))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedserve_training import backbones, checkpoint, methods
+from embedserve_training import checkpoint, methods
 from embedserve_training.backbones import Backbone
 from embedserve_training.config import Settings
 
@@ -43,17 +43,19 @@ def trained(run: Path) -> ServedEncoder:
     Raises:
         TrainingError: the folder holds no run.
     """
-    settings = checkpoint.read_plan(run).settings
-    method = methods.build(settings, backbones.build(settings.backbone, settings.size_px))
+    plan = checkpoint.read_plan(run)
+    settings = plan.settings
+    method = methods.build(settings, int(plan.data["images"]))
     checkpoint.load_weights(method, checkpoint.load(run), run)
-    return ServedEncoder(method.backbone).eval()
+    return ServedEncoder(method.served()).eval()
 
 
 def untrained(settings: Settings) -> ServedEncoder:
     """The encoder with which such a run begins: same network, same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return ServedEncoder(backbones.build(settings.backbone, settings.size_px)).eval()
+        # Nothing of the method's memory is served, so one image is enough of it.
+        return ServedEncoder(methods.build(settings, 1).served()).eval()
 
 
 def embed(encoder: ServedEncoder, images_NSSC: NDArray[np.uint8], batch_size: int = 128) -> NDArray[np.float32]:

@@ -23,12 +23,13 @@ import embedserve
 from embedserve.encoder import usable_cores
 from embedserve.errors import DataError, SetupError, TrainingError
 from embedserve.preprocess import PreprocessSpec
-from embedserve_training import backbones, cache, checkpoint, data, methods
+from embedserve_training import cache, checkpoint, data, methods
 from embedserve_training.cache import DecodedImages
 from embedserve_training.checkpoint import StoredPlan
-from embedserve_training.config import MIN_IMAGES, SMALL_SIDE_PX, Facts, Plan, PlanEntry, Settings, TrainConfig, plan
+from embedserve_training.config import MIN_IMAGES, SMALL_SIDE_PX, Settings, TrainConfig
 from embedserve_training.data import ImageFolder, Skipped
 from embedserve_training.monitor import Progress, duration
+from embedserve_training.plan import Facts, Plan, PlanEntry, plan
 from embedserve_training.trainer import Trainer
 
 Report = Callable[[str], None]
@@ -160,13 +161,11 @@ def _facts(files: ImageFolder) -> Facts:
 
 
 def _make_plan(config: TrainConfig, facts: Facts) -> Plan:
-    if config.method not in methods.METHODS:
-        raise SetupError(f"there is no method {config.method!r}", hint=f"one of: {', '.join(methods.METHODS)}")
     _check_device(config.device, "--device cpu works everywhere")
     the_plan = plan(config, facts)
     # On the meta device, where it costs nothing: what does not fit shows before anything is decoded or removed.
     with torch.device("meta"):
-        backbones.build(the_plan.settings.backbone, the_plan.settings.size_px)
+        methods.build(the_plan.settings, images=1)
     return the_plan
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from embedserve.errors import TrainingError
-from embedserve_training import augment, backbones, checkpoint, methods, optim
+from embedserve_training import augment, checkpoint, methods, optim
 from embedserve_training.batches import Batches
 from embedserve_training.cache import DecodedImages
 from embedserve_training.checkpoint import Checkpoint
@@ -76,14 +76,13 @@ class Trainer:
         ]
         torch.backends.cudnn.benchmark = True  # all batches have the same shape
         torch.manual_seed(settings.seed)
-        backbone = backbones.build(settings.backbone, settings.size_px)
-        method = methods.build(settings, backbone)
+        method = methods.build(settings, len(images.positions))
         # Channels-last is what the fast convolutions of both oneDNN and cuDNN take.
         self.method = method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = optim.build(settings, self.method)
         self.batches = Batches(images.pixels_NTTC, settings.batch_size, settings.seed, self.device)
         self.monitor = Monitor(run / checkpoint.METRICS, report)
-        self.chance = self.method.chance(settings.batch_size)
+        self.chance = self.method.anchors(settings.batch_size).chance
         self.generator = torch.Generator()
         self.step = 0
         self.seconds = 0.0
@@ -184,14 +183,14 @@ class Trainer:
             ]
         bf16 = settings.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            output: StepOutput = self.method(views_VBCSS, indices_B)
+            output: StepOutput = self.method(views_VBCSS, indices_B, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()  # type: ignore[no-untyped-call]
         if self.device.type == "cpu" or self.step % _CHECK_EVERY_STEPS == 0:
             self._check_finite(output.loss)
         self.optimizer.step()
         self.step += 1
-        self.method.after_step(min(self.used, 1.0))
+        self.method.after_step()
         return output
 
     def _check_finite(self, loss: Tensor) -> None:

@@ -1,15 +1,33 @@
-"""The training methods by name. A new one is a file in this folder and a line in METHODS."""
+"""The training methods by name. A new one is a file in this folder, a line in METHODS and one in ``config.METHODS``."""
 
 from __future__ import annotations
 
-from embedserve_training.backbones import Backbone
+from embedserve_training import backbones
 from embedserve_training.config import Settings
+from embedserve_training.distributed import ALONE, Processes
 from embedserve_training.method import Method
+from embedserve_training.methods.barlow_twins import BarlowTwins
+from embedserve_training.methods.cpc import CPC
+from embedserve_training.methods.instance_discrimination import InstanceDiscrimination
+from embedserve_training.methods.moco import MoCo
 from embedserve_training.methods.simclr import SimCLR
 
-METHODS: dict[str, type[Method]] = {"simclr": SimCLR}
+METHODS: dict[str, type[Method]] = {
+    "simclr": SimCLR,
+    "moco": MoCo,
+    "barlow-twins": BarlowTwins,
+    "instance-discrimination": InstanceDiscrimination,
+    "cpc": CPC,
+}
 
 
-def build(settings: Settings, backbone: Backbone) -> Method:
-    """The method of a run around its backbone, with fresh weights from torch's global generator."""
-    return METHODS[settings.method].from_settings(settings, backbone)
+def build(settings: Settings, images: int, processes: Processes = ALONE) -> Method:
+    """The method of a run around its backbone, with fresh weights from torch's global generator.
+
+    Args:
+        settings: of the run.
+        images: number of images in the data.
+        processes: those that train together.
+    """
+    backbone = backbones.build(settings.backbone, settings.size_px)
+    return METHODS[settings.method].from_settings(settings, backbone, images, processes)

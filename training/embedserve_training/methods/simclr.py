@@ -16,9 +16,10 @@ from torch import Tensor
 
 from embedserve_training.backbones import Backbone
 from embedserve_training.config import Settings
+from embedserve_training.distributed import ALONE, Processes
 from embedserve_training.heads import projector
-from embedserve_training.losses import Gather, nt_xent, nt_xent_chance
-from embedserve_training.method import Method, StepOutput
+from embedserve_training.losses import nt_xent, nt_xent_chance
+from embedserve_training.method import Anchors, Method, StepOutput
 
 
 class SimCLR(Method):
@@ -27,11 +28,13 @@ class SimCLR(Method):
     Args:
         backbone: f in the paper.
         tau: temperature of the loss.
-        hidden: width of the projection head; D if zero.
+        hidden: width of the projection head g; D if zero.
         projection: P.
-        layers: linear layers of the projection head.
-        gather: joins the embeddings of all processes; None for one process.
+        layers: linear layers of the projection head (2; 3 in SimCLRv2).
+        processes: those that train together.
     """
+
+    global_batch_norm = True  # section 2.2: local statistics would give the positives away
 
     def __init__(
         self,
@@ -41,15 +44,15 @@ class SimCLR(Method):
         hidden: int = 0,
         projection: int = 128,
         layers: int = 2,
-        gather: Gather | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        super().__init__(backbone)
-        self.projector = projector(backbone.dimension, hidden or backbone.dimension, projection, layers)
+        super().__init__(backbone, processes)
+        dimension = backbone.dimension
+        self.projector = projector(dimension, hidden or dimension, projection, layers, batch_norm="all")
         self.tau = tau
-        self.gather = gather
 
     @classmethod
-    def from_settings(cls, settings: Settings, backbone: Backbone) -> Self:
+    def from_settings(cls, settings: Settings, backbone: Backbone, images: int, processes: Processes) -> Self:
         """The method that a run's settings describe."""
         return cls(
             backbone,
@@ -57,15 +60,16 @@ class SimCLR(Method):
             hidden=settings.projector_hidden,
             projection=settings.projector_dim,
             layers=settings.projector_layers,
+            processes=processes,
         )
 
-    def forward(self, views_VBCSS: Sequence[Tensor], indices_B: Tensor) -> StepOutput:
+    def forward(self, views_VBCSS: Sequence[Tensor], indices_B: Tensor, generator: torch.Generator) -> StepOutput:
         """The loss of one batch. Both views go through the network as one batch, so batch-norm sees all of it."""
         h_2BD = self.backbone(torch.cat(tuple(views_VBCSS)))
-        z1_BP, z2_BP = self.projector(h_2BD).chunk(2)
-        loss, diagnostics = nt_xent(z1_BP, z2_BP, self.tau, self.gather)
-        return StepOutput(loss=loss, features_ND=h_2BD.detach(), diagnostics=diagnostics)
+        z_2BP = self.projector(h_2BD)
+        loss, diagnostics = nt_xent(*z_2BP.chunk(2), self.tau, self.processes.gather)
+        return StepOutput(loss=loss, features_ND=h_2BD.detach(), projections_ND=z_2BP.detach(), diagnostics=diagnostics)
 
-    def chance(self, batch_size: int) -> float:
-        """ln(2B − 1), the loss of a collapsed encoder."""
-        return nt_xent_chance(batch_size)
+    def anchors(self, global_batch: int) -> Anchors:
+        """ln(2B − 1) for embeddings that are all alike, whatever the temperature."""
+        return Anchors(chance=nt_xent_chance(global_batch), collapse=nt_xent_chance(global_batch))

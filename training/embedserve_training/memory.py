@@ -1,0 +1,75 @@
+"""What methods remember from one step to the next: the momentum copy of a network, a queue of keys, a memory bank.
+
+All of it lies in registered buffers or parameters, and so is part of a checkpoint.
+
+Shapes: K rows of the queue, N images in the data, R rows of one step, D numbers per row.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def momentum_copy(network: nn.Module) -> nn.Module:
+    """A copy of a network that no gradient reaches (MoCo's key encoder, arXiv 1911.05722, section 3.2)."""
+    return copy.deepcopy(network).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(copy_: nn.Module, network: nn.Module, momentum: float) -> None:
+    """θ_k ← m·θ_k + (1 − m)·θ_q (arXiv 1911.05722, equation 2).
+
+    Parameters only: the running statistics of batch-norm are each network's own.
+    """
+    torch._foreach_lerp_(list(copy_.parameters()), list(network.parameters()), 1 - momentum)
+
+
+class KeyQueue(nn.Module):
+    """The last K keys, first in, first out (arXiv 1911.05722, section 3.2). Begins with random directions.
+
+    Args:
+        size: K, of any relation to the number of keys per step.
+        dimension: D.
+    """
+
+    keys_KD: Tensor
+    position: Tensor
+
+    def __init__(self, size: int, dimension: int) -> None:
+        super().__init__()
+        self.register_buffer("keys_KD", F.normalize(torch.randn(size, dimension), dim=1))
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def put(self, keys_RD: Tensor) -> None:
+        """The oldest R keys make place for these; of more than K keys the last K stay."""
+        size = len(self.keys_KD)
+        offset = torch.arange(len(keys_RD), device=keys_RD.device)[-size:]
+        self.keys_KD[(self.position + offset) % size] = keys_RD[-size:]
+        self.position.copy_((self.position + len(keys_RD)) % size)
+
+
+class MemoryBank(nn.Module):
+    """One unit vector for each image of the data (arXiv 1805.01978, section 3.1). Begins with random directions.
+
+    Args:
+        images: N.
+        dimension: D.
+        momentum: share of a row that stays as it was.
+    """
+
+    rows_ND: Tensor
+
+    def __init__(self, images: int, dimension: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("rows_ND", F.normalize(torch.randn(images, dimension), dim=1))
+
+    @torch.no_grad()
+    def put(self, indices_R: Tensor, vectors_RD: Tensor) -> None:
+        """Move the rows of these images towards their unit vectors, and back to norm 1."""
+        self.rows_ND[indices_R] = F.normalize(torch.lerp(vectors_RD, self.rows_ND[indices_R], self.momentum), dim=1)

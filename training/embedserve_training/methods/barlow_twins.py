@@ -1,0 +1,81 @@
+"""Barlow Twins: the numbers of two views' embeddings agree with each other and with no other number.
+
+Zbontar, Jing, Misra, LeCun, Deny: Barlow Twins: Self-Supervised Learning via Redundancy Reduction, arXiv 2103.03230.
+Views go through the network one after the other, as in the authors' code, so batch-norm sees one view at a time.
+
+Shapes: B images, two views each, D numbers of h, P numbers of z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from embedserve_training.backbones import Backbone
+from embedserve_training.config import Settings
+from embedserve_training.distributed import ALONE, Processes
+from embedserve_training.heads import projector
+from embedserve_training.losses import barlow_twins, barlow_twins_chance
+from embedserve_training.method import Anchors, Method, StepOutput
+
+
+class BarlowTwins(Method):
+    """Algorithm 1 of the paper.
+
+    Args:
+        backbone: f in the paper, without its projector.
+        off_diagonal: λ, the weight of redundancy beside that of invariance.
+        hidden: width of the projector's hidden layers; D if zero.
+        projection: P.
+        layers: linear layers of the projector.
+        processes: those that train together.
+    """
+
+    global_batch_norm = True  # the authors' code converts every batch-norm to SyncBatchNorm
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        off_diagonal: float = 0.0051,
+        hidden: int = 8192,
+        projection: int = 8192,
+        layers: int = 3,
+        processes: Processes = ALONE,
+    ) -> None:
+        super().__init__(backbone, processes)
+        dimension = backbone.dimension
+        self.projector = projector(dimension, hidden or dimension, projection, layers, batch_norm="hidden")
+        self.off_diagonal, self.projection = off_diagonal, projection
+
+    @classmethod
+    def from_settings(cls, settings: Settings, backbone: Backbone, images: int, processes: Processes) -> Self:
+        """The method that a run's settings describe."""
+        return cls(
+            backbone,
+            off_diagonal=settings.off_diagonal,
+            hidden=settings.projector_hidden,
+            projection=settings.projector_dim,
+            layers=settings.projector_layers,
+            processes=processes,
+        )
+
+    def forward(self, views_VBCSS: Sequence[Tensor], indices_B: Tensor, generator: torch.Generator) -> StepOutput:
+        """The loss of one batch, equation 1; every process has that of the joined batch."""
+        h1_BD, h2_BD = (self.backbone(view_BCSS) for view_BCSS in views_VBCSS)
+        z1_BP, z2_BP = self.projector(h1_BD), self.projector(h2_BD)
+        loss, diagnostics = barlow_twins(z1_BP, z2_BP, self.off_diagonal, self.processes.total)
+        return StepOutput(
+            loss=loss,
+            features_ND=torch.cat([h1_BD, h2_BD]).detach(),
+            projections_ND=torch.cat([z1_BP, z2_BP]).detach(),
+            diagnostics=diagnostics,
+        )
+
+    def anchors(self, global_batch: int) -> Anchors:
+        """P and some more for independent views; P for constant ones, whose correlation is zero."""
+        chance = barlow_twins_chance(self.projection, global_batch, self.off_diagonal)
+        return Anchors(chance=chance, collapse=float(self.projection))

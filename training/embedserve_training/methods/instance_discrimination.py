@@ -1,0 +1,128 @@
+"""Instance Discrimination: every image is a class of its own, recognised by what was last seen of it.
+
+Wu, Xiong, Yu, Lin: Unsupervised Feature Learning via Non-parametric Instance Discrimination, arXiv 1805.01978. One view
+per image, so half of the work of SimCLR, and no dependence on the batch size.
+
+Shapes: B images in this process, G in all, N in the data, M noise rows per image, D numbers of h, P numbers of v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from embedserve_training.backbones import Backbone
+from embedserve_training.config import Settings
+from embedserve_training.distributed import ALONE, Processes
+from embedserve_training.heads import projector
+from embedserve_training.losses import (
+    instance_nce,
+    instance_nce_chance,
+    instance_normaliser,
+    instance_softmax,
+    instance_softmax_chance,
+    proximal,
+)
+from embedserve_training.memory import MemoryBank
+from embedserve_training.method import Anchors, Method, StepOutput
+
+
+class InstanceDiscrimination(Method):
+    """The method of section 3 of the paper.
+
+    Args:
+        backbone: f_θ without its last, linear layer.
+        images: N.
+        tau: temperature.
+        noise: M of noise-contrastive estimation (section 3.2); 0: the full softmax over all N (equation 2).
+        momentum: share of a remembered row that stays as it was.
+        proximal_weight: λ of equation 10, the pull towards the remembered row.
+        hidden: width of the head's hidden layers; D if zero.
+        projection: P.
+        layers: linear layers of the head (1 in the paper).
+        processes: those that train together.
+    """
+
+    views = 1
+    normaliser: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        images: int,
+        *,
+        tau: float,
+        noise: int = 0,
+        momentum: float = 0.5,
+        proximal_weight: float = 0.0,
+        hidden: int = 0,
+        projection: int = 128,
+        layers: int = 1,
+        processes: Processes = ALONE,
+    ) -> None:
+        super().__init__(backbone, processes)
+        dimension = backbone.dimension
+        self.head = projector(dimension, hidden or dimension, projection, layers, batch_norm="none")
+        self.bank = MemoryBank(images, projection, momentum)
+        self.register_buffer("normaliser", torch.zeros(()))  # Z; estimated on the first batch, then constant
+        self.estimated = False
+        self.tau, self.noise, self.proximal_weight = tau, noise, proximal_weight
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    @classmethod
+    def from_settings(cls, settings: Settings, backbone: Backbone, images: int, processes: Processes) -> Self:
+        """The method that a run's settings describe."""
+        return cls(
+            backbone,
+            images,
+            tau=settings.tau,
+            noise=settings.noise_samples,
+            momentum=settings.bank_momentum,
+            proximal_weight=settings.proximal,
+            hidden=settings.projector_hidden,
+            projection=settings.projector_dim,
+            layers=settings.projector_layers,
+            processes=processes,
+        )
+
+    def forward(self, views_VBCSS: Sequence[Tensor], indices_B: Tensor, generator: torch.Generator) -> StepOutput:
+        """The loss of one batch; what is remembered of its images changes after the step."""
+        h_BD = self.backbone(views_VBCSS[0])
+        v_BP = self.head(h_BD)
+        bank_NP = self.bank.rows_ND
+        if self.noise:
+            noise_BM = self._draw(len(indices_B), generator).to(v_BP.device)
+            if not (self.estimated or self.normaliser):
+                z = instance_normaliser(v_BP, bank_NP, noise_BM, self.tau)
+                self.normaliser.copy_(self.processes.total(z) / self.processes.count)
+            self.estimated = True  # so that no later step waits for the GPU to tell
+            loss, diagnostics = instance_nce(v_BP, bank_NP, indices_B, noise_BM, self.tau, self.normaliser)
+        else:
+            loss, diagnostics = instance_softmax(v_BP, bank_NP, indices_B, self.tau)
+        if self.proximal_weight:
+            loss = loss + self.proximal_weight * proximal(v_BP, bank_NP, indices_B)
+        self.seen.append((indices_B, F.normalize(v_BP.detach().float(), dim=1)))
+        return StepOutput(
+            loss=loss, features_ND=h_BD.detach(), projections_ND=v_BP.detach(), views=1, diagnostics=diagnostics
+        )
+
+    def _draw(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Rows to compare with, uniformly from all (P_n of section 3.2): drawn for all processes, taken for this one."""
+        shape = (batch * self.processes.count, self.noise)
+        return self.processes.own(torch.randint(len(self.bank.rows_ND), shape, generator=generator))
+
+    def after_step(self) -> None:
+        """Remember the images of the step, those of all processes."""
+        for indices_B, v_BP in self.seen:
+            self.bank.put(self.processes.join(indices_B), self.processes.join(v_BP))
+        self.seen.clear()
+
+    def anchors(self, global_batch: int) -> Anchors:
+        """ln N, or about 1 + ln(M + 1), where every image looks like every other."""
+        images = len(self.bank.rows_ND)
+        chance = instance_nce_chance(self.noise) if self.noise else instance_softmax_chance(images)
+        return Anchors(chance=chance, collapse=chance)
