@@ -9,7 +9,7 @@ Shapes: B images in this process, C channels, and any further dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 if TYPE_CHECKING:
     from embedserve_training.distributed import Processes
+
+_NormT = TypeVar("_NormT", bound=_BatchNorm)
 
 
 class SplitBatchNorm(_BatchNorm):
@@ -26,7 +28,7 @@ class SplitBatchNorm(_BatchNorm):
     the batch cannot be cut evenly it is taken whole.
     """
 
-    splits = 1
+    splits: int = 1
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any dimensions will do: the module took the place of one that was made for them."""
@@ -82,7 +84,7 @@ def split(network: nn.Module, splits: int) -> nn.Module:
     """The network with each batch-norm taking the batch in this many parts; changed in place."""
 
     def change(norm: _BatchNorm) -> nn.Module:
-        changed = _as(SplitBatchNorm, norm)
+        changed = _take_over(SplitBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine), norm)
         changed.splits = splits
         return changed
 
@@ -94,8 +96,9 @@ def join(network: nn.Module, processes: Processes) -> nn.Module:
 
     def change(norm: _BatchNorm) -> nn.Module:
         if next(iter(network.parameters())).device.type == "cuda":
-            return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
-        changed = _as(GlobalBatchNorm, norm)
+            synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]
+            return synced
+        changed = _take_over(GlobalBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine), norm)
         changed.processes = processes
         return changed
 
@@ -115,9 +118,8 @@ def without(network: nn.Module) -> nn.Module:
     return _replace(network, change)
 
 
-def _as(kind: type[_BatchNorm], norm: _BatchNorm) -> _BatchNorm:
-    changed = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    # The very tensors, so that what is frozen stays frozen.
+def _take_over(changed: _NormT, norm: _BatchNorm) -> _NormT:
+    """Give a module the very tensors of another, so that what is frozen stays frozen."""
     changed._parameters.update(norm._parameters)
     changed._buffers.update(norm._buffers)
     return changed

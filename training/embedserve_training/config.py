@@ -162,8 +162,8 @@ def check_values(config: Any) -> None:
         InvalidInput: one is not.
     """
     positive = (
-        "epochs", "minutes", "lr", "base_lr", "bias_lr", "tau", "workers", "projector_layers", "projector_dim", "accumulate",
-        "queue_size", "bn_splits", "off_diagonal", "patch_px", "predict_steps",
+        "epochs", "minutes", "lr", "base_lr", "bias_lr", "tau", "workers", "projector_layers", "projector_dim",
+        "accumulate", "queue_size", "bn_splits", "off_diagonal", "patch_px", "predict_steps",
     )  # fmt: skip
     for name in positive:
         _check(config, name, lambda value: value > 0 and math.isfinite(value), "greater than 0")

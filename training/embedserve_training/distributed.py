@@ -30,9 +30,9 @@ class Processes:
             return cls(dist.get_rank(), dist.get_world_size())
         return ALONE
 
-    def gather(self, x_BD: Tensor) -> tuple[Tensor, int]:
+    def gather(self, z_BD: Tensor) -> tuple[Tensor, int]:
         """The rows of every process with gradient, [G, D], and where this process's own begin."""
-        return (x_BD, 0) if self.count == 1 else gather_rows(x_BD)
+        return (z_BD, 0) if self.count == 1 else gather_rows(z_BD)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of a tensor over all processes, with gradient."""

@@ -20,8 +20,8 @@ def projector(
         out_features: numbers of z, which the loss compares.
         layers: linear layers, at least one.
         batch_norm: after which layers. "all": SimCLR (arXiv 2002.05709, section 4.2, and the authors' code: the last
-            one has a scale but no learnable centre). "hidden": all but the last, which has no bias either (Barlow Twins,
-            arXiv 2103.03230, section 2.2). "none": MoCo v2 (arXiv 2003.04297) and Instance Discrimination.
+            one has a scale but no learnable centre). "hidden": all but the last, which has no bias either (Barlow
+            Twins, arXiv 2103.03230, section 2.2). "none": MoCo v2 (arXiv 2003.04297) and Instance Discrimination.
     """
     modules: list[nn.Module] = []
     width = in_features

@@ -82,4 +82,4 @@ class PatchPool(nn.Module):
     def forward(self, images_BCSS: Tensor) -> Tensor:
         """Float [B, 3, S, S] → [B, D]."""
         z_ND: Tensor = self.body(self.patches.cut(images_BCSS))
-        return z_ND.unflatten(0, (-1, self.patches.grid**2)).mean(1)
+        return z_ND.view(-1, self.patches.grid**2, z_ND.shape[1]).mean(1)

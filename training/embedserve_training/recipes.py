@@ -1,8 +1,8 @@
 """Recipes: sets of settings in TOML, each value beside its source. This module imports no torch.
 
-The project's own are in ``training/recipes``: for each method the published ImageNet settings (``…-imagenet``), settings
-for a torchvision network on one GPU (``…-gpu``) and for small-cnn on a CPU (``…-cpu``). A person's own file may give
-plain values: ``base_lr = 0.3`` instead of ``base_lr = { value = 0.3, source = "why" }``.
+The project's own are in ``training/recipes``: for each method the published ImageNet settings (``…-imagenet``),
+settings for a torchvision network on one GPU (``…-gpu``) and for small-cnn on a CPU (``…-cpu``). A person's own file
+may give plain values: ``base_lr = 0.3`` instead of ``base_lr = { value = 0.3, source = "why" }``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace, UnionType, NoneType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Any
 
 from embedserve.errors import InvalidInput

@@ -2,8 +2,8 @@
 
 Van den Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding, arXiv 1807.03748, section 3.2;
 further directions and layer norm as in Hénaff et al., arXiv 1905.09272. The encoder sees single patches and has no
-batch-norm, through which it could see what is to be predicted. What is served takes whole images: the mean of its patches' embeddings
-(docs/decisions.md has the measurement).
+batch-norm, through which it could see what is to be predicted. What is served takes whole images and gives the mean of
+their patches' embeddings (docs/decisions.md has the measurement).
 
 Shapes: B images, G × G patches of P × P pixels in each, D numbers per patch, K rows that are predicted.
 """

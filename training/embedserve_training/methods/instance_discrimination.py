@@ -111,7 +111,7 @@ class InstanceDiscrimination(Method):
         )
 
     def _draw(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Rows to compare with, uniformly from all (P_n of section 3.2): drawn for all processes, taken for this one."""
+        """Rows to compare with, uniformly from all (P_n, section 3.2): drawn for all processes, taken for this one."""
         shape = (batch * self.processes.count, self.noise)
         return self.processes.own(torch.randint(len(self.bank.rows_ND), shape, generator=generator))
 

@@ -86,7 +86,7 @@ class MoCo(Method):
         """The loss of one batch; its keys join the queue after the step, when no query can meet its own key there."""
         first_BCSS, second_BCSS = views_VBCSS
         pairs = [(first_BCSS, second_BCSS)] + ([(second_BCSS, first_BCSS)] if self.symmetric else [])
-        losses, features, projections, diagnostics = [], [], [], {}
+        losses, features, projections = [], [], []
         for query_BCSS, key_BCSS in pairs:
             h_BD = self.backbone(query_BCSS)
             q_BP = self.head(h_BD)
@@ -111,9 +111,8 @@ class MoCo(Method):
         mine_B = self.processes.own(order_G)
         shuffled_BCSS = joined_GCSS[mine_B].contiguous(memory_format=torch.channels_last)
         k_BP = F.normalize(self.key_head(self.key_backbone(shuffled_BCSS)).float(), dim=1)
-        k_GP = torch.empty_like(self.processes.join(k_BP))
-        k_GP[order_G] = self.processes.join(k_BP)
-        return self.processes.own(k_GP)
+        k_GP = self.processes.join(k_BP)
+        return self.processes.own(k_GP[order_G.argsort()])
 
     def after_step(self) -> None:
         """The key encoder follows, and the keys of the step join the queue, those of all processes."""

@@ -67,7 +67,8 @@ class SimCLR(Method):
         """The loss of one batch. Both views go through the network as one batch, so batch-norm sees all of it."""
         h_2BD = self.backbone(torch.cat(tuple(views_VBCSS)))
         z_2BP = self.projector(h_2BD)
-        loss, diagnostics = nt_xent(*z_2BP.chunk(2), self.tau, self.processes.gather)
+        z1_BP, z2_BP = z_2BP.chunk(2)
+        loss, diagnostics = nt_xent(z1_BP, z2_BP, self.tau, self.processes.gather)
         return StepOutput(loss=loss, features_ND=h_2BD.detach(), projections_ND=z_2BP.detach(), diagnostics=diagnostics)
 
     def anchors(self, global_batch: int) -> Anchors:
