@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,26 +12,40 @@ from torch import Tensor, nn
 from embedserve_training.config import Settings
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and filters with weight decay, vectors (batch-norm, biases) without it and without LARS.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, decayed: str = "matrices", bias_lr: float = 1.0
+) -> list[dict[str, Any]]:
+    """Two groups: matrices and filters, and vectors, which are the biases and what batch-norm learns.
 
-    Decaying batch-norm is a frequent fault of ports (arXiv 2002.05709, appendix B.2, excludes both).
+    Args:
+        model: whose parameters; frozen ones are left out.
+        weight_decay: that of matrices and filters.
+        decayed: "matrices": vectors have neither weight decay nor LARS (arXiv 2002.05709, section 2.2, "we do not
+            adapt/decay batch-norm and bias", as its code has it; arXiv 2103.03230, section 2.2). "all": they have both,
+            as in the code of MoCo v1 and v2 and of Instance Discrimination, which leave no parameter out.
+        bias_lr: learning rate of vectors as a share of the others'; ``set_lr`` goes by it.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    vectors_too = decayed == "all"
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay, "adapt": True},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay, "adapt": True, "lr_scale": 1.0},
+        {
+            "params": [p for p in trained if p.ndim <= 1],
+            "weight_decay": weight_decay if vectors_too else 0.0,
+            "adapt": vectors_too,
+            "lr_scale": bias_lr,
+        },
     ]
 
 
 def build(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of a run, with a learning rate of zero until the schedule sets it.
 
-    Below 1,024 images AdamW is the choice, from there on LARS, which was made for batches of thousands and is what
-    SimCLR publishes. AdamW scales each weight's step by itself, so runs of some hundred steps need little tuning: kNN
-    changed by 2 points over a factor of 7 in the learning rate (figures in ``config``). SGD has not been compared.
+    The published settings of SimCLR and Barlow Twins have LARS, made for batches of thousands, those of MoCo and
+    Instance Discrimination SGD with momentum 0.9, and CPC's Adam, which AdamW is where nothing is decayed. AdamW scales
+    each weight's step by itself, so runs of some thousand steps on a CPU need little tuning.
     """
-    groups = parameter_groups(model, settings.weight_decay)
+    groups = parameter_groups(model, settings.weight_decay, decayed=settings.decayed, bias_lr=settings.bias_lr)
     if settings.optimizer == "lars":
         return LARS(groups)
     if settings.optimizer == "sgd":
@@ -39,23 +53,27 @@ def build(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=settings.device == "cuda")
 
 
-def lr_factor(progress: float, warmup: float) -> float:
-    """Share of the highest learning rate: rises linearly from 0 over the warm-up, then falls to 0 along a cosine.
+def lr_factor(progress: float, warmup: float, drops: Sequence[float] = (), end: float = 0.0) -> float:
+    """Share of the highest learning rate: it rises linearly from 0, then falls along a cosine or in steps.
 
     Args:
         progress: share of the budget that is used, 0–1; values beyond count as 1.
         warmup: share of the budget over which the rate rises.
+        drops: shares of the budget from which on the rate is a tenth of before; empty: a cosine.
+        end: what the cosine falls to.
     """
     if progress < warmup:
         return progress / warmup
+    if drops:
+        return 0.1 ** sum(progress >= drop for drop in drops)
     falling = min((progress - warmup) / (1 - warmup), 1.0)
-    return 0.5 * (1 + math.cos(math.pi * falling))
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * falling))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group: ``lr`` times the share of it that the group has."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 class LARS(torch.optim.Optimizer):

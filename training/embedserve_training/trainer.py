@@ -22,7 +22,7 @@ from embedserve_training import augment, checkpoint, methods, optim
 from embedserve_training.batches import Batches
 from embedserve_training.cache import DecodedImages
 from embedserve_training.checkpoint import Checkpoint
-from embedserve_training.config import Settings
+from embedserve_training.config import Settings, drops
 from embedserve_training.method import StepOutput
 from embedserve_training.monitor import Monitor, Progress, effective_rank
 
@@ -173,7 +173,9 @@ class Trainer:
         # The middle of the step stands for it: the first one moves already, the last one is all but at the end.
         half_s = self._step_s / 2
         half = 0.5 / (settings.epochs * self.batches.per_epoch) if settings.epochs else half_s / 60 / settings.minutes
-        lr = settings.lr * optim.lr_factor(min(self.used + half, 1.0), settings.warmup)
+        lr = settings.lr * optim.lr_factor(
+            min(self.used + half, 1.0), settings.warmup, drops(settings.lr_drops), settings.lr_end
+        )
         optim.set_lr(self.optimizer, lr)
         self.generator.manual_seed((settings.seed << 31) + self.step)
         with torch.no_grad():
