@@ -1,172 +1,317 @@
-"""The augmentations: distribution over images, determinism, and agreement with Pillow and torchvision."""
+"""The augmentations as a whole: their order, their distribution over images, determinism, and every preset."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as tv
 
-from embedserve_training import augment
+from embedserve.errors import InvalidInput
+from embedserve_training import augment, config
 from embedserve_training.augment import PRESETS, Augmentation
+from embedserve_training.augment.colour import Colour
+from embedserve_training.augment.draw import Draw
+from embedserve_training.augment.pixels import Pixels, gaussian
+from embedserve_training.augment.spatial import Spatial
+from tests.training.pictures import NOTHING, picture, picture_CSS, seeded, spread, views
 
-NOTHING = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0)
-
-
-def picture(side: int = 32, seed: int = 0) -> np.ndarray:
-    """A smooth colour picture, uint8 [S, S, 3]."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-    return np.array(small.resize((side, side), Image.Resampling.BICUBIC))
-
-
-def views(recipe: Augmentation, count: int = 64, side: int = 32, size_px: int = 32, seed: int = 0) -> torch.Tensor:
-    """``count`` views of one and the same picture, float [count, 3, S, S]."""
-    images = torch.from_numpy(picture(side)).expand(count, side, side, 3)
-    return augment.augment(images, size_px, recipe, torch.Generator().manual_seed(seed))
-
-
-def spread(view_BCSS: torch.Tensor) -> float:
-    """Mean over pixels of the standard deviation over the batch."""
-    return float(view_BCSS.std(0).mean())
+RECIPES = {f"{name}-{view + 1}": recipe for name, preset in PRESETS.items() for view, recipe in enumerate(preset)}
+EVERYTHING = Augmentation(
+    crop_scale=(0.4, 0.9),
+    vertical_flip=0.5,
+    quarter_turns=0.75,
+    jitter=0.9,
+    grayscale=0.3,
+    channel_drop=0.3,
+    blur_sigma=(0.5, 1.5),
+    solarize=0.5,
+    noise=0.5,
+    sobel=0.3,
+    cutout=0.5,
+)
+"""But for the rotation, which has its own tests: it resamples a second time."""
 
 
 def test_without_any_augmentation_the_image_comes_back() -> None:
-    expected = torch.from_numpy(picture()).permute(2, 0, 1) / 255
-    torch.testing.assert_close(views(NOTHING, count=2)[1], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(views(NOTHING, count=2)[1], picture_CSS(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"crop_scale": (0.3, 1.0)},
+        {"rotation": 20.0},
         {"flip": 0.5},
+        {"vertical_flip": 0.5},
+        {"quarter_turns": 0.75},
         {"jitter": 1.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
         {"jitter": 1.0, "brightness": 0.0, "saturation": 0.0, "hue": 0.0},
         {"jitter": 1.0, "brightness": 0.0, "contrast": 0.0, "hue": 0.0},
         {"jitter": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0},
         {"grayscale": 0.5},
+        {"channel_drop": 1.0},
         {"blur": 0.5},
+        {"solarize": 0.5},
+        {"noise": 1.0},
+        {"sobel": 0.5},
+        {"cutout": 1.0},
     ],
-    ids=["crop", "flip", "brightness", "contrast", "saturation", "hue", "grayscale", "blur"],
+    ids=lambda changes: "-".join(name for name in changes),
 )
 def test_every_augmentation_draws_its_parameters_for_each_image(changes: dict[str, object]) -> None:
+    # Batched ports have often drawn one parameter for a whole batch (kornia's same_on_batch).
     assert spread(views(NOTHING)) < 1e-6
     assert spread(views(replace(NOTHING, **changes))) > 1e-3
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_the_same_generator_state_gives_the_same_views(preset: str) -> None:
-    assert torch.equal(views(PRESETS[preset][0], seed=3), views(PRESETS[preset], seed=3))
-    assert not torch.equal(views(PRESETS[preset][0], seed=3), views(PRESETS[preset][0], seed=4))
+# --- Order ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_views_stay_within_zero_and_one(preset: str) -> None:
-    view = views(PRESETS[preset][0], count=256)
-    assert view.shape == (256, 3, 32, 32)
-    assert float(view.min()) >= 0
-    assert float(view.max()) <= 1
+def one_view(
+    image_TTC: np.ndarray, size_px: int, spatial: Spatial, colour: Colour, pixels: Pixels, i: int
+) -> np.ndarray:
+    """View number ``i`` as the package says: one operation after the other, for one image. Float [3, S, S]."""
+    side, crop = len(image_TTC), spatial.crop
+    left, top = float(crop.left_B[i]) * side, float(crop.top_B[i]) * side
+    box = (left, top, left + float(crop.width_B[i]) * side, top + float(crop.height_B[i]) * side)
+    channels = [Image.fromarray(image_TTC[..., c].astype(np.float32) / 255) for c in range(3)]
+    view = np.stack([np.asarray(one.resize((size_px, size_px), Image.Resampling.BICUBIC, box)) for one in channels])
+    assert spatial.upended_B is not None
+    assert spatial.transposed_B is not None
+    view = view[:, :: -1 if spatial.upended_B[i] else 1, :: -1 if spatial.mirrored_B[i] else 1]
+    view = view.transpose(0, 2, 1) if spatial.transposed_B[i] else view
+    for step in range(colour.matrices_BKCC.shape[1]):
+        mean_grey = np.array([0.299, 0.587, 0.114]) @ view.reshape(3, -1).mean(1)
+        view = np.einsum("dc,cst->dst", colour.matrices_BKCC[i, step].numpy(), view)
+        view = view + float(colour.grey_share_BK[i, step]) * mean_grey
+    assert colour.kept_BC1 is not None
+    view = np.where(colour.kept_BC1[i].numpy()[..., None] > 0, view, 0.5)
+    if spatial.blurred_B[i]:
+        view = slow_blur(view, float(spatial.sigma_B[i]))
+    view = view.clip(0, 1)
+    assert pixels.solarized_B is not None
+    assert pixels.noisy_B is not None
+    assert pixels.sobel_B is not None
+    assert pixels.cut_B is not None
+    if pixels.solarized_B[i]:
+        view = np.where(view >= 0.5, 1 - view, view)
+    if pixels.noisy_B[i]:
+        assert pixels.noise_key_B is not None
+        assert pixels.noise_sigma_B is not None
+        noise = gaussian(pixels.noise_key_B[i : i + 1], size_px**2).view(size_px, size_px).numpy()
+        view = (view + float(pixels.noise_sigma_B[i]) * noise).clip(0, 1)
+    if pixels.sobel_B[i]:
+        view = np.stack([slow_sobel(channel) for channel in view])
+    if pixels.cut_B[i]:
+        assert pixels.boxes is not None
+        top, left, height, width = (float(part[i]) * size_px for part in vars(pixels.boxes).values())
+        for row in range(size_px):
+            for column in range(size_px):
+                if top <= row + 0.5 < top + height and left <= column + 0.5 < left + width:
+                    view[:, row, column] = 0.5
+    return view
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_grey_images_stay_grey(preset: str) -> None:
+def slow_blur(view_CSS: np.ndarray, sigma: float) -> np.ndarray:
+    """A Gaussian over a tenth of the view; what lies outside has no weight."""
+    size_px = view_CSS.shape[2]
+    radius = max(size_px // 20, 1)
+    blurred = np.zeros_like(view_CSS)
+    for row in range(size_px):
+        for column in range(size_px):
+            rows = np.arange(max(row - radius, 0), min(row + radius + 1, size_px))
+            columns = np.arange(max(column - radius, 0), min(column + radius + 1, size_px))
+            squares = (rows[:, None] - row) ** 2 + (columns - column) ** 2
+            weights = np.exp(-squares / (2 * sigma**2))
+            blurred[:, row, column] = (weights * view_CSS[:, rows][:, :, columns]).sum((1, 2)) / weights.sum()
+    return blurred
+
+
+def slow_sobel(channel_SS: np.ndarray) -> np.ndarray:
+    """A quarter of the length of the gradient, pixel by pixel."""
+    kernel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    padded = np.pad(channel_SS, 1, mode="edge")
+    result = np.zeros_like(channel_SS)
+    for row, column in np.ndindex(channel_SS.shape):
+        around = padded[row : row + 3, column : column + 3]
+        result[row, column] = np.sqrt((around * kernel).sum() ** 2 + (around * kernel.T).sum() ** 2) / 4
+    return result.clip(max=1)
+
+
+def test_operations_come_in_the_documented_order_as_applied_one_by_one_to_each_image() -> None:
+    count, side, size_px = 24, 40, 24
+    images = np.stack([picture(side, seed) for seed in range(count)])
+    ours = augment.augment(torch.from_numpy(images), size_px, EVERYTHING, seeded(1))
+    draw = Draw(seeded(1), count, 0, count)
+    drawn = (Spatial.draw(EVERYTHING, draw), Colour.draw(EVERYTHING, draw), Pixels.draw(EVERYTHING, draw))
+    theirs = np.stack([one_view(images[i], size_px, *drawn, i) for i in range(count)])
+    # Contrast pivots about the mean grey of the blurred view here and of the sharp one there. And at the threshold of
+    # solarization a rounding error turns a value around: both answers are right.
+    distance = np.abs(ours.numpy() - theirs)
+    assert (distance > 5e-4).mean() < 1e-3
+    assert np.median(distance.max((1, 2, 3))) < 5e-5
+
+
+def test_losing_colour_before_the_jitter_is_losing_it_after_it() -> None:
+    # MoCo v1 does the former, everybody else the latter.
+    pixels_BCP = torch.rand(64, 3, 50, generator=seeded(1))
+    jitter = Colour.draw(replace(PRESETS["moco-v1"][0], grayscale=0.0), Draw(seeded(2), 64, 0, 64))
+    grey_CC = torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)
+    torch.testing.assert_close(
+        jitter.apply(grey_CC @ pixels_BCP), grey_CC @ jitter.apply(pixels_BCP), atol=1e-5, rtol=0
+    )
+
+
+# --- Distribution --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("flip", {}),
+        ("vertical_flip", {}),
+        ("quarter_turns", {}),
+        ("jitter", {"contrast": 0.0, "saturation": 0.0, "hue": 0.0}),
+        ("grayscale", {}),
+        ("channel_drop", {}),
+        ("blur", {"blur_sigma": (1.0, 2.0)}),
+        ("solarize", {}),
+        ("noise", {}),
+        ("sobel", {}),
+        ("cutout", {}),
+    ],
+)
+def test_an_operation_applies_to_the_share_of_views_that_the_recipe_says(name: str, changes: dict[str, object]) -> None:
+    view = views(replace(NOTHING, **{name: 0.3}, **changes), count=1000, size_px=16)
+    unchanged = views(NOTHING, count=1, size_px=16)
+    changed = (view - unchanged).abs().amax((1, 2, 3)) > 1e-3
+    assert 0.25 < float(changed.float().mean()) < 0.35  # 3.4 standard deviations
+
+
+# --- Determinism ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_same_generator_state_gives_the_same_views(name: str) -> None:
+    assert torch.equal(views(RECIPES[name], seed=3), views(RECIPES[name], seed=3))
+    assert not torch.equal(views(RECIPES[name], seed=3), views(RECIPES[name], seed=4))
+
+
+@pytest.mark.parametrize("name", [*RECIPES, "everything"])
+def test_processes_that_share_a_batch_get_the_views_of_one_process_that_has_it_all(name: str) -> None:
+    recipe = RECIPES.get(name, replace(EVERYTHING, rotation=20.0))
+    images = torch.from_numpy(np.stack([picture(32, seed) for seed in range(12)]))
+    generators = [seeded(5) for _ in range(4)]
+    whole = augment.augment(images, 28, recipe, generators[0])
+    parts = [
+        augment.augment(images[start:end], 28, recipe, generator, first=start, total=12)
+        for (start, end), generator in zip([(0, 5), (5, 6), (6, 12)], generators[1:], strict=True)
+    ]
+    # Beside the threshold of solarization a rounding error would show; there is none in these sums.
+    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=0)
+    assert len({tuple(generator.get_state().tolist()) for generator in generators}) == 1  # the next view agrees as well
+
+
+@pytest.mark.parametrize(("first", "total"), [(-1, None), (0, 3), (5, 8)])
+def test_images_outside_of_their_batch_are_refused(first: int, total: int | None) -> None:
+    images = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="do not lie in a batch"):
+        augment.augment(images, 16, NOTHING, seeded(), first=first, total=total)
+
+
+def test_operations_that_a_recipe_does_not_use_take_no_random_numbers() -> None:
+    # So presets keep their views when an operation is added to the package.
+    plain, unused = seeded(3), seeded(3)
+    images = torch.from_numpy(picture()).expand(4, 32, 32, 3)
+    augment.augment(images, 32, PRESETS["photo"][0], plain)
+    augment.augment(images, 32, replace(PRESETS["photo"][0], noise_sigma=(0.1, 0.2), cutout_area=(0.1, 0.2)), unused)
+    assert torch.equal(plain.get_state(), unused.get_state())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("photo-1", [0.5053, 0.4234, 0.1232]), ("small-1", [0.5053, 0.5781, 0.2494])]
+)
+def test_a_seed_gives_the_views_that_it_gave_in_version_0_1(name: str, expected: list[float]) -> None:
+    # One pixel of three views: whoever changes the order of the draws changes every measured run.
+    torch.testing.assert_close(views(RECIPES[name], count=3)[:, 1, 7, 21], torch.tensor(expected), atol=2e-4, rtol=0)
+
+
+# --- Presets -------------------------------------------------------------------------------------------------------
+
+
+def test_the_names_that_the_configuration_takes_are_those_of_the_presets() -> None:
+    assert set(config.AUGMENTATIONS) == PRESETS.keys()
+
+
+@pytest.mark.parametrize(("side", "size_px", "count"), [(28, 28, 64), (256, 224, 3)])
+@pytest.mark.parametrize("name", RECIPES)
+def test_views_stay_within_zero_and_one_in_channels_last(name: str, side: int, size_px: int, count: int) -> None:
+    view = views(RECIPES[name], count=count, side=side, size_px=size_px)
+    assert view.shape == (count, 3, size_px, size_px)
+    assert view.is_contiguous(memory_format=torch.channels_last)
+    assert 0 <= float(view.min()) <= float(view.max()) <= 1
+    assert spread(view) > 1e-2
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_grey_images_stay_grey(name: str) -> None:
     grey = torch.from_numpy(picture()[..., :1].repeat(3, axis=2)).expand(64, 32, 32, 3)
-    view = augment.augment(grey, 32, PRESETS[preset][0], torch.Generator().manual_seed(0))
+    view = augment.augment(grey, 32, RECIPES[name], seeded())
     torch.testing.assert_close(view[:, :1].expand_as(view), view, atol=1e-5, rtol=0)
     assert spread(view) > 1e-2
 
 
-@pytest.mark.parametrize(("start", "extent"), [(0.0, 1.0), (0.2, 0.5), (0.6, 0.31), (0.05, 0.9)])
-@pytest.mark.parametrize("size_px", [8, 20, 48])
-def test_crop_and_resize_are_those_of_pillow_up_and_down(start: float, extent: float, size_px: int) -> None:
-    source = picture(40)
-    rows = augment._resampling(torch.tensor([start]), torch.tensor([extent]), 40, size_px, torch.device("cpu"))[0]
-    ours = torch.einsum("sh,hwc,tw->stc", rows, torch.from_numpy(source).float(), rows).clamp(0, 255)
-    box = (start * 40, start * 40, (start + extent) * 40, (start + extent) * 40)
-    theirs = np.asarray(Image.fromarray(source).resize((size_px, size_px), Image.Resampling.BICUBIC, box))
-    # Pillow rounds and clips to whole numbers after each axis; beyond that the two agree.
-    difference = np.abs(ours.numpy() - theirs)
-    assert difference.max() <= 4
-    assert difference.mean() < 0.5
+def test_barlow_twins_views_differ_in_blur_and_solarization_only() -> None:
+    first, second = PRESETS["barlow-twins"]
+    assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)
+    assert replace(first, blur=0.1, solarize=0.2) == second
 
 
-def test_crops_cover_the_area_and_shape_that_the_recipe_allows() -> None:
-    recipe = replace(NOTHING, crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3))
-    top, left, height, width = augment._draw_crops(5000, recipe, torch.Generator().manual_seed(0))
-    area, ratio = height * width, width / height
-    assert 0.08 <= float(area.min()) < 0.09
-    assert 0.95 < float(area.max()) <= 1.0
-    assert float(ratio.min()) >= 0.75 - 1e-6
-    assert float(ratio.max()) <= 4 / 3 + 1e-6
-    assert float((top + height).max()) <= 1 + 1e-6
-    assert float((left + width).max()) <= 1 + 1e-6
+def test_radiographs_are_never_mirrored_nor_turned_far() -> None:
+    [recipe] = PRESETS["xray"]
+    assert (recipe.flip, recipe.vertical_flip, recipe.quarter_turns) == (0, 0, 0)
+    assert recipe.rotation <= 10
+    assert recipe.crop_scale[0] >= 0.3
 
 
-def test_flips_mirror_left_and_right_in_about_half_of_the_views() -> None:
-    view = views(replace(NOTHING, flip=0.5), count=400)
-    straight = torch.from_numpy(picture()).permute(2, 0, 1) / 255
-    flipped = (view - straight.flip(2)).abs().amax((1, 2, 3)) < 1e-5
-    unchanged = (view - straight).abs().amax((1, 2, 3)) < 1e-5
-    assert bool((flipped ^ unchanged).all())
-    assert 0.4 < float(flipped.float().mean()) < 0.6
+def test_under_a_microscope_all_eight_orientations_are_as_likely() -> None:
+    [recipe] = PRESETS["microscopy"]
+    orientations = replace(
+        NOTHING, flip=recipe.flip, vertical_flip=recipe.vertical_flip, quarter_turns=recipe.quarter_turns
+    )
+    view = views(orientations, count=1600)
+    turned = [torch.rot90(picture_CSS(), k, (1, 2)) for k in range(4)]
+    found = [int(((view - one).abs().amax((1, 2, 3)) < 1e-5).sum()) for base in turned for one in (base, base.flip(2))]
+    assert sum(found) == 1600
+    assert all(150 < times < 250 for times in found)  # 200 ± 13
 
 
-def test_brightness_contrast_and_saturation_are_those_of_torchvision() -> None:
-    image = torch.from_numpy(picture()).permute(2, 0, 1) / 255 * 0.4 + 0.3  # far from the bounds: nothing is clipped
-    pixels_1CP = image.flatten(1).unsqueeze(0)
-    grey = torch.tensor(augment._LUMA).expand(3, 3)
-    for factor, operation in [(0.8, tv.adjust_brightness), (0.6, tv.adjust_contrast), (1.3, tv.adjust_saturation)]:
-        matrix = factor * torch.eye(3)
-        share = 0.0
-        if operation is tv.adjust_contrast:
-            share = 1 - factor
-        elif operation is tv.adjust_saturation:
-            matrix = matrix + (1 - factor) * grey
-        colour = augment._Colour(matrix.view(1, 1, 3, 3), torch.tensor([[share]]), grey)
-        ours = colour.apply(pixels_1CP).view_as(image)
-        # torchvision's grey has its weights rounded to four digits.
-        torch.testing.assert_close(ours, operation(image, factor), atol=1e-3, rtol=0)
+# --- Recipes -------------------------------------------------------------------------------------------------------
 
 
-def test_colour_operations_in_one_matrix_are_the_operations_one_after_the_other() -> None:
-    pixels_BCP = torch.rand(32, 3, 50, generator=torch.Generator().manual_seed(1))
-    colour = augment._draw_colour(32, PRESETS["photo"][0], torch.Generator().manual_seed(2))
-    slow = pixels_BCP.clone()
-    for step in range(5):
-        for image in range(32):
-            x = slow[image]
-            mean_grey = float((torch.tensor(augment._LUMA) @ x).mean())
-            slow[image] = colour.matrices_BKCC[image, step] @ x + colour.grey_share_BK[image, step] * mean_grey
-    torch.testing.assert_close(colour.apply(pixels_BCP), slow, atol=1e-4, rtol=1e-4)
-
-
-def test_the_order_of_the_colour_operations_differs_between_images() -> None:
-    colour = augment._draw_colour(200, replace(PRESETS["photo"][0], jitter=1.0), torch.Generator().manual_seed(0))
-    contrast_comes_at = colour.grey_share_BK.abs().argmax(1)
-    assert set(contrast_comes_at.tolist()) == {0, 1, 2, 3}
-
-
-def test_a_third_of_a_turn_of_the_hue_three_times_is_no_turn() -> None:
-    third = augment._hue_rotation(torch.tensor([2 * torch.pi / 3]))[0]
-    torch.testing.assert_close(third @ third @ third, torch.eye(3), atol=1e-5, rtol=0)
-    assert float((third - torch.eye(3)).abs().max()) > 0.5
-
-
-def test_blur_is_the_gaussian_of_torchvision_inside_of_the_borders() -> None:
-    image = torch.from_numpy(picture(64)).permute(2, 0, 1) / 255
-    matrix = augment._blurring(torch.tensor([1.1]), 64)[0]
-    ours = torch.einsum("sh,chw,tw->cst", matrix, image, matrix)
-    theirs = tv.gaussian_blur(image, [7, 7], [1.1, 1.1])
-    torch.testing.assert_close(ours[:, 3:-3, 3:-3], theirs[:, 3:-3, 3:-3], atol=1e-4, rtol=0)
-
-
-def test_a_view_smaller_than_the_cached_image_shows_no_moire() -> None:
-    # An eighth of the resolution cannot show stripes of one pixel: their mean is all that may be left.
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255
-    view = augment.augment(torch.from_numpy(stripes)[None], 8, NOTHING, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(view, torch.full_like(view, 0.5), atol=0.02, rtol=0)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flip": 1.5},
+        {"noise": -0.1},
+        {"crop_scale": (0.0, 1.0)},
+        {"crop_scale": (0.5, 0.2)},
+        {"cutout_area": (0.1, 1.2)},
+        {"crop_ratio": (0.0, 1.0)},
+        {"blur_sigma": (2.0, 1.0)},
+        {"contrast": -1.0},
+        {"hue": 0.6},
+        {"rotation": 270.0},
+        {"cutout_fill": "black"},
+        {"brightness": math.nan},
+    ],
+    ids=str,
+)
+def test_a_recipe_that_cannot_be_is_refused(changes: dict[str, object]) -> None:
+    [name] = changes
+    with pytest.raises(InvalidInput, match=f"^{name} of an augmentation is "):
+        Augmentation(**changes)  # type: ignore[arg-type]

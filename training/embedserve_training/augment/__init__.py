@@ -4,7 +4,8 @@ In this order, of which a recipe uses a part:
 
 1. crop and resize, rotation, flips, quarter turns (``spatial``);
 2. colour jitter, grayscale, loss of channels (``colour``);
-3. Gaussian blur (computed within 1: it is linear and leaves constants as they are, so it may be exchanged with 2);
+3. Gaussian blur (computed within 1: it is linear and leaves constants as they are, so it may be exchanged with 2, but
+   for the mean grey that contrast pivots about, which at the borders differs by a few ten-thousandths);
 4. clipping to 0–1;
 5. solarize, Gaussian noise, Sobel, cutout (``pixels``).
 

@@ -106,13 +106,13 @@ def gaussian(key_B: Tensor, count: int) -> Tensor:
 def _mix(x: Tensor) -> Tensor:
     """A permutation of the 32-bit integers under which every bit depends on every other; products wrap around.
 
-    Shifts repeat the sign bit, which keeps it a permutation.
+    Integers have a sign here, which a shift repeats; the masks remove it.
     """
-    x = x ^ (x >> 16)
+    x = x ^ ((x >> 16) & 0xFFFF)
     x *= 0x7FEB352D
-    x ^= x >> 15
+    x ^= (x >> 15) & 0x1FFFF
     x *= 0x846CA68B - 2**32
-    x ^= x >> 16
+    x ^= (x >> 16) & 0xFFFF
     return x
 
 

@@ -67,7 +67,7 @@ PRESETS: dict[str, tuple[Augmentation, ...]] = {
         ),
     ),
     # Radiographs have no colour. Left and right, above and below tell findings apart: no flips. A finding may be small,
-    # and a crop or a blur that removes it removes the meaning (MoCo-CXR, arXiv 2010.05352, has neither for that reason):
+    # and a crop or blur that removes it removes the meaning (for that reason MoCo-CXR, arXiv 2010.05352, has neither):
     # crops keep much of the image, and the blur is slight. The patient's position varies (MoCo-CXR's rotation by up to
     # 10 degrees), and so does the exposure (brightness, contrast, quantum noise).
     "xray": (
