@@ -1,4 +1,4 @@
-"""`embedserve evaluate`: an encoder beside raw pixels, PCA and the untrained network."""
+"""`embedserve evaluate`: encoders beside raw pixels, PCA, the untrained and the supervised network."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from embedserve_training.evaluate import Evaluation
+    from embedserve_training.evaluate import Evaluation, Figure, Row
+
+_LABELLED = {
+    "knn": "kNN",
+    "linear": "linear",
+    "recall_1": "recall\n@1",
+    "recall_5": "\n@5",
+    "recall_10": "\n@10",
+    "map": "mAP",
+    "same_label_top10": "same in\ntop 10",
+}
+_ITSELF = {"self_recall_1": "itself\n@1", "self_mrr": "itself\nMRR"}
+"""The figures that are shown, and their headings."""
 
 
 @click.command("evaluate")
-@click.argument("subject", metavar="RUN|ENCODER", type=click.Path(path_type=Path))
+@click.argument("subjects", metavar="RUN|ENCODER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--test",
@@ -20,17 +32,39 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Labelled folder to ask with.  [default: a fifth of FOLDER, held out]",
 )
+@click.option(
+    "--augmentation",
+    metavar="NAME",
+    help="Preset by which images are changed before they look for themselves.  [default: that of the first run]",
+)
+@click.option(
+    "--supervised-epochs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Also train the same network on the labels, with N passes over FOLDER, and show its row.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
-def command(subject: Path, folder: Path, test_folder: Path | None, as_json: bool) -> None:
-    """Measure an encoder by its nearest neighbours on labelled images.
+def command(
+    subjects: tuple[Path, ...],
+    folder: Path,
+    test_folder: Path | None,
+    augmentation: str | None,
+    supervised_epochs: int | None,
+    as_json: bool,
+) -> None:
+    """Measure encoders on a folder of images, with labels and without.
 
-    FOLDER has a subfolder for each label. Each test image is given the label that its 200 nearest neighbours in FOLDER
-    vote for, weighted by exp(cosine / 0.1); the share that is right is the kNN accuracy. The same is done with raw
-    pixels, with PCA of them and with the untrained network, so that the figure can be read.
+    If FOLDER has a subfolder for each label, each test image searches in FOLDER. kNN: its 200 nearest neighbours vote
+    for its label, weighted by exp(cosine / 0.1). Linear: a linear classifier on the vectors names it. Recall at k: at
+    least one of the k nearest has its label. mAP: mean average precision of the whole ranking. In any case up to 2,000
+    images are augmented and have to find their originals in FOLDER, which needs no labels. The same is done with raw
+    pixels, with PCA of them and with the untrained network, so that the figures can be read. Runs that differ only in
+    their seed become one row: mean ± standard deviation.
 
     \b
-    embedserve evaluate runs/photos labelled/train --test labelled/test
-    embedserve evaluate encoder.onnx labelled/
+    embedserve evaluate runs/photos photos/
+    embedserve evaluate encoder.onnx labelled/train --test labelled/test
+    embedserve evaluate runs/seed0 runs/seed1 runs/seed2 labelled/ --supervised-epochs 20
     """
     from dataclasses import asdict
 
@@ -40,7 +74,14 @@ def command(subject: Path, folder: Path, test_folder: Path | None, as_json: bool
     with training_installed():
         from embedserve_training.evaluate import evaluate
 
-        evaluation = evaluate(subject, folder, test_folder, report=say)
+        evaluation = evaluate(
+            subjects,
+            folder,
+            test_folder,
+            report=say,
+            augmentation=augmentation,
+            supervised_epochs=supervised_epochs or 0,
+        )
     if as_json:
         print_json(asdict(evaluation))
     else:
@@ -48,17 +89,48 @@ def command(subject: Path, folder: Path, test_folder: Path | None, as_json: bool
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """The table of an evaluation, on stdout."""
-    from embedserve.cli.output import print_table
+    """The table of an evaluation and what its figures mean, on stdout."""
+    from embedserve.cli.output import print_line, print_table
 
-    def percent(share: float | None) -> str:
-        return "–" if share is None else f"{100 * share:.1f} %"
+    shown = {**(_LABELLED if evaluation.labels else {}), **(_ITSELF if evaluation.augmentation else {})}
+    lines: list[list[str]] = []
+    for row in evaluation.rows:
+        lines.append([row.name, *(_percent(getattr(row, key)) for key in shown)])
+        if any(figure.spread is not None for figure in _figures(row, shown)):
+            lines.append(["", *(_spread(getattr(row, key)) for key in shown)])
+    print_table(["%", *shown.values()], lines, right=range(1, len(shown) + 1))
+    width = max(len(row.name) for row in evaluation.rows)
+    for row in evaluation.rows:
+        numbers = f"{row.dimension} numbers" if row.dimension else ""
+        print_line(f"{row.name:<{width}}  {'; '.join(filter(None, (numbers, row.note)))}")
+    for line in _meaning(evaluation):
+        print_line(line)
 
-    print_table(
-        ["vectors", "kNN accuracy", "same label in top 10", "numbers", ""],
-        [
-            [row.name, percent(row.knn), percent(row.same_label_top10), str(row.dimension or "–"), row.note]
-            for row in evaluation.rows
-        ],
-        right=(1, 2, 3),
-    )
+
+def _figures(row: Row, shown: dict[str, str]) -> list[Figure]:
+    return [figure for key in shown if (figure := getattr(row, key)) is not None]
+
+
+def _percent(figure: Figure | None) -> str:
+    return "–" if figure is None else f"{100 * figure.mean:.1f}"
+
+
+def _spread(figure: Figure | None) -> str:
+    return "" if figure is None or figure.spread is None else f"±{100 * figure.spread:.1f}"
+
+
+def _meaning(evaluation: Evaluation) -> list[str]:
+    lines = []
+    if evaluation.labels:
+        lines.append(
+            f"{evaluation.test_images:,} images of {evaluation.labels} labels search in {evaluation.train_images:,};"
+            f" kNN: {evaluation.neighbours} neighbours, temperature {evaluation.temperature:g}"
+        )
+    if evaluation.augmentation:
+        lines.append(
+            f"itself: {evaluation.self_queries:,} images, augmented ({evaluation.augmentation}), find their"
+            f" originals among {evaluation.self_images:,}"
+        )
+    else:
+        lines.append("itself: left out, PyTorch is not installed")
+    return lines

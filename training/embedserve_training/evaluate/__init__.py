@@ -5,13 +5,15 @@ same figures for vectors from anywhere.
 """
 
 from embedserve_training.evaluate.baselines import principal_components, raw_pixels
-from embedserve_training.evaluate.evaluation import Evaluation, Row, evaluate
+from embedserve_training.evaluate.evaluation import Evaluation, evaluate
 from embedserve_training.evaluate.figures import Figures, figures
 from embedserve_training.evaluate.neighbours import nearest, vote
+from embedserve_training.evaluate.rows import Figure, Row
 from embedserve_training.evaluate.self_retrieval import SelfRetrieval, self_retrieval
 
 __all__ = [
     "Evaluation",
+    "Figure",
     "Figures",
     "Row",
     "SelfRetrieval",

@@ -5,7 +5,8 @@ Shapes: N images to search in, M that ask, S side in pixels, C = 3 channels, P n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def raw_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def flat_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The images as vectors within 0–1, scaled down to PIXEL_SIDE where they are larger."""
+    """The images as vectors within 0–1, scaled down to PIXEL_SIDE where they are larger: [N, P]."""
     from PIL import Image
 
     if pixels_NSSC.shape[1] > PIXEL_SIDE:
@@ -35,19 +36,43 @@ def flat_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
     return pixels_NSSC.reshape(len(pixels_NSSC), -1).astype(np.float32) / np.float32(255)
 
 
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """The directions in which vectors vary most."""
+
+    mean_P: NDArray[np.float32]
+    components_PK: NDArray[np.float32]
+
+    def project(self, x_NP: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The vectors in these directions, centred on the mean: [N, K]."""
+        projected_NK: NDArray[np.float32] = (x_NP - self.mean_P) @ self.components_PK
+        return projected_NK
+
+
+def fit_components(x_NP: NDArray[np.float32], most: int) -> PrincipalComponents:
+    """The principal components of a set of vectors.
+
+    Args:
+        x_NP: the vectors.
+        most: K, if there are as many: N vectors span N − 1 directions around their mean.
+    """
+    count = max(min(most, len(x_NP) - 1, x_NP.shape[1]), 1)
+    mean_P: NDArray[np.float32] = np.asarray(x_NP.mean(axis=0), np.float32)
+    centred_NP = x_NP - mean_P
+    # The eigenvectors of the smaller of the two products of the data with itself give the components.
+    if centred_NP.shape[0] >= centred_NP.shape[1]:
+        _, vectors_PP = np.linalg.eigh(centred_NP.T @ centred_NP)
+        components_PK = np.ascontiguousarray(vectors_PP[:, ::-1][:, :count])
+    else:
+        _, vectors_NN = np.linalg.eigh(centred_NP @ centred_NP.T)
+        components_PK = centred_NP.T @ vectors_NN[:, ::-1][:, :count]
+        components_PK /= np.maximum(np.linalg.norm(components_PK, axis=0), 1e-12)
+    return PrincipalComponents(mean_P, components_PK)
+
+
 def principal_components(
-    train_ND: NDArray[np.float32], test_MD: NDArray[np.float32], dimensions: int
+    train_NP: NDArray[np.float32], test_MP: NDArray[np.float32], dimensions: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Both sets projected on the principal components of the first, centred on its mean."""
-    mean_D: Any = train_ND.mean(axis=0)
-    centred_ND = train_ND - mean_D
-    # The eigenvectors of the smaller of the two products of the data with itself give the components.
-    vectors: Any
-    if centred_ND.shape[0] >= centred_ND.shape[1]:
-        _, vectors = np.linalg.eigh(centred_ND.T @ centred_ND)
-        components_DK = vectors[:, ::-1][:, :dimensions]
-    else:
-        _, vectors = np.linalg.eigh(centred_ND @ centred_ND.T)
-        components_DK = centred_ND.T @ vectors[:, ::-1][:, :dimensions]
-        components_DK /= np.maximum(np.linalg.norm(components_DK, axis=0), 1e-12)
-    return centred_ND @ components_DK, (test_MD - mean_D) @ components_DK
+    components = fit_components(train_NP, dimensions)
+    return components.project(train_NP), components.project(test_MP)

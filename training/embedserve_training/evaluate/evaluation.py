@@ -1,244 +1,254 @@
-"""How good an encoder is, measured with labels it never saw and beside what needs no training.
-
-The measure is what the server does: nearest neighbours by cosine. The rows beside the encoder say what raw pixels,
-their principal components and the same network before training reach on the same images.
-
-Shapes: N labelled images to search in, M images that ask, D numbers per vector.
-"""
+"""Encoders beside what needs no training, all measured on the same images in the same way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedserve.errors import DataError
-from embedserve_training import data
-from embedserve_training.config import Settings
-from embedserve_training.data import ImageFolder, Skipped
-from embedserve_training.evaluate.baselines import PIXEL_SIDE, flat_pixels, principal_components
-from embedserve_training.evaluate.neighbours import NEIGHBOURS, nearest, vote
+from embedserve.errors import InvalidInput
+from embedserve_training.config import SMALL_SIDE_PX
+from embedserve_training.data import Skipped
+from embedserve_training.evaluate import images, subjects
+from embedserve_training.evaluate.baselines import PIXEL_SIDE, fit_components, flat_pixels
+from embedserve_training.evaluate.bench import NAME_WIDTH, Bench
+from embedserve_training.evaluate.images import Images, Loaded
+from embedserve_training.evaluate.neighbours import NEIGHBOURS, TEMPERATURE
+from embedserve_training.evaluate.rows import Figure, Row
+from embedserve_training.evaluate.self_retrieval import first_view
+from embedserve_training.evaluate.subjects import Embed, Subject
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from embedserve.preprocess import PreprocessSpec
+    from embedserve_training.augment import Augmentation
+    from embedserve_training.config import Settings
+    from embedserve_training.embed import ServedEncoder
 
 Report = Callable[[str], None]
-TOP = 10
-_TEST_SHARE = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One way to turn images into vectors, and how well its neighbours agree with the labels."""
-
-    name: str
-    knn: float | None
-    """Share of test images whose label the weighted vote of their neighbours names, 0–1; None if it was left out."""
-    same_label_top10: float | None
-    """Mean share of the ten nearest neighbours that have the label of the test image, 0–1."""
-    dimension: int = 0
-    note: str = ""
-    """What the row is, or why it was left out."""
+_UNTRAINED = "the same network and seed before training"
+_NO_TORCH = "PyTorch is not installed"
+_NOT_SAID = "the encoder file does not say how its network is made"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The figures of an encoder beside its baselines."""
+    """The figures of encoders beside their baselines."""
 
-    subject: str
-    backbone: str
+    subjects: tuple[str, ...]
+    """Run folders and encoder files."""
     train_images: int
+    """Images that are searched."""
     test_images: int
+    """Images that ask with their label; 0 if there are no labels."""
     labels: int
     neighbours: int
     """k of the vote."""
+    temperature: float
+    """Of the vote."""
+    augmentation: str
+    """What the images of self-retrieval went through; empty if it was left out."""
+    self_images: int
+    """Originals among which self-retrieval looks."""
+    self_queries: int
+    """Augmented images that look for theirs."""
     rows: tuple[Row, ...]
-    """"trained" first, then the baselines."""
+    """The encoders first, then the baselines."""
     skipped: tuple[Skipped, ...] = ()
 
 
-def evaluate(subject: Path, train_folder: Path, test_folder: Path | None, *, report: Report) -> Evaluation:
-    """Measure an encoder by its nearest neighbours among labelled images.
+def evaluate(
+    what: Path | Sequence[Path],
+    folder: Path,
+    test_folder: Path | None = None,
+    *,
+    report: Report,
+    augmentation: str | None = None,
+    supervised_epochs: int = 0,
+) -> Evaluation:
+    """Measure encoders by their nearest neighbours, with labels where there are any and without.
+
+    Runs that differ only in their seed become one row, with the spread over the seeds. Of a run the last checkpoint is
+    measured, never an earlier one that did better.
 
     Args:
-        subject: a run folder or an encoder file.
-        train_folder: images in a subfolder per label; neighbours are looked for among them.
-        test_folder: likewise; their labels are guessed. None: a fifth of each label of ``train_folder`` is.
+        what: run folders and encoder files.
+        folder: images, in a subfolder per label; neighbours are looked for among them. Without labels the figures that
+            need them are left out.
+        test_folder: likewise; their labels are guessed. None: a fifth of each label of ``folder`` is held out.
         report: takes lines for a person.
+        augmentation: preset for self-retrieval; None: the one that the first encoder was trained with.
+        supervised_epochs: passes over the labelled images with which the same network is trained on the labels; 0:
+            leave that row out.
 
     Raises:
-        DataError: a folder is missing, or has no labels.
-        TrainingError: the run folder holds no run.
-        EncoderFileError: the file is no encoder.
+        DataError: a folder is missing, or has no labels though they are needed.
+        InvalidInput: there is no such preset.
+        TrainingError: a run folder holds no run.
+        EncoderFileError: a file is no encoder.
+        SetupError: nothing can be measured without PyTorch.
     """
-    network = _open(subject)
-    train = _labelled(train_folder)
-    if test_folder is None:
-        train, test = _split(train)
-        report(f"{len(test.paths)} of the images in {train_folder} are held out to ask with")
-    else:
-        test = _labelled(test_folder)
-    train_pixels, train_labels, skipped = _load(train, network.spec, report)
-    test_pixels, test_labels, skipped_too = _load(test, network.spec, report)
-    unknown = sum(label not in set(train_labels) for label in test_labels)
-    if unknown:
-        report(f"{unknown} test images have a label that {train_folder} lacks; no vectors can get them right")
-    names = sorted({*train_labels, *test_labels})
-    train_N = np.array([names.index(label) for label in train_labels])
-    test_M = np.array([names.index(label) for label in test_labels])
-    k = min(NEIGHBOURS, len(train_N))
-
-    def row(name: str, vectors: tuple[NDArray[np.float32], NDArray[np.float32]], note: str = "") -> Row:
-        scores, labels = nearest(vectors[0], train_N, vectors[1], k)
-        result = Row(
-            name=name,
-            knn=float((vote(scores, labels, len(names)) == test_M).mean()),
-            same_label_top10=float((labels[:, :TOP] == test_M[:, None]).mean()),
-            dimension=vectors[0].shape[1],
-            note=note,
-        )
-        report(f"{name:<16} kNN {100 * (result.knn or 0):.1f} %   {note}".rstrip())
-        return result
-
-    rows = [row("trained", (network.embed(train_pixels), network.embed(test_pixels)))]
-    rows.append(_untrained_row(network, train_pixels, test_pixels, row, report))
-    raw = flat_pixels(train_pixels), flat_pixels(test_pixels)
-    side = min(PIXEL_SIDE, network.spec.size_px)
-    rows.append(row("raw pixels", raw, f"{side} × {side} × 3 pixels"))
-    # N images span N − 1 directions around their mean.
-    dimensions = min(network.dimension, len(raw[0]) - 1, raw[0].shape[1])
-    rows.append(row("PCA", principal_components(*raw, dimensions), f"{dimensions} components of the raw pixels"))
+    opened = [subjects.open_subject(path) for path in ([what] if isinstance(what, Path) else what)]
+    chosen = images.choose(folder, test_folder, labels_needed=supervised_epochs > 0)
+    recipe, described = _recipe(opened[0], augmentation)
+    bench = Bench(chosen, recipe, report)
+    loaded = bench.loaded(opened[0].spec)
+    _say_what_is_measured(folder, chosen, loaded, report)
+    groups = subjects.groups(opened)
+    rows = [
+        bench.row(_name(group, groups), [(one.embed, one.spec) for one in group], _seeds(group)) for group in groups
+    ]
+    networks, left_out = _networks(groups)
+    rows += [bench.row(network.name("untrained"), network.embeds(), _UNTRAINED) for network in networks]
+    for row in left_out:
+        report(f"{row.name:<{NAME_WIDTH}} {row.note}")
+    rows += left_out
+    rows += _pixel_rows(bench, opened[0].spec, rows[0].dimension)
+    if supervised_epochs:
+        rows += [_supervised_row(bench, network, supervised_epochs) for network in networks]
+    question = bench.question(opened[0].spec)
     return Evaluation(
-        subject=str(subject),
-        backbone=network.backbone,
-        train_images=len(train_N),
-        test_images=len(test_M),
-        labels=len(names),
-        neighbours=k,
+        subjects=tuple(str(subject.path) for subject in opened),
+        train_images=len(loaded.train_NSSC),
+        test_images=len(loaded.test_MSSC),
+        labels=len(loaded.names),
+        neighbours=min(NEIGHBOURS, len(loaded.train_NSSC)),
+        temperature=TEMPERATURE,
+        augmentation=described,
+        self_images=len(question.originals_U) if question else 0,
+        self_queries=len(question.chosen_Q) if question else 0,
         rows=tuple(rows),
-        skipped=skipped + skipped_too,
+        skipped=loaded.skipped,
     )
 
 
-# --- The encoder ---------------------------------------------------------------------------------------------------
+def _recipe(subject: Subject, name: str | None) -> tuple[Augmentation | None, str]:
+    """What images of self-retrieval go through, and its name; None without PyTorch."""
+    try:
+        settings = subject.settings
+        if name is None and settings is not None:
+            recipe = first_view(settings.augmentation)
+            most = max(recipe.crop_scale[1], settings.crop_min)
+            recipe = replace(recipe, crop_scale=(settings.crop_min, most))
+            return recipe, f"{settings.augmentation}, crops from {100 * settings.crop_min:.0f} %"
+        name = name or ("small" if subject.spec.size_px < SMALL_SIDE_PX else "photo")
+        return first_view(name), name
+    except ImportError:
+        return None, ""
+
+
+def _say_what_is_measured(folder: Path, chosen: Images, loaded: Loaded, report: Report) -> None:
+    if chosen.test is None:
+        report(f"{folder} has no labels: what is left to measure is whether changed images find their originals")
+        return
+    if chosen.held_out:
+        report(f"{len(chosen.test.paths)} of the images in {folder} are held out to ask with")
+    unknown = int((~np.isin(loaded.test_labels_M, loaded.train_labels_N)).sum())
+    if unknown:
+        report(f"{unknown} test images have a label that {folder} lacks; no vectors can get them right")
+
+
+def _name(group: Sequence[Subject], groups: Sequence[Sequence[Subject]]) -> str:
+    return "trained" if len(groups) == 1 else ", ".join(dict.fromkeys(subject.name for subject in group))
+
+
+def _seeds(group: Sequence[Subject]) -> str:
+    seeds = [str(subject.settings.seed) for subject in group if subject.settings]
+    return f"seeds {', '.join(seeds)}" if len(seeds) > 1 else ""
+
+
+# --- The baselines -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Network:
-    embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-    spec: PreprocessSpec
-    dimension: int
+    """A network as it begins, once for each seed."""
+
     backbone: str
-    settings: Settings | None
-    """None if the encoder file does not say how it was trained."""
+    alone: bool
+    """Whether it is the only one."""
+    spec: PreprocessSpec
+    settings: tuple[Settings, ...]
+    encoders: tuple[ServedEncoder, ...]
+
+    def name(self, what: str) -> str:
+        return what if self.alone else f"{what} {self.backbone}"
+
+    def embeds(self) -> list[tuple[Embed, PreprocessSpec]]:
+        return [(_embed_with(encoder), self.spec) for encoder in self.encoders]
 
 
-def _open(subject: Path) -> _Network:
-    return _open_run(subject) if subject.is_dir() else _open_file(subject)
+def _embed_with(encoder: ServedEncoder) -> Embed:
+    from embedserve_training import embed
+
+    return lambda pixels_NSSC: embed.embed(encoder, pixels_NSSC)
 
 
-def _open_run(run: Path) -> _Network:
-    from embedserve.preprocess import PreprocessSpec
-    from embedserve_training import checkpoint, embed
-
-    plan = checkpoint.read_plan(run)
-    encoder = embed.trained(run)
-    return _Network(
-        embed=lambda pixels: embed.embed(encoder, pixels),
-        spec=PreprocessSpec.from_json(dict(plan.preprocess)),
-        dimension=encoder.backbone.dimension,
-        backbone=plan.settings.backbone,
-        settings=plan.settings,
-    )
-
-
-def _open_file(path: Path) -> _Network:
-    from embedserve.encoder import Encoder
-
-    encoder = Encoder.open(path)
-    try:
-        settings = Settings.from_json(encoder.metadata.training)
-    except TypeError:
-        settings = None
-
-    def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.concatenate([encoder.encode(pixels[start : start + 64]) for start in range(0, len(pixels), 64)])
-
-    return _Network(
-        embed=embed,
-        spec=encoder.metadata.preprocess,
-        dimension=encoder.metadata.dimension,
-        backbone=encoder.metadata.backbone,
-        settings=settings,
-    )
-
-
-def _untrained_row(
-    network: _Network,
-    train_pixels: NDArray[np.uint8],
-    test_pixels: NDArray[np.uint8],
-    row: Callable[..., Row],
-    report: Report,
-) -> Row:
-    """The row of the same network before training, or why it cannot be had."""
-    from embedserve.errors import InvalidInput
-
-    why = ""
-    if network.settings is None:
-        why = "the encoder file does not say how its network is made"
-    else:
+def _networks(groups: Sequence[Sequence[Subject]]) -> tuple[list[_Network], list[Row]]:
+    """The networks that the subjects began with, each once, and a row with the reason for each that cannot be had."""
+    found: dict[tuple[bytes, ...], _Network] = {}
+    left_out: dict[str, Row] = {}
+    for group in groups:
+        settings = tuple(subject.settings for subject in group if subject.settings)
+        if not settings:
+            left_out.setdefault(_NOT_SAID, Row.left_out("untrained", _NOT_SAID))
+            continue
         try:
             from embedserve_training import embed
 
-            encoder = embed.untrained(network.settings)
-            vectors = embed.embed(encoder, train_pixels), embed.embed(encoder, test_pixels)
-            return row("untrained", vectors, "the same network and seed before training")
+            encoders = tuple(embed.untrained(one) for one in settings)
         except ImportError:
-            why = "PyTorch is not installed"
+            left_out.setdefault(_NO_TORCH, Row.left_out("untrained", _NO_TORCH))
+            continue
         except InvalidInput as error:
-            why = error.message
-    report(f"untrained        left out: {why}")
-    return Row(name="untrained", knn=None, same_label_top10=None, note=f"left out: {why}")
-
-
-# --- The images ----------------------------------------------------------------------------------------------------
-
-
-def _labelled(folder: Path) -> ImageFolder:
-    files = data.scan(folder)
-    if files.labels is None:
-        raise DataError(
-            f"{folder} has no labels to measure with",
-            hint="put the images of each label into a subfolder of that name, at least two of them",
+            left_out.setdefault(error.message, Row.left_out("untrained", error.message))
+            continue
+        network = _Network(
+            backbone=settings[0].backbone, alone=True, spec=group[0].spec, settings=settings, encoders=encoders
         )
-    return files
+        found.setdefault(tuple(_digest(encoder) for encoder in encoders), network)
+    alone = len(found) == 1
+    return [replace(network, alone=alone) for network in found.values()], list(left_out.values())
 
 
-def _split(files: ImageFolder) -> tuple[ImageFolder, ImageFolder]:
-    """Hold out a fifth of each label, at least one image, the same ones every time."""
-    labels = files.labels or ()
-    generator = np.random.default_rng(0)
-    held_out: set[int] = set()
-    for label in sorted(set(labels)):
-        positions = [i for i, other in enumerate(labels) if other == label]
-        count = max(round(len(positions) * _TEST_SHARE), 1)
-        held_out.update(generator.permutation(positions)[:count].tolist())
-    kept = [i for i in range(len(labels)) if i not in held_out]
-    if not kept:
-        raise DataError(f"{files.root} has one image per label", hint="give a second folder to ask with")
-    return files.subset(kept), files.subset(sorted(held_out))
+def _digest(encoder: ServedEncoder) -> bytes:
+    """Equal for networks with equal weights: two methods may begin with the same one."""
+    digest = hashlib.sha256()
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.digest()
 
 
-def _load(
-    files: ImageFolder, spec: PreprocessSpec, report: Report
-) -> tuple[NDArray[np.uint8], list[str], tuple[Skipped, ...]]:
-    labels = [path.split("/")[0] for path in files.paths]
-    pixels, positions, skipped = data.load_squares(files, spec, workers=2)
-    for entry in skipped:
-        report(f"left out: {entry.path}: {entry.reason}")
-    return pixels, [labels[position] for position in positions], skipped
+def _pixel_rows(bench: Bench, spec: PreprocessSpec, dimension: int) -> list[Row]:
+    side = min(PIXEL_SIDE, spec.size_px)
+    raw = bench.row("raw pixels", [(flat_pixels, spec)], f"{side} × {side} × 3 pixels")
+    components = fit_components(flat_pixels(bench.loaded(spec).train_NSSC), dimension)
+    count = components.components_PK.shape[1]
+
+    def embed(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return components.project(flat_pixels(pixels_NSSC))
+
+    return [raw, bench.row("PCA", [(embed, spec)], f"{count} components of the raw pixels")]
+
+
+def _supervised_row(bench: Bench, network: _Network, epochs: int) -> Row:
+    from embedserve_training.supervised import train_supervised
+
+    loaded = bench.loaded(network.spec)
+    embeds: list[tuple[Embed, PreprocessSpec]] = []
+    right: list[float] = []
+    for settings in network.settings:
+        encoder = train_supervised(
+            settings, loaded.train_NSSC, loaded.train_labels_N, epochs=epochs, report=bench.report
+        )
+        embeds.append((_embed_with(encoder), network.spec))
+        right.append(float((encoder.classify(loaded.test_MSSC) == loaded.test_labels_M).mean()))
+    own = Figure.of(right)
+    spread = "" if own.spread is None else f" ± {100 * own.spread:.1f}"
+    note = f"trained on the labels for {epochs} epochs; its own classifier is right for {100 * own.mean:.1f}{spread} %"
+    return bench.row(network.name("supervised"), embeds, note)

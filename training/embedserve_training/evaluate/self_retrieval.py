@@ -3,7 +3,7 @@
 It tells encoders apart, but says only that they hold on to an image through these changes; what an image shows is
 known to labels alone.
 
-Shapes: N images, Q of them ask, S side in pixels, C = 3 channels, D numbers per vector.
+Shapes: N images, U of them different, Q of these ask, S side in pixels, C = 3 channels, D numbers per vector.
 """
 
 from __future__ import annotations
@@ -63,47 +63,60 @@ def self_retrieval(
     Raises:
         ImportError: PyTorch is not installed.
     """
-    pixels_NSSC = distinct(pixels_NSSC)
-    chosen_Q = spread(len(pixels_NSSC), queries)
-    views_QSSC = augmented(pixels_NSSC[chosen_Q], augmentation, seed)
-    return found(embed(pixels_NSSC), embed(views_QSSC), chosen_Q)
+    question = ask(pixels_NSSC, augmentation, queries=queries, seed=seed)
+    return answer(question, embed(pixels_NSSC), embed(question.views_QSSC))
 
 
-def found(
-    originals_ND: NDArray[np.float32], views_QD: NDArray[np.float32], chosen_Q: NDArray[np.int64]
-) -> SelfRetrieval:
-    """The figures from vectors.
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Augmented images that are the same for every encoder."""
+
+    views_QSSC: NDArray[np.uint8]
+    originals_U: NDArray[np.int64]
+    """Positions of the U images that are searched: all but those that repeat another."""
+    chosen_Q: NDArray[np.int64]
+    """Position of the original of each view among these."""
+
+
+def ask(
+    pixels_NSSC: NDArray[np.uint8], augmentation: Augmentation | str, *, queries: int = QUERIES, seed: int = 0
+) -> Question:
+    """The augmented images of ``self_retrieval``, with its arguments."""
+    originals_U = distinct(pixels_NSSC)
+    chosen_Q = spread(len(originals_U), queries)
+    views_QSSC = augmented(pixels_NSSC[originals_U[chosen_Q]], augmentation, seed)
+    return Question(views_QSSC=views_QSSC, originals_U=originals_U, chosen_Q=chosen_Q)
+
+
+def answer(question: Question, vectors_ND: NDArray[np.float32], views_QD: NDArray[np.float32]) -> SelfRetrieval:
+    """The figures from the vectors of all images and of the views.
 
     Originals that are as near as the right one count as nearer, so an encoder to which all images are alike finds none.
-
-    Args:
-        originals_ND: of all images.
-        views_QD: of the augmented ones.
-        chosen_Q: the position of the original of each.
     """
+    originals_UD, chosen_Q = vectors_ND[question.originals_U], question.chosen_Q
 
-    def rank(rows: slice, cosine_BN: NDArray[np.float32]) -> NDArray[np.int64]:
-        right_B1 = np.take_along_axis(cosine_BN, chosen_Q[rows, None], axis=1)
-        rank_B: NDArray[np.int64] = (cosine_BN >= right_B1).sum(axis=1)
+    def rank(rows: slice, cosine_BU: NDArray[np.float32]) -> NDArray[np.int64]:
+        right_B1 = np.take_along_axis(cosine_BU, chosen_Q[rows, None], axis=1)
+        rank_B: NDArray[np.int64] = (cosine_BU >= right_B1).sum(axis=1)
         return rank_B
 
-    rank_Q = np.concatenate(by_block(originals_ND, views_QD, rank))
+    rank_Q = np.concatenate(by_block(originals_UD, views_QD, rank))
     return SelfRetrieval(
         recall_1=float((rank_Q <= 1).mean()),
         recall_5=float((rank_Q <= 5).mean()),
         recall_10=float((rank_Q <= 10).mean()),
         mrr=float((1 / rank_Q).mean()),
-        images=len(originals_ND),
+        images=len(originals_UD),
         queries=len(views_QD),
     )
 
 
-def distinct(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The images without those that repeat an earlier one exactly: no encoder could tell which of them is meant."""
+def distinct(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Positions of the images that repeat no earlier one exactly: no encoder could tell which of two is meant."""
     first: dict[bytes, int] = {}
     for position, image_SSC in enumerate(pixels_NSSC):
         first.setdefault(hashlib.sha256(image_SSC.tobytes()).digest(), position)
-    return pixels_NSSC if len(first) == len(pixels_NSSC) else pixels_NSSC[list(first.values())]
+    return np.array(list(first.values()), np.int64)
 
 
 def spread(count: int, most: int) -> NDArray[np.int64]:
@@ -139,5 +152,4 @@ def first_view(name: str) -> Augmentation:
 
     if name not in PRESETS:
         raise InvalidInput(f"there is no augmentation {name!r}", hint=f"one of: {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    return preset[0] if isinstance(preset, tuple) else preset
+    return PRESETS[name][0]

@@ -1,0 +1,84 @@
+"""Where encoders are measured: the same images and the same questions for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from embedserve.errors import SetupError
+from embedserve_training.evaluate import images
+from embedserve_training.evaluate.figures import figures
+from embedserve_training.evaluate.images import Images, Loaded
+from embedserve_training.evaluate.rows import Measured, Row
+from embedserve_training.evaluate.self_retrieval import Question, answer, ask
+from embedserve_training.evaluate.subjects import Embed
+
+if TYPE_CHECKING:
+    from embedserve.preprocess import PreprocessSpec
+    from embedserve_training.augment import Augmentation
+
+NAME_WIDTH = 16
+
+
+class Bench:
+    """The images and the questions of an evaluation.
+
+    Args:
+        chosen: the files.
+        recipe: what the images of self-retrieval go through; None to leave it out.
+        report: takes lines for a person.
+
+    Raises:
+        SetupError: there is neither a label nor a recipe, and so nothing to measure.
+    """
+
+    def __init__(self, chosen: Images, recipe: Augmentation | None, report: Callable[[str], None]) -> None:
+        if recipe is None and chosen.test is None:
+            raise SetupError(
+                f"{chosen.train.root} has no labels, and without labels measuring needs PyTorch",
+                hint="pip install 'embedserve[train]', or put the images of each label into a subfolder of that name",
+            )
+        self.report = report
+        self._chosen = chosen
+        self._recipe = recipe
+        self._loaded: dict[PreprocessSpec, Loaded] = {}
+        self._questions: dict[PreprocessSpec, Question] = {}
+
+    def loaded(self, spec: PreprocessSpec) -> Loaded:
+        """The images as an encoder takes them."""
+        if spec not in self._loaded:
+            self._loaded[spec] = images.load(self._chosen, spec, self.report)
+        return self._loaded[spec]
+
+    def question(self, spec: PreprocessSpec) -> Question | None:
+        """The augmented images of self-retrieval as an encoder takes them."""
+        if self._recipe is None:
+            return None
+        if spec not in self._questions:
+            self._questions[spec] = ask(self.loaded(spec).all_ASSC, self._recipe)
+        return self._questions[spec]
+
+    def row(self, name: str, encoders: Sequence[tuple[Embed, PreprocessSpec]], note: str = "") -> Row:
+        """Measure one encoder, once for each seed.
+
+        Args:
+            name: of the row.
+            encoders: for each seed what embeds, and which images it takes.
+            note: what the row is.
+        """
+        row = Row.of(name, [self._measure(embed, spec) for embed, spec in encoders], note)
+        figure, what = (row.knn, "kNN") if row.knn else (row.self_recall_1, "finds itself")
+        self.report(f"{name:<{NAME_WIDTH}} {what} {100 * figure.mean if figure else 0:.1f} %   {note}".rstrip())
+        return row
+
+    def _measure(self, embed: Embed, spec: PreprocessSpec) -> Measured:
+        loaded, question = self.loaded(spec), self.question(spec)
+        train_ND = embed(loaded.train_NSSC)
+        labelled = None
+        all_AD = train_ND
+        if len(loaded.test_MSSC):
+            test_MD = embed(loaded.test_MSSC)
+            labelled = figures(train_ND, loaded.train_labels_N, test_MD, loaded.test_labels_M)
+            all_AD = loaded.all_of(train_ND, test_MD)
+        itself = answer(question, all_AD, embed(question.views_QSSC)) if question else None
+        return Measured(dimension=train_ND.shape[1], labelled=labelled, itself=itself)

@@ -1,0 +1,152 @@
+"""The images of an evaluation: which are searched and which ask, their labels if there are any, and their pixels.
+
+Shapes: N images to search in, M that ask, A = all images of the folder, Q that ask for their originals, S side in
+pixels, C = 3 channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from embedserve.encoder import usable_cores
+from embedserve.errors import DataError
+from embedserve_training import data
+from embedserve_training.data import ImageFolder, Skipped
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from embedserve.preprocess import PreprocessSpec
+
+TEST_SHARE = 0.2
+_ScalarT = TypeVar("_ScalarT", bound=np.generic)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Files to search in and files that ask."""
+
+    train: ImageFolder
+    test: ImageFolder | None
+    """None if there are no labels: then there is nothing to ask but for the images themselves."""
+    held_out: bool
+    """Whether the second ones are of the same folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """The pixels of ``Images`` in the size of an encoder, and their labels as numbers."""
+
+    train_NSSC: NDArray[np.uint8]
+    train_labels_N: NDArray[np.int64]
+    test_MSSC: NDArray[np.uint8]
+    test_labels_M: NDArray[np.int64]
+    names: tuple[str, ...]
+    """The label of each number; empty without labels."""
+    held_out: bool
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def all_ASSC(self) -> NDArray[np.uint8]:
+        """The images of the folder itself, those that were held out at the end."""
+        return self.all_of(self.train_NSSC, self.test_MSSC)
+
+    def all_of(self, of_train: NDArray[_ScalarT], of_test: NDArray[_ScalarT]) -> NDArray[_ScalarT]:
+        """What belongs to the images of the folder, from what belongs to each part."""
+        return np.concatenate([of_train, of_test]) if self.held_out else of_train
+
+
+def choose(folder: Path, test_folder: Path | None, *, labels_needed: bool) -> Images:
+    """Which images are searched and which ask.
+
+    Args:
+        folder: images, in a subfolder per label if they have labels.
+        test_folder: labelled images that ask; None: a fifth of each label of ``folder``.
+        labels_needed: whether a folder without labels is an error.
+
+    Raises:
+        DataError: a folder is missing, or has no labels though they are needed.
+    """
+    train = data.scan(folder)
+    if train.labels is None:
+        if labels_needed or test_folder is not None:
+            raise _no_labels(folder)
+        return Images(train=train, test=None, held_out=False)
+    if test_folder is None:
+        kept, held_out = hold_out(train)
+        return Images(train=kept, test=held_out, held_out=True)
+    test = data.scan(test_folder)
+    if test.labels is None:
+        raise _no_labels(test_folder)
+    return Images(train=train, test=test, held_out=False)
+
+
+def _no_labels(folder: Path) -> DataError:
+    return DataError(
+        f"{folder} has no labels to measure with",
+        hint="put the images of each label into a subfolder of that name, at least two of them",
+    )
+
+
+def hold_out(files: ImageFolder) -> tuple[ImageFolder, ImageFolder]:
+    """Hold out a fifth of each label, at least one image, the same ones every time.
+
+    Raises:
+        DataError: nothing would be left to search in.
+    """
+    labels = files.labels or ()
+    generator = np.random.default_rng(0)
+    held_out: set[int] = set()
+    for label in sorted(set(labels)):
+        positions = [i for i, other in enumerate(labels) if other == label]
+        count = max(round(len(positions) * TEST_SHARE), 1)
+        held_out.update(generator.permutation(positions)[:count].tolist())
+    kept = [i for i in range(len(labels)) if i not in held_out]
+    if not kept:
+        raise DataError(f"{files.root} has one image per label", hint="give a second folder to ask with")
+    return files.subset(kept), files.subset(sorted(held_out))
+
+
+def load(images: Images, spec: PreprocessSpec, report: Callable[[str], None]) -> Loaded:
+    """The pixels of all images that can be read.
+
+    Raises:
+        DataError: none of a folder can be read.
+    """
+    train_NSSC, train_labels, skipped = _load(images.train, spec, report)
+    if images.test is None:
+        return Loaded(
+            train_NSSC=train_NSSC,
+            train_labels_N=np.zeros(len(train_NSSC), np.int64),
+            test_MSSC=train_NSSC[:0],
+            test_labels_M=np.zeros(0, np.int64),
+            names=(),
+            held_out=False,
+            skipped=skipped,
+        )
+    test_MSSC, test_labels, skipped_too = _load(images.test, spec, report)
+    names = tuple(sorted({*train_labels, *test_labels}))
+    number = {name: i for i, name in enumerate(names)}
+    return Loaded(
+        train_NSSC=train_NSSC,
+        train_labels_N=np.array([number[label] for label in train_labels]),
+        test_MSSC=test_MSSC,
+        test_labels_M=np.array([number[label] for label in test_labels]),
+        names=names,
+        held_out=images.held_out,
+        skipped=skipped + skipped_too,
+    )
+
+
+def _load(
+    files: ImageFolder, spec: PreprocessSpec, report: Callable[[str], None]
+) -> tuple[NDArray[np.uint8], list[str], tuple[Skipped, ...]]:
+    pixels_NSSC, positions, skipped = data.load_squares(files, spec, workers=min(usable_cores(), 16))
+    for entry in skipped:
+        report(f"left out: {entry.path}: {entry.reason}")
+    return pixels_NSSC, [files.paths[position].split("/")[0] for position in positions], skipped

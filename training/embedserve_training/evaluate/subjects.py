@@ -1,0 +1,113 @@
+"""What is measured: run folders and encoder files, and which of them are one encoder with several seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedserve_training.config import Settings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from embedserve.preprocess import PreprocessSpec
+
+Embed = Callable[["NDArray[np.uint8]"], "NDArray[np.float32]"]
+"""uint8 [N, S, S, 3] → vectors [N, D]."""
+
+_NO_MATTER = ("seed", "device", "workers", "compile")
+"""Settings that make no other encoder of it, but the same one again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One encoder, ready to embed."""
+
+    path: Path
+    embed: Embed
+    spec: PreprocessSpec
+    backbone: str
+    settings: Settings | None
+    """None if the encoder file does not say how it was trained."""
+    data: str
+    """Fingerprint of the images it was trained on; empty if it is not known."""
+
+    @property
+    def name(self) -> str:
+        """The run folder or file."""
+        return self.path.resolve().name
+
+
+def open_subject(path: Path) -> Subject:
+    """The encoder of a run folder, as it was at the last checkpoint, or of an encoder file.
+
+    Raises:
+        TrainingError: the run folder holds no run.
+        EncoderFileError: the file is no encoder.
+    """
+    return _open_run(path) if path.is_dir() else _open_file(path)
+
+
+def groups(subjects: Sequence[Subject]) -> list[list[Subject]]:
+    """The subjects that differ in nothing but their seed, together, in the order of the first of each.
+
+    Two with the same seed are never in one group: the spread over copies of one encoder would say nothing.
+    """
+    found: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        key = f"alone {len(found)}"
+        if subject.settings is not None:
+            values: dict[str, Any] = subject.settings.to_json()
+            seed = values["seed"]
+            for name in _NO_MATTER:
+                values.pop(name, None)
+            key = json.dumps([values, subject.spec.to_json(), subject.data], sort_keys=True)
+            if any(other.settings and other.settings.seed == seed for other in found.get(key, [])):
+                key = f"{key} again {len(found)}"
+        found.setdefault(key, []).append(subject)
+    return list(found.values())
+
+
+def _open_run(run: Path) -> Subject:
+    from embedserve.preprocess import PreprocessSpec
+    from embedserve_training import checkpoint, embed
+
+    plan = checkpoint.read_plan(run)
+    encoder = embed.trained(run)
+    return Subject(
+        path=run,
+        embed=lambda pixels_NSSC: embed.embed(encoder, pixels_NSSC),
+        spec=PreprocessSpec.from_json(dict(plan.preprocess)),
+        backbone=plan.settings.backbone,
+        settings=plan.settings,
+        data=str(plan.data.get("fingerprint", "")),
+    )
+
+
+def _open_file(path: Path) -> Subject:
+    from embedserve.encoder import Encoder
+
+    encoder = Encoder.open(path)
+    metadata = encoder.metadata
+    try:
+        settings = Settings.from_json(metadata.training)
+    except TypeError:
+        settings = None
+
+    def embed(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        starts = range(0, len(pixels_NSSC), 64)
+        return np.concatenate([encoder.encode(pixels_NSSC[start : start + 64]) for start in starts])
+
+    return Subject(
+        path=path,
+        embed=embed,
+        spec=metadata.preprocess,
+        backbone=metadata.backbone,
+        settings=settings,
+        data=str(metadata.data.get("fingerprint", "")),
+    )
