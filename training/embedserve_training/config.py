@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from embedserve.errors import InvalidInput
+from embedserve_training.augment import PRESETS
 
 METHODS = ("simclr", "moco", "barlow-twins", "instance-discrimination", "cpc")
 OPTIMIZERS = ("adamw", "sgd", "lars")
-AUGMENTATIONS = ("photo", "small", "moco-v1", "moco-v2", "barlow-twins", "cpc", "product", "xray", "microscopy")
+AUGMENTATIONS = tuple(PRESETS)
 SMALL_SIDE_PX = 64
 """Images below this side count as small: their own augmentations and network."""
 MIN_IMAGES = 16

@@ -12,6 +12,7 @@ from typing import Any
 
 from embedserve.errors import InvalidInput
 from embedserve_training import recipes
+from embedserve_training.augment import PRESETS
 from embedserve_training.config import SMALL_SIDE_PX, Settings, TrainConfig, applies
 from embedserve_training.recipes import Recipe
 
@@ -221,7 +222,7 @@ class _Choices:
             self._auto("crop_min", 0.4, "small images without colour")
         else:
             preset = self._value("augmentation")
-            self._auto("crop_min", CROP_MIN[preset], f"that of {preset}")
+            self._auto("crop_min", min(view.crop_scale[0] for view in PRESETS[preset]), f"that of {preset}")
 
     def _budget(self) -> None:
         if self.config.minutes is not None:
@@ -334,18 +335,6 @@ _DEFAULTS: dict[str, Any] = {
 """What holds unless a recipe or a person says otherwise."""
 _NEUTRAL: dict[type, Any] = {int: 0, float: 0.0, str: "", bool: False}
 """What stands in the settings for what the method does not have."""
-
-CROP_MIN = {
-    "photo": 0.08,
-    "small": 0.08,
-    "moco-v1": 0.2,
-    "moco-v2": 0.2,
-    "barlow-twins": 0.08,
-    "cpc": 0.6,
-    "product": 0.2,
-    "xray": 0.3,
-    "microscopy": 0.2,
-}
 
 
 def _power_of_two(limit: float) -> int:

@@ -12,61 +12,25 @@ In this order, of which a recipe uses a part:
 The published recipes keep this order; where two operations change places in one of them, they commute. The authors
 clip after each colour operation and turn the hue in HSV; ``colour`` says what is done here.
 
-Shapes: B images, C = 3 channels, P pixels, T side of the cached image, S side of the view.
+Presets and recipes are there without torch, for the command line's help and the plan.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from embedserve_training.augment.colour import Colour
-from embedserve_training.augment.draw import Draw
-from embedserve_training.augment.pixels import Pixels
 from embedserve_training.augment.presets import PRESETS
 from embedserve_training.augment.recipe import Augmentation
-from embedserve_training.augment.spatial import Spatial
+
+if TYPE_CHECKING:
+    from embedserve_training.augment.view import augment
 
 __all__ = ["PRESETS", "Augmentation", "augment"]
 
 
-def augment(
-    images_BTTC: Tensor,
-    size_px: int,
-    recipe: Augmentation,
-    generator: torch.Generator,
-    *,
-    first: int = 0,
-    total: int | None = None,
-) -> Tensor:
-    """One view of each image.
+def __getattr__(name: str) -> object:
+    if name == "augment":
+        from embedserve_training.augment.view import augment
 
-    Parameters are drawn on the CPU for the whole batch, and noise is a function of a parameter, so that a seed gives
-    the same views on every device and however the batch is split over processes; beyond that, sums may round
-    differently.
-
-    Args:
-        images_BTTC: uint8 [B, T, T, 3].
-        size_px: S.
-        recipe: what applies.
-        generator: a CPU generator; the views are a function of its state.
-        first: position of the first of these images in the whole batch, if other processes hold the rest of it.
-        total: size of the whole batch; B if left out.
-
-    Returns:
-        Float [B, 3, S, S] within [0, 1], in channels-last memory format.
-
-    Raises:
-        ValueError: the images do not lie in a batch of that size.
-    """
-    batch = len(images_BTTC)
-    total = batch if total is None else total
-    if not 0 <= first <= first + batch <= total:
-        raise ValueError(f"images {first} to {first + batch} do not lie in a batch of {total}")
-    draw = Draw(generator, batch, first, total)
-    spatial, colour, pixels = Spatial.draw(recipe, draw), Colour.draw(recipe, draw), Pixels.draw(recipe, draw)
-
-    x_BCSS = spatial.apply(images_BTTC, size_px)
-    view_BCP = colour.apply(x_BCSS.flatten(2)).clamp_(0, 1)
-    view_BCSS = pixels.apply(view_BCP.view_as(x_BCSS))
-    return view_BCSS.contiguous(memory_format=torch.channels_last)
+        return augment
+    raise AttributeError(f"module 'embedserve_training.augment' has no attribute {name!r}")
