@@ -3,7 +3,7 @@
 Both take the place of torch's modules and have the same weights and statistics under the same names, so a checkpoint
 fits either way. In evaluation they are torch's own.
 
-Shapes: B images in this process, C channels, and any further dimensions.
+Shapes: B images in this process, C channels, S parts of the batch, and any further dimensions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,8 +25,9 @@ _NormT = TypeVar("_NormT", bound=_BatchNorm)
 class SplitBatchNorm(_BatchNorm):
     """Takes the batch in equal parts, each normalised by itself, as if each were on a GPU of its own.
 
-    What MoCo's authors use on one GPU in place of shuffling over eight (facebookresearch/moco, colab-notebook). Where
-    the batch cannot be cut evenly it is taken whole.
+    What MoCo's authors use on one GPU in place of shuffling over eight (facebookresearch/moco, colab-notebook). As
+    there, the running statistics take one step per batch, towards the mean of those of its parts: a step for each part
+    would leave in them little but the last few parts. Where the batch cannot be cut evenly it is taken whole.
     """
 
     splits: int = 1
@@ -37,7 +39,19 @@ class SplitBatchNorm(_BatchNorm):
         """Float [B, C, …] → the same shape."""
         if not self.training or input.shape[0] % self.splits:
             return super().forward(input)
-        parts = [super(SplitBatchNorm, self).forward(part) for part in input.chunk(self.splits)]
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        mean_SC, var_SC = self.running_mean.repeat(self.splits, 1), self.running_var.repeat(self.splits, 1)
+        parts = [
+            F.batch_norm(part, mean_C, var_C, self.weight, self.bias, True, self.momentum, self.eps)
+            for part, mean_C, var_C in zip(input.chunk(self.splits), mean_SC, var_SC, strict=True)
+        ]
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.copy_(mean_SC.mean(0))
+            self.running_var.copy_(var_SC.mean(0))
         return torch.cat(parts)
 
 
