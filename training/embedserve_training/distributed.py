@@ -42,7 +42,7 @@ class Processes:
         """The rows of every process, [G, …], without gradient."""
         if self.count == 1:
             return x_BD.detach()
-        parts = [torch.empty_like(x_BD) for _ in range(self.count)]
+        parts = [torch.empty_like(x_BD, memory_format=torch.contiguous_format) for _ in range(self.count)]
         dist.all_gather(parts, x_BD.detach().contiguous())
         return torch.cat(parts)
 
@@ -63,7 +63,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BD: Tensor) -> Tensor:
-        parts = [torch.empty_like(x_BD) for _ in range(dist.get_world_size())]
+        parts = [torch.empty_like(x_BD, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x_BD.contiguous())
         ctx.rows = x_BD.shape[0]
         return torch.cat(parts)
