@@ -8,6 +8,7 @@ Shapes: B images in this process, G in all, N in the data, M noise rows per imag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -122,7 +123,26 @@ class InstanceDiscrimination(Method):
         self.seen.clear()
 
     def anchors(self, global_batch: int) -> Anchors:
-        """ln N, or about 1 + ln(M + 1), where every image looks like every other."""
-        images = len(self.bank.rows_ND)
-        chance = instance_nce_chance(self.noise) if self.noise else instance_softmax_chance(images)
-        return Anchors(chance=chance, collapse=chance)
+        """Ln N where all images look alike. With noise 1 + ln(M + 1) or so at chance, and much more in collapse."""
+        if not self.noise:
+            chance = instance_softmax_chance(len(self.bank.rows_ND))
+            return Anchors(chance=chance, collapse=chance)
+        # Z stays that of rows of random directions, beside which embeddings that are alike pass for far likelier.
+        logit = 1 / self.tau - math.log(_mean_exponential(1 / self.tau, self.bank.rows_ND.shape[1]) * self.noise)
+        collapse = _softplus(-logit) + self.noise * _softplus(logit)
+        return Anchors(chance=instance_nce_chance(self.noise), collapse=collapse)
+
+
+def _mean_exponential(scale: float, dimension: int) -> float:
+    """E[exp(scale · cosine)] for random directions: ₀F₁(; P / 2; scale² / 4), a series of positive terms."""
+    total = term = 1.0
+    for k in range(1, 10_000):
+        term *= scale**2 / 4 / ((dimension / 2 + k - 1) * k)
+        total += term
+        if term < 1e-12 * total:
+            break
+    return total
+
+
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
