@@ -29,7 +29,8 @@ class StepOutput:
     loss: Tensor
     """Scalar in fp32 to minimise."""
     features_ND: Tensor
-    """Embeddings h of the step's views, [V·B, D], first views first, detached."""
+    """Embeddings h of the views that the trained backbone saw, first views first, detached: [V·B, D], or [B, D] where
+    the second views go to a momentum copy."""
     projections_ND: Tensor
     """What the loss compares: z of the step's views, [V·B, P], first views first, detached."""
     views: int = 2

@@ -86,13 +86,14 @@ class MoCo(Method):
         """The loss of one batch; its keys join the queue after the step, when no query can meet its own key there."""
         first_BCSS, second_BCSS = views_VBCSS
         pairs = [(first_BCSS, second_BCSS)] + ([(second_BCSS, first_BCSS)] if self.symmetric else [])
-        losses, features, projections = [], [], []
+        losses, features, projections, hits = [], [], [], []
         for query_BCSS, key_BCSS in pairs:
             h_BD = self.backbone(query_BCSS)
             q_BP = self.head(h_BD)
             k_BP = self._keys(key_BCSS, generator)
             loss, diagnostics = info_nce(q_BP, k_BP, self.queue.keys_KD, self.tau)
             losses.append(loss)
+            hits.append(diagnostics)
             features.append(h_BD.detach())
             projections += [q_BP.detach()] if self.symmetric else [q_BP.detach(), k_BP]
             self.new_keys.append(k_BP)
@@ -100,7 +101,7 @@ class MoCo(Method):
             loss=torch.stack(losses).mean(),
             features_ND=torch.cat(features),
             projections_ND=torch.cat(projections),
-            diagnostics=diagnostics,
+            diagnostics={name: torch.stack([each[name] for each in hits]).mean() for name in hits[0]},
         )
 
     @torch.no_grad()
