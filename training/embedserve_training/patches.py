@@ -30,7 +30,9 @@ class Patches:
 
     def _positions(self, device: torch.device) -> Tensor:
         """The pixels of each patch along one side, [G, P]."""
-        first_G = torch.linspace(0, self.size_px - self.patch_px, self.grid, device=device).round().long()
+        # In whole numbers: a half that devices round differently would cut different patches.
+        room, gaps = self.size_px - self.patch_px, self.grid - 1
+        first_G = (2 * room * torch.arange(self.grid, device=device) + gaps) // (2 * gaps)
         return first_G.view(-1, 1) + torch.arange(self.patch_px, device=device)
 
     def cut(self, images_BCSS: Tensor) -> Tensor:
