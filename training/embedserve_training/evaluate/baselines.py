@@ -45,7 +45,7 @@ class PrincipalComponents:
 
     def project(self, x_NP: NDArray[np.float32]) -> NDArray[np.float32]:
         """The vectors in these directions, centred on the mean: [N, K]."""
-        projected_NK: NDArray[np.float32] = (x_NP - self.mean_P) @ self.components_PK
+        projected_NK: NDArray[np.float32] = np.matmul(x_NP - self.mean_P, self.components_PK)
         return projected_NK
 
 

@@ -228,12 +228,11 @@ def _pixel_rows(bench: Bench, spec: PreprocessSpec, dimension: int) -> list[Row]
     side = min(PIXEL_SIDE, spec.size_px)
     raw = bench.row("raw pixels", [(flat_pixels, spec)], f"{side} × {side} × 3 pixels")
     components = fit_components(flat_pixels(bench.loaded(spec).train_NSSC), dimension)
-    count = components.components_PK.shape[1]
 
     def embed(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
         return components.project(flat_pixels(pixels_NSSC))
 
-    return [raw, bench.row("PCA", [(embed, spec)], f"{count} components of the raw pixels")]
+    return [raw, bench.row("PCA", [(embed, spec)], "principal components of the raw pixels")]
 
 
 def _supervised_row(bench: Bench, network: _Network, epochs: int) -> Row:
