@@ -78,12 +78,13 @@ def _add_commands() -> None:
         embed,
         evaluate,
         export,
+        preview,
         search,
         serve,
         train,
     )
 
-    for module in (train, evaluate, export, serve, embed, add, search, collection, doctor, demo, completion):
+    for module in (preview, train, evaluate, export, serve, embed, add, search, collection, doctor, demo, completion):
         main.add_command(module.command)
 
 

@@ -1,4 +1,4 @@
-"""What the three training commands share: the optional dependency, and settings that are flags."""
+"""What the training commands share: the optional dependency, and settings that are flags."""
 
 from __future__ import annotations
 
@@ -59,15 +59,21 @@ def setting_options(command: _CommandT) -> _CommandT:
     command = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=f"Any other setting: {rest}.")(
         command
     )
-    for entry in reversed([entry for entry in fields(config) if entry.name in _FLAGS]):
-        name, kind = entry.name.replace("_", "-"), _type_of(entry.name)
-        command = click.option(
-            f"--{name}/--no-{name}" if kind is bool else f"--{name}",
-            type=kind,
-            default=None,
-            help=entry.metadata["help"],
-        )(command)
+    for name in reversed([entry.name for entry in fields(config) if entry.name in _FLAGS]):
+        command = setting_option(name)(command)
     return command
+
+
+def setting_option(name: str) -> Callable[[_CommandT], _CommandT]:
+    """The flag of one setting, with the setting's own help text."""
+    [entry] = [entry for entry in fields(_config_class()) if entry.name == name]
+    flag, kind = name.replace("_", "-"), _type_of(name)
+    return click.option(
+        f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
+        type=kind,
+        default=None,
+        help=entry.metadata["help"],
+    )
 
 
 def make_config(flags: dict[str, Any], settings: Sequence[str]) -> Any:

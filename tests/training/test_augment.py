@@ -265,6 +265,13 @@ def test_grey_images_stay_grey(name: str) -> None:
     assert spread(view) > 1e-2
 
 
+def test_a_run_chooses_the_least_crop_and_nothing_else_of_a_preset() -> None:
+    first, second = augment.recipes_for("barlow-twins", 0.5)
+    assert (first, second) == tuple(replace(recipe, crop_scale=(0.5, 1.0)) for recipe in PRESETS["barlow-twins"])
+    [cpc] = augment.recipes_for("cpc", 0.9)  # its greatest crop is smaller than that
+    assert cpc.crop_scale == (0.9, 0.9)
+
+
 def test_barlow_twins_views_differ_in_blur_and_solarization_only() -> None:
     first, second = PRESETS["barlow-twins"]
     assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,7 @@ class Trainer:
         self.device = torch.device(settings.device)
         self.report = report
         self.stop_wanted = stop_wanted
-        self.recipes = [
-            replace(recipe, crop_scale=(settings.crop_min, max(recipe.crop_scale[1], settings.crop_min)))
-            for recipe in augment.PRESETS[settings.augmentation]
-        ]
+        self.recipes = augment.recipes_for(settings.augmentation, settings.crop_min)
         torch.backends.cudnn.benchmark = True  # all batches have the same shape
         torch.manual_seed(settings.seed)
         method = methods.build(settings, len(images.positions))

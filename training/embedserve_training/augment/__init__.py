@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from embedserve_training.augment.presets import PRESETS
+from embedserve_training.augment.presets import PRESETS, recipes_for
 from embedserve_training.augment.recipe import Augmentation
 
 if TYPE_CHECKING:
     from embedserve_training.augment.view import augment
 
-__all__ = ["PRESETS", "Augmentation", "augment"]
+__all__ = ["PRESETS", "Augmentation", "augment", "recipes_for"]
 
 
 def __getattr__(name: str) -> object:

@@ -107,3 +107,10 @@ PRESETS: dict[str, tuple[Augmentation, ...]] = {
         ),
     ),
 }
+
+
+def recipes_for(name: str, crop_min: float) -> tuple[Augmentation, ...]:
+    """A preset with crops from this share of the image's area: view v has recipe v modulo their number."""
+    return tuple(
+        replace(recipe, crop_scale=(crop_min, max(recipe.crop_scale[1], crop_min))) for recipe in PRESETS[name]
+    )

@@ -1,0 +1,77 @@
+"""`embedserve preview`: what training sees of a folder of images, as one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from embedserve.cli.training import setting_option
+
+
+@click.command("preview")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=Path("preview.png"), help="PNG to write; replaced if there."
+)
+@setting_option("augmentation")
+@click.option("--all", "every_preset", is_flag=True, help="One group of rows for each preset.")
+@setting_option("method")
+@setting_option("recipe")
+@setting_option("size_px")
+@click.option("--images", type=click.IntRange(1, 64), help="Images, one in each row.  [default: 8, or 2 with --all]")
+@click.option("--views", type=click.IntRange(1, 32), default=6, help="Views of each image.")
+@setting_option("seed")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of train, as crop_min.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document about the picture.")
+def command(
+    folder: Path,
+    out: Path,
+    every_preset: bool,
+    images: int | None,
+    views: int,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Draw images of a folder and views of them: what the encoder will learn to take for the same.
+
+    Each row is an image as training keeps it, then augmented views of it. Without --augmentation they are those that
+    `embedserve train` would use for the folder. What sets your images apart has to survive in every view; what does
+    not matter should vary. If it does not, try another preset.
+
+    \b
+    embedserve preview photos/ -o preview.png
+    embedserve preview scans/ --augmentation xray --set crop_min=0.5
+    embedserve preview photos/ --all --images 3
+    """
+    from embedserve.cli.output import print_json, say
+    from embedserve.cli.training import make_config, training_installed
+
+    if every_preset and flags["augmentation"]:
+        raise click.UsageError("--all draws every preset: leave out --augmentation")
+    config = make_config(flags, settings)
+    with training_installed():
+        from embedserve_training.preview import preview
+
+    result = preview(
+        folder,
+        out,
+        config=config,
+        images=images or (2 if every_preset else 8),
+        views=views,
+        every_preset=every_preset,
+        report=say,
+    )
+    if as_json:
+        print_json(
+            {
+                "path": str(result.path),
+                "size_px": result.size_px,
+                "augmentations": list(result.augmentations),
+                "images": list(result.images),
+                "skipped": [{"path": file.path, "reason": file.reason} for file in result.skipped],
+            }
+        )
+    say(f"{out}: {len(result.images)} images, {views} views of each, {result.size_px} px")

@@ -1,0 +1,253 @@
+"""A picture of what training sees: images as they are cached, and views of each, in one PNG.
+
+Shapes: N images, V views of each, C = 3 channels, T side of the cached image, S side of the view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from embedserve.encoder import usable_cores
+from embedserve.errors import DataError
+from embedserve.preprocess import PreprocessSpec
+from embedserve_training import augment, cache, data
+from embedserve_training.augment import PRESETS, Augmentation
+from embedserve_training.config import Settings, TrainConfig
+from embedserve_training.data import ImageFolder, Skipped
+from embedserve_training.plan import Facts, plan
+
+_LEAST_TILE_PX = 96
+"""Smaller views are enlarged by a whole factor, so that their pixels can be seen."""
+_GAP_PX = 4
+_TEXT_PX = 13
+_LINE_PX = 18
+_WHITE, _BLACK, _GREY = (255, 255, 255), (0, 0, 0), (110, 110, 110)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The views that one preset gives of the images."""
+
+    name: str
+    recipes: tuple[Augmentation, ...]
+    """One for all views, or one for the first and one for the second of a pair, and so on in turns."""
+    views_NVSSC: NDArray[np.uint8]
+    """uint8 [N, V, S, S, 3]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What was drawn."""
+
+    path: Path
+    size_px: int
+    """S."""
+    images: tuple[str, ...]
+    """The images drawn, relative to the folder, from top to bottom."""
+    skipped: tuple[Skipped, ...]
+    """Those that were to be drawn and could not be read."""
+    augmentations: tuple[str, ...]
+
+
+def preview(
+    folder: Path,
+    out: Path,
+    *,
+    config: TrainConfig,
+    images: int = 8,
+    views: int = 6,
+    every_preset: bool = False,
+    report: Callable[[str], None],
+) -> Preview:
+    """Draw images of a folder beside views of them, as a run of this config would see them.
+
+    Args:
+        folder: images, flat or nested.
+        out: the PNG to write, replaced atomically.
+        config: of the run; what it leaves open is chosen as for training.
+        images: rows, spread evenly over the folder.
+        views: views of each image.
+        every_preset: draw a group of rows for each preset and not only that of the run.
+        report: takes lines for a person.
+
+    Raises:
+        DataError: the folder is missing, holds no image that can be read, or ``out`` cannot be written.
+        InvalidInput: a value of the config is not usable.
+    """
+    files = data.scan(folder)
+    facts = _facts(files)
+    chosen = [replace(config, augmentation=name) for name in PRESETS] if every_preset else [config]
+    runs = [plan(one, facts).settings for one in chosen]
+    size_px = runs[0].size_px
+    side_px = cache.cached_side_px(size_px, facts.median_side_px)
+    # Two of one place would be one image twice.
+    wanted = sorted({int(position) for position in np.linspace(0, len(files.paths) - 1, images)})
+    originals_NTTC, kept, skipped = data.load_squares(
+        files.subset(wanted), PreprocessSpec(size_px=side_px, resize_px=side_px, filter="bicubic"), workers=1
+    )
+    for entry in skipped:
+        report(f"left out: {entry.path}: {entry.reason}")
+    groups = [_group(settings, originals_NTTC, views) for settings in runs]
+    _write(draw(originals_NTTC, groups), out)
+    for group in groups:
+        for line in captions(group):
+            report(line)
+    return Preview(
+        path=out,
+        size_px=size_px,
+        images=tuple(files.paths[wanted[position]] for position in kept),
+        skipped=skipped,
+        augmentations=tuple(group.name for group in groups),
+    )
+
+
+def _facts(files: ImageFolder) -> Facts:
+    seen = data.look(files)
+    return Facts(
+        images=len(files.paths),
+        median_side_px=seen.median_side_px,
+        grey=seen.grey,
+        cuda=torch.cuda.is_available(),
+        mps=torch.backends.mps.is_available(),
+        cores=usable_cores(),
+    )
+
+
+def _group(settings: Settings, originals_NTTC: NDArray[np.uint8], views: int) -> Group:
+    """Views as the trainer makes them, on the CPU: they are the same on every device."""
+    recipes = augment.recipes_for(settings.augmentation, settings.crop_min)
+    generator = torch.Generator().manual_seed(settings.seed)
+    pixels_NTTC = torch.from_numpy(originals_NTTC)
+    drawn = [
+        augment.augment(pixels_NTTC, settings.size_px, recipes[view % len(recipes)], generator) for view in range(views)
+    ]
+    views_NVSSC = torch.stack(drawn, dim=1).permute(0, 1, 3, 4, 2).mul(255).round().byte().numpy()
+    return Group(name=settings.augmentation, recipes=recipes, views_NVSSC=views_NVSSC)
+
+
+# --- Drawing -------------------------------------------------------------------------------------------------------
+
+
+def draw(originals_NTTC: NDArray[np.uint8], groups: Sequence[Group]) -> Image.Image:
+    """The grid: for each group its captions, then one row per image, the original first and then its views."""
+    size_px, count = groups[0].views_NVSSC.shape[2], groups[0].views_NVSSC.shape[1]
+    tile = size_px * -(-_LEAST_TILE_PX // size_px)
+    step = tile + _GAP_PX
+    width = step * (1 + count) + 4 * _GAP_PX
+    font = ImageFont.load_default(_TEXT_PX)
+    texts = [[line for caption in captions(group) for line in _wrapped(caption, width, font)] for group in groups]
+    height = sum(_LINE_PX * (1 + len(lines)) + step * len(originals_NTTC) + 2 * _GAP_PX for lines in texts)
+    canvas = Image.new("RGB", (width, height), _WHITE)
+    pen = ImageDraw.Draw(canvas)
+    top = _GAP_PX
+    for group, lines in zip(groups, texts, strict=True):
+        for line in lines:
+            pen.text((_GAP_PX, top), line, _BLACK, font)
+            top += _LINE_PX
+        # Between the original and the views there is more room than between views.
+        lefts = [_GAP_PX, *(step * (1 + view) + 3 * _GAP_PX for view in range(count))]
+        for left, heading in zip(lefts, ["original", *_headings(group)], strict=True):
+            pen.text((left, top), heading, _GREY, font)
+        top += _LINE_PX
+        for original_TTC, views_VSSC in zip(originals_NTTC, group.views_NVSSC, strict=True):
+            for left, pixels in zip(lefts, [original_TTC, *views_VSSC], strict=True):
+                canvas.paste(_tile(pixels, tile), (left, top))
+            top += step
+        top += _GAP_PX
+    return canvas
+
+
+def _headings(group: Group) -> list[str]:
+    """Numbers of the views; where views differ, also of which of the two kinds each is."""
+    kinds = len(group.recipes)
+    count = group.views_NVSSC.shape[1]
+    return [
+        f"view {view + 1}" + (f" ({'first' if view % 2 == 0 else 'second'})" if kinds > 1 else "")
+        for view in range(count)
+    ]
+
+
+def _tile(pixels: NDArray[np.uint8], side: int) -> Image.Image:
+    image = Image.fromarray(pixels)
+    whole = side % len(pixels) == 0
+    return image.resize((side, side), Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
+
+
+def _wrapped(text: str, width: int, font: Any) -> list[str]:
+    """Lines that are no wider than the grid."""
+    lines: list[str] = []
+    for word in text.replace("–", "-").split(" "):  # Pillow's font has no dash
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width - 2 * _GAP_PX:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def _write(image: Image.Image, out: Path) -> None:
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            image.save(file, "PNG")
+        partial.replace(out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(
+            f"{out} cannot be written: {error.strerror or error}",
+            hint="choose a path in a folder that exists and is writable: -o FILE",
+        ) from error
+
+
+# --- Captions ------------------------------------------------------------------------------------------------------
+
+
+def captions(group: Group) -> list[str]:
+    """One line for each recipe of a preset: its name and what it does, in the order in which it is done."""
+    if len(group.recipes) == 1:
+        return [f"{group.name}: {summary(group.recipes[0])}"]
+    views = ("first view", "second view")
+    return [f"{group.name}, {view}: {summary(one)}" for view, one in zip(views, group.recipes, strict=True)]
+
+
+def summary(recipe: Augmentation) -> str:
+    """What a recipe does, as in "crop 8–100 %, flip 50 %, blur 50 %"; shares are probabilities."""
+    low, high = recipe.crop_scale
+    parts = ["whole image" if low == 1 else f"crop {_percent(low, high)}"]
+    if recipe.rotation:
+        parts.append(f"rotation ±{recipe.rotation:g}°")
+    for entry in fields(recipe):
+        value = getattr(recipe, entry.name)
+        if entry.name not in _DETAILS or not value:
+            continue
+        detail = _DETAILS[entry.name](recipe)
+        parts.append(f"{entry.name.replace('_', ' ')} {100 * value:.3g} %" + (f" ({detail})" if detail else ""))
+    return ", ".join(parts)
+
+
+def _percent(low: float, high: float) -> str:
+    return f"{100 * low:.3g} %" if low == high else f"{100 * low:.3g}–{100 * high:.3g} %"
+
+
+def _jitter(recipe: Augmentation) -> str:
+    strengths = {name: getattr(recipe, name) for name in ("brightness", "contrast", "saturation", "hue")}
+    return ", ".join(f"{name} {value:g}" for name, value in strengths.items() if value)
+
+
+_DETAILS: dict[str, Callable[[Augmentation], str]] = {
+    **dict.fromkeys(
+        ("flip", "vertical_flip", "quarter_turns", "grayscale", "channel_drop", "solarize", "sobel"), lambda _: ""
+    ),
+    "jitter": _jitter,
+    "blur": lambda recipe: "sigma {:g}–{:g} px".format(*recipe.blur_sigma),
+    "noise": lambda recipe: "sigma {:g}–{:g}".format(*recipe.noise_sigma),
+    "cutout": lambda recipe: _percent(*recipe.cutout_area),
+}
+"""The operations with a probability, and what else a person wants to know of each."""
