@@ -1,10 +1,12 @@
-"""Nearest neighbours against a slow version, and evaluations of run folders and encoder files."""
+"""Evaluations of run folders and encoder files, with labels and without."""
 
 from __future__ import annotations
 
-import math
+import json
+import shutil
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,54 +14,60 @@ import pytest
 from PIL import Image
 
 from embedserve import encoder_file
-from embedserve.errors import DataError, EncoderFileError, TrainingError
-from embedserve_training import evaluate as module
-from embedserve_training.evaluate import evaluate, nearest, principal_components, vote
+from embedserve.errors import DataError, EncoderFileError, InvalidInput, SetupError, TrainingError
+from embedserve_training import checkpoint, data, embed
+from embedserve_training.config import TrainConfig
+from embedserve_training.evaluate import Evaluation, Figure, Row, evaluate, figures
+from embedserve_training.evaluate.images import hold_out
+from embedserve_training.evaluate.subjects import open_subject
+
+FIGURES = [entry.name for entry in fields(Row) if entry.name not in ("name", "dimension", "note")]
+WITHOUT_LABELS = [name for name in FIGURES if name.startswith("self_")]
 
 
 def quiet(line: str) -> None:
     """Report to nobody."""
 
 
-def slow_knn(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, k: int) -> list[int]:
-    """Section 3.4 of arXiv 1805.01978 for one test vector after the other, in float64."""
-    guesses = []
-    for x in test:
-        cosines = [float(x @ t / (np.linalg.norm(x) * np.linalg.norm(t))) for t in train]
-        order = sorted(range(len(train)), key=lambda i: -cosines[i])[:k]
-        votes: dict[int, float] = {}
-        for i in order:
-            votes[int(train_labels[i])] = votes.get(int(train_labels[i]), 0.0) + math.exp(cosines[i] / 0.1)
-        guesses.append(max(sorted(votes), key=lambda label: votes[label]))
-    return guesses
+def figures_of(row: Row) -> dict[str, Figure | None]:
+    return {name: getattr(row, name) for name in FIGURES}
 
 
-@pytest.mark.parametrize("k", [1, 5, 200])
-def test_the_weighted_vote_is_the_slow_one(k: int) -> None:
-    rng = np.random.default_rng(k)
-    labels = rng.integers(0, 4, 300)
-    train = rng.normal(size=(300, 6)).astype(np.float32) + np.eye(4, 6, dtype=np.float32)[labels] * 2
-    test = rng.normal(size=(50, 6)).astype(np.float32)
-    scores, neighbours = nearest(train, labels, test, k)
-    assert vote(scores, neighbours, 4).tolist() == slow_knn(train, labels, test, k)
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if PyTorch were not installed."""
+    import embedserve_training
+
+    for name in ("embed", "augment"):
+        monkeypatch.setitem(sys.modules, f"embedserve_training.{name}", None)
+        monkeypatch.delattr(embedserve_training, name, raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
 
 
-def test_neighbours_come_nearest_first_and_ties_in_order_of_the_data() -> None:
-    train = np.array([[0, 1], [1, 0], [2, 0], [1, 1]], np.float32)
-    scores, labels = nearest(train, np.array([0, 1, 2, 3]), np.array([[5, 0]], np.float32), 4)
-    assert labels.tolist() == [[1, 2, 3, 0]]
-    np.testing.assert_allclose(scores, [[1, 1, math.sqrt(0.5), 0]], atol=1e-6)
+@pytest.fixture(scope="module")
+def result(finished_run: Path, image_folder: Path) -> Evaluation:
+    """Of the run on its own folder."""
+    return evaluate(finished_run, image_folder, report=quiet)
 
 
-@pytest.mark.parametrize("shape", [(60, 12), (12, 60)])
-def test_principal_components_keep_the_variance_that_a_singular_value_decomposition_gives(
-    shape: tuple[int, int],
-) -> None:
-    train = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    projected, again = principal_components(train, train, 5)
-    singular = np.linalg.svd(train - train.mean(0), compute_uv=False)[:5]
-    np.testing.assert_allclose((projected**2).sum(0), singular**2, rtol=1e-3)
-    np.testing.assert_allclose(projected, again, atol=1e-4)
+@pytest.fixture(scope="module")
+def other_seed(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run with another seed."""
+    from embedserve_training.run import run_training
+
+    out = tmp_path_factory.mktemp("runs") / "other-seed"
+    config = TrainConfig(backbone="small-cnn", batch_size=16, epochs=2, device="cpu", workers=1, seed=1)
+    run_training(image_folder, config=config, out=out, report=quiet)
+    return out
+
+
+@pytest.fixture
+def flat_folder(image_folder: Path, tmp_path: Path) -> Path:
+    """The pictures of ``image_folder`` without their labels."""
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for path in image_folder.glob("*/*.png"):
+        shutil.copy(path, folder / f"{path.parent.name}-{path.name}")
+    return folder
 
 
 def test_a_run_is_measured_beside_its_untrained_network_raw_pixels_and_pca(
@@ -67,50 +75,207 @@ def test_a_run_is_measured_beside_its_untrained_network_raw_pixels_and_pca(
 ) -> None:
     result = evaluate(finished_run, image_folder, image_folder, report=quiet)
     assert [row.name for row in result.rows] == ["trained", "untrained", "raw pixels", "PCA"]
-    assert (result.train_images, result.test_images, result.labels, result.neighbours) == (48, 48, 3, 48)
+    assert (result.train_images, result.test_images, result.labels) == (48, 48, 3)
+    assert (result.neighbours, result.temperature) == (48, 0.1)
     for row in result.rows:
-        assert row.knn is not None
-        assert 1 / 3 <= row.knn <= 1
-        assert row.same_label_top10 is not None
-        assert 0 < row.same_label_top10 <= 1
+        for name, figure in figures_of(row).items():
+            assert figure is not None, name
+            assert 0 < figure.mean <= 1, name
+            assert figure.spread is None, name
+        # Every image that asks is also one that is searched.
+        assert row.recall_1 == Figure.of([1.0])
 
 
-def test_without_a_second_folder_a_fifth_of_each_label_is_held_out(finished_run: Path, image_folder: Path) -> None:
-    result = evaluate(finished_run, image_folder, None, report=quiet)
+def test_without_a_second_folder_a_fifth_of_each_label_is_held_out(
+    result: Evaluation, finished_run: Path, image_folder: Path
+) -> None:
     assert (result.train_images, result.test_images) == (39, 9)
-    assert evaluate(finished_run, image_folder, None, report=quiet) == result
+    assert (result.self_images, result.self_queries) == (48, 48)
+    assert evaluate(finished_run, image_folder, report=quiet) == result
 
 
-def test_a_folder_without_labels_cannot_measure(finished_run: Path, image_folder: Path) -> None:
-    with pytest.raises(DataError, match="has no labels") as caught:
-        evaluate(finished_run, image_folder / "discs", None, report=quiet)
-    assert "subfolder" in caught.value.hint
+def test_the_figures_are_those_of_images_embedded_one_by_one_in_evaluation_mode(
+    result: Evaluation, finished_run: Path, image_folder: Path
+) -> None:
+    # Batch-norm in training mode, a fault of several published evaluations, would mix the images of a batch.
+    spec = open_subject(finished_run).spec
+    encoder = embed.trained(finished_run)
+    vectors, labels = [], []
+    for part in hold_out(data.scan(image_folder)):
+        pixels, positions, _ = data.load_squares(part, spec, workers=1)
+        vectors.append(np.concatenate([embed.embed(encoder, pixels[i : i + 1]) for i in range(len(pixels))]))
+        kinds = [part.paths[position].split("/")[0] for position in positions]
+        labels.append(np.unique(kinds, return_inverse=True)[1])
+    expected = figures(vectors[0], labels[0], vectors[1], labels[1])
+    for entry in fields(expected):
+        assert figures_of(result.rows[0])[entry.name] == Figure.of([getattr(expected, entry.name)]), entry.name
+
+
+def test_the_last_checkpoint_is_measured_and_no_best_epoch_is_known(
+    result: Evaluation, finished_run: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    # Tables of the greatest figure over all epochs choose by the test images; here nothing could choose.
+    for name in (checkpoint.PLAN, checkpoint.CHECKPOINT):
+        shutil.copy(finished_run / name, tmp_path / name)
+    assert evaluate(tmp_path, image_folder, report=quiet).rows == result.rows
+    recorded = (finished_run / checkpoint.METRICS).read_text().splitlines()
+    assert recorded
+    for line in recorded:
+        assert not any(word in line for word in ("knn", "accuracy", "test", "recall"))
+        json.loads(line)
+    assert len(list(finished_run.glob("*.pt"))) == 1
+
+
+def test_runs_of_several_seeds_are_one_row_with_mean_and_spread(
+    result: Evaluation, finished_run: Path, other_seed: Path, image_folder: Path
+) -> None:
+    both = evaluate([finished_run, other_seed], image_folder, report=quiet)
+    alone = evaluate(other_seed, image_folder, report=quiet)
+    assert [row.name for row in both.rows] == ["trained", "untrained", "raw pixels", "PCA"]
+    assert both.rows[0].note == "seeds 0, 1"
+    for number in (0, 1):  # the untrained network depends on the seed as well
+        for name, figure in figures_of(both.rows[number]).items():
+            first, second = getattr(result.rows[number], name), getattr(alone.rows[number], name)
+            assert figure == Figure.of([first.mean, second.mean]), name
+    assert both.rows[2:] == result.rows[2:]
+
+
+def test_runs_of_different_settings_are_rows_named_after_them(
+    finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Callable[..., TrainConfig]
+) -> None:
+    from embedserve_training.run import run_training
+
+    out = tmp_path / "shorter"
+    run_training(image_folder, config=tiny_config(epochs=1), out=out, report=quiet)
+    rows = evaluate([finished_run, out], image_folder, report=quiet).rows
+    # Both began as the same network, which is measured once.
+    assert [row.name for row in rows] == ["finished", "shorter", "untrained", "raw pixels", "PCA"]
+
+
+def test_networks_of_different_kinds_have_untrained_rows_of_their_own(
+    finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Callable[..., TrainConfig]
+) -> None:
+    from embedserve_training.run import run_training
+
+    out = tmp_path / "shufflenet"
+    config = tiny_config(epochs=1, backbone="shufflenet_v2_x0_5", size_px=24)
+    run_training(image_folder, config=config, out=out, report=quiet)
+    rows = evaluate([finished_run, out], image_folder, report=quiet).rows
+    assert [row.name for row in rows] == [
+        "finished",
+        "shufflenet",
+        "untrained small-cnn",
+        "untrained shufflenet_v2_x0_5",
+        "raw pixels",
+        "PCA",
+    ]
+
+
+def test_a_supervised_row_is_made_on_request_and_says_how_good_its_own_classifier_is(
+    finished_run: Path, image_folder: Path
+) -> None:
+    row = evaluate(finished_run, image_folder, report=quiet, supervised_epochs=2).rows[-1]
+    assert row.name == "supervised"
+    assert None not in figures_of(row).values()
+    assert row.note.startswith("trained on the labels for 2 epochs; its own classifier is right for ")
+
+
+def test_a_folder_without_labels_gives_self_retrieval_only(finished_run: Path, flat_folder: Path) -> None:
+    lines: list[str] = []
+    result = evaluate(finished_run, flat_folder, report=lines.append)
+    assert [row.name for row in result.rows] == ["trained", "untrained", "raw pixels", "PCA"]
+    for row in result.rows:
+        assert [name for name, figure in figures_of(row).items() if figure is not None] == WITHOUT_LABELS
+    assert (result.labels, result.test_images, result.train_images, result.self_images) == (0, 0, 48, 48)
+    assert "has no labels" in lines[0]
+
+
+def test_self_retrieval_is_the_same_with_labels_and_without(
+    finished_run: Path, image_folder: Path, flat_folder: Path
+) -> None:
+    # With a second folder nothing is held out, so that the images stand in the same order.
+    labelled = evaluate(finished_run, image_folder, image_folder, report=quiet).rows[0]
+    assert [getattr(evaluate(finished_run, flat_folder, report=quiet).rows[0], name) for name in WITHOUT_LABELS] == [
+        getattr(labelled, name) for name in WITHOUT_LABELS
+    ]
+
+
+def test_what_needs_labels_is_refused_without_them(finished_run: Path, image_folder: Path, flat_folder: Path) -> None:
+    for words in (
+        {"folder": flat_folder, "test_folder": image_folder},
+        {"folder": image_folder, "test_folder": flat_folder},
+        {"folder": flat_folder, "supervised_epochs": 1},
+    ):
+        with pytest.raises(DataError, match="flat has no labels") as caught:
+            evaluate(finished_run, report=quiet, **words)  # type: ignore[arg-type]
+        assert "subfolder" in caught.value.hint
+
+
+def test_one_image_per_label_leaves_nothing_to_search_in(
+    finished_run: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    for kind in ("discs", "checks"):
+        (tmp_path / kind).mkdir()
+        shutil.copy(image_folder / kind / "00.png", tmp_path / kind)
+    with pytest.raises(DataError, match="one image per label"):
+        evaluate(finished_run, tmp_path, report=quiet)
+
+
+def test_the_augmentation_is_that_of_the_run_unless_another_is_named(
+    result: Evaluation, finished_run: Path, image_folder: Path
+) -> None:
+    settings = checkpoint.read_plan(finished_run).settings
+    assert result.augmentation == f"{settings.augmentation}, crops from {100 * settings.crop_min:.0f} %"
+    other = evaluate(finished_run, image_folder, report=quiet, augmentation="xray")
+    assert other.augmentation == "xray"
+    assert other.rows[0].knn == result.rows[0].knn
+    assert other.rows[0].self_mrr != result.rows[0].self_mrr
+    with pytest.raises(InvalidInput, match="there is no augmentation 'magic'"):
+        evaluate(finished_run, image_folder, report=quiet, augmentation="magic")
 
 
 def test_what_is_neither_run_nor_encoder_is_named(image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="holds no training run"):
-        evaluate(tmp_path, image_folder, None, report=quiet)
+        evaluate(tmp_path, image_folder, report=quiet)
     with pytest.raises(EncoderFileError, match="no encoder file"):
-        evaluate(tmp_path / "nothing.onnx", image_folder, None, report=quiet)
+        evaluate(tmp_path / "nothing.onnx", image_folder, report=quiet)
 
 
 def test_an_encoder_file_measures_like_the_run_it_came_from(
-    finished_run: Path, exported: Path, image_folder: Path
+    result: Evaluation, exported: Path, image_folder: Path
 ) -> None:
-    run = evaluate(finished_run, image_folder, None, report=quiet)
-    file = evaluate(exported, image_folder, None, report=quiet)
-    assert [(row.name, row.knn, row.note) for row in file.rows] == [(row.name, row.knn, row.note) for row in run.rows]
+    file = evaluate(exported, image_folder, report=quiet)
+    assert [(row.name, row.note, row.dimension) for row in file.rows] == [
+        (row.name, row.note, row.dimension) for row in result.rows
+    ]
+    assert [(row.knn, row.recall_5, row.self_recall_5) for row in file.rows] == [
+        (row.knn, row.recall_5, row.self_recall_5) for row in result.rows
+    ]
 
 
-def test_without_torch_the_untrained_row_is_left_out_with_the_reason(
+def test_a_run_and_its_own_file_are_two_rows(finished_run: Path, exported: Path, image_folder: Path) -> None:
+    rows = evaluate([finished_run, exported], image_folder, report=quiet).rows
+    assert [row.name for row in rows] == ["finished", "encoder.onnx", "untrained", "raw pixels", "PCA"]
+
+
+def test_without_torch_a_file_still_has_every_figure_that_needs_none(
     exported: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "embedserve_training.embed", None)
-    import embedserve_training
-
-    monkeypatch.delattr(embedserve_training, "embed", raising=False)
-    untrained = evaluate(exported, image_folder, None, report=quiet).rows[1]
+    no_torch(monkeypatch)
+    result = evaluate(exported, image_folder, report=quiet)
+    trained, untrained, *_ = result.rows
+    assert [name for name, figure in figures_of(trained).items() if figure is None] == WITHOUT_LABELS
     assert (untrained.name, untrained.knn, untrained.note) == ("untrained", None, "left out: PyTorch is not installed")
+    assert (result.augmentation, result.self_images) == ("", 0)
+
+
+def test_without_torch_and_labels_nothing_can_be_measured(
+    exported: Path, flat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_torch(monkeypatch)
+    with pytest.raises(SetupError, match="needs PyTorch") as caught:
+        evaluate(exported, flat_folder, report=quiet)
+    assert "pip install" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -124,9 +289,9 @@ def test_an_encoder_whose_network_is_not_known_is_measured_without_the_untrained
     training = {**file.metadata.training, **training} if training else {}
     foreign = encoder_file.pack(file.model, replace(file.metadata, training=training))
     encoder_file.write(foreign, tmp_path / "foreign.onnx")
-    trained, untrained = evaluate(tmp_path / "foreign.onnx", image_folder, None, report=quiet).rows[:2]
-    assert trained.knn is not None
-    assert untrained.knn is None
+    trained, untrained = evaluate(tmp_path / "foreign.onnx", image_folder, report=quiet).rows[:2]
+    assert None not in figures_of(trained).values()
+    assert set(figures_of(untrained).values()) == {None}
     assert reason in untrained.note
 
 
@@ -142,14 +307,17 @@ def test_unreadable_files_are_reported_and_left_out_of_both_images_and_labels(
     result = evaluate(finished_run, image_folder, tmp_path, report=lines.append)
     assert result.test_images == 3
     assert [entry.path for entry in result.skipped] == ["checks/broken.png"]
-    # Every test image is also a training image, so one of its ten nearest neighbours is surely of its label.
-    assert all(row.same_label_top10 is not None and row.same_label_top10 >= 0.1 for row in result.rows)
+    # Every test image is also a training image, so the nearest is surely of its label.
+    assert [row.recall_1 for row in result.rows] == [Figure.of([1.0])] * 4
     assert any("checks/broken.png" in line for line in lines)
 
 
-def test_raw_pixels_of_large_images_are_compared_at_32_pixels() -> None:
-    pixels = np.zeros((2, 64, 64, 3), np.uint8)
-    pixels[1] = 255
-    vectors = module.raw_pixels(pixels)
-    assert vectors.shape == (2, 32 * 32 * 3)
-    np.testing.assert_allclose(vectors[1], 1 / math.sqrt(32 * 32 * 3), rtol=1e-5)
+def test_labels_that_only_the_second_folder_has_are_called_out(
+    finished_run: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    for kind, label in (("discs", "discs"), ("checks", "squares")):
+        shutil.copytree(image_folder / kind, tmp_path / label)
+    lines: list[str] = []
+    result = evaluate(finished_run, image_folder, tmp_path, report=lines.append)
+    assert any(line.startswith("16 test images have a label that") for line in lines)
+    assert all(row.recall_10 == Figure.of([0.5]) for row in result.rows)

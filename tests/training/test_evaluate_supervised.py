@@ -1,0 +1,93 @@
+"""The same network trained on labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from embedserve_training import embed
+from embedserve_training.checkpoint import read_plan
+from embedserve_training.config import Settings
+from embedserve_training.supervised import train_supervised
+from tests.training.conftest import KINDS, draw
+
+
+def quiet(line: str) -> None:
+    """Report to nobody."""
+
+
+@pytest.fixture(scope="module")
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    """96 pictures of three kinds, and their labels."""
+    labels = np.arange(96) % 3
+    return np.stack([draw(KINDS[label], 1000 + i) for i, label in enumerate(labels)]), labels
+
+
+@pytest.fixture
+def settings(finished_run: Path) -> Settings:
+    return read_plan(finished_run).settings
+
+
+def test_it_learns_to_tell_the_kinds_of_pictures_it_never_saw(
+    pictures: tuple[np.ndarray, np.ndarray], settings: Settings
+) -> None:
+    encoder = train_supervised(settings, *pictures, epochs=20, report=quiet)
+    unseen = np.stack([draw(kind, 5000 + i) for i in range(20) for kind in KINDS])
+    right = (encoder.classify(unseen) == np.arange(60) % 3).mean()
+    assert right > 0.6  # by chance 0.33; an untrained network would be at chance as well
+
+
+def test_it_begins_with_the_weights_of_the_untrained_network(
+    pictures: tuple[np.ndarray, np.ndarray], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedserve_training.optim.lr_factor", lambda progress, warmup: 0.0)
+    trained = train_supervised(settings, *pictures, epochs=1, report=quiet)
+    untrained = dict(embed.untrained(settings).named_parameters())
+    for name, value in trained.named_parameters():
+        if not name.startswith("classifier"):
+            assert torch.equal(value, untrained[name]), name
+
+
+def test_it_is_a_function_of_its_seed_and_leaves_the_global_random_numbers_alone(
+    pictures: tuple[np.ndarray, np.ndarray], settings: Settings
+) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    first = train_supervised(settings, *pictures, epochs=1, report=quiet).state_dict()
+    assert torch.equal(torch.rand(1), expected)
+    again = train_supervised(settings, *pictures, epochs=1, report=quiet).state_dict()
+    other = train_supervised(replace(settings, seed=1), *pictures, epochs=1, report=quiet).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_it_is_returned_in_evaluation_mode_so_that_an_image_embeds_the_same_in_any_company(
+    pictures: tuple[np.ndarray, np.ndarray], settings: Settings
+) -> None:
+    encoder = train_supervised(settings, *pictures, epochs=1, report=quiet)
+    assert not any(module.training for module in encoder.modules())
+    together = embed.embed(encoder, pictures[0][:8])
+    alone = np.concatenate([embed.embed(encoder, pictures[0][i : i + 1]) for i in range(8)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_it_says_how_far_it_is_after_each_epoch(pictures: tuple[np.ndarray, np.ndarray], settings: Settings) -> None:
+    lines: list[str] = []
+    train_supervised(settings, *pictures, epochs=2, report=lines.append)
+    assert [line.split("loss")[0].split() for line in lines] == [
+        ["supervised", "epoch", "1/2"],
+        ["supervised", "epoch", "2/2"],
+    ]
+
+
+def test_a_device_that_is_not_there_is_replaced_by_the_cpu(
+    pictures: tuple[np.ndarray, np.ndarray], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    encoder = train_supervised(replace(settings, device="cuda"), *pictures, epochs=1, report=quiet)
+    assert {parameter.device.type for parameter in encoder.parameters()} == {"cpu"}
