@@ -74,4 +74,5 @@ def command(
                 "skipped": [{"path": file.path, "reason": file.reason} for file in result.skipped],
             }
         )
-    say(f"{out}: {len(result.images)} images, {views} views of each, {result.size_px} px")
+    shown = "1 image" if len(result.images) == 1 else f"{len(result.images)} images"
+    say(f"{out}: {shown}, {views} {'view' if views == 1 else 'views'} of each, {result.size_px} px")
