@@ -115,16 +115,14 @@ class TrainConfig:
     )
     lr_end: float | None = _field(None, "Learning rate at the end of the cosine as a share of the highest.")
     precision: str | None = _field(None, "Number format of the network: fp32 or bf16 (auto: bf16 on GPUs).")
-    compile: bool = _field(False, "Compile the network first (torch.compile): minutes of waiting, then faster steps.")
+    compile: bool | None = _field(
+        None, "Compile the network first (torch.compile): minutes of waiting, then faster steps."
+    )
     device: str = _field("auto", "Where to train: auto, cpu, cuda or mps.")
     workers: int | None = _field(None, "Threads that decode images (auto: one per core, up to 16).")
     seed: int = _field(0, "Seed of every random number of the run.")
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and self.minutes is not None:
-            raise InvalidInput(
-                f"both epochs = {self.epochs} and minutes = {self.minutes:g} were given", hint="give one of the two"
-            )
         _check_choice(self, "method", METHODS)
         check_values(self)
         for entry in fields(self):
@@ -156,12 +154,22 @@ def drops(lr_drops: str) -> tuple[float, ...]:
     return shares
 
 
+RIVALS = {"epochs": "minutes", "minutes": "epochs", "lr": "base_lr", "base_lr": "lr"}
+"""Settings of which one takes the place of the other."""
+
+
 def check_values(config: Any) -> None:
     """Whether each value that is there, of a TrainConfig or of a recipe's settings, is within its range.
 
     Raises:
-        InvalidInput: one is not.
+        InvalidInput: one is not, or two are there of which one takes the place of the other.
     """
+    for one, other in (("epochs", "minutes"), ("lr", "base_lr"), ("lr", "lr_scaling")):
+        values = getattr(config, one), getattr(config, other)
+        if None not in values:
+            raise InvalidInput(
+                f"both {one} = {values[0]} and {other} = {values[1]} were given", hint="give one of the two"
+            )
     positive = (
         "epochs", "minutes", "lr", "base_lr", "bias_lr", "tau", "workers", "projector_layers", "projector_dim",
         "accumulate", "queue_size", "bn_splits", "off_diagonal", "patch_px", "predict_steps",

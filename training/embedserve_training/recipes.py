@@ -1,8 +1,9 @@
 """Recipes: sets of settings in TOML, each value beside its source. This module imports no torch.
 
 The project's own are in ``training/recipes``: for each method the published ImageNet settings (``…-imagenet``),
-settings for a torchvision network on one GPU (``…-gpu``) and for small-cnn on a CPU (``…-cpu``). A person's own file
-may give plain values: ``base_lr = 0.3`` instead of ``base_lr = { value = 0.3, source = "why" }``.
+settings for a torchvision network on one GPU (``…-gpu``) and for small-cnn on a CPU (``…-cpu``), and where the authors
+published them, those for CIFAR-10 (``…-cifar``). A person's own file may give plain values: ``base_lr = 0.3`` instead
+of ``base_lr = { value = 0.3, source = "why" }``.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import Any
 
 from embedserve.errors import InvalidInput
-from embedserve_training.config import TrainConfig, applies, check_values
+from embedserve_training.config import METHODS, TrainConfig, applies, check_values
 
 _NEVER = ("method", "recipe", "seed", "workers", "device")
 """What a recipe does not set: what it is for, itself, and what belongs to the run and the machine."""
+_OTHERS = f"methods are: {', '.join(METHODS)}"
+_WORDS = {int: "whole number", float: "number", str: "text in quotes", bool: "true or false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class Recipe:
     values: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where a value comes from, for those that say."""
+    own: bool = False
+    """Whether it is a person's own file rather than one of the project's."""
 
 
 def folder() -> Path:
@@ -62,27 +67,33 @@ def load(name: str) -> Recipe:
         raise InvalidInput(f"the recipe {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"the recipe {path} is not TOML: {error}") from error
-    return _parse(document, path)
+    return _parse(document, path, own=name.endswith(".toml"))
 
 
-def _parse(document: dict[str, Any], path: Path) -> Recipe:
+def _parse(document: dict[str, Any], path: Path, *, own: bool) -> Recipe:
     method = document.pop("method", None)
-    if not isinstance(method, str):
-        raise InvalidInput(f"{path} does not say which method it is for", hint='add a line such as: method = "simclr"')
+    if method not in METHODS:
+        said = "does not say which method it is for" if method is None else f"is for the method {method!r}"
+        raise InvalidInput(f"{path} {said}", hint=f'it needs a line such as: method = "{METHODS[0]}"; {_OTHERS}')
     title = str(document.pop("title", path.stem))
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for key, entry in document.items():
-        value, source = (entry.get("value"), entry.get("source")) if isinstance(entry, dict) else (entry, None)
         if key in _NEVER or key not in _types():
             raise InvalidInput(
                 f"{path} sets {key!r}, which no recipe can", hint=f"settings are: {', '.join(_settable())}"
             )
+        if isinstance(entry, dict) and not {"value"} <= entry.keys() <= {"value", "source"}:
+            raise InvalidInput(
+                f"{path} gives {key} as {{ {', '.join(entry)} }}",
+                hint=f'either {key} = VALUE or {key} = {{ value = VALUE, source = "why" }}',
+            )
+        value, source = (entry["value"], entry.get("source")) if isinstance(entry, dict) else (entry, None)
         values[key] = _typed(key, value, path)
         if source:
             sources[key] = str(source)
     _check(values, method, path)
-    return Recipe(name=path.stem, title=title, method=method, values=values, sources=sources)
+    return Recipe(name=path.stem, title=title, method=method, values=values, sources=sources, own=own)
 
 
 def _typed(key: str, value: Any, path: Path) -> Any:
@@ -90,7 +101,7 @@ def _typed(key: str, value: Any, path: Path) -> Any:
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:
-        raise InvalidInput(f"{path} sets {key} to {value!r}, which is no {wanted.__name__}")
+        raise InvalidInput(f"{path} sets {key} to {value!r}, which is no {_WORDS[wanted]}")
     return value
 
 
@@ -101,9 +112,7 @@ def _check(values: Mapping[str, Any], method: str, path: Path) -> None:
         raise InvalidInput(f"{path}: {error.message}", hint=error.hint) from error
     for key in values:
         if not applies(key, method):
-            raise InvalidInput(f"{path} sets {key}, which has no meaning for {method}")
-    if "epochs" in values and "minutes" in values:
-        raise InvalidInput(f"{path} sets both epochs and minutes", hint="give one of the two")
+            raise InvalidInput(f"{path} sets {key}, which has no meaning for {method}", hint="leave that line out")
 
 
 def _settable() -> list[str]:
