@@ -103,6 +103,12 @@ def test_the_wheel_holds_every_source_file_of_both_packages(built: Built) -> Non
         assert f"{package}/py.typed" in built.wheel_names
 
 
+def test_the_wheel_holds_every_recipe_where_training_looks_for_it(built: Built) -> None:
+    recipes = {f"embedserve_training/recipes/{path.name}" for path in (REPOSITORY / "training/recipes").iterdir()}
+    assert "embedserve_training/recipes/simclr-cpu.toml" in recipes
+    assert {name for name in built.wheel_names if name.startswith("embedserve_training/recipes/")} == recipes
+
+
 def test_the_wheel_holds_nothing_else(built: Built) -> None:
     folders = {name.split("/")[0] for name in built.wheel_names}
     version = built.wheel.name.split("-")[1]
@@ -178,6 +184,19 @@ def test_the_installed_command_shows_its_help(installed: Installed) -> None:
     done = installed.run([sys.executable, str(installed.target / "bin/embedserve"), "--help"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Usage: embedserve")
+
+
+def test_a_plan_needs_no_pytorch_and_finds_the_recipes_of_the_wheel(installed: Installed) -> None:
+    program = (
+        "from embedserve_training import recipes\n"
+        "from embedserve_training.config import TrainConfig\n"
+        "from embedserve_training.plan import Facts, plan\n"
+        "print(recipes.folder())\n"
+        "print(plan(TrainConfig(method='moco'), Facts(images=3000, median_side_px=28)).settings.recipe)\n"
+    )
+    folder, recipe = installed.python(program).split()
+    assert Path(folder).is_relative_to(installed.target)
+    assert recipe == "moco-cpu"
 
 
 def test_training_without_pytorch_says_what_to_install(installed: Installed, jpeg_bytes: Encode) -> None:
