@@ -1,0 +1,309 @@
+"""What holds for each of the five methods: anchors, gradients, state, precision, and that its file is short."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from embedserve_training import memory, methods, optim
+from embedserve_training.methods.instance_discrimination import InstanceDiscrimination, _mean_exponential
+from embedserve_training.methods.moco import MoCo
+from tests.training.method_cases import (
+    BUILDERS,
+    IMAGES,
+    barlow_twins,
+    build,
+    cpc,
+    drawn_views,
+    instance_discrimination,
+    moco,
+    seeded,
+    simclr,
+)
+
+BATCH = 8
+every_method = pytest.mark.parametrize("name", BUILDERS)
+
+
+def indices(batch: int = BATCH) -> Tensor:
+    return torch.arange(batch) * 5 % IMAGES
+
+
+def step(method: methods.Method, seed: int = 0) -> Tensor:
+    """Forward, backward and after_step without an optimiser; the loss."""
+    output = method(drawn_views(method, BATCH, seed), indices(), seeded(seed))
+    output.loss.backward()
+    method.after_step()
+    loss: Tensor = output.loss.detach()
+    return loss
+
+
+class Constant(nn.Module):
+    """Gives every row the same vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("vector_D", torch.linspace(-1, 2, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        vector_D: Tensor = self.vector_D  # type: ignore[assignment]
+        return vector_D.expand(len(x), -1)
+
+
+# --- Anchors -------------------------------------------------------------------------------------------------------
+
+
+def test_simclr_that_gives_all_images_the_same_vector_costs_its_collapse_anchor() -> None:
+    method = simclr()
+    method.projector = Constant(16)  # type: ignore[assignment]
+    loss = method(drawn_views(method), indices(), seeded()).loss
+    assert loss.item() == pytest.approx(method.anchors(BATCH).collapse, rel=1e-6)
+    assert method.anchors(256).collapse == pytest.approx(6.2364, abs=1e-4)  # ln 511
+
+
+def test_moco_whose_queue_is_full_of_the_same_vector_costs_its_collapse_anchor() -> None:
+    method = moco()
+    method.head = method.key_head = Constant(16)  # type: ignore[assignment]
+    for _ in range(3):  # 24 keys fill a queue of 20
+        loss = method(drawn_views(method), indices(), seeded()).loss
+        method.queue.put(method.new_keys.pop())
+    assert loss.item() != pytest.approx(method.anchors(BATCH).collapse, rel=0.05)  # not yet: random keys were left
+    loss = method(drawn_views(method), indices(), seeded()).loss
+    assert loss.item() == pytest.approx(method.anchors(BATCH).collapse, rel=1e-6)
+    assert moco(queue_size=4096).anchors(BATCH).collapse == pytest.approx(8.318, abs=1e-3)  # ln 4097
+
+
+def test_barlow_twins_that_gives_all_images_the_same_vector_costs_as_many_as_it_has_numbers() -> None:
+    method = barlow_twins()
+    method.projector = Constant(16)  # type: ignore[assignment]
+    loss = method(drawn_views(method), indices(), seeded()).loss
+    assert loss.item() == method.anchors(BATCH).collapse == 16.0
+
+
+def test_instance_discrimination_whose_bank_holds_one_vector_costs_its_collapse_anchor() -> None:
+    method = instance_discrimination()
+    method.head = Constant(16)  # type: ignore[assignment]
+    method.bank.rows_ND.copy_(torch.nn.functional.normalize(torch.linspace(-1, 2, 16), dim=0).expand(IMAGES, -1))
+    loss = method(drawn_views(method), indices(), seeded()).loss
+    assert loss.item() == pytest.approx(method.anchors(BATCH).collapse, rel=1e-6)
+    assert method.anchors(BATCH).collapse == pytest.approx(3.17805, abs=1e-5)  # ln 24
+
+
+def test_instance_discrimination_with_noise_costs_far_more_in_collapse_than_at_chance_as_its_anchors_say() -> None:
+    torch.manual_seed(0)
+    method = InstanceDiscrimination(BUILDERS["cpc"]().backbone, 20_000, tau=0.2, noise=512, projection=32)
+    method.head = Constant(32)  # type: ignore[assignment]
+    views_VBCSS, indices_B = drawn_views(method, 32), torch.arange(32)
+    method(views_VBCSS, indices_B, seeded())  # estimates Z on a bank of random directions
+    method.bank.rows_ND.copy_(torch.nn.functional.normalize(torch.linspace(-1, 2, 32), dim=0).expand(20_000, -1))
+    loss = method(views_VBCSS, indices_B, seeded()).loss
+    anchors = method.anchors(32)
+    assert loss.item() == pytest.approx(anchors.collapse, rel=0.02)
+    assert anchors.chance == pytest.approx(7.24, abs=0.01)  # 1 + ln 513
+    assert anchors.collapse > 2 * anchors.chance
+
+
+@pytest.mark.parametrize(("scale", "dimension"), [(2.0, 3), (5.0, 16), (10.0, 128)])
+def test_the_mean_exponential_of_a_random_cosine_is_that_of_many_draws(scale: float, dimension: int) -> None:
+    draws_ND = torch.randn(100_000, dimension, dtype=torch.float64, generator=seeded())
+    cosines_N = torch.nn.functional.normalize(draws_ND, dim=1)[:, 0]
+    assert _mean_exponential(scale, dimension) == pytest.approx((scale * cosines_N).exp().mean().item(), rel=0.03)
+
+
+def test_the_mean_exponential_on_a_sphere_in_space_is_sinh_of_the_scale_by_the_scale() -> None:
+    assert _mean_exponential(2.0, 3) == pytest.approx(1.8134302, rel=1e-7)  # the cosine is uniform: sinh(2) / 2
+
+
+def test_cpc_that_gives_all_patches_the_same_vector_costs_its_collapse_anchor() -> None:
+    method = cpc()
+    method.backbone.body = Constant(256)
+    loss = method(drawn_views(method), indices(), seeded()).loss
+    # 8 images of 3 × 3 patches: 8 · 3 · 2 candidates one row below, 8 · 3 two rows below.
+    assert method.anchors(BATCH).collapse == pytest.approx((3.8712 + 3.1781) / 2, abs=1e-4)
+    assert loss.item() == pytest.approx(method.anchors(BATCH).collapse, rel=1e-6)
+
+
+# --- One step ------------------------------------------------------------------------------------------------------
+
+
+@every_method
+def test_every_trained_weight_gets_a_gradient_and_no_other_does(name: str) -> None:
+    method = build(name)
+    step(method)
+    for weight_name, weight in method.named_parameters():
+        assert (weight.grad is not None) == weight.requires_grad, weight_name
+        assert weight.grad is None or bool(torch.isfinite(weight.grad).all()), weight_name
+
+
+@every_method
+def test_what_a_step_gives_has_the_shapes_it_says_and_no_gradient_but_for_the_loss(name: str) -> None:
+    method = build(name)
+    output = method(drawn_views(method), indices(), seeded())
+    assert output.loss.shape == ()
+    assert output.loss.dtype == torch.float32
+    assert output.loss.requires_grad
+    assert output.views == method.views
+    assert output.features_ND.shape[1] == method.backbone.dimension
+    assert len(output.features_ND) in (BATCH, output.views * BATCH)
+    assert len(output.projections_ND) % (output.views * BATCH) == 0
+    for tensor in (output.features_ND, output.projections_ND, *output.diagnostics.values()):
+        assert not tensor.requires_grad
+    assert all(value.shape == () for value in output.diagnostics.values())
+
+
+@every_method
+def test_a_step_is_a_function_of_weights_views_and_generator(name: str) -> None:
+    torch.manual_seed(1)
+    first = step(build(name))
+    torch.manual_seed(2)
+    assert torch.equal(step(build(name)), first)
+
+
+@every_method
+def test_a_step_in_bf16_has_an_fp32_loss_near_that_of_fp32(name: str) -> None:
+    method, same = build(name), build(name)
+    views_VBCSS = drawn_views(method)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = method(views_VBCSS, indices(), seeded())
+    output.loss.backward()
+    method.after_step()
+    assert output.loss.dtype == torch.float32
+    assert output.loss.item() == pytest.approx(same(views_VBCSS, indices(), seeded()).loss.item(), rel=0.05)
+    for weight in method.parameters():
+        assert weight.grad is None or bool(torch.isfinite(weight.grad).all())
+    assert all(value.dtype != torch.bfloat16 for value in method.state_dict().values())
+
+
+@every_method
+def test_descent_lowers_the_loss(name: str) -> None:
+    method = build(name, **({"directions": 4} if name == "cpc" else {}))
+    optimizer = torch.optim.AdamW([weight for weight in method.parameters() if weight.requires_grad], lr=1e-3)
+    losses = []
+    for seed in range(30):
+        output = method(drawn_views(method, BATCH, seed % 3), torch.arange(BATCH) + BATCH * (seed % 3), seeded(seed))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        method.after_step()
+        losses.append(output.loss.item())
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+
+# --- Accumulation --------------------------------------------------------------------------------------------------
+
+
+def in_parts(method: methods.Method, parts: int) -> dict[str, Tensor]:
+    """Gradients of a batch of which one part after the other is computed; after_step comes once."""
+    views_VBCSS, generator = drawn_views(method), seeded()
+    for part in range(parts):
+        own_VBCSS = [view_BCSS.chunk(parts)[part] for view_BCSS in views_VBCSS]
+        (method(own_VBCSS, indices().chunk(parts)[part], generator).loss / parts).backward()
+    method.after_step()
+    return {name: weight.grad for name, weight in method.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        lambda parts: build("moco", bn_splits=4 // parts),
+        lambda parts: build("moco", bn_splits=4 // parts, symmetric=True),
+    ],
+    ids=["one-way", "symmetric"],
+)
+def test_moco_in_two_parts_has_the_queue_lengths_and_key_weights_of_the_whole_batch(
+    case: Callable[[int], MoCo],
+) -> None:
+    # Keys are shuffled within a part, so they meet other images in batch-norm and gradients differ by that.
+    whole, parts = case(1), case(2)
+    in_parts(whole, 1)
+    in_parts(parts, 2)
+    assert torch.equal(whole.queue.position, parts.queue.position)
+    assert all(torch.equal(a, b) for a, b in zip(whole.key_head.parameters(), parts.key_head.parameters(), strict=True))
+
+
+def without_batch_norm(method: MoCo) -> MoCo:
+    from embedserve_training import batch_norm
+
+    batch_norm.without(method.backbone)
+    method.key_backbone = memory.momentum_copy(method.backbone)
+    return method
+
+
+def test_moco_without_batch_norm_has_in_two_parts_the_gradients_and_the_queue_of_the_whole_batch() -> None:
+    whole, parts = (without_batch_norm(build("moco", bn_splits=1)) for _ in range(2))  # type: ignore[arg-type]
+    for (name, one), other in zip(in_parts(whole, 1).items(), in_parts(parts, 2).values(), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6, msg=name)
+    torch.testing.assert_close(parts.queue.keys_KD, whole.queue.keys_KD)
+
+
+def test_instance_discrimination_has_in_two_parts_the_gradients_and_the_bank_of_split_batch_norm() -> None:
+    from embedserve_training import batch_norm
+
+    whole, parts = (build("instance-discrimination") for _ in range(2))
+    batch_norm.split(whole, 2)
+    assert isinstance(whole, InstanceDiscrimination)
+    assert isinstance(parts, InstanceDiscrimination)
+    for (name, one), other in zip(in_parts(whole, 1).items(), in_parts(parts, 2).values(), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5, msg=name)
+    torch.testing.assert_close(parts.bank.rows_ND, whole.bank.rows_ND)
+
+
+# --- What is served, and what is kept ------------------------------------------------------------------------------
+
+
+@every_method
+def test_what_is_served_shares_its_weights_with_what_is_trained(name: str) -> None:
+    method = build(name)
+    served = {id(weight) for weight in method.served().parameters()}
+    assert served == {id(weight) for weight in method.backbone.parameters()}
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name != "cpc"])
+def test_the_backbone_itself_is_served(name: str) -> None:
+    method = build(name)
+    assert method.served() is method.backbone
+
+
+@every_method
+def test_the_optimiser_is_given_what_is_trained_and_nothing_frozen(name: str) -> None:
+    method = build(name)
+    given = {id(weight) for group in optim.parameter_groups(method, 0.1) for weight in group["params"]}
+    assert given == {id(weight) for weight in method.parameters() if weight.requires_grad}
+
+
+@every_method
+def test_a_method_goes_on_from_its_state_dict_to_the_bit(name: str) -> None:
+    extra = {"noise": 6} if name == "instance-discrimination" else {}
+    method, other = build(name, **extra), build(name, seed=9, **extra)
+    step(method)
+    other.load_state_dict(method.state_dict())
+    assert torch.equal(step(method, 1), step(other, 1))
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in method.state_dict().items())
+
+
+def test_there_is_a_case_here_for_every_method() -> None:
+    assert set(BUILDERS) == set(methods.METHODS)
+    assert all(type(build(name)) is methods.METHODS[name] for name in BUILDERS)
+
+
+@every_method
+def test_a_method_is_a_file_that_can_be_read_beside_its_paper(name: str) -> None:
+    file = Path(inspect.getfile(methods.METHODS[name]))
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 160
+    assert "arXiv" in text.partition('"""')[2].partition('"""')[0]  # the paper is named at the top
+
+
+def test_only_methods_of_one_view_take_one_view() -> None:
+    assert {name: BUILDERS[name]().views for name in BUILDERS} == {
+        "simclr": 2,
+        "moco": 2,
+        "barlow-twins": 2,
+        "instance-discrimination": 1,
+        "cpc": 1,
+    }
