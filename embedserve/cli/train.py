@@ -19,6 +19,9 @@ from embedserve.cli.training import setting_options
 @setting_options
 @click.option("--dry-run", is_flag=True, help="Print the plan, each value with its source, and stop.")
 @click.option("--fresh", is_flag=True, help="Begin anew even if the run folder holds a run.")
+@click.option(
+    "--stop-on-collapse", is_flag=True, help="End the run if its embeddings collapse; without it that is only said."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document about the run at the end.")
 def command(
     folder: Path,
@@ -26,6 +29,7 @@ def command(
     settings: tuple[str, ...],
     dry_run: bool,
     fresh: bool,
+    stop_on_collapse: bool,
     as_json: bool,
     **flags: Any,
 ) -> None:
@@ -37,6 +41,7 @@ def command(
     \b
     embedserve train photos/ --minutes 20 -o runs/photos
     embedserve train photos/ --epochs 100 --backbone resnet18 --dry-run
+    torchrun --nproc-per-node 2 -m embedserve train photos/ -o runs/photos
     """
     from dataclasses import asdict
 
@@ -48,7 +53,17 @@ def command(
     with training_installed():
         from embedserve_training.run import run_training
 
-    result = run_training(folder, config=config, out=out, report=say, dry_run=dry_run, fresh=fresh)
+    result = run_training(
+        folder,
+        config=config,
+        out=out,
+        report=say,
+        dry_run=dry_run,
+        fresh=fresh,
+        stop_on_collapse=stop_on_collapse,
+    )
+    if result.rank:  # process 0 speaks for all
+        sys.exit(130 if result.status == "stopped" else 0)
     if as_json:
         print_json(
             {

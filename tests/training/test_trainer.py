@@ -196,12 +196,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
 
 
-def test_an_unknown_method_and_a_missing_gpu_are_named(image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
-    with pytest.raises(SetupError, match="no method 'byol'"):
-        run_training(image_folder, config=tiny_config(method="byol"), out=tmp_path, report=quiet)
-    if not torch.cuda.is_available():
-        with pytest.raises(SetupError, match="device cuda was asked for"):
-            run_training(image_folder, config=tiny_config(device="cuda"), out=tmp_path, report=quiet)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
+def test_a_missing_gpu_is_named(image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
+    with pytest.raises(SetupError, match="device cuda was asked for"):
+        run_training(image_folder, config=tiny_config(device="cuda"), out=tmp_path, report=quiet)
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
 """Batches of pixels on the training device, in an order that follows from seed and step alone.
 
 Every epoch is a fresh permutation; its last, incomplete batch is left out (batch-norm and the contrastive loss depend
-on the batch size), and as each permutation leaves out others, no image is lost to training.
+on the batch size), and as each permutation leaves out others, no image is lost to training. Several processes take the
+very batches that one would take, each its own rows of them.
 
-Shapes: N images, B per batch, T side of the cached image.
+Shapes: N images, G in a batch of all processes, B of them in this one, T side of the cached image.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from embedserve_training.seeds import seed_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +31,24 @@ class Batches:
 
     Args:
         pixels_NTTC: uint8 [N, T, T, 3], usually memory-mapped.
-        batch_size: B, at most N.
+        batch_size: G, at most N.
         seed: of the order.
         device: where the batches are wanted. All pixels are put there at once if they fit in half of its free memory.
+        rows_B: which rows of each batch this process takes; all of them if left out.
     """
 
-    def __init__(self, pixels_NTTC: NDArray[np.uint8], batch_size: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        pixels_NTTC: NDArray[np.uint8],
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        *,
+        rows_B: Tensor | None = None,
+    ) -> None:
         self._pixels_NTTC = torch.from_numpy(pixels_NTTC)
         self.batch_size = batch_size
+        self._rows_B = torch.arange(batch_size) if rows_B is None else rows_B
         self.per_epoch = len(pixels_NTTC) // batch_size
         self._seed = seed
         self._device = device
@@ -56,11 +69,10 @@ class Batches:
         count = len(self._pixels_NTTC)
         while True:
             epoch, first = divmod(step, self.per_epoch)
-            # Bit 62 keeps these seeds apart from those of the augmentations, which count steps.
-            generator = torch.Generator().manual_seed((1 << 62) + (self._seed << 31) + epoch)
+            generator = torch.Generator().manual_seed(seed_of(self._seed, "order", epoch))
             order_N = torch.randperm(count, generator=generator)
             for position in range(first, self.per_epoch):
-                yield order_N[position * self.batch_size : (position + 1) * self.batch_size]
+                yield order_N[position * self.batch_size + self._rows_B]
                 step += 1
 
     def _fetched_ahead(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:

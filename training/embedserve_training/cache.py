@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -81,6 +82,15 @@ def open_cache(
     return cached
 
 
+def find_cache(where: Path, side_px: int, fingerprint: str) -> DecodedImages | None:
+    """The decoded images that another process has made, by their fingerprint; None if they are not there."""
+    for index_path in sorted(where.glob("*.json")):
+        cached = _open(index_path.with_suffix(".u8"), index_path, side_px)
+        if cached and cached.fingerprint == fingerprint:
+            return cached
+    return None
+
+
 def _key(folder: ImageFolder, spec: PreprocessSpec) -> str:
     """Changes with any name, size or time of modification; cheap, so that resuming need not read every file."""
     digest = hashlib.sha256(json.dumps([_RULE, spec.to_json()]).encode())
@@ -148,7 +158,10 @@ def _open(pixels_path: Path, index_path: Path, side_px: int) -> DecodedImages | 
 
     try:
         index = json.loads(index_path.read_text())
-        pixels = np.memmap(pixels_path, np.uint8, mode="c", shape=(len(index["positions"]), side_px, side_px, 3))
+        shape = (len(index["positions"]), side_px, side_px, 3)
+        if pixels_path.stat().st_size != math.prod(shape):
+            return None
+        pixels = np.memmap(pixels_path, np.uint8, mode="c", shape=shape)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return DecodedImages(

@@ -20,10 +20,12 @@ from torch import nn
 from embedserve.errors import TrainingError
 from embedserve_training.config import Settings
 
-FORMAT = 1
+FORMAT = 2
+"""1 held the state of torch's global generator beside the rest; it now follows from seed and step."""
 CHECKPOINT = "checkpoint.pt"
 PLAN = "plan.json"
 METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 SKIPPED = "skipped.txt"
 SAMPLES = "samples.npy"
 CACHE = "cache"
@@ -31,7 +33,10 @@ CACHE = "cache"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """All that a run needs to go on exactly where it was."""
+    """All that a run needs to go on exactly where it was.
+
+    No state of a random generator is among it: all that is random in a step follows from seed and step.
+    """
 
     step: int
     """Steps done. Epoch and position within it follow from it, since every epoch has equally many steps."""
@@ -43,8 +48,6 @@ class Checkpoint:
     method: Mapping[str, Any]
     """Weights and state of the method, heads included."""
     optimizer: Mapping[str, Any]
-    rng: Mapping[str, torch.Tensor]
-    """State of torch's global generators, by device. Order and augmentation follow from seed and step instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ def load(run: Path, device: str = "cpu") -> Checkpoint:
         version = document.pop("format")
         if version > FORMAT:
             raise TrainingError(f"{path} has format {version}; this embedserve reads up to {FORMAT}")
-        return Checkpoint(**document)
+        return Checkpoint(**{name: document[name] for name in Checkpoint.__dataclass_fields__})
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         raise TrainingError(f"the checkpoint {path} cannot be read: {error}", hint="start anew with --fresh") from error
 

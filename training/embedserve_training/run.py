@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import platform
 import shutil
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-import numpy as np
-import torch
-
-import embedserve
-from embedserve.encoder import usable_cores
-from embedserve.errors import DataError, SetupError, TrainingError
-from embedserve.preprocess import PreprocessSpec
-from embedserve_training import cache, checkpoint, data, methods
+from embedserve.errors import TrainingError
+from embedserve_training import cache, checkpoint
 from embedserve_training.cache import DecodedImages
-from embedserve_training.checkpoint import StoredPlan
-from embedserve_training.config import MIN_IMAGES, SMALL_SIDE_PX, Settings, TrainConfig
-from embedserve_training.data import ImageFolder, Skipped
-from embedserve_training.monitor import Progress, duration
-from embedserve_training.plan import Facts, Plan, PlanEntry, plan
+from embedserve_training.checkpoint import Checkpoint
+from embedserve_training.config import TrainConfig
+from embedserve_training.data import Skipped
+from embedserve_training.launch import Together, meet
+from embedserve_training.monitor import Progress
+from embedserve_training.plan import Plan
+from embedserve_training.preparation import Prepared, Report, check_device, prepare, versions
+from embedserve_training.signals import stop_on_signals
 from embedserve_training.trainer import Trainer
 
-Report = Callable[[str], None]
-SAMPLES = 32
-"""Images kept in the run folder, on which export proves its result."""
+__all__ = ["RunResult", "run_training", "versions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +39,8 @@ class RunResult:
     """Spent training, since the run was first begun."""
     progress: Progress | None = None
     """The last report since this start."""
+    rank: int = 0
+    """Number of this process among those that trained together; 0 speaks for all."""
 
 
 def run_training(
@@ -63,8 +51,12 @@ def run_training(
     report: Report,
     dry_run: bool = False,
     fresh: bool = False,
+    stop_on_collapse: bool = False,
 ) -> RunResult:
     """Train an encoder on a folder of images, or go on with a run that was stopped.
+
+    In each of several processes that ``torchrun`` started the same call trains together with the others; process 0
+    reports, plans, decodes and writes. They need not see the images, but all have to see the same ``out``.
 
     Args:
         folder: images, flat or nested; labels are not used.
@@ -73,274 +65,80 @@ def run_training(
         report: takes lines for a person.
         dry_run: report the plan and stop before anything is written.
         fresh: begin anew even if there is a run in ``out``.
+        stop_on_collapse: end the run if its embeddings collapse; else that is only said.
 
     Raises:
         DataError: the folder is missing or holds too few images that can be read.
         InvalidInput: a value of the config is not usable.
-        TrainingError: ``out`` holds a run of another config or other images, or the loss is not finite.
+        TrainingError: ``out`` holds a run of another config, other images or another number of processes, the loss is
+            not finite, the embeddings have collapsed, or another process is gone.
         SetupError: the device that was asked for is not there.
+        SystemExit: another of several processes has one of these errors, and says so.
     """
-    files = data.scan(folder)
-    before = None if fresh or dry_run else _earlier_run(out, config)
-    if before:
-        facts = None
-        the_plan, side_px = _plan_again(before), int(before.data["cached_side_px"])
-        _check_device(the_plan.settings.device, "the run was begun on that device; go on there, or begin anew: --fresh")
-    else:
-        facts = _facts(files)
-        the_plan = _make_plan(config, facts)
-        side_px = cache.cached_side_px(the_plan.settings.size_px, facts.median_side_px)
-    if dry_run:
-        report(f"{len(files.paths)} image files in {folder}")
-        _report_plan(the_plan, report)
-        return RunResult(run=out, status="planned", plan=the_plan, images=len(files.paths))
-    saved = checkpoint.load(out) if before else None
-    if before and saved and saved.finished:
-        report(f"{out} is finished: {saved.step} steps in {duration(saved.seconds)}; --fresh begins anew")
+    with meet(config.device) as together, ExitStack() as held:
+        say = report if together.is_first else _nobody
+        count = together.processes.count
+        prepared = together.from_first(
+            lambda: prepare(folder, config, out, say, processes=count, dry_run=dry_run, fresh=fresh, held=held)
+        )
+        if prepared.status:
+            return _result(prepared, out, together)
+        with together.or_none():
+            images, saved = _open(prepared, out, together)
+        with stop_on_signals(say) as stop_wanted:
+            trainer = Trainer(
+                out,
+                prepared.plan.settings,
+                images,
+                say,
+                stop_wanted,
+                together=together,
+                stop_on_collapse=stop_on_collapse,
+            )
+            if saved:
+                with together.or_none():
+                    trainer.resume(saved)
+                say(f"going on at step {saved.step}")
+            outcome = trainer.train()
+        if outcome.finished and together.is_first:
+            shutil.rmtree(out / checkpoint.CACHE, ignore_errors=True)  # it is large, and only training needs it
         return RunResult(
             run=out,
-            status="finished before",
-            plan=the_plan,
-            images=int(before.data["images"]),
-            steps=saved.step,
-            seconds=saved.seconds,
+            status="finished" if outcome.finished else "stopped",
+            plan=prepared.plan,
+            images=prepared.images,
+            skipped=prepared.skipped,
+            steps=outcome.step,
+            seconds=outcome.seconds,
+            progress=outcome.progress,
+            rank=together.processes.rank,
         )
-    with _locked(out):
-        saved = checkpoint.load(out) if before else None  # another process may have gone on since
-        images = _decode(files, side_px, the_plan.settings.workers, out, report)
-        if before:
-            _check_same_images(before, images, folder, out)
-        else:
-            # Unreadable files may have made the data smaller than the plan took it to be.
-            the_plan = _make_plan(config, replace(facts or _facts(files), images=len(images.positions)))
-            _begin(files, images, config, the_plan, side_px, out)
-        report(f"{len(images.positions)} images in {folder}, {len(images.skipped)} files left out")
-        _report_plan(the_plan, report)
-        with _stop_on_signals(report) as stop_wanted:
-            trainer = Trainer(out, the_plan.settings, images, report, stop_wanted)
-            if saved:
-                trainer.resume(saved)
-                report(f"going on at step {saved.step}")
-            outcome = trainer.train()
-        if outcome.finished:
-            shutil.rmtree(out / checkpoint.CACHE, ignore_errors=True)  # it is large, and only training needs it
+
+
+def _result(prepared: Prepared, out: Path, together: Together) -> RunResult:
     return RunResult(
         run=out,
-        status="finished" if outcome.finished else "stopped",
-        plan=the_plan,
-        images=len(images.positions),
-        skipped=images.skipped,
-        steps=outcome.step,
-        seconds=outcome.seconds,
-        progress=outcome.progress,
+        status=prepared.status,
+        plan=prepared.plan,
+        images=prepared.images,
+        steps=prepared.step or 0,
+        seconds=prepared.seconds,
+        rank=together.processes.rank,
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    import torchvision
-
-    return {
-        "embedserve": embedserve.__version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _facts(files: ImageFolder) -> Facts:
-    seen = data.look(files)
-    return Facts(
-        images=len(files.paths),
-        median_side_px=seen.median_side_px,
-        grey=seen.grey,
-        cuda=torch.cuda.is_available(),
-        mps=torch.backends.mps.is_available(),
-        cores=usable_cores(),
-    )
-
-
-def _make_plan(config: TrainConfig, facts: Facts) -> Plan:
-    _check_device(config.device, "--device cpu works everywhere")
-    the_plan = plan(config, facts)
-    # On the meta device, where it costs nothing: what does not fit shows before anything is decoded or removed.
-    with torch.device("meta"):
-        methods.build(the_plan.settings, images=1)
-    return the_plan
-
-
-def _check_device(device: str, hint: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SetupError("device cuda was asked for, but torch sees no CUDA GPU", hint=hint)
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise SetupError("device mps was asked for, but is not there", hint=hint)
-
-
-def _earlier_run(out: Path, config: TrainConfig) -> StoredPlan | None:
-    """The plan of the run in ``out``, None if there is none.
-
-    Raises:
-        TrainingError: it was started with another config.
-    """
-    if not (out / checkpoint.CHECKPOINT).exists():
-        return None
-    before = checkpoint.read_plan(out)
-    # Through JSON, as the stored one went.
-    now = json.loads(json.dumps(asdict(config)))
-    differing = [name for name in now if now[name] != before.config.get(name)]
-    if differing:
-        changes = ", ".join(f"{name} was {before.config.get(name)} and is {now[name]}" for name in differing)
+def _open(prepared: Prepared, out: Path, together: Together) -> tuple[DecodedImages, Checkpoint | None]:
+    """What process 0 has prepared, as this process sees it."""
+    check_device(prepared.plan.settings.device, "all processes need the same device")
+    images = cache.find_cache(out / checkpoint.CACHE, prepared.side_px, prepared.fingerprint)
+    saved = checkpoint.load(out) if prepared.step is not None and images else None
+    if images is None or (saved and saved.step != prepared.step):
         raise TrainingError(
-            f"{out} holds a run of another configuration: {changes}",
-            hint="go on with the same values, begin anew with --fresh, or use another folder: -o FOLDER",
+            f"process {together.processes.rank} does not see in {out} what process 0 wrote there",
+            hint="put the run into a folder that all machines share: -o FOLDER",
         )
-    return before
+    return images, saved
 
 
-def _plan_again(before: StoredPlan) -> Plan:
-    settings = before.settings.to_json()
-    entries = [
-        PlanEntry(name=name, value=value, source=before.sources.get(name, "default"))
-        for name, value in settings.items()
-    ]
-    return Plan(settings=before.settings, entries=tuple(entries))
-
-
-def _report_plan(the_plan: Plan, report: Report) -> None:
-    for line in the_plan.lines():
-        report(f"  {line}")
-
-
-def _preprocess(settings: Settings) -> PreprocessSpec:
-    """How the encoder's images are cut: small ones whole up to their shape, larger ones without a margin of a seventh.
-
-    The centre of photographs is what classification encoders are given as well (256 → 224).
-    """
-    small = settings.size_px < SMALL_SIDE_PX
-    resize_px = settings.size_px if small else round(settings.size_px * cache.MARGIN)
-    return PreprocessSpec(size_px=settings.size_px, resize_px=resize_px, filter="bicubic")
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Make the run folder and keep other processes from training in it; the system lifts the lock if we are killed."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
-    except OSError as error:
-        raise TrainingError(
-            f"the run folder {out} cannot be made: {error.strerror}", hint="choose another one: -o FOLDER"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainingError(
-                f"another process is training in {out}", hint="wait for it, or use another folder: -o FOLDER"
-            ) from None
-        yield
-
-
-def _decode(files: ImageFolder, side_px: int, workers: int, out: Path, report: Report) -> DecodedImages:
-    """The pixels of all files that can be read, kept beside the run."""
-    progress = _decoding_progress(report)
-    images = cache.open_cache(files, side_px, out / checkpoint.CACHE, workers=workers, progress=progress)
-    _report_skipped(images.skipped, out, report)
-    count = len(images.positions)
-    if count < MIN_IMAGES:
-        raise DataError(f"{files.root} has {count} images that can be read; training needs at least {MIN_IMAGES}")
-    return images
-
-
-def _check_same_images(before: StoredPlan, images: DecodedImages, folder: Path, out: Path) -> None:
-    if images.fingerprint != before.data["fingerprint"]:
-        raise TrainingError(
-            f"the images in {folder} are not those that the run in {out} began with",
-            hint="begin anew with --fresh, or use another folder for the run: -o FOLDER",
-        )
-
-
-def _begin(
-    files: ImageFolder, images: DecodedImages, config: TrainConfig, the_plan: Plan, side_px: int, out: Path
-) -> None:
-    """Remove what an earlier run left, and write what stays the same throughout this one."""
-    for name in (checkpoint.CHECKPOINT, checkpoint.PLAN, checkpoint.METRICS, checkpoint.SAMPLES):
-        (out / name).unlink(missing_ok=True)
-    spec = _preprocess(the_plan.settings)
-    _write_samples(files, images.positions, spec, out)
-    stored = StoredPlan(
-        config=asdict(config),
-        settings=the_plan.settings,
-        sources={entry.name: entry.source for entry in the_plan.entries},
-        preprocess=spec.to_json(),
-        data={
-            "folder": str(files.root.resolve()),
-            "fingerprint": images.fingerprint,
-            "images": len(images.positions),
-            "cached_side_px": side_px,
-        },
-        versions=versions(),
-    )
-    checkpoint.write_plan(stored, out)
-
-
-def _write_samples(files: ImageFolder, positions: tuple[int, ...], spec: PreprocessSpec, out: Path) -> None:
-    """Keep some of the images as the encoder sees them: export proves its result on them."""
-    chosen = [positions[i] for i in np.linspace(0, len(positions) - 1, min(SAMPLES, len(positions))).astype(int)]
-    squares, _, _ = data.load_squares(files.subset(chosen), spec, workers=1)
-    np.save(out / checkpoint.SAMPLES, squares)
-
-
-def _report_skipped(skipped: tuple[Skipped, ...], out: Path, report: Report) -> None:
-    path = out / checkpoint.SKIPPED
-    path.write_text("".join(f"{entry.path}\t{entry.reason}\n" for entry in skipped), errors="surrogateescape")
-    for entry in skipped[:3]:
-        report(f"left out: {entry.path}: {entry.reason}")
-    if len(skipped) > 3:
-        report(f"left out: {len(skipped) - 3} more, listed in {path}")
-
-
-def _decoding_progress(report: Report) -> Callable[[int, int], None]:
-    last = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 5:
-            last = time.monotonic()
-            report(f"decoding  {done}/{total} images")
-
-    return progress
-
-
-@contextmanager
-def _stop_on_signals(report: Report) -> Iterator[Callable[[], bool]]:
-    """Within the block the first SIGINT or SIGTERM asks for a stop after the step; a second one acts as usual.
-
-    Only the main thread may set signal handlers; elsewhere nothing asks for a stop.
-    """
-    wanted: signal.Signals | None = None
-    said = False
-    handlers: dict[int, Any] = {}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal wanted
-        wanted = signal.Signals(number)
-        for signal_number, handler in handlers.items():
-            signal.signal(signal_number, handler)
-
-    def is_wanted() -> bool:
-        nonlocal said
-        if (
-            wanted is not None and not said
-        ):  # said here and not in the handler, which may have interrupted another print
-            said = True
-            report(f"{wanted.name}: stopping after this step; the same line goes on from there")
-        return wanted is not None
-
-    if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield is_wanted
-    finally:
-        for signal_number, handler in handlers.items():
-            signal.signal(signal_number, handler)
+def _nobody(line: str) -> None:
+    """Takes lines that process 0 says for all."""

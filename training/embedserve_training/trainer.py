@@ -1,7 +1,7 @@
-"""One training run, from a folder of images to a run folder that can be exported, and its exact continuation.
+"""One training run over decoded images, step by step, and its exact continuation.
 
-The order of the images, the augmentations and the learning rate are functions of seed and step, so a run that is
-stopped and started again takes the very steps it would have taken.
+The order of the images, the augmentations, all else that is random in a step, and the learning rate are functions of
+seed and step, so a run that is stopped and started again takes the very steps it would have taken.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from embedserve.errors import TrainingError
-from embedserve_training import augment, checkpoint, methods, optim
+from embedserve_training import batch_norm, checkpoint, health, methods, optim
 from embedserve_training.batches import Batches
 from embedserve_training.cache import DecodedImages
 from embedserve_training.checkpoint import Checkpoint
 from embedserve_training.config import Settings, drops
+from embedserve_training.gradient import BatchGradient
+from embedserve_training.launch import Together
 from embedserve_training.method import StepOutput
-from embedserve_training.monitor import Monitor, Progress, effective_rank
+from embedserve_training.monitor import CHECK_EVERY_STEPS, Monitor, Progress
+from embedserve_training.seeds import seed_of
 
 REPORT_EVERY_S = 5.0
 CHECKPOINT_EVERY_S = 60.0
-_CHECK_EVERY_STEPS = 50
-_FEW_STEPS = 50
+_LOOK_EVERY_STEPS = 50
 """On a GPU the loss is looked at only now and then: looking means waiting for the GPU."""
+_FEW_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ class Outcome:
     seconds: float
     """Spent training, since the run was first begun."""
     progress: Progress | None
-    """The last report since this start."""
+    """The last report since this start; process 0 alone has it."""
 
 
 class Trainer:
@@ -55,6 +58,8 @@ class Trainer:
         images: its pixels.
         report: takes lines for a person.
         stop_wanted: asked after every step whether to stop.
+        together: the processes that train together.
+        stop_on_collapse: end the run if its embeddings collapse; else that is only said.
     """
 
     def __init__(
@@ -64,23 +69,37 @@ class Trainer:
         images: DecodedImages,
         report: Callable[[str], None],
         stop_wanted: Callable[[], bool],
+        *,
+        together: Together | None = None,
+        stop_on_collapse: bool = False,
     ) -> None:
         self.run = run
         self.settings = settings
         self.device = torch.device(settings.device)
         self.report = report
         self.stop_wanted = stop_wanted
-        self.recipes = augment.recipes_for(settings.augmentation, settings.crop_min)
+        self.together = together or Together()
         torch.backends.cudnn.benchmark = True  # all batches have the same shape
-        torch.manual_seed(settings.seed)
-        method = methods.build(settings, len(images.positions))
+        torch.manual_seed(settings.seed)  # the same in every process, so all begin with the same weights
+        processes = self.together.processes
+        method = methods.build(settings, len(images.positions), processes)
         # Channels-last is what the fast convolutions of both oneDNN and cuDNN take.
         self.method = method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.method.global_batch_norm:
+            batch_norm.join(self.method, processes)
         self.optimizer = optim.build(settings, self.method)
-        self.batches = Batches(images.pixels_NTTC, settings.batch_size, settings.seed, self.device)
-        self.monitor = Monitor(run / checkpoint.METRICS, report)
-        self.chance = self.method.anchors(settings.batch_size).chance
-        self.generator = torch.Generator()
+        self.gradient = BatchGradient(self.method, settings)
+        self.batches = Batches(
+            images.pixels_NTTC, settings.batch_size, settings.seed, self.device, rows_B=self.gradient.rows_B
+        )
+        self.anchors = self.method.anchors(settings.batch_size)
+        self.monitor = Monitor(
+            run / checkpoint.METRICS,
+            report,
+            anchors=self.anchors,
+            stop_on_collapse=stop_on_collapse,
+            tensorboard=run / checkpoint.TENSORBOARD,
+        )
         self.step = 0
         self.seconds = 0.0
         self._step_s = 0.0
@@ -112,23 +131,21 @@ class Trainer:
         """Go on from a checkpoint."""
         checkpoint.load_weights(self.method, saved, self.run)
         self.optimizer.load_state_dict(dict(saved.optimizer))
-        torch.set_rng_state(saved.rng["cpu"].cpu())
-        if self.device.type == "cuda" and "cuda" in saved.rng:
-            torch.cuda.set_rng_state(saved.rng["cuda"].cpu())
         self.step, self.seconds, self._saved_step = saved.step, saved.seconds, saved.step
         self._step_s = saved.step_s
-        self.monitor.forget_after(saved.step)
+        if self.together.is_first:
+            self.monitor.forget_after(saved.step)
 
     def train(self) -> Outcome:
         """Train until the budget is used or a stop is wanted; either way a checkpoint is written.
 
         Raises:
-            TrainingError: the loss is not finite, or the disk is full.
+            TrainingError: the loss is not finite, the embeddings have collapsed (if asked for), or the disk is full.
         """
         self.method.train()
         if self._saved_step < 0:
             self.save(finished=False)  # a disk that cannot be written to shows now and not in an hour
-        with closing(self.batches.start_at(self.step)) as batches:
+        with closing(self.batches.start_at(self.step)) as batches, closing(self.monitor):
             progress = self._train(batches)
         self.save(finished=self.done)
         return Outcome(finished=self.done, step=self.step, seconds=self.seconds, progress=progress)
@@ -139,21 +156,36 @@ class Trainer:
         before = self.seconds
         progress: Progress | None = None
         output: StepOutput | None = None
-        stopped = False
+        stopped = 0.0
         while not self.done and not stopped:
             started = time.perf_counter()
             indices_B, pixels_BTTC = next(batches)
             fetched = time.perf_counter()
             output = self._step(indices_B, pixels_BTTC)
             now = time.perf_counter()
-            self.seconds = before + now - begun
-            self._step_s = now - started
+            looked = self.device.type == "cpu" or self.step % _LOOK_EVERY_STEPS == 1
+            not_finite = looked and not math.isfinite(output.loss.item())
+            # Process 0 looks at the clock for all, but the slowest one's time counts: with a budget in minutes the
+            # learning rate depends on it, and has to be the same everywhere.
+            asked = self.stop_wanted()
+            stopped, failing, report_now, save_now, self.seconds, self._step_s = self.together.highest(
+                asked,
+                not_finite,
+                self.together.is_first and now - reported >= REPORT_EVERY_S,
+                self.together.is_first and now - saved >= CHECKPOINT_EVERY_S,
+                before + now - begun,
+                now - started,
+            )
+            if stopped and not asked:
+                self.report("another process was asked to stop: stopping after this step")
             self._since.add(output, self.settings.batch_size, fetched - started, now - started)
-            stopped = self.stop_wanted()
-            if now - reported >= REPORT_EVERY_S:
+            if failing or self.step % CHECK_EVERY_STEPS == 0:
+                with self.together.or_none():
+                    self._check(output)
+            if report_now:
                 progress = self._report(output)
                 reported = now
-            if now - saved >= CHECKPOINT_EVERY_S:
+            if save_now:
                 self.save(finished=False)
                 saved = time.perf_counter()
         if output and self._since.steps:
@@ -174,57 +206,73 @@ class Trainer:
             min(self.used + half, 1.0), settings.warmup, drops(settings.lr_drops), settings.lr_end
         )
         optim.set_lr(self.optimizer, lr)
-        self.generator.manual_seed((settings.seed << 31) + self.step)
-        with torch.no_grad():
-            views_VBCSS = [
-                augment.augment(pixels_BTTC, settings.size_px, self.recipes[view % len(self.recipes)], self.generator)
-                for view in range(self.method.views)
-            ]
-        bf16 = settings.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            output: StepOutput = self.method(views_VBCSS, indices_B, self.generator)
+        # For what the network itself draws, as dropout does: in each process for other images.
+        torch.manual_seed(seed_of(settings.seed, f"network {self.together.processes.rank}", self.step))
         self.optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()  # type: ignore[no-untyped-call]
-        if self.device.type == "cpu" or self.step % _CHECK_EVERY_STEPS == 0:
-            self._check_finite(output.loss)
+        output = self.gradient.of(pixels_BTTC, indices_B, self.step)
+        if settings.clip_norm:
+            norm = clip_grad_norm_(self.method.parameters(), settings.clip_norm)
+            output = replace(output, diagnostics={**output.diagnostics, "grad_norm": norm})
         self.optimizer.step()
         self.step += 1
         self.method.after_step()
         return output
 
-    def _check_finite(self, loss: Tensor) -> None:
-        if not math.isfinite(loss.item()):
-            raise self._not_finite(f"the loss is {loss.item()} at step {self.step}")
+    def _check(self, output: StepOutput) -> None:
+        loss = output.loss.item()
+        if not math.isfinite(loss):
+            raise self._not_finite(f"the loss is {loss} at step {self.step - 1}")
+        if self.together.is_first:
+            try:
+                self.monitor.watch(output, self.step)
+            except TrainingError as error:
+                raise TrainingError(f"{error.message}; {self._last_good}", hint=error.hint) from error
 
     def _not_finite(self, what: str) -> TrainingError:
         lr = self.optimizer.param_groups[0]["lr"]
         return TrainingError(
-            f"{what} (lr {lr:.2g}, {self.settings.precision});"
-            f" the last good checkpoint is {self.run / checkpoint.CHECKPOINT}, of step {self._saved_step}",
+            f"{what} (lr {lr:.2g}, {self.settings.precision}); {self._last_good}",
             hint=f"a lower learning rate helps most: --fresh --set lr={self.settings.lr / 4:.2g}",
         )
 
-    def _report(self, output: StepOutput) -> Progress:
+    @property
+    def _last_good(self) -> str:
+        return f"the last good checkpoint is {self.run / checkpoint.CHECKPOINT}, of step {self._saved_step}"
+
+    def _report(self, output: StepOutput) -> Progress | None:
         since, self._since = self._since, _Since()
-        loss = float(since.loss_sum) / since.steps
-        if not math.isfinite(loss):
-            raise self._not_finite(f"the loss is {loss} near step {self.step}")
+        loss = self.together.mean(float(since.loss_sum) / since.steps)
+        progress = None
+        with self.together.or_none():
+            if not math.isfinite(loss):
+                raise self._not_finite(f"the loss is {loss} near step {self.step}")
+            if self.together.is_first:
+                progress = self._progress(output, since, loss)
+                self.monitor.record(progress, self.used)
+        return progress
+
+    def _progress(self, output: StepOutput, since: _Since, loss: float) -> Progress:
         seconds_per_step = since.total_s / since.steps
         left_s = (
             (self.total_steps - self.step) * seconds_per_step
             if self.settings.epochs
             else 60 * self.settings.minutes - self.seconds
         )
-        progress = Progress(
+        measured = health.measure(output.features_ND, output.projections_ND, output.views)
+        return Progress(
             epoch=math.ceil(self.step / self.batches.per_epoch),
             epochs=math.ceil(self.total_steps / self.batches.per_epoch),
             estimated=not self.settings.epochs,
             step=self.step,
             steps=self.total_steps,
             loss=loss,
-            chance=self.chance,
-            rank=effective_rank(output.features_ND),
-            dimension=self.method.backbone.dimension,
+            chance=self.anchors.chance,
+            collapse=self.anchors.collapse,
+            rank=measured.rank,
+            dimension=measured.dimension,
+            std=measured.std,
+            alignment=measured.alignment,
+            uniformity=measured.uniformity,
             lr=self.optimizer.param_groups[0]["lr"],
             images_per_s=since.images / since.total_s,
             data_wait=since.waited_s / since.total_s,
@@ -232,8 +280,6 @@ class Trainer:
             eta_s=max(left_s, 0.0),
             diagnostics={name: float(value) for name, value in output.diagnostics.items()},
         )
-        self.monitor.record(progress, self.used)
-        return progress
 
     def save(self, *, finished: bool) -> None:
         """Write a checkpoint, but never one with numbers that are not finite.
@@ -241,13 +287,16 @@ class Trainer:
         Raises:
             TrainingError: a weight is not finite, or the checkpoint cannot be written.
         """
-        for name, value in self.method.state_dict().items():
+        with self.together.or_none():
+            if self.together.is_first:
+                self._save(finished)
+        self._saved_step = self.step
+
+    def _save(self, finished: bool) -> None:
+        state = self.method.state_dict()
+        for name, value in state.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise self._not_finite(f"{name} is not finite after step {self.step}")
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state()
-        state: dict[str, Any] = self.method.state_dict()
         checkpoint.save(
             Checkpoint(
                 step=self.step,
@@ -256,11 +305,9 @@ class Trainer:
                 finished=finished,
                 method=state,
                 optimizer=self.optimizer.state_dict(),
-                rng=rng,
             ),
             self.run,
         )
-        self._saved_step = self.step
 
 
 class _Since:
@@ -274,7 +321,7 @@ class _Since:
         self.total_s = 0.0
 
     def add(self, output: StepOutput, images: int, waited_s: float, total_s: float) -> None:
-        self.loss_sum = self.loss_sum + output.loss.detach()
+        self.loss_sum = self.loss_sum + output.loss
         self.steps += 1
         self.images += images
         self.waited_s += waited_s
