@@ -70,7 +70,7 @@ class GlobalBatchNorm(_BatchNorm):
         """Float [B, C, …] → the same shape."""
         if not self.training:
             return super().forward(input)
-        x = input.float()
+        x = input if input.dtype == torch.float64 else input.float()
         over = [dim for dim in range(x.ndim) if dim != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.numel() // x.shape[1] * self.processes.count
