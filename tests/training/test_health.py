@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -128,3 +129,11 @@ def test_tensors_with_gradient_can_be_measured() -> None:
     z_NP: Tensor = CORNERS.clone().requires_grad_()
     assert effective_rank(z_NP) == pytest.approx(2.0)
     assert measure(z_NP, z_NP, views=2).std == pytest.approx(1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+def test_the_measures_of_a_gpu_are_those_of_the_cpu() -> None:
+    z_NP = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
+    here, there = measure(z_NP, z_NP, views=2), measure(z_NP.cuda(), z_NP.cuda(), views=2)
+    assert asdict(there) == pytest.approx(asdict(here), rel=1e-6)

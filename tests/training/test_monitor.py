@@ -237,12 +237,15 @@ def test_a_run_within_a_hundredth_of_chance_is_called_out(changes: dict[str, flo
     assert bool(warning) == bool(words)
 
 
-def test_the_warning_comes_once_and_not_in_the_first_fifth(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("epoch", "words"), [(4, [False, False, True, False]), (3, [False, False, False, True])])
+def test_the_warning_comes_once_after_a_fifth_of_four_epochs_or_half_of_fewer(
+    epoch: int, words: list[bool], tmp_path: Path
+) -> None:
     lines: list[str] = []
     monitor = Monitor(tmp_path / "metrics.jsonl", lines.append)
-    for used in (0.1, 0.3, 0.5):
-        monitor.record(replace(PROGRESS, loss=6.0), used)
-    assert [line.startswith("warning: ") for line in lines] == [False, False, True, False]
+    for used in (0.1, 0.3, 0.6):
+        monitor.record(replace(PROGRESS, epoch=epoch, loss=6.0), used)
+    assert [line.startswith("warning: ") for line in lines] == words
 
 
 def test_there_is_no_warning_in_the_first_steps_of_a_short_run(tmp_path: Path) -> None:

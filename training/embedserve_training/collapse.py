@@ -2,17 +2,19 @@
 
 The limits lie between what was measured on Fashion-MNIST and on drawn patterns at 28–32 px, batches of 16–128:
 
-===================================================================  =============  ==============
-embeddings                                                           std            directions
-===================================================================  =============  ==============
-untrained: 9 backbones, with linear and deeper heads, 2 recipes      0.28 and more  3.1 and more
-SimCLR, any of 200 steps (small-cnn) or 100 (resnet18)               0.98 and more  4.1 and more
-no negatives, no batch-norm in the head, from step 50                0.05 and less  6 and more
-no negatives, batch-norm in the head, from step 50                   0.86 and more  1.7 and less
-Barlow Twins without the off-diagonal term, from step 50             0.96 and more  1.4 and less
-===================================================================  =============  ==============
+=====================================================  ============  ============  ============  ============
+least (collapsed: greatest) value                      std of z      directions    std of h      directions
+=====================================================  ============  ============  ============  ============
+untrained, 9 backbones, 3 heads, 2 recipes             0.28          3.1           0.33          3.1
+untrained, CPC                                         0.44          5.1           0.25          1.6
+five methods, small-cnn, 100–500 steps, from step 50   0.39          2.7           0.38          1.9
+SimCLR, resnet18, 100 steps, from step 50              0.99          6.0           –             6.0
+no negatives, no batch-norm in the head, from step 50  0.03          (not low)     (not low)     (not low)
+no negatives, batch-norm in the head, from step 50     (not low)     2.0           (not low)     (not low)
+Barlow Twins without its second term, from step 50     (not low)     1.4           (not low)     (not low)
+=====================================================  ============  ============  ============  ============
 
-So neither measure alone would do: batch-norm keeps embeddings apart, but on one line.
+So neither measure alone would do: batch-norm keeps embeddings apart, but near a line.
 
 Shapes: N embeddings, D numbers each.
 """
@@ -26,12 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedserve_training.health import in_double, std_of, strided
+from embedserve_training.health import in_double, strided
 
 LEAST_STD = 0.1
 """A smaller standard deviation is a sign of collapse; it stands for a mean cosine of 0.99."""
-LEAST_DIRECTIONS = 2.0
-"""Fewer directions are a sign of collapse."""
+LEAST_DIRECTIONS_Z = 2.0
+"""Fewer directions of z are a sign of collapse."""
+LEAST_DIRECTIONS_H = 1.2
+"""Fewer directions of h are a sign of collapse. Without batch-norm before it, h begins near a line."""
 _LEAST_ROWS = 16
 """Fewer embeddings do not tell."""
 _NOISE = 1e-3
@@ -48,18 +52,28 @@ class Spread:
     """Participation ratio of their covariance, (Σλ)² / Σλ² over its eigenvalues: 1 on a line, D in all directions."""
 
 
-def spread(x_ND: Tensor) -> Spread:
-    """The spread of embeddings, computed where they are, with one transfer of the results."""
+def spread(x_ND: Tensor, views: int) -> Spread:
+    """The spread of embeddings, computed where they are, with one transfer of the results.
+
+    Each view is taken about its own mean: MoCo's keys come from a network that lags behind that of the queries, and the
+    way from the ones to the others is no spread.
+
+    Args:
+        x_ND: detached, view-major.
+        views: V.
+    """
     if x_ND.shape[0] < _LEAST_ROWS:
         return Spread(std=math.nan, directions=math.nan)
-    x_MD = in_double(strided(x_ND, views=1))
+    x_MD = in_double(strided(x_ND, views))
     unit_MD = F.normalize(x_MD, dim=1, eps=_NOISE * math.sqrt(x_MD.shape[1]))
-    centred_MD = unit_MD - unit_MD.mean(0)
+    unit_VLD = unit_MD.reshape(views, -1, x_MD.shape[1])
+    centred_MD = (unit_VLD - unit_VLD.mean(1, keepdim=True)).flatten(0, 1)
     # The gram matrix has the eigenvalues of the covariance, and the squares of its entries add up to those of them.
     wide = centred_MD.shape[0] < centred_MD.shape[1]
     gram = centred_MD @ centred_MD.T if wide else centred_MD.T @ centred_MD
     directions = gram.trace().square() / gram.square().sum().clamp(min=1e-300)
-    std_value, directions_value = torch.stack([std_of(unit_MD), directions]).tolist()
+    std = centred_MD.square().mean(0).sqrt().mean() * math.sqrt(x_MD.shape[1])
+    std_value, directions_value = torch.stack([std, directions]).tolist()
     return Spread(std=std_value, directions=directions_value)
 
 
@@ -70,9 +84,9 @@ def sign_of_collapse(h: Spread, z: Spread) -> str:
         h: of the backbone's embeddings.
         z: of those that the loss compares.
     """
-    for name, of in (("z", z), ("h", h)):
+    for name, of, least in (("z", z, LEAST_DIRECTIONS_Z), ("h", h, LEAST_DIRECTIONS_H)):
         if of.std < LEAST_STD:
             return f"all {name} are alike: their std is {of.std:.3f} of at most 1"
-        if of.directions < LEAST_DIRECTIONS:
+        if of.directions < least:
             return f"all {name} lie on a line: they vary along {of.directions:.1f} directions"
     return ""

@@ -43,7 +43,7 @@ def measure(features_ND: Tensor, projections_ND: Tensor, views: int) -> Health:
     """
     h_MD = in_double(strided(features_ND, views))
     unit_MP = F.normalize(in_double(strided(projections_ND, views)), dim=1)
-    values = torch.stack([_rank(h_MD), std_of(unit_MP), _alignment(unit_MP, views), _uniformity(unit_MP)])
+    values = torch.stack([_rank(h_MD), _std(unit_MP), _alignment(unit_MP, views), _uniformity(unit_MP)])
     rank, std, alignment, uniformity = values.tolist()
     return Health(rank=rank, dimension=features_ND.shape[1], std=std, alignment=alignment, uniformity=uniformity)
 
@@ -76,8 +76,7 @@ def _rank(h_MD: Tensor) -> Tensor:
     return torch.where(finite, rank, math.nan)
 
 
-def std_of(unit_MP: Tensor) -> Tensor:
-    """``Health.std`` of unit rows, a scalar on their device."""
+def _std(unit_MP: Tensor) -> Tensor:
     return unit_MP.std(dim=0, correction=0).mean() * math.sqrt(unit_MP.shape[1])
 
 

@@ -27,6 +27,9 @@ COLUMNS = 120
 """Of the progress line."""
 _WARN_FROM = 0.2
 """Share of the budget after which a run that has not learned anything is called out."""
+_WARN_FROM_EPOCH = 4
+"""Instance Discrimination compares to what it remembers from the last epoch, and began to learn in the third. A run of
+fewer epochs is called out after half of its budget."""
 _WARN_FROM_STEP = 50
 """No run has learned anything before."""
 _NO_CURVES = ("epochs", "estimated", "step", "steps", "dimension")
@@ -165,11 +168,12 @@ class Monitor:
         with self._path.open("a") as out:
             out.write(progress.to_json() + "\n")
         self._draw(progress)
-        if used >= _WARN_FROM and progress.step >= _WARN_FROM_STEP and not (self._warned or self._collapsed):
-            warning = sign_of_failure(progress)
-            if warning:
-                self._warned = True
-                self._report(f"warning: {warning}")
+        if self._warned or self._collapsed or not _should_have_learned(progress, used):
+            return
+        warning = sign_of_failure(progress)
+        if warning:
+            self._warned = True
+            self._report(f"warning: {warning}")
 
     def watch(self, output: StepOutput, step: int) -> None:
         """Look for collapse; call after each step, of which one in CHECK_EVERY_STEPS is looked at.
@@ -181,7 +185,7 @@ class Monitor:
         """
         if step % CHECK_EVERY_STEPS or step < CHECK_FROM_STEP or self._collapsed:
             return
-        sign = sign_of_collapse(spread(output.features_ND), spread(output.projections_ND))
+        sign = _sign(output)
         self._signs = self._signs + 1 if sign else 0
         if self._signs < 2:
             return
@@ -233,11 +237,22 @@ class Monitor:
         return SummaryWriter(folder, purge_step=self._first_step)
 
 
+def _sign(output: StepOutput) -> str:
+    h = spread(output.features_ND, output.views)
+    z = spread(output.projections_ND, output.views)
+    return sign_of_collapse(h, z)
+
+
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):  # a line cut short by a crash
         return float("inf")
+
+
+def _should_have_learned(progress: Progress, used: float) -> bool:
+    after = _WARN_FROM if progress.epoch >= _WARN_FROM_EPOCH else 0.5
+    return used >= after and progress.step >= _WARN_FROM_STEP
 
 
 def sign_of_failure(progress: Progress) -> str:
