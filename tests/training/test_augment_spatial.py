@@ -150,20 +150,23 @@ def test_angles_reach_as_far_as_the_recipe_says_both_ways() -> None:
     assert abs(float(degrees_B.mean())) < 0.5
 
 
-@pytest.mark.parametrize("changes", [{"flip": 1.0}, {"vertical_flip": 1.0}, {"flip": 1.0, "vertical_flip": 1.0}])
-def test_flips_come_after_the_rotation(changes: dict[str, float]) -> None:
-    turned = views(replace(NOTHING, rotation=60.0), count=8, size_px=31)
-    recipe = replace(NOTHING, rotation=60.0, **changes)  # type: ignore[arg-type]
-    # The angle is drawn before the vertical flip decides about its sign, but after its number was taken: draw by hand.
-    spatial = Spatial.draw(recipe, Draw(seeded(), 8, 0, 8))
-    plain = Spatial.draw(replace(NOTHING, rotation=60.0), Draw(seeded(), 8, 0, 8))
+@pytest.mark.parametrize(
+    ("flip", "vertical_flip", "dims"), [(1.0, 0.0, [3]), (0.0, 1.0, [2]), (1.0, 1.0, [2, 3])], ids=str
+)
+def test_flips_come_after_the_rotation(flip: float, vertical_flip: float, dims: list[int]) -> None:
+    recipe = replace(NOTHING, rotation=60.0, flip=flip, vertical_flip=vertical_flip)
     images = torch.from_numpy(picture()).expand(8, 32, 32, 3)
-    torch.testing.assert_close(plain.apply(images, 31).clamp(0, 1), turned, atol=1e-5, rtol=0)
-    assert spatial.angle_B is not None
-    sign = -1 if len(changes) == 1 else 1
-    unflipped = replace(plain, angle_B=sign * spatial.angle_B).apply(images, 31)
-    dims = [{"flip": 3, "vertical_flip": 2}[name] for name in changes]
-    torch.testing.assert_close(spatial.apply(images, 31), unflipped.flip(dims), atol=1e-4, rtol=0)
+    flipped = Spatial.draw(recipe, Draw(seeded(), 8, 0, 8)).apply(images, 31)
+    # The same draws by hand, for the angle as it is before any flip.
+    by_hand = Draw(seeded(), 8, 0, 8)
+    by_hand.boxes(recipe.crop_scale, recipe.crop_ratio)
+    by_hand.applies(flip)
+    if vertical_flip:
+        by_hand.applies(vertical_flip)
+    angle_B = by_hand.uniform(-math.radians(60), math.radians(60))
+    turned = Spatial.draw(replace(NOTHING, rotation=60.0), Draw(seeded(), 8, 0, 8))
+    only_turned = replace(turned, angle_B=angle_B).apply(images, 31)
+    torch.testing.assert_close(flipped, only_turned.flip(dims), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size_px", [9, 28, 32])
