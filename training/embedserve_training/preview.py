@@ -20,7 +20,7 @@ from embedserve.errors import DataError
 from embedserve.preprocess import PreprocessSpec
 from embedserve_training import augment, cache, data
 from embedserve_training.augment import PRESETS, Augmentation
-from embedserve_training.config import Settings, TrainConfig
+from embedserve_training.config import MIN_IMAGES, Settings, TrainConfig
 from embedserve_training.data import ImageFolder, Skipped
 from embedserve_training.plan import Facts, plan
 
@@ -112,7 +112,7 @@ def preview(
 def _facts(files: ImageFolder) -> Facts:
     seen = data.look(files)
     return Facts(
-        images=len(files.paths),
+        images=max(len(files.paths), MIN_IMAGES),  # fewer cannot be trained on, but looked at
         median_side_px=seen.median_side_px,
         grey=seen.grey,
         cuda=torch.cuda.is_available(),
