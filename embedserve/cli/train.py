@@ -46,9 +46,9 @@ def command(
     from dataclasses import asdict
 
     from embedserve.cli.output import print_json, say
-    from embedserve.cli.training import make_config, training_installed
+    from embedserve.cli.training import read_settings, training_installed
 
-    config = make_config(flags, settings)
+    config, from_environment = read_settings(flags, settings)
     out = out or Path("runs") / f"{folder.resolve().name}-{config.method}"
     with training_installed():
         from embedserve_training.run import run_training
@@ -61,6 +61,7 @@ def command(
         dry_run=dry_run,
         fresh=fresh,
         stop_on_collapse=stop_on_collapse,
+        from_environment=from_environment,
     )
     if result.rank:  # process 0 speaks for all
         sys.exit(130 if result.status == "stopped" else 0)

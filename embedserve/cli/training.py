@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from embedserve.errors import InvalidInput, SetupError
 
@@ -56,9 +57,14 @@ def setting_options(command: _CommandT) -> _CommandT:
     """A flag for each of the common settings, and ``--set`` for the rest; help texts are those of the settings."""
     config = _config_class()
     rest = ", ".join(entry.name for entry in fields(config) if entry.name not in _FLAGS)
-    command = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=f"Any other setting: {rest}.")(
-        command
-    )
+    command = click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        envvar="EMBEDSERVE_TRAIN_SET",
+        help=f"Any other setting: {rest}.",
+    )(command)
     for name in reversed([entry.name for entry in fields(config) if entry.name in _FLAGS]):
         command = setting_option(name)(command)
     return command
@@ -86,13 +92,35 @@ def make_config(flags: dict[str, Any], settings: Sequence[str]) -> Any:
     known = {entry.name for entry in fields(config)}
     values = {name: value for name, value in flags.items() if value is not None}
     for text in settings:
-        key, equals, value = text.partition("=")
-        key = key.strip().replace("-", "_")
+        _, equals, value = text.partition("=")
+        key = _key(text)
         if not equals or key not in known:
             what = f"there is no setting {key!r}" if equals else f"{text!r} is not KEY=VALUE"
             raise InvalidInput(what, hint=f"settings are: {', '.join(sorted(known))}")
         values[key] = _parsed(key, value.strip())
     return config(**values)
+
+
+def read_settings(flags: dict[str, Any], settings: Sequence[str]) -> tuple[Any, frozenset[str]]:
+    """Like ``make_config``, and the names of those settings that an environment variable gave.
+
+    A flag on the line wins over a ``--set`` in the environment, and a ``--set`` on the line over any flag.
+
+    Raises:
+        InvalidInput: as ``make_config``.
+    """
+    source = click.get_current_context().get_parameter_source
+    of_environment = {
+        name for name, value in flags.items() if value is not None and source(name) is ParameterSource.ENVIRONMENT
+    }
+    if source("settings") is not ParameterSource.ENVIRONMENT:
+        return make_config(flags, settings), frozenset(of_environment - {_key(text) for text in settings})
+    kept = [text for text in settings if flags.get(_key(text)) is None or _key(text) in of_environment]
+    return make_config(flags, kept), frozenset(of_environment | {_key(text) for text in kept})
+
+
+def _key(text: str) -> str:
+    return text.partition("=")[0].strip().replace("-", "_")
 
 
 def _parsed(key: str, text: str) -> Any:

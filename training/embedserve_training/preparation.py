@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -62,6 +62,7 @@ def prepare(
     dry_run: bool,
     fresh: bool,
     held: ExitStack,
+    from_environment: Collection[str] = (),
 ) -> Prepared:
     """Plan a run and decode its images, or find the run that goes on.
 
@@ -74,6 +75,7 @@ def prepare(
         dry_run: report the plan and stop before anything is written.
         fresh: begin anew even if there is a run in ``out``.
         held: takes the lock on the run folder, which is to be held as long as the run.
+        from_environment: names of the settings that an environment variable said.
 
     Raises:
         DataError: the folder is missing or holds too few images that can be read.
@@ -89,7 +91,7 @@ def prepare(
         check_device(the_plan.settings.device, "the run was begun on that device; go on there, or begin anew: --fresh")
     else:
         facts = _facts(files, processes)
-        the_plan = _make_plan(config, facts)
+        the_plan = _make_plan(config, facts, from_environment)
         side_px = cache.cached_side_px(the_plan.settings.size_px, facts.median_side_px)
     if dry_run:
         report(f"{len(files.paths)} image files in {folder}")
@@ -109,7 +111,8 @@ def prepare(
         _check_same_images(before, decoded, folder, out)
     else:
         # Unreadable files may have made the data smaller than the plan took it to be.
-        the_plan = _make_plan(config, replace(facts or _facts(files, processes), images=len(decoded.positions)))
+        facts = replace(facts or _facts(files, processes), images=len(decoded.positions))
+        the_plan = _make_plan(config, facts, from_environment)
         _begin(files, decoded, config, the_plan, side_px, processes, out)
     report(f"{len(decoded.positions)} images in {folder}, {len(decoded.skipped)} files left out")
     _report_plan(the_plan, report)
@@ -149,9 +152,9 @@ def _facts(files: ImageFolder, processes: int) -> Facts:
     )
 
 
-def _make_plan(config: TrainConfig, facts: Facts) -> Plan:
+def _make_plan(config: TrainConfig, facts: Facts, from_environment: Collection[str]) -> Plan:
     check_device(config.device, "--device cpu works everywhere")
-    the_plan = plan(config, facts)
+    the_plan = plan(config, facts, from_environment=from_environment)
     if facts.processes > 1 and the_plan.settings.device == "mps":
         raise SetupError("several processes cannot train on mps", hint="--device cpu, or a single process")
     # On the meta device, where it costs nothing: what does not fit shows before anything is decoded or removed.

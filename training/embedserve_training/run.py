@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ def run_training(
     dry_run: bool = False,
     fresh: bool = False,
     stop_on_collapse: bool = False,
+    from_environment: Collection[str] = (),
 ) -> RunResult:
     """Train an encoder on a folder of images, or go on with a run that was stopped.
 
@@ -66,6 +68,7 @@ def run_training(
         dry_run: report the plan and stop before anything is written.
         fresh: begin anew even if there is a run in ``out``.
         stop_on_collapse: end the run if its embeddings collapse; else that is only said.
+        from_environment: names of the settings that an environment variable said, which the plan then tells.
 
     Raises:
         DataError: the folder is missing or holds too few images that can be read.
@@ -79,7 +82,17 @@ def run_training(
         say = report if together.is_first else _nobody
         count = together.processes.count
         prepared = together.from_first(
-            lambda: prepare(folder, config, out, say, processes=count, dry_run=dry_run, fresh=fresh, held=held)
+            lambda: prepare(
+                folder,
+                config,
+                out,
+                say,
+                processes=count,
+                dry_run=dry_run,
+                fresh=fresh,
+                held=held,
+                from_environment=from_environment,
+            )
         )
         if prepared.status:
             return _result(prepared, out, together)
