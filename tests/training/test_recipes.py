@@ -58,8 +58,8 @@ def test_a_published_recipe_leaves_nothing_to_be_filled_in_but_what_the_machine_
     facts = IMAGENET if name.endswith("imagenet") else CIFAR
     entries = plan(TrainConfig(method=recipe.method, recipe=name), facts).entries
     others = {entry.name for entry in entries if entry.source != "recipe" and applies(entry.name, recipe.method)}
-    machine = {"device", "precision", "workers", "compile", "seed"}
-    assert others <= machine | {"method", "recipe", "minutes", "lr", "accumulate"}
+    ours = {"device", "precision", "workers", "compile", "seed", "whiten"}
+    assert others <= ours | {"method", "recipe", "minutes", "lr", "accumulate"}
     assert [
         entry.name for entry in entries if entry.source == "recipe" and entry.value != recipe.values[entry.name]
     ] == []

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
 from embedserve.errors import InvalidInput
-from embedserve_training.config import Settings, TrainConfig
+from embedserve_training.config import METHODS, Settings, TrainConfig, drops
 from embedserve_training.plan import Facts, plan
 
 SMALL = Facts(images=3000, median_side_px=28)
@@ -44,9 +46,12 @@ def test_the_plan_lists_every_value_with_its_source() -> None:
     assert (found["backbone"], found["batch_size"], found["device"]) == ("auto", "auto", "auto")
 
 
-def test_every_automatic_value_says_why() -> None:
-    for entry in plan(TrainConfig(), SMALL).entries:
-        assert bool(entry.why) == (entry.source == "auto")
+@pytest.mark.parametrize("facts", [SMALL, PHOTOS], ids=["small", "photos"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_value_that_is_chosen_and_every_one_of_a_recipe_says_why(method: str, facts: Facts) -> None:
+    entries = plan(TrainConfig(method=method), facts).entries
+    assert [entry.name for entry in entries if entry.source in ("auto", "recipe") and not entry.why] == []
+    assert {entry.source for entry in entries} - {"flag"} == {"default", "auto", "recipe"}
 
 
 def test_small_images_keep_their_size_and_get_the_small_network_and_recipe() -> None:
@@ -82,11 +87,6 @@ def test_the_learning_rate_grows_with_the_square_root_of_the_batch() -> None:
     assert large == pytest.approx(2 * small)  # type: ignore[operator]
 
 
-def test_lars_has_the_published_square_root_rule() -> None:
-    assert values(TrainConfig(batch_size=4096), PHOTOS)["optimizer"] == "lars"
-    assert values(TrainConfig(batch_size=4096), PHOTOS)["lr"] == pytest.approx(0.075 * 64)
-
-
 def test_few_images_reduce_the_automatic_batch_to_four_steps_per_epoch() -> None:
     assert values(TrainConfig(), Facts(images=100, median_side_px=28))["batch_size"] == 16
 
@@ -109,9 +109,44 @@ def test_the_lines_of_a_plan_name_the_budget_that_counts() -> None:
     assert "epochs" not in names
 
 
-def test_two_budgets_at_once_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="both epochs = 3 and minutes = 2"):
-        TrainConfig(epochs=3, minutes=2)
+@pytest.mark.parametrize(
+    ("both", "said"),
+    [
+        ({"epochs": 3, "minutes": 2.0}, "both epochs = 3 and minutes = 2.0"),
+        ({"lr": 0.1, "base_lr": 0.2}, "both lr = 0.1 and base_lr = 0.2"),
+        ({"lr": 0.1, "lr_scaling": "sqrt"}, "both lr = 0.1 and lr_scaling = sqrt"),
+    ],
+)
+def test_two_settings_of_which_one_takes_the_place_of_the_other_are_refused(both: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(said)) as caught:
+        TrainConfig(**both)
+    assert caught.value.hint == "give one of the two"
+
+
+def test_a_setting_that_the_method_lacks_is_refused_with_the_methods_that_have_it() -> None:
+    with pytest.raises(InvalidInput, match="queue_size has no meaning for simclr") as caught:
+        TrainConfig(queue_size=4096)
+    assert caught.value.hint == "it belongs to moco; leave it out, or choose that --method"
+    with pytest.raises(InvalidInput, match="tau has no meaning for cpc") as caught:
+        TrainConfig(method="cpc", tau=0.1)
+    assert "simclr, moco, instance-discrimination" in caught.value.hint
+
+
+def test_an_unknown_method_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InvalidInput, match="method is 'byol'") as caught:
+        TrainConfig(method="byol", tau=0.1)
+    assert "barlow-twins" in caught.value.hint
+
+
+@pytest.mark.parametrize(("text", "shares"), [("", ()), ("0.6, 0.8", (0.6, 0.8)), ("0.5", (0.5,)), (" 0.1,", (0.1,))])
+def test_drops_are_read_as_rising_shares(text: str, shares: tuple[float, ...]) -> None:
+    assert drops(text) == shares
+
+
+@pytest.mark.parametrize("text", ["0.8,0.6", "0.6,0.6", "0", "1", "120,160", "half", "nan"])
+def test_drops_that_are_no_rising_shares_are_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="rising shares of the run"):
+        TrainConfig(lr_drops=text)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +167,14 @@ def test_two_budgets_at_once_are_refused() -> None:
         ("augmentation", "strong"),
         ("device", "tpu"),
         ("precision", "fp16"),
+        ("accumulate", 0),
+        ("base_lr", -0.1),
+        ("bias_lr", float("inf")),
+        ("lr_end", 1.1),
+        ("clip_norm", -1.0),
+        ("decayed", "none"),
+        ("lr_scaling", "cubic"),
+        ("projector_layers", 0),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
@@ -139,11 +182,33 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> No
         TrainConfig(**{name: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("moco", "queue_size", 0),
+        ("moco", "key_momentum", 1.5),
+        ("moco", "bn_splits", 0),
+        ("barlow-twins", "off_diagonal", 0.0),
+        ("instance-discrimination", "noise_samples", -1),
+        ("instance-discrimination", "bank_momentum", -0.1),
+        ("instance-discrimination", "proximal", float("nan")),
+        ("cpc", "patch_px", 0),
+        ("cpc", "patch_grid", 1),
+        ("cpc", "predict_steps", 0),
+        ("cpc", "directions", 3),
+    ],
+)
+def test_a_value_of_one_method_out_of_range_is_refused_by_name(method: str, name: str, value: object) -> None:
+    with pytest.raises(InvalidInput, match=f"{name} is "):
+        TrainConfig(method=method, **{name: value})  # type: ignore[arg-type]
+
+
 def test_settings_survive_json() -> None:
     settings = plan(TrainConfig(), SMALL).settings
     assert Settings.from_json(settings.to_json() | {"of_a_newer_version": 1}) == settings
 
 
-def test_the_config_can_be_shown_without_importing_torch() -> None:
-    program = "import sys, embedserve_training.config; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["config", "recipes", "plan", "augment"])
+def test_settings_recipes_and_plan_need_no_torch(module: str) -> None:
+    program = f"import sys, embedserve_training.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
