@@ -48,6 +48,8 @@ class Checkpoint:
     method: Mapping[str, Any]
     """Weights and state of the method, heads included."""
     optimizer: Mapping[str, Any]
+    whitening: Mapping[str, torch.Tensor] | None = None
+    """The last layer of the served encoder (``whitening.Whitening``), fitted when a run ends or is stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,11 @@ class TrainConfig:
         " along a cosine.",
     )
     lr_end: float | None = _field(None, "Learning rate at the end of the cosine as a share of the highest.")
+    whiten: bool | None = _field(
+        None,
+        "Whether the encoder ends with a linear layer, fitted to the training images without labels, after which"
+        " every direction counts alike (auto: yes).",
+    )
     precision: str | None = _field(None, "Number format of the network: fp32 or bf16 (auto: bf16 on GPUs).")
     compile: bool | None = _field(
         None, "Compile the network first (torch.compile): minutes of waiting, then faster steps."
@@ -253,6 +258,7 @@ class Settings:
     warmup: float
     lr_drops: str
     lr_end: float
+    whiten: bool
     precision: str
     compile: bool
     device: str

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from embedserve_training import checkpoint, methods
 from embedserve_training.backbones import Backbone
 from embedserve_training.config import Settings
+from embedserve_training.whitening import Whitening
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,17 +25,22 @@ if TYPE_CHECKING:
 class ServedEncoder(nn.Module):
     """A backbone with everything around it that the encoder file carries: uint8 pixels in, unit vectors out.
 
-    What is served is the backbone's output h, not the projection z (SimCLR, arXiv 2002.05709, section 4.2).
+    What is served is the backbone's output h, whitened, not the projection z (SimCLR, arXiv 2002.05709, section 4.2).
+
+    Args:
+        backbone: images in, h out.
+        whitening: its last layer; None: h as it is.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, whitening: Whitening | None = None) -> None:
         super().__init__()
         self.backbone = backbone
+        self.whitening: nn.Module = whitening or nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [N, S, S, 3] → float32 [N, D] with unit norm."""
         x_NCSS = images.permute(0, 3, 1, 2).float() / 255
-        return F.normalize(self.backbone(x_NCSS), dim=1)
+        return F.normalize(self.whitening(self.backbone(x_NCSS)), dim=1)
 
 
 def trained(run: Path) -> ServedEncoder:
@@ -46,8 +52,10 @@ def trained(run: Path) -> ServedEncoder:
     plan = checkpoint.read_plan(run)
     settings = plan.settings
     method = methods.build(settings, int(plan.data["images"]))
-    checkpoint.load_weights(method, checkpoint.load(run), run)
-    return ServedEncoder(method.served()).eval()
+    saved = checkpoint.load(run)
+    checkpoint.load_weights(method, saved, run)
+    whitening = Whitening.from_state(saved.whitening) if saved.whitening else None
+    return ServedEncoder(method.served(), whitening).eval()
 
 
 def untrained(settings: Settings) -> ServedEncoder:

@@ -22,7 +22,6 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "lr_drops": ("", "the rate falls along a cosine"),
     "lr_end": (0.0, ""),
     "whiten": (True, "better neighbours by cosine, see embedserve_training/whitening.py"),
-    "whiten": (True, ""),
     "compile": (False, ""),
 }
 """What holds unless a recipe or a person says otherwise, and what that means where it is not plain."""

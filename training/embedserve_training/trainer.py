@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from embedserve.errors import TrainingError
-from embedserve_training import batch_norm, checkpoint, health, methods, optim
+from embedserve_training import batch_norm, checkpoint, health, methods, optim, whitening
 from embedserve_training.batches import Batches
 from embedserve_training.cache import DecodedImages
 from embedserve_training.checkpoint import Checkpoint
@@ -92,6 +92,7 @@ class Trainer:
         self.batches = Batches(
             images.pixels_NTTC, settings.batch_size, settings.seed, self.device, rows_B=self.gradient.rows_B
         )
+        self.pixels_NTTC = images.pixels_NTTC
         self.anchors = self.method.anchors(settings.batch_size)
         self.monitor = Monitor(
             run / checkpoint.METRICS,
@@ -147,7 +148,9 @@ class Trainer:
             self.save(finished=False)  # a disk that cannot be written to shows now and not in an hour
         with closing(self.batches.start_at(self.step)) as batches, closing(self.monitor):
             progress = self._train(batches)
-        self.save(finished=self.done)
+        if not self.done:
+            self.save(finished=False)  # before the whitening, for which whoever wants a stop may not wait
+        self.save(finished=self.done, whitening=self._whitening())
         return Outcome(finished=self.done, step=self.step, seconds=self.seconds, progress=progress)
 
     def _train(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Progress | None:
@@ -281,7 +284,13 @@ class Trainer:
             diagnostics={name: float(value) for name, value in output.diagnostics.items()},
         )
 
-    def save(self, *, finished: bool) -> None:
+    def _whitening(self) -> Mapping[str, Tensor] | None:
+        if not self.settings.whiten or not self.together.is_first:
+            return None
+        served = self.method.served()
+        return whitening.fit_to_images(served, served.dimension, self.pixels_NTTC, self.settings.size_px).state_dict()
+
+    def save(self, *, finished: bool, whitening: Mapping[str, Tensor] | None = None) -> None:
         """Write a checkpoint, but never one with numbers that are not finite.
 
         Raises:
@@ -289,10 +298,10 @@ class Trainer:
         """
         with self.together.or_none():
             if self.together.is_first:
-                self._save(finished)
+                self._save(finished, whitening)
         self._saved_step = self.step
 
-    def _save(self, finished: bool) -> None:
+    def _save(self, finished: bool, whitening: Mapping[str, Tensor] | None) -> None:
         state = self.method.state_dict()
         for name, value in state.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -305,6 +314,7 @@ class Trainer:
                 finished=finished,
                 method=state,
                 optimizer=self.optimizer.state_dict(),
+                whitening=whitening,
             ),
             self.run,
         )

@@ -1,0 +1,169 @@
+"""What the five methods reach on Fashion-MNIST: 60,000 images without labels to learn from, 10,000 to ask with.
+
+    make dataset
+    python benchmarks/quality.py [data/fashion-mnist] [--out results.json]
+
+Each method trains small-cnn with the recipe that `embedserve train` chooses on a CPU, for a number of epochs that takes
+about a quarter of an hour on two idle cores (EPOCHS). Runs take the time of their own processor (`cpu_minutes`), which a busy
+machine does not change much; two run side by side with one thread each, which keeps two cores busier than two threads
+do. The figures are those of the last checkpoint. A run folder that is finished is not trained again, so the same line
+goes on where it was stopped.
+
+Beside the methods stand the baselines of `embedserve evaluate`: the same network before training, raw pixels, PCA, and
+the same network trained on all 60,000 labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "training")]  # so that it runs from a checkout without an installation
+
+EPOCHS = {"simclr": 16, "moco": 10, "barlow-twins": 16, "instance-discrimination": 14, "cpc": 4}
+"""About a quarter of an hour each on two idle cores."""
+SUPERVISED_EPOCHS = 8
+
+
+def main() -> int:
+    """Train what is not trained yet, measure all, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path, nargs="?", default=Path("data/fashion-mnist"), help="made by make dataset")
+    parser.add_argument("--methods", default=",".join(EPOCHS), help="some of them, separated by commas")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each method, with seeds 0, 1, … (default 1)")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the epochs of each method (default 1)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default 2)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"), help="where run folders go")
+    parser.add_argument("--backbone", default="small-cnn", help="another network, as in resnet18, best on a GPU")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; on cuda one run at a time (default cpu)")
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file")
+    arguments = parser.parse_args()
+    methods = arguments.methods.split(",")
+    jobs = [(method, seed) for seed in range(arguments.seeds) for method in methods]
+    with ThreadPoolExecutor(arguments.jobs if arguments.device == "cpu" else 1) as pool:
+        trained = list(pool.map(lambda job: train(*job, arguments), jobs))
+    results = {
+        "command": " ".join(["python", "benchmarks/quality.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": hardware(arguments.device),
+        "versions": versions(),
+        "data": "Fashion-MNIST: 60,000 training images, 10,000 test images, 28 × 28, grey",
+        "training": trained,
+        "evaluation": measure(methods, arguments),
+    }
+    text = json.dumps(results, indent=2, ensure_ascii=False)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+    return 0
+
+
+def run_folder(method: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """Where a run is kept."""
+    return Path(arguments.runs) / f"{method}-{arguments.backbone}-{seed}"
+
+
+def train(method: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One run, by the command that a user gives; its settings and the time that it took."""
+    out = run_folder(method, seed, arguments)
+    epochs = max(round(EPOCHS[method] * arguments.share), 1)
+    command = [sys.executable, "-m", "embedserve", "train", str((arguments.images / "train").resolve())]
+    command += ["-o", str(out.resolve())]
+    command += ["--method", method, "--epochs", str(epochs), "--seed", str(seed), "--json"]
+    command += ["--device", arguments.device, "--backbone", arguments.backbone]
+    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'training'}"}
+    if arguments.device == "cpu":
+        environment["OMP_NUM_THREADS"] = "1"
+    document, cpu_minutes = run(command, environment, f"{method} seed {seed}")
+    # A run that was stopped and went on has spent what all its processes spent.
+    note = out / "cpu_minutes.json"
+    spent = (json.loads(note.read_text()) if note.exists() else 0.0) + cpu_minutes
+    if document["status"] == "finished before":
+        spent -= cpu_minutes
+    note.write_text(json.dumps(spent))
+    return {
+        "method": method,
+        "seed": seed,
+        "images": document["images"],
+        "steps": document["steps"],
+        "minutes": round(document["seconds"] / 60, 1),
+        "cpu_minutes": round(spent, 1),
+        "settings": document["settings"],
+    }
+
+
+def run(command: list[str], environment: dict[str, str], name: str) -> tuple[dict[str, Any], float]:
+    """The JSON document that a command prints, and the minutes of processor time that it took.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | environment
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            print(f"{name}: {line.rstrip()}", file=sys.stderr)
+        answer = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{name} failed: {''.join(lines[-3:])}")
+    return json.loads(answer), (used.ru_utime + used.ru_stime) / 60
+
+
+def measure(methods: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of all runs beside the baselines, from `evaluate`."""
+    from embedserve_training.evaluate import evaluate
+
+    folders = [run_folder(method, seed, arguments) for method in methods for seed in range(arguments.seeds)]
+    evaluation = evaluate(
+        folders,
+        arguments.images / "train",
+        arguments.images / "test",
+        report=lambda line: print(line, file=sys.stderr),
+        supervised_epochs=max(round(SUPERVISED_EPOCHS * arguments.share), 1),
+    )
+    return {**asdict(evaluation), "subjects": [path.name for path in folders]}
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """What the figures were measured on."""
+    found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "cpu": cpu_name(), "device": device}
+    if device == "cuda":
+        import torch
+
+        found["gpu"] = torch.cuda.get_device_name(0)
+    return found
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    from embedserve_training.run import versions as of_run
+
+    return of_run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Whitening of served embeddings: what it does to vectors, and that it travels from training to the encoder file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from embedserve.encoder import Encoder
+from embedserve_training import checkpoint, embed
+from embedserve_training.config import TrainConfig
+from embedserve_training.export import export
+from embedserve_training.run import run_training
+from embedserve_training.whitening import FLOOR, IMAGES_PER_NUMBER, Whitening, fit_to_images
+
+Config = Callable[..., TrainConfig]
+
+
+def quiet(line: str) -> None:
+    """Report to nobody."""
+
+
+def correlated(rows: int) -> torch.Tensor:
+    """Vectors of three numbers that depend on each other and lie far from 0, [N, 3]."""
+    mixing = torch.tensor([[3.0, 1.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 0.8]])
+    return torch.randn(rows, 3, generator=torch.Generator().manual_seed(1)) @ mixing + torch.tensor([10.0, -4.0, 2.0])
+
+
+def test_whitened_vectors_have_mean_zero_and_the_identity_as_covariance() -> None:
+    h_ND = correlated(4000)
+    white_ND = Whitening.fit(h_ND)(h_ND)
+    torch.testing.assert_close(white_ND.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(white_ND.T @ white_ND / 4000, torch.eye(3), atol=0.05, rtol=0)
+
+
+def test_a_direction_without_variance_is_not_blown_up() -> None:
+    h_ND = correlated(1000)
+    h_ND[:, 2] = 5.0
+    h_ND[1, 2] += 1e-6
+    white_ND = Whitening.fit(h_ND)(h_ND)
+    assert float(white_ND[:, 2].std()) < 0.01
+    # The variance of a direction becomes v / (v + floor · greatest): with v = 0 the factor is 1 / √(floor · greatest).
+    greatest = float(torch.linalg.eigvalsh(torch.cov(h_ND.T, correction=0)).max())
+    factor = float(Whitening.fit(h_ND).matrix_DD[2, 2])
+    assert factor == pytest.approx((FLOOR * greatest) ** -0.5, rel=1e-3)
+
+
+def test_vectors_that_are_white_already_keep_their_cosines() -> None:
+    h_ND = torch.randn(20000, 4, generator=torch.Generator().manual_seed(2))
+    white_ND = Whitening.fit(h_ND)(h_ND)
+    assert float(torch.cosine_similarity(h_ND, white_ND).min()) > 0.98
+
+
+def test_vectors_that_are_all_alike_stay_finite() -> None:
+    h_ND = torch.ones(10, 3)
+    assert torch.isfinite(Whitening.fit(h_ND)(h_ND)).all()
+
+
+class Means(nn.Module):
+    """Mean of each channel and whether it was called in training mode, as an embedding of four numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, images_NCSS: torch.Tensor) -> torch.Tensor:
+        self.seen.append(tuple(images_NCSS.shape))
+        assert not self.training
+        return images_NCSS.mean((2, 3))
+
+
+@pytest.mark.parametrize(("cached", "size"), [(10, 8), (8, 8), (6, 8)])
+def test_it_is_fitted_to_the_centres_that_the_encoder_sees(cached: int, size: int) -> None:
+    rng = np.random.default_rng(3)
+    pixels = np.zeros((40, cached, cached, 3), np.uint8)
+    pixels[:] = rng.integers(0, 256, (40, 1, 1, 3))
+    if cached > size:  # a border that is cut off must not count
+        pixels[:, 0] = pixels[:, -1] = pixels[:, :, 0] = pixels[:, :, -1] = 255
+    network = Means().train()
+    fitted = fit_to_images(network, 3, pixels, size)
+    count = 3 * IMAGES_PER_NUMBER
+    chosen = pixels[np.linspace(0, 39, count).round().astype(int), cached // 2, cached // 2].astype(float) / 255
+    np.testing.assert_allclose(fitted.mean_D.numpy(), chosen.mean(0), atol=1e-5)
+    assert network.seen == [(count, 3, size, size)]
+    assert network.training
+
+
+def test_a_finished_run_serves_whitened_embeddings_through_the_file(finished_run: Path, tmp_path: Path) -> None:
+    saved = checkpoint.load(finished_run)
+    assert saved.whitening is not None
+    encoder = embed.trained(finished_run)
+    images = np.load(finished_run / checkpoint.SAMPLES)
+    with torch.no_grad():
+        h_ND = encoder.backbone(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
+        expected_ND = (h_ND - saved.whitening["mean_D"]) @ saved.whitening["matrix_DD"]
+        expected_ND = expected_ND / expected_ND.norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(embed.embed(encoder, images), expected_ND.numpy(), atol=1e-5)
+    export(finished_run, tmp_path / "encoder.onnx", report=quiet)
+    served_ND = Encoder.open(tmp_path / "encoder.onnx").encode(images)
+    np.testing.assert_allclose(served_ND, expected_ND.numpy(), atol=1e-4)
+
+
+def test_it_can_be_left_out(image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
+    run_training(image_folder, config=tiny_config(epochs=1, whiten=False), out=tmp_path, report=quiet)
+    assert checkpoint.load(tmp_path).whitening is None
+    encoder = embed.trained(tmp_path)
+    assert isinstance(encoder.whitening, nn.Identity)

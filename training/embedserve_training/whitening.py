@@ -1,0 +1,105 @@
+"""Whitening: the last, linear layer of a served encoder, fitted to the training images once a run ends.
+
+Neighbours are found by cosine, and the cosine of h is ruled by the few directions in which h varies most. Whitened,
+every direction counts alike, which is what a linear classifier on h would be free to choose: Jégou and Chum, Negative
+evidences and co-occurrences in image retrieval: the benefit of PCA and whitening (ECCV 2012), section 3. No label is
+needed.
+
+Measured on Fashion-MNIST, 60,000 images, small-cnn, SimCLR after one and a half epochs: kNN 82.3 % → 87.9 %, same label
+among the ten nearest 80.9 % → 82.8 %, nearest of the same label 84.0 % → 86.4 %; MoCo 81.9 % → 87.4 %, 80.3 % → 81.9 %,
+84.1 % → 86.4 %. Fitted to 1,024 images instead of 60,000 it was within 0.3 points; with a floor of 1e-2 up to 1.4
+points worse, of 1e-4 within 0.6 points of 1e-3.
+
+Shapes: N images, D numbers of h, T side of the cached image, S side that the encoder sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FLOOR = 1e-3
+"""Added to each variance as a share of the greatest, so that directions of mere noise are not blown up."""
+IMAGES_PER_NUMBER = 4
+"""Images that are looked at for each of the D numbers."""
+_BATCH = 128
+
+
+class Whitening(nn.Module):
+    """(h − μ) · W, in which D numbers of variance one are uncorrelated, but for the floor.
+
+    Args:
+        mean_D: μ.
+        matrix_DD: W.
+    """
+
+    mean_D: Tensor
+    matrix_DD: Tensor
+
+    def __init__(self, mean_D: Tensor, matrix_DD: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean_D", mean_D)
+        self.register_buffer("matrix_DD", matrix_DD)
+
+    @classmethod
+    def fit(cls, h_ND: Tensor) -> Self:
+        """The whitening of these embeddings, computed in float64."""
+        h_ND = h_ND.detach().cpu().double()
+        mean_D = h_ND.mean(0)
+        centred_ND = h_ND - mean_D
+        variance_D, directions_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / len(h_ND))
+        floor = FLOOR * variance_D.max().clamp(min=1e-12)
+        # Turned back into the axes of h (ZCA): cosines are the same, and what is close to white stays as it is.
+        matrix_DD = directions_DD * (variance_D.clamp(min=0) + floor).rsqrt() @ directions_DD.T
+        return cls(mean_D.float(), matrix_DD.float())
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """The whitening in a checkpoint."""
+        return cls(state["mean_D"], state["matrix_DD"])
+
+    def forward(self, h_ND: Tensor) -> Tensor:
+        """Float [N, D] → [N, D]."""
+        white_ND: Tensor = (h_ND - self.mean_D) @ self.matrix_DD
+        return white_ND
+
+
+@torch.no_grad()
+def fit_to_images(backbone: nn.Module, dimension: int, pixels_NTTC: NDArray[np.uint8], size_px: int) -> Whitening:
+    """The whitening of a network's embeddings of its training images.
+
+    Args:
+        backbone: float [N, 3, S, S] within [0, 1] → h; any mode, any device.
+        dimension: D; it decides how many images are looked at.
+        pixels_NTTC: uint8; the centre of S × S is what the served encoder sees.
+        size_px: S.
+    """
+    device = next(backbone.parameters()).device
+    training = backbone.training
+    backbone.eval()
+    count = min(len(pixels_NTTC), IMAGES_PER_NUMBER * dimension)
+    positions = torch.linspace(0, len(pixels_NTTC) - 1, count).round().long().tolist()
+    parts = []
+    for start in range(0, count, _BATCH):
+        squares_NTTC = torch.from_numpy(pixels_NTTC[positions[start : start + _BATCH]])
+        with torch.compiler.set_stance("force_eager"):  # compiling for other shapes would take longer than running
+            parts.append(backbone(_images(squares_NTTC, size_px).to(device)).cpu())
+    backbone.train(training)
+    return Whitening.fit(torch.cat(parts))
+
+
+def _images(squares_NTTC: Tensor, size_px: int) -> Tensor:
+    """The centres of cached images as the served encoder sees them, float [N, 3, S, S]; small ones are enlarged."""
+    x_NCTT = squares_NTTC.permute(0, 3, 1, 2).float() / 255
+    margin = squares_NTTC.shape[1] - size_px
+    if margin < 0:
+        return F.interpolate(x_NCTT, size=(size_px, size_px), mode="bicubic", antialias=True).clamp(0, 1)
+    return x_NCTT[:, :, margin // 2 : margin // 2 + size_px, margin // 2 : margin // 2 + size_px]
