@@ -12,7 +12,9 @@ from click.testing import CliRunner
 from embedserve.cli.training import make_config, read_settings, setting_options
 from embedserve.errors import InvalidInput
 from embedserve_training.config import METHODS, TrainConfig
+from embedserve_training.layers import Layers
 from embedserve_training.plan import Facts, Plan, PlanEntry, plan
+from embedserve_training.recipes import Recipe
 
 SMALL = Facts(images=3000, median_side_px=28, cores=2)
 PHOTOS = Facts(images=50_000, median_side_px=480, cuda=True, cores=16)
@@ -63,6 +65,14 @@ def test_a_recipe_by_name_is_taken_once() -> None:
     by_name, by_itself = (plan(TrainConfig(recipe=name), SMALL) for name in ("simclr-cpu", None))
     assert by_name.settings == by_itself.settings
     assert entry(by_name, "tau") == entry(by_itself, "tau")
+
+
+def test_a_lower_recipe_gives_nothing_that_takes_the_place_of_what_a_higher_one_gives() -> None:
+    layers = Layers(TrainConfig())
+    layers.use(Recipe(name="upper", title="", method="simclr", values={"base_lr": 0.1, "epochs": 3}))
+    layers.use(Recipe(name="lower", title="", method="simclr", values={"lr": 0.2, "minutes": 1.0, "tau": 0.3}))
+    given = [layers.from_recipe(name) for name in ("base_lr", "epochs", "lr", "minutes", "tau")]
+    assert [entry and entry.value for entry in given] == [0.1, 3, None, None, 0.3]
 
 
 def test_every_setting_that_was_said_is_used_and_has_its_source() -> None:
@@ -238,6 +248,13 @@ def test_more_rows_to_predict_than_there_are_below_the_first_are_refused() -> No
 def test_patches_larger_than_the_image_are_refused() -> None:
     with pytest.raises(InvalidInput, match="patch_px is 64, but images have 28 px"):
         plan(TrainConfig(method="cpc", patch_px=64), SMALL)
+
+
+@pytest.mark.parametrize(("size", "patch"), [(8, 8), (28, 12), (32, 14), (64, 16), (224, 56)])
+def test_patches_overlap_and_never_exceed_the_image(size: int, patch: int) -> None:
+    settings = plan(TrainConfig(method="cpc", size_px=size), SMALL).settings
+    assert settings.patch_px == patch
+    assert settings.patch_px * settings.patch_grid > size
 
 
 def test_a_rate_that_drops_while_it_still_rises_is_refused() -> None:
