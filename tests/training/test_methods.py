@@ -253,20 +253,7 @@ def test_instance_discrimination_has_in_two_parts_the_gradients_and_the_bank_of_
     torch.testing.assert_close(parts.bank.rows_ND, whole.bank.rows_ND)
 
 
-# --- What is served, and what is kept ------------------------------------------------------------------------------
-
-
-@every_method
-def test_what_is_served_shares_its_weights_with_what_is_trained(name: str) -> None:
-    method = build(name)
-    served = {id(weight) for weight in method.served().parameters()}
-    assert served == {id(weight) for weight in method.backbone.parameters()}
-
-
-@pytest.mark.parametrize("name", [name for name in BUILDERS if name != "cpc"])
-def test_the_backbone_itself_is_served(name: str) -> None:
-    method = build(name)
-    assert method.served() is method.backbone
+# --- What is kept ---------------------------------------------------------------------------------------------------
 
 
 @every_method

@@ -1,4 +1,4 @@
-"""CPC: nothing that is to be predicted can be seen, and what is served is the mean over patches."""
+"""CPC: nothing that is to be predicted can be seen, and its encoder takes whole images as well."""
 
 from __future__ import annotations
 
@@ -145,29 +145,14 @@ def test_the_loss_is_the_mean_over_distances_of_the_paper_written_out() -> None:
     assert loss == pytest.approx(sum(distances) / 2, rel=1e-4)
 
 
-def test_what_is_served_is_the_mean_over_patches_of_the_trained_body() -> None:
+def test_the_encoder_takes_whole_images_and_gives_each_its_own_embedding() -> None:
     method = build("cpc").eval()
     images_BCSS = drawn_views(method, BATCH)[0]
-    served = method.served()
-    assert (served.name, served.dimension) == ("small-cnn", 256)
     with torch.no_grad():
-        h_BD = served(images_BCSS)
-        for image in range(BATCH):
-            embedded = [
-                method.backbone(images_BCSS[image : image + 1, :, y : y + 12, x : x + 12])[0]
-                for y in (0, 4, 8)
-                for x in (0, 4, 8)
-            ]
-            torch.testing.assert_close(h_BD[image], torch.stack(embedded).mean(0), rtol=1e-4, atol=1e-5)
-
-
-def test_what_is_served_follows_the_training_of_the_backbone() -> None:
-    method = build("cpc")
-    served, images_BCSS = method.served(), drawn_views(method, BATCH)[0]
-    with torch.no_grad():
-        before_BD = served(images_BCSS)
-        next(method.backbone.parameters()).mul_(-1)
-        assert not torch.allclose(served(images_BCSS), before_BD)
+        h_BD = method.backbone(images_BCSS)
+        alone_BD = torch.cat([method.backbone(image) for image in images_BCSS.split(1)])
+    assert h_BD.shape == (BATCH, method.backbone.dimension)
+    torch.testing.assert_close(h_BD, alone_BD, rtol=1e-4, atol=1e-5)
 
 
 def test_a_patch_that_the_backbone_does_not_take_is_named_when_the_method_is_made() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from embedserve_training.distributed import ALONE, Processes
-from embedserve_training.patches import Patches, PatchPool, crop_and_pad
+from embedserve_training.patches import Patches, crop_and_pad
 from tests.training.method_cases import seeded
 
 
@@ -85,16 +85,3 @@ def test_a_process_shows_its_patches_as_one_process_with_all_would() -> None:
     whole_NCPP = crop_and_pad(patches_NCPP, seeded(1), ALONE)
     parts = [crop_and_pad(patches_NCPP.chunk(3)[rank], seeded(1), Processes(rank, 3)) for rank in range(3)]
     assert torch.equal(torch.cat(parts), whole_NCPP)
-
-
-def test_whole_images_give_the_mean_of_what_their_patches_give() -> None:
-    class Corner(torch.nn.Module):
-        """The first pixel of a patch."""
-
-        def forward(self, patches_NCPP: Tensor) -> Tensor:
-            return patches_NCPP[:, :, 0, 0]
-
-    images_BCSS = numbered(3, 20)
-    pooled_BD = PatchPool(Corner(), Patches(size_px=20, patch_px=12, grid=3))(images_BCSS)
-    expected_BD = images_BCSS[:, :, [0, 4, 8]][..., [0, 4, 8]].mean((2, 3))
-    torch.testing.assert_close(pooled_BD, expected_BD)

@@ -12,6 +12,7 @@ from torch import nn
 
 from embedserve.encoder import Encoder
 from embedserve_training import checkpoint, embed
+from embedserve_training.backbones import Backbone
 from embedserve_training.config import TrainConfig
 from embedserve_training.export import export
 from embedserve_training.run import run_training
@@ -60,12 +61,11 @@ def test_vectors_that_are_all_alike_stay_finite() -> None:
     assert torch.isfinite(Whitening.fit(h_ND)(h_ND)).all()
 
 
-class Means(nn.Module):
-    """Mean of each channel and whether it was called in training mode, as an embedding of four numbers."""
+class Means(Backbone):
+    """The mean of each channel as an embedding of three numbers."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.anchor = nn.Parameter(torch.zeros(()))
+        super().__init__(nn.Linear(1, 1), "means", 3)
         self.seen: list[tuple[int, ...]] = []
 
     def forward(self, images_NCSS: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_it_is_fitted_to_the_centres_that_the_encoder_sees(cached: int, size: in
     if cached > size:  # a border that is cut off must not count
         pixels[:, 0] = pixels[:, -1] = pixels[:, :, 0] = pixels[:, :, -1] = 255
     network = Means().train()
-    fitted = fit_to_images(network, 3, pixels, size)
+    fitted = fit_to_images(network, pixels, size)
     count = 3 * IMAGES_PER_NUMBER
     chosen = pixels[np.linspace(0, 39, count).round().astype(int), cached // 2, cached // 2].astype(float) / 255
     np.testing.assert_allclose(fitted.mean_D.numpy(), chosen.mean(0), atol=1e-5)

@@ -55,7 +55,7 @@ def trained(run: Path) -> ServedEncoder:
     saved = checkpoint.load(run)
     checkpoint.load_weights(method, saved, run)
     whitening = Whitening.from_state(saved.whitening) if saved.whitening else None
-    return ServedEncoder(method.served(), whitening).eval()
+    return ServedEncoder(method.backbone, whitening).eval()
 
 
 def untrained(settings: Settings) -> ServedEncoder:
@@ -63,7 +63,7 @@ def untrained(settings: Settings) -> ServedEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         # Nothing of the method's memory is served, so one image is enough of it.
-        return ServedEncoder(methods.build(settings, 1).served()).eval()
+        return ServedEncoder(methods.build(settings, 1).backbone).eval()
 
 
 def embed(encoder: ServedEncoder, images_NSSC: NDArray[np.uint8], batch_size: int = 128) -> NDArray[np.float32]:

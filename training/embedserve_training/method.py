@@ -53,7 +53,7 @@ class Method(nn.Module):
     """Base of the training methods.
 
     Args:
-        backbone: what is trained and served.
+        backbone: what is trained; given whole images it is what is served.
         processes: those that train together.
     """
 
@@ -95,10 +95,6 @@ class Method(nn.Module):
 
     def after_step(self) -> None:
         """Called after each step of the optimiser: momentum copies, queues and banks move on."""
-
-    def served(self) -> Backbone:
-        """The network that is exported: images in, embeddings h out."""
-        return self.backbone
 
     def networks(self) -> list[nn.Module]:
         """The parts that compute most, each with a plain tensor in and out; these are compiled if asked for."""

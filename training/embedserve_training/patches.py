@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from embedserve_training.distributed import Processes
 
@@ -66,22 +66,3 @@ def crop_and_pad(patches_NCPP: Tensor, generator: torch.Generator, processes: Pr
         3, columns_N11P.expand_as(patches_NCPP)
     )
     return torch.where(shown_P.view(-1, 1) & shown_P, moved_NCPP, 0.5)
-
-
-class PatchPool(nn.Module):
-    """Whole images in, the mean of their patches' embeddings out.
-
-    Args:
-        body: float [N, 3, P, P] → [N, D].
-        patches: how an image is cut.
-    """
-
-    def __init__(self, body: nn.Module, patches: Patches) -> None:
-        super().__init__()
-        self.body = body
-        self.patches = patches
-
-    def forward(self, images_BCSS: Tensor) -> Tensor:
-        """Float [B, 3, S, S] → [B, D]."""
-        z_ND: Tensor = self.body(self.patches.cut(images_BCSS))
-        return z_ND.view(-1, self.patches.grid**2, z_ND.shape[1]).mean(1)

@@ -287,8 +287,7 @@ class Trainer:
     def _whitening(self) -> Mapping[str, Tensor] | None:
         if not self.settings.whiten or not self.together.is_first:
             return None
-        served = self.method.served()
-        return whitening.fit_to_images(served, served.dimension, self.pixels_NTTC, self.settings.size_px).state_dict()
+        return whitening.fit_to_images(self.method.backbone, self.pixels_NTTC, self.settings.size_px).state_dict()
 
     def save(self, *, finished: bool, whitening: Mapping[str, Tensor] | None = None) -> None:
         """Write a checkpoint, but never one with numbers that are not finite.

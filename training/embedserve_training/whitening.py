@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedserve_training.backbones import Backbone
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -73,19 +75,18 @@ class Whitening(nn.Module):
 
 
 @torch.no_grad()
-def fit_to_images(backbone: nn.Module, dimension: int, pixels_NTTC: NDArray[np.uint8], size_px: int) -> Whitening:
+def fit_to_images(backbone: Backbone, pixels_NTTC: NDArray[np.uint8], size_px: int) -> Whitening:
     """The whitening of a network's embeddings of its training images.
 
     Args:
-        backbone: float [N, 3, S, S] within [0, 1] → h; any mode, any device.
-        dimension: D; it decides how many images are looked at.
+        backbone: in any mode, on any device.
         pixels_NTTC: uint8; the centre of S × S is what the served encoder sees.
         size_px: S.
     """
     device = next(backbone.parameters()).device
     training = backbone.training
     backbone.eval()
-    count = min(len(pixels_NTTC), IMAGES_PER_NUMBER * dimension)
+    count = min(len(pixels_NTTC), IMAGES_PER_NUMBER * backbone.dimension)
     positions = torch.linspace(0, len(pixels_NTTC) - 1, count).round().long().tolist()
     parts = []
     for start in range(0, count, _BATCH):

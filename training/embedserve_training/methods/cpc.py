@@ -2,8 +2,8 @@
 
 Van den Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding, arXiv 1807.03748, section 3.2;
 further directions and layer norm as in Hénaff et al., arXiv 1905.09272. The encoder sees single patches and has no
-batch-norm, through which it could see what is to be predicted. What is served takes whole images and gives the mean of
-their patches' embeddings (docs/decisions.md has the measurement).
+batch-norm, through which it could see what is to be predicted. What is served is the same encoder given whole images:
+that made better neighbours than any mean over patches (docs/decisions.md has the measurement).
 
 Shapes: B images, G × G patches of P × P pixels in each, D numbers per patch, K rows that are predicted.
 """
@@ -23,7 +23,7 @@ from embedserve_training.config import Settings
 from embedserve_training.distributed import ALONE, Processes
 from embedserve_training.losses import cpc_chance, cpc_info_nce
 from embedserve_training.method import Anchors, Method, StepOutput
-from embedserve_training.patches import Patches, PatchPool, crop_and_pad
+from embedserve_training.patches import Patches, crop_and_pad
 
 
 class CPC(Method):
@@ -98,11 +98,6 @@ class CPC(Method):
         grid, steps = self.patches.grid, range(1, self.predict_steps + 1)
         chance = sum(cpc_chance(global_batch * grid * (grid - step)) for step in steps) / self.predict_steps
         return Anchors(chance=chance, collapse=chance)
-
-    def served(self) -> Backbone:
-        """Whole images in, the mean of their patches' embeddings out."""
-        body = PatchPool(self.backbone.body, self.patches)
-        return Backbone(body, self.backbone.name, self.backbone.dimension)
 
 
 class RowContext(nn.Module):
