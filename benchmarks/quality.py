@@ -4,8 +4,8 @@
     python benchmarks/quality.py [data/fashion-mnist] [--out results.json]
 
 Each method trains small-cnn with the recipe that `embedserve train` chooses on a CPU, for a number of epochs that takes
-about a quarter of an hour on two idle cores (EPOCHS). Runs take the time of their own processor (`cpu_minutes`), which a busy
-machine does not change much; two run side by side with one thread each, which keeps two cores busier than two threads
+about a quarter of an hour on two idle cores (EPOCHS). `cpu_minutes` is the time of the processor, which a busy machine
+does not change much; two runs go side by side with one thread each, which keeps two cores busier than two threads
 do. The figures are those of the last checkpoint. A run folder that is finished is not trained again, so the same line
 goes on where it was stopped.
 
@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "training")]  # so that it runs from a checkout without an installation
 
-EPOCHS = {"simclr": 16, "moco": 10, "barlow-twins": 16, "instance-discrimination": 14, "cpc": 4}
+EPOCHS = {"simclr": 14, "moco": 8, "barlow-twins": 14, "instance-discrimination": 14, "cpc": 4}
 """About a quarter of an hour each on two idle cores."""
 SUPERVISED_EPOCHS = 8
 
