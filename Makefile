@@ -20,7 +20,7 @@ export PYTHON PIP_ARGS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips at once would spoil one environment
-.PHONY: help demo test lint proto dataset gpu
+.PHONY: help demo test lint proto dataset gpu peers quality
 
 help: ## list these tasks
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,10 +44,20 @@ proto: $(VENV)/.with-dev ## write embedserve/v1 and docs/wire.md again from prot
 dataset: $(VENV)/.with-train ## the whole of Fashion-MNIST as class folders of PNGs: OUT=data/fashion-mnist
 	$(BIN)/python scripts/fashion_mnist.py "$(OUT)"
 
+peers: .venv-peers/.with-peers ## losses beside those of lightly, in an environment of its own
+	.venv-peers/bin/python -m pytest tests/lightly
+
+quality: dataset ## all five methods on Fashion-MNIST beside the baselines: two hours on two cores
+	$(BIN)/python benchmarks/quality.py "$(OUT)" --out benchmarks/results/quality.json
+
 gpu: ## GPU tests and benchmarks, under ten minutes, nothing downloaded; skipped without a CUDA GPU
 	@GPU="$(GPU)" bash scripts/gpu.sh $(GPU_ARGS)
 
 # One stamp for each extra, so that `make proto` does not wait for PyTorch. A changed pyproject.toml installs again.
 $(VENV)/.with-%: pyproject.toml scripts/venv.sh
 	@bash scripts/venv.sh $(VENV) $*
+	@touch $@
+
+.venv-peers/.with-peers: pyproject.toml scripts/venv.sh
+	@bash scripts/venv.sh .venv-peers train,dev,peers
 	@touch $@

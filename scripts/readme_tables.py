@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the results in benchmarks/results, so that text and data cannot part.
+"""Writes the tables of the READMEs from results and recipes, so that text and data cannot part.
 
 python scripts/readme_tables.py            # rewrite what stands between the markers
 """
@@ -7,27 +7,31 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-README = REPOSITORY / "README.md"
 RESULTS = REPOSITORY / "benchmarks/results"
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "training")]
 
 
 def main() -> None:
-    """Rewrite README.md."""
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrite the pages."""
+    for page, tables in PAGES.items():
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
-def with_tables(text: str) -> str:
-    """The text with each table between its markers made from the results."""
-    for name, table in (("sample", sample_table()), ("overhead", overhead_table())):
+def with_tables(text: str, tables: dict[str, Callable[[], str]]) -> str:
+    """The text with each table between its markers made anew."""
+    for name, make in tables.items():
+        table = make()
         begin, end = f"<!-- {name}: made by scripts/readme_tables.py -->", f"<!-- end of {name} -->"
         between = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
         count = len(between.findall(text))
         if count != 1:
-            raise ValueError(f"README.md has {count} places for the table {name!r}")
+            raise ValueError(f"there are {count} places for the table {name!r}")
         text = between.sub(f"\n{table}\n".replace("\\", r"\\"), text)
     return text
 
@@ -37,7 +41,7 @@ def sample_table() -> str:
     result = _read("sample.json")
     evaluation = result["evaluation"]
     rows = [
-        [row["name"], f"{100 * row['knn']:.1f} %", f"{100 * row['same_label_top10']:.1f} %", str(row["dimension"])]
+        [row["name"], _percent(row["knn"]), _percent(row["same_label_top10"]), str(row["dimension"])]
         for row in evaluation["rows"]
     ]
     caption = (
@@ -65,6 +69,59 @@ def overhead_table() -> str:
         f" Command: `{result['command']}`."
     )
     return f"{_table(header, rows)}\n\n{caption}"
+
+
+def quality_table() -> str:
+    """What the five methods reach on Fashion-MNIST."""
+    result = _read("quality.json")
+    evaluation = result["evaluation"]
+    minutes: dict[str, list[float]] = {}
+    for run in result["training"]:
+        minutes.setdefault(run["method"], []).append(run["cpu_minutes"])
+    columns = {
+        "knn": "kNN",
+        "linear": "linear",
+        "recall_1": "recall@1",
+        "map": "mAP",
+        "same_label_top10": "top 10",
+        "self_recall_1": "finds itself",
+    }
+    rows = []
+    for row in evaluation["rows"]:
+        method = next((method for method in minutes if row["name"].startswith(method)), None)
+        spent = f"{sum(minutes[method]) / len(minutes[method]):.0f}" if method else "–"
+        rows.append([method or row["name"], *(_percent(row[key]) for key in columns), str(row["dimension"]), spent])
+    header = ["vectors", *columns.values(), "numbers", "CPU minutes"]
+    seeds = max(run["seed"] for run in result["training"]) + 1
+    caption = (
+        f"{evaluation['train_images']:,} images to learn from without labels and to search in,"
+        f" {evaluation['test_images']:,} to ask with; {'one seed' if seeds == 1 else f'{seeds} seeds'};"
+        f" {result['hardware']['cpu']}, {result['date']}, torch {result['versions']['torch']}."
+        f" Command: `{result['command']}`."
+    )
+    return f"{_table(header, rows)}\n\n{caption}"
+
+
+def recipe_table() -> str:
+    """The project's own recipes."""
+    from embedserve_training import recipes
+
+    rows = [[f"[{name}](recipes/{name}.toml)", recipes.load(name).title] for name in recipes.names()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [["recipe", "what"], ["---", "---"], *rows])
+
+
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    REPOSITORY / "README.md": {"sample": sample_table, "overhead": overhead_table},
+    REPOSITORY / "training/README.md": {"quality": quality_table, "recipes": recipe_table},
+}
+
+
+def _percent(figure: dict[str, Any] | None) -> str:
+    """The mean and, of several seeds, the spread of a figure of `evaluate`."""
+    if figure is None:
+        return "–"
+    spread = "" if figure["spread"] is None else f" ± {100 * figure['spread']:.1f}"
+    return f"{100 * figure['mean']:.1f}{spread} %"
 
 
 def _read(name: str) -> Any:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make a virtual environment and install embedserve with one extra into it, from this folder, editable.
-# Usage: scripts/venv.sh FOLDER train|dev          PYTHON and PIP_ARGS: see the Makefile
+# Usage: scripts/venv.sh FOLDER train|dev|train,dev,peers          PYTHON and PIP_ARGS: see the Makefile
 set -euo pipefail
 
 venv=$1
@@ -44,6 +44,7 @@ echo "  the serving part (onnxruntime, FAISS, gRPC, Pillow): about 500 MB on dis
 case $extra in
 train) echo "  $torch" ;;
 dev) echo "  the tools (ruff, mypy, pytest, protobuf compiler): about 150 MB on disk" ;;
+*) echo "  $torch" && echo "  the tools and the libraries to compare with: about 300 MB on disk" ;;
 esac
 
 if [ -n "$python" ] && ! "$python" -m venv "$venv"; then

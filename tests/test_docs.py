@@ -24,7 +24,9 @@ from scripts import cli_doc, readme_tables
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 GUIDES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
-PAGES = sorted({*GUIDES, *REPOSITORY.glob("*.md"), *REPOSITORY.glob("benchmarks/*.md")})
+PAGES = sorted(
+    {*GUIDES, *(page for where in ("*.md", "benchmarks/*.md", "training/*.md") for page in REPOSITORY.glob(where))}
+)
 COMMANDS = dict(cli_doc.walk(main, "embedserve"))
 SHELL, PYTHON = ("shell", "bash", "sh", "console"), ("python",)
 PORT = 50051
@@ -227,9 +229,10 @@ def test_every_link_leads_to_a_file_and_to_a_heading_in_it(page: Path) -> None:
     assert broken == []
 
 
-def test_the_tables_of_the_readme_are_those_of_the_committed_results() -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert readme_tables.with_tables(text) == text
+@pytest.mark.parametrize("page", readme_tables.PAGES, ids=named)
+def test_tables_are_those_of_the_committed_results_and_recipes(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert readme_tables.with_tables(text, readme_tables.PAGES[page]) == text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
