@@ -4,7 +4,7 @@
     python benchmarks/quality.py [data/fashion-mnist] [--out results.json]
 
 Each method trains small-cnn with the recipe that `embedserve train` chooses on a CPU, for a number of epochs that takes
-about a quarter of an hour on two idle cores (EPOCHS). `cpu_minutes` is the time of the processor, which a busy machine
+about ten to fifteen minutes on two idle cores (EPOCHS). `cpu_minutes` is the time of the processor, which a busy machine
 does not change much; two runs go side by side with one thread each, which keeps two cores busier than two threads
 do. The figures are those of the last checkpoint. A run folder that is finished is not trained again, so the same line
 goes on where it was stopped.
@@ -30,9 +30,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "training")]  # so that it runs from a checkout without an installation
 
-EPOCHS = {"simclr": 14, "moco": 8, "barlow-twins": 14, "instance-discrimination": 14, "cpc": 4}
-"""About a quarter of an hour each on two idle cores."""
-SUPERVISED_EPOCHS = 8
+EPOCHS = {"simclr": 14, "moco": 6, "barlow-twins": 10, "instance-discrimination": 14, "cpc": 3}
+"""About ten to fifteen minutes each on two idle cores."""
+SUPERVISED_EPOCHS = 6
 
 
 def main() -> int:
