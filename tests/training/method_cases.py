@@ -14,6 +14,7 @@ from torch import Tensor
 
 from embedserve_training import backbones
 from embedserve_training.distributed import ALONE, Processes
+from embedserve_training.memory import KeyQueue, MemoryBank
 from embedserve_training.method import Method
 from embedserve_training.methods.barlow_twins import BarlowTwins
 from embedserve_training.methods.cpc import CPC
@@ -67,6 +68,14 @@ def build(name: str, processes: Processes = ALONE, *, seed: int = 0, **changes: 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return BUILDERS[name](processes, **changes).train()
+
+
+def in_double(method: Method) -> Method:
+    """The method with networks in fp64, where rounding pushes no ReLU to its other side; queue and bank stay fp32."""
+    for part in method.children():
+        if not isinstance(part, KeyQueue | MemoryBank):
+            part.double()
+    return method
 
 
 def drawn_views(method: Method, batch: int = 8, seed: int = 0) -> list[Tensor]:

@@ -27,10 +27,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from embedserve_training import batch_norm
 from embedserve_training.distributed import ALONE, Processes, gather_rows
-from embedserve_training.memory import KeyQueue, MemoryBank
 from embedserve_training.method import Method
 from embedserve_training.methods.instance_discrimination import InstanceDiscrimination
-from tests.training.method_cases import IMAGES, build, drawn_views, seeded
+from tests.training.method_cases import IMAGES, build, drawn_views, in_double, seeded
 
 BATCH = 8
 LR = 0.01
@@ -51,10 +50,7 @@ class Case:
             batch_norm.join(method, processes)
         elif isinstance(method, InstanceDiscrimination) and processes.count == 1:
             batch_norm.split(method, 2)
-        for part in method.children():
-            if not isinstance(part, KeyQueue | MemoryBank):
-                part.double()
-        return method
+        return in_double(method)
 
 
 CASES = {
