@@ -58,7 +58,8 @@ def command(
     for its label, weighted by exp(cosine / 0.1). Linear: a linear classifier on the vectors names it. Recall at k: at
     least one of the k nearest has its label. mAP: mean average precision of the whole ranking. In any case up to 2,000
     images are augmented and have to find their originals in FOLDER, which needs no labels. The same is done with raw
-    pixels, with PCA of them and with the untrained network, so that the figures can be read. Runs that differ only in
+    pixels, with PCA of them and with the untrained network, so that the figures can be read; whitened too, as the
+    encoder itself is. Runs that differ only in
     their seed become one row: mean ± standard deviation.
 
     \b

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from embedserve_training import whitening
 from embedserve_training.evaluate import principal_components, raw_pixels
-from embedserve_training.evaluate.baselines import fit_components
+from embedserve_training.evaluate.baselines import WHITENING_FLOOR, fit_components, flat_pixels, is_grey
 
 
 @pytest.mark.parametrize("shape", [(60, 12), (12, 60)])
@@ -47,3 +48,32 @@ def test_raw_pixels_of_small_images_are_used_as_they_are() -> None:
     pixels = np.arange(2 * 2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 2, 3)
     flat = pixels.reshape(2, 12).astype(float)
     np.testing.assert_allclose(raw_pixels(pixels), flat / np.linalg.norm(flat, axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_grey_images_have_the_same_cosines_in_one_channel() -> None:
+    grey = np.repeat(np.random.default_rng(2).integers(0, 256, (3, 4, 4, 1)).astype(np.uint8), 3, axis=3)
+    one = flat_pixels(grey, grey=True)
+    assert one.shape == (3, 16)
+    one /= np.linalg.norm(one, axis=1, keepdims=True)
+    np.testing.assert_allclose(one @ one.T, raw_pixels(grey) @ raw_pixels(grey).T, atol=1e-6)
+
+
+def test_a_single_coloured_pixel_makes_a_set_coloured() -> None:
+    images = np.full((2, 4, 4, 3), 9, np.uint8)
+    assert is_grey(images)
+    images[1, 3, 3, 2] = 10
+    assert not is_grey(images)
+
+
+def test_whitened_components_have_variance_one_but_for_the_floor() -> None:
+    x = np.random.default_rng(3).normal(size=(2000, 3)).astype(np.float32) * np.array([10, 1, 0.1], np.float32)
+    components = fit_components(x, 3)
+    variance = components.project(x).var(axis=0)
+    # Shrunk by the floor, a thousandth of the greatest variance: 100/100.1, 1/1.1, 0.01/0.11 of one.
+    expected = variance / (variance + variance[0] / 1000)
+    np.testing.assert_allclose(components.whitened().project(x).var(axis=0), expected, rtol=1e-3)
+    np.testing.assert_allclose(expected, [100 / 100.1, 1 / 1.1, 0.01 / 0.11], rtol=0.1)
+
+
+def test_the_floor_is_that_of_served_encoders() -> None:
+    assert WHITENING_FLOOR == whitening.FLOOR

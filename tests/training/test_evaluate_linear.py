@@ -94,3 +94,9 @@ def test_more_numbers_than_images_converge_too() -> None:
     probe = fit(x, labels, 5)
     assert probe.gradient <= 1e-4
     assert (probe.predict(x) == labels).all()
+
+
+def test_numbers_next_to_nothing_beside_the_others_are_not_taken_for_features() -> None:
+    x, labels = small_problem(8)
+    noise = np.full((40, 1), 1e-40, np.float32) * (labels[:, None] == 0)
+    assert np.array_equal(fit(np.concatenate([x, noise], axis=1), labels, 3).weight_FL[4], [0, 0, 0])

@@ -57,17 +57,17 @@ def test_the_nearest_are_those_of_a_stable_sort_even_where_many_are_equal(k: int
     assert top(cosine, k).tolist() == np.argsort(-cosine, axis=1, kind="stable")[:, :k].tolist()
 
 
-def test_blocks_of_any_size_give_the_same_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [1, 5])
+def test_blocks_of_any_size_give_the_same_neighbours(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     train, labels = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 3, 30)
     test = rng.normal(size=(17, 4)).astype(np.float32)
     _, at_once = nearest(train, labels, test, 5)
-    sizes: list[int] = []
-    for size in (1, 4 * 30 * 5):  # one row at a time, five rows at a time
-        monkeypatch.setattr(neighbours, "BLOCK_BYTES", size)
-        assert nearest(train, labels, test, 5)[1].tolist() == at_once.tolist()
-        sizes.append(len(by_block(train, test, lambda rows, cosine: cosine)))
-    assert sizes == [17, 4]
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 4 * 30 * rows)
+    assert nearest(train, labels, test, 5)[1].tolist() == at_once.tolist()
+    parts = by_block(train, test, lambda rows, cosine: (list(range(17))[rows], cosine.shape))
+    assert [row for part, _ in parts for row in part] == list(range(17))
+    assert all(shape == (len(part), 30) and len(part) <= rows for part, shape in parts)
 
 
 def test_a_vector_of_zeros_is_like_nothing() -> None:

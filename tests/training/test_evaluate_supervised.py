@@ -35,10 +35,11 @@ def settings(finished_run: Path) -> Settings:
 def test_it_learns_to_tell_the_kinds_of_pictures_it_never_saw(
     pictures: tuple[np.ndarray, np.ndarray], settings: Settings
 ) -> None:
-    encoder = train_supervised(settings, *pictures, epochs=20, report=quiet)
+    # Crops of a twelfth of 16 pixels would leave nothing to tell the kinds by.
+    encoder = train_supervised(replace(settings, crop_min=0.7), *pictures, epochs=20, report=quiet)
     unseen = np.stack([draw(kind, 5000 + i) for i in range(20) for kind in KINDS])
     right = (encoder.classify(unseen) == np.arange(60) % 3).mean()
-    assert right > 0.6  # by chance 0.33; an untrained network would be at chance as well
+    assert right > 0.7  # by chance 0.33; three seeds gave 0.85 to 0.88
 
 
 def test_it_begins_with_the_weights_of_the_untrained_network(

@@ -22,6 +22,7 @@ from embedserve_training import augment, embed, optim
 from embedserve_training.backbones import SMALL_CNN, Backbone
 from embedserve_training.batches import Batches
 from embedserve_training.embed import ServedEncoder
+from embedserve_training.seeds import seed_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,7 +93,7 @@ def train_supervised(
         for step in range(steps):
             indices_B, pixels_BTTC = next(source)
             optim.set_lr(optimizer, highest_lr * optim.lr_factor((step + 0.5) / steps, _WARMUP))
-            generator.manual_seed((settings.seed << 31) + step)
+            generator.manual_seed(seed_of(settings.seed, "supervised views", step))
             view_BCSS = augment.augment(pixels_BTTC, settings.size_px, recipe, generator)
             loss = F.cross_entropy(network.classifier(network.backbone(view_BCSS)), labels_there_N[indices_B])
             optimizer.zero_grad(set_to_none=True)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PIXEL_SIDE = 32
 """Raw pixels are compared at this side at most: more of them only follow the noise."""
+WHITENING_FLOOR = 1e-3
+"""As in ``whitening``, which needs PyTorch."""
 
 
 def raw_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -24,8 +26,18 @@ def raw_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
     return unit(flat_pixels(pixels_NSSC))
 
 
-def flat_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The images as vectors within 0–1, scaled down to PIXEL_SIDE where they are larger: [N, P]."""
+def is_grey(pixels_NSSC: NDArray[np.uint8]) -> bool:
+    """Whether no image has any colour: one channel then gives the cosines of all three in a third of the time."""
+    return all(bool((pixels_SSC == pixels_SSC[..., :1]).all()) for pixels_SSC in pixels_NSSC)
+
+
+def flat_pixels(pixels_NSSC: NDArray[np.uint8], *, grey: bool = False) -> NDArray[np.float32]:
+    """The images as vectors within 0–1, scaled down to PIXEL_SIDE where they are larger: [N, P].
+
+    Args:
+        pixels_NSSC: uint8.
+        grey: take the first channel only.
+    """
     from PIL import Image
 
     if pixels_NSSC.shape[1] > PIXEL_SIDE:
@@ -33,7 +45,8 @@ def flat_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
         pixels_NSSC = np.stack(
             [np.asarray(Image.fromarray(p).resize(small, Image.Resampling.BILINEAR)) for p in pixels_NSSC]
         )
-    return pixels_NSSC.reshape(len(pixels_NSSC), -1).astype(np.float32) / np.float32(255)
+    channels = pixels_NSSC[..., :1] if grey else pixels_NSSC
+    return channels.reshape(len(channels), -1).astype(np.float32) / np.float32(255)
 
 
 @dataclass(frozen=True)
@@ -42,11 +55,18 @@ class PrincipalComponents:
 
     mean_P: NDArray[np.float32]
     components_PK: NDArray[np.float32]
+    variance_K: NDArray[np.float32]
+    """Of the vectors along each component."""
 
     def project(self, x_NP: NDArray[np.float32]) -> NDArray[np.float32]:
         """The vectors in these directions, centred on the mean: [N, K]."""
         projected_NK: NDArray[np.float32] = np.matmul(x_NP - self.mean_P, self.components_PK)
         return projected_NK
+
+    def whitened(self) -> PrincipalComponents:
+        """The same components with variance one each, but for the floor, as the last layer of a served encoder."""
+        scale_K = 1 / np.sqrt(self.variance_K + WHITENING_FLOOR * max(float(self.variance_K.max()), 1e-12))
+        return PrincipalComponents(self.mean_P, (self.components_PK * scale_K).astype(np.float32), self.variance_K)
 
 
 def fit_components(x_NP: NDArray[np.float32], most: int) -> PrincipalComponents:
@@ -67,7 +87,8 @@ def fit_components(x_NP: NDArray[np.float32], most: int) -> PrincipalComponents:
         _, vectors_NN = np.linalg.eigh(centred_NP @ centred_NP.T)
         components_PK = centred_NP.T @ vectors_NN[:, ::-1][:, :count]
         components_PK /= np.maximum(np.linalg.norm(components_PK, axis=0), 1e-12)
-    return PrincipalComponents(mean_P, components_PK)
+    variance_K: NDArray[np.float32] = np.matmul(centred_NP, components_PK).var(axis=0)
+    return PrincipalComponents(mean_P, components_PK, variance_K)
 
 
 def principal_components(

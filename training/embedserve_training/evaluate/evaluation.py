@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,30 +9,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedserve.errors import InvalidInput
 from embedserve_training.config import SMALL_SIDE_PX
 from embedserve_training.data import Skipped
 from embedserve_training.evaluate import images, subjects
-from embedserve_training.evaluate.baselines import PIXEL_SIDE, fit_components, flat_pixels
+from embedserve_training.evaluate.baselines import PIXEL_SIDE, fit_components, flat_pixels, is_grey
 from embedserve_training.evaluate.bench import NAME_WIDTH, Bench
 from embedserve_training.evaluate.images import Images, Loaded
 from embedserve_training.evaluate.neighbours import NEIGHBOURS, TEMPERATURE
-from embedserve_training.evaluate.rows import Figure, Row
+from embedserve_training.evaluate.networks import found_networks, supervised_row, untrained_rows
+from embedserve_training.evaluate.rows import Row
 from embedserve_training.evaluate.self_retrieval import first_view
-from embedserve_training.evaluate.subjects import Embed, Subject
+from embedserve_training.evaluate.subjects import Subject
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from embedserve.preprocess import PreprocessSpec
     from embedserve_training.augment import Augmentation
-    from embedserve_training.config import Settings
-    from embedserve_training.embed import ServedEncoder
 
 Report = Callable[[str], None]
-_UNTRAINED = "the same network and seed before training"
-_NO_TORCH = "PyTorch is not installed"
-_NOT_SAID = "the encoder file does not say how its network is made"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +97,16 @@ def evaluate(
     rows = [
         bench.row(_name(group, groups), [(one.embed, one.spec) for one in group], _seeds(group)) for group in groups
     ]
-    networks, left_out = _networks(groups)
-    rows += [bench.row(network.name("untrained"), network.embeds(), _UNTRAINED) for network in networks]
+    networks, left_out = found_networks(groups)
+    for network in networks:
+        rows += untrained_rows(bench, network)
     for row in left_out:
         report(f"{row.name:<{NAME_WIDTH}} {row.note}")
     rows += left_out
     rows += _pixel_rows(bench, opened[0].spec, rows[0].dimension)
     if supervised_epochs:
-        rows += [_supervised_row(bench, network, supervised_epochs) for network in networks]
+        rows += [supervised_row(bench, network, supervised_epochs) for network in networks]
+        rows += [replace(row, name="supervised") for row in left_out]
     question = bench.question(opened[0].spec)
     return Evaluation(
         subjects=tuple(str(subject.path) for subject in opened),
@@ -162,92 +158,26 @@ def _seeds(group: Sequence[Subject]) -> str:
     return f"seeds {', '.join(seeds)}" if len(seeds) > 1 else ""
 
 
-# --- The baselines -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Network:
-    """A network as it begins, once for each seed."""
-
-    backbone: str
-    alone: bool
-    """Whether it is the only one."""
-    spec: PreprocessSpec
-    settings: tuple[Settings, ...]
-    encoders: tuple[ServedEncoder, ...]
-
-    def name(self, what: str) -> str:
-        return what if self.alone else f"{what} {self.backbone}"
-
-    def embeds(self) -> list[tuple[Embed, PreprocessSpec]]:
-        return [(_embed_with(encoder), self.spec) for encoder in self.encoders]
-
-
-def _embed_with(encoder: ServedEncoder) -> Embed:
-    from embedserve_training import embed
-
-    return lambda pixels_NSSC: embed.embed(encoder, pixels_NSSC)
-
-
-def _networks(groups: Sequence[Sequence[Subject]]) -> tuple[list[_Network], list[Row]]:
-    """The networks that the subjects began with, each once, and a row with the reason for each that cannot be had."""
-    found: dict[tuple[bytes, ...], _Network] = {}
-    left_out: dict[str, Row] = {}
-    for group in groups:
-        settings = tuple(subject.settings for subject in group if subject.settings)
-        if not settings:
-            left_out.setdefault(_NOT_SAID, Row.left_out("untrained", _NOT_SAID))
-            continue
-        try:
-            from embedserve_training import embed
-
-            encoders = tuple(embed.untrained(one) for one in settings)
-        except ImportError:
-            left_out.setdefault(_NO_TORCH, Row.left_out("untrained", _NO_TORCH))
-            continue
-        except InvalidInput as error:
-            left_out.setdefault(error.message, Row.left_out("untrained", error.message))
-            continue
-        network = _Network(
-            backbone=settings[0].backbone, alone=True, spec=group[0].spec, settings=settings, encoders=encoders
-        )
-        found.setdefault(tuple(_digest(encoder) for encoder in encoders), network)
-    alone = len(found) == 1
-    return [replace(network, alone=alone) for network in found.values()], list(left_out.values())
-
-
-def _digest(encoder: ServedEncoder) -> bytes:
-    """Equal for networks with equal weights: two methods may begin with the same one."""
-    digest = hashlib.sha256()
-    for name, value in encoder.state_dict().items():
-        digest.update(name.encode() + value.numpy().tobytes())
-    return digest.digest()
-
-
 def _pixel_rows(bench: Bench, spec: PreprocessSpec, dimension: int) -> list[Row]:
+    loaded, question = bench.loaded(spec), bench.question(spec)
+    seen = [loaded.train_NSSC, loaded.test_MSSC, *([question.views_QSSC] if question else [])]
+    grey = all(is_grey(pixels_NSSC) for pixels_NSSC in seen)
+    components = fit_components(flat_pixels(loaded.train_NSSC, grey=grey), dimension)
+    white = components.whitened()
+
+    def raw(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return flat_pixels(pixels_NSSC, grey=grey)
+
+    def projected(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return components.project(raw(pixels_NSSC))
+
+    def whitened(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return white.project(raw(pixels_NSSC))
+
     side = min(PIXEL_SIDE, spec.size_px)
-    raw = bench.row("raw pixels", [(flat_pixels, spec)], f"{side} × {side} × 3 pixels")
-    components = fit_components(flat_pixels(bench.loaded(spec).train_NSSC), dimension)
-
-    def embed(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return components.project(flat_pixels(pixels_NSSC))
-
-    return [raw, bench.row("PCA", [(embed, spec)], "principal components of the raw pixels")]
-
-
-def _supervised_row(bench: Bench, network: _Network, epochs: int) -> Row:
-    from embedserve_training.supervised import train_supervised
-
-    loaded = bench.loaded(network.spec)
-    embeds: list[tuple[Embed, PreprocessSpec]] = []
-    right: list[float] = []
-    for settings in network.settings:
-        encoder = train_supervised(
-            settings, loaded.train_NSSC, loaded.train_labels_N, epochs=epochs, report=bench.report
-        )
-        embeds.append((_embed_with(encoder), network.spec))
-        right.append(float((encoder.classify(loaded.test_MSSC) == loaded.test_labels_M).mean()))
-    own = Figure.of(right)
-    spread = "" if own.spread is None else f" ± {100 * own.spread:.1f}"
-    note = f"trained on the labels for {epochs} epochs; its own classifier is right for {100 * own.mean:.1f}{spread} %"
-    return bench.row(network.name("supervised"), embeds, note)
+    shape = f"{side} × {side} grey pixels" if grey else f"{side} × {side} × 3 pixels"
+    return [
+        bench.row("raw pixels", [(raw, spec)], shape),
+        bench.row("PCA", [(projected, spec)], "principal components of the raw pixels"),
+        bench.row("PCA, whitened", [(whitened, spec)], "the same, each with variance one"),
+    ]

@@ -63,8 +63,9 @@ def fit(
     """
     mean_D: NDArray[np.float32] = x_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
     deviation_D = x_ND.std(axis=0, dtype=np.float64)
-    # A number that never changes says nothing, and rounding must not be blown up to a feature.
-    varies_D = deviation_D > 1e-6 * np.abs(x_ND).max(axis=0)
+    # A number that never changes says nothing, and rounding must not be blown up to a feature: neither that of a large
+    # constant, nor what whitening leaves of a direction in which nothing varies.
+    varies_D = deviation_D > np.maximum(1e-6 * np.abs(x_ND).max(axis=0), 1e-10 * deviation_D.max())
     scale_D = np.where(varies_D, 1 / np.where(varies_D, deviation_D, 1), 0).astype(np.float32)
     x_NF = np.ones((len(x_ND), x_ND.shape[1] + 1), np.float32)
     x_NF[:, :-1] = (x_ND - mean_D) * scale_D

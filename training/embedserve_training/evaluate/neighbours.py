@@ -1,6 +1,6 @@
 """Nearest neighbours by cosine, as the server finds them, and the vote of their labels.
 
-Everything goes by blocks of questions, so that no more than ``BLOCK_BYTES`` of cosines per thread are in memory.
+Everything goes by blocks of questions, so that no more than ``BLOCK_BYTES`` of cosines are in memory.
 
 Shapes: N vectors to search in, M vectors that ask, B of them in a block, D numbers per vector, K neighbours.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NEIGHBOURS = 200
 """k of the vote; it and the temperature are those of arXiv 1805.01978, section 3.4, and of most published figures."""
 TEMPERATURE = 0.1
-BLOCK_BYTES = 1 << 25
+BLOCK_BYTES = 1 << 26
 _MOST_THREADS = 8
 
 _ResultT = TypeVar("_ResultT")
@@ -47,9 +47,17 @@ def by_block(
     """
     train_DN, test_MD = unit(train_ND).T, unit(test_MD)
     rows = max(BLOCK_BYTES // (4 * len(train_ND)), 1)
-    blocks = [slice(start, min(start + rows, len(test_MD))) for start in range(0, len(test_MD), rows)]
-    with ThreadPoolExecutor(min(usable_cores(), _MOST_THREADS), thread_name_prefix="neighbours") as pool:
-        return list(pool.map(lambda block: use(block, test_MD[block] @ train_DN), blocks))
+    threads = min(usable_cores(), _MOST_THREADS)
+    results: list[_ResultT] = []
+    with ThreadPoolExecutor(threads, thread_name_prefix="neighbours") as pool:
+        for start in range(0, len(test_MD), rows):
+            # The product uses all cores by itself, so the threads take over only when it is there.
+            cosine_BN = test_MD[start : start + rows] @ train_DN
+            share = -(-len(cosine_BN) // threads)
+            parts = [slice(first, min(first + share, len(cosine_BN))) for first in range(0, len(cosine_BN), share)]
+            asking = [slice(start + part.start, start + part.stop) for part in parts]
+            results += pool.map(use, asking, [cosine_BN[part] for part in parts])
+    return results
 
 
 def top(cosine_BN: NDArray[np.float32], k: int) -> NDArray[np.int64]:
