@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from embedserve_training import whitening
+from embedserve_training.augment import Augmentation
 from embedserve_training.evaluate import principal_components, raw_pixels
 from embedserve_training.evaluate.baselines import WHITENING_FLOOR, fit_components, flat_pixels, is_grey
+from embedserve_training.evaluate.self_retrieval import augmented
 
 
 @pytest.mark.parametrize("shape", [(60, 12), (12, 60)])
@@ -61,8 +63,16 @@ def test_grey_images_have_the_same_cosines_in_one_channel() -> None:
 def test_a_single_coloured_pixel_makes_a_set_coloured() -> None:
     images = np.full((2, 4, 4, 3), 9, np.uint8)
     assert is_grey(images)
-    images[1, 3, 3, 2] = 10
+    images[1, 3, 3, 2] = 10  # an error of rounding
+    assert is_grey(images)
+    images[1, 3, 3, 2] = 11
     assert not is_grey(images)
+
+
+def test_augmented_grey_images_are_grey_but_not_if_a_channel_is_dropped() -> None:
+    grey = np.repeat(np.random.default_rng(4).integers(0, 256, (16, 8, 8, 1)).astype(np.uint8), 3, axis=3)
+    assert is_grey(augmented(grey, "photo", 0))
+    assert not is_grey(augmented(grey, Augmentation(channel_drop=1.0), 0))
 
 
 def test_whitened_components_have_variance_one_but_for_the_floor() -> None:

@@ -27,8 +27,11 @@ def raw_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def is_grey(pixels_NSSC: NDArray[np.uint8]) -> bool:
-    """Whether no image has any colour: one channel then gives the cosines of all three in a third of the time."""
-    return all(bool((pixels_SSC == pixels_SSC[..., :1]).all()) for pixels_SSC in pixels_NSSC)
+    """Whether no image has any colour: one channel then gives the cosines of all three in a third of the time.
+
+    Channels may differ by one, to which augmented grey images are rounded.
+    """
+    return all(bool((np.ptp(pixels_SSC, axis=2) <= 1).all()) for pixels_SSC in pixels_NSSC)
 
 
 def flat_pixels(pixels_NSSC: NDArray[np.uint8], *, grey: bool = False) -> NDArray[np.float32]:
