@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,15 @@ import torch
 
 from embedserve.encoder import Encoder, cuda_problem
 from embedserve.reference import lowest_cosine
-from embedserve_training import augment
-from embedserve_training.config import TrainConfig
+from embedserve_training import augment, checkpoint
+from embedserve_training.config import METHODS, TrainConfig
 from embedserve_training.export import export
 from embedserve_training.losses import nt_xent
 from embedserve_training.method import StepOutput
 from embedserve_training.run import RunResult, run_training
 from embedserve_training.trainer import Trainer
 from tests.fakes import picture
+from tests.training.method_cases import build, drawn_views
 
 CUDA = pytest.param(
     "cuda",
@@ -40,11 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, out: Path, device: str, *, epochs: int) -> RunResult:
-    config = TrainConfig(
-        device=device, epochs=epochs, batch_size=32, backbone="small-cnn", workers=1, crop_min=0.5, lr=2e-3
-    )
-    return run_training(folder, config=config, out=out, report=say_nothing)
+def train(folder: Path, out: Path, device: str, *, epochs: int, **changes: Any) -> RunResult:
+    values = {"batch_size": 32, "backbone": "small-cnn", "workers": 1, "crop_min": 0.5, "lr": 2e-3} | changes
+    return run_training(folder, config=TrainConfig(device=device, epochs=epochs, **values), out=out, report=say_nothing)
 
 
 @on_every_device
@@ -79,6 +79,45 @@ def test_a_run_learns_and_its_export_agrees_on_the_cpu(device: str, folder: Path
     assert result.progress.loss < result.progress.chance - 0.5
     file = export(tmp_path / "run", tmp_path / "encoder.onnx", report=say_nothing)  # compares with PyTorch, or raises
     assert Encoder.from_file(file, device="cpu").reference_cosine() > 0.9999
+
+
+def assert_trained(result: RunResult, out: Path, steps: int) -> None:
+    assert (result.status, result.steps) == ("finished", steps)
+    assert result.progress is not None
+    assert math.isfinite(result.progress.loss)
+    state = checkpoint.load(out).method
+    assert all(bool(torch.isfinite(value).all()) for value in state.values() if value.is_floating_point())
+
+
+@on_every_device
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_in_bf16(device: str, name: str, folder: Path, tmp_path: Path) -> None:
+    result = train(folder, tmp_path / "run", device, epochs=2, method=name, precision="bf16")
+    assert_trained(result, tmp_path / "run", steps=4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_compiled(name: str, folder: Path, tmp_path: Path) -> None:
+    result = train(folder, tmp_path / "run", "cuda", epochs=2, method=name, compile=True)
+    assert_trained(result, tmp_path / "run", steps=4)
+
+
+@on_every_device
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_on_every_device_costs_and_embeds_what_it_does_on_the_cpu(device: str, name: str) -> None:
+    outputs = []
+    for where in ("cpu", device):
+        method = build(name).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        views_VBCSS = [view_BCSS.to(where) for view_BCSS in drawn_views(method)]
+        outputs.append(method(views_VBCSS, torch.arange(8, device=where), torch.Generator().manual_seed(3)))
+        outputs[-1].loss.backward()
+        method.after_step()
+    on_cpu, there = outputs
+    assert there.loss.item() == pytest.approx(on_cpu.loss.item(), rel=1e-2)  # convolutions may be in TF32
+    cosine_N = torch.nn.functional.cosine_similarity(there.features_ND.cpu(), on_cpu.features_ND)
+    assert cosine_N.min() > 0.999
 
 
 @on_every_device

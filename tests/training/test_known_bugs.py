@@ -15,15 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedserve.cli import training as command_line
-from embedserve.errors import InvalidInput
 from embedserve_training import batch_norm
 from embedserve_training.backbones import Backbone
 from embedserve_training.config import TrainConfig
 from embedserve_training.methods import instance_discrimination, moco
 from embedserve_training.methods.moco import MoCo
 from embedserve_training.plan import Facts, plan
-from tests.training.method_cases import SIZE_PX, build, drawn_views, seeded
+from tests.training.method_cases import build, drawn_views, seeded
 
 HERE = Path(__file__).parent
 
@@ -57,7 +55,7 @@ WHERE: dict[tuple[int, str], tuple[str, ...]] = {
         "test_losses_moco.py::test_the_queue_is_left_as_it_was",
     ),
     (8, "a queue longer than the data, in which an image meets its own key"): (
-        "test_known_bugs.py::test_bug_8_the_queue_is_at_most_half_as_long_as_the_data",
+        "test_plan.py::test_a_queue_longer_than_half_the_images_holding_an_image_among_its_own_negatives_does_not_happen",
     ),
     (9, "a ring buffer that needs K to be a multiple of B, or drops the rest"): (
         "test_memory.py::test_the_queue_holds_the_last_keys_whatever_its_size_and_that_of_batches",
@@ -65,6 +63,7 @@ WHERE: dict[tuple[int, str], tuple[str, ...]] = {
     (10, "queue, position, bank or normaliser lost on resume"): (
         "test_known_bugs.py::test_bug_10_what_a_method_remembers_is_in_its_state_dict",
         "test_methods.py::test_a_method_goes_on_from_its_state_dict_to_the_bit",
+        "test_trainer_resume.py::test_a_run_killed_within_a_step_and_started_again_equals_an_uninterrupted_one_to_the_bit",
     ),
     (11, "weight decay of batch-norm and biases with LARS"): (
         "test_optim.py::test_weight_decay_on_batch_norm_and_biases_with_lars_as_in_many_ports_does_not_happen",
@@ -73,7 +72,7 @@ WHERE: dict[tuple[int, str], tuple[str, ...]] = {
         "test_optim.py::test_a_cosine_set_up_in_steps_but_stepped_in_epochs_without_warm_up_does_not_happen",
     ),
     (13, 'bool("False") is True on the command line'): (
-        "test_known_bugs.py::test_bug_13_false_on_the_command_line_is_false",
+        "test_plan.py::test_set_of_a_false_truth_value_is_not_true_as_argparse_with_type_bool_has_it",
     ),
     (14, "exp of a logit overflows half precision; log of a softmax plus an epsilon"): (
         "test_losses.py::test_exp_of_a_logit_at_tau_07_does_not_overflow_half_precision",
@@ -99,11 +98,12 @@ WHERE: dict[tuple[int, str], tuple[str, ...]] = {
     ),
     (19, "a resumed run reads the same images again, or starts its schedule anew"): (
         "test_trainer.py::test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit",
+        "test_trainer_resume.py::test_a_run_killed_within_a_step_and_started_again_equals_an_uninterrupted_one_to_the_bit",
     ),
     (20, "an incomplete last batch; batch-norm of a single image"): (
         "test_trainer.py::test_every_image_is_used_once_per_epoch_but_for_the_incomplete_batch",
         "test_losses_barlow.py::test_a_last_batch_that_is_smaller_is_divided_by_its_own_size",
-        "test_known_bugs.py::test_bug_20_a_part_of_one_image_is_refused",
+        "test_plan.py::test_fewer_than_two_images_for_each_process_are_refused",
     ),
 }
 
@@ -252,17 +252,7 @@ def test_bug_7_the_queue_stays_as_it_is_until_the_step_is_taken() -> None:
     assert torch.equal(method.queue.keys_KD[8:], before["keys_KD"][8:])
 
 
-def test_bug_8_the_queue_is_at_most_half_as_long_as_the_data() -> None:
-    facts = Facts(images=1000, median_side_px=28)
-    chosen = plan(TrainConfig(method="moco", epochs=1), facts)
-    assert chosen.settings.queue_size == 500
-    [entry] = [entry for entry in chosen.entries if entry.name == "queue_size"]
-    assert "half of 1000 images" in entry.why.replace(",", "")
-    with pytest.raises(InvalidInput, match="queue_size is 501"):
-        plan(TrainConfig(method="moco", epochs=1, queue_size=501), facts)
-
-
-# --- What is kept, and what is said --------------------------------------------------------------------------------
+# --- What is kept ----------------------------------------------------------------------------------------------------
 
 
 def test_bug_10_what_a_method_remembers_is_in_its_state_dict() -> None:
@@ -271,14 +261,3 @@ def test_bug_10_what_a_method_remembers_is_in_its_state_dict() -> None:
     method = build("instance-discrimination", noise=4)
     assert isinstance(method, instance_discrimination.InstanceDiscrimination)
     assert {"bank.rows_ND", "normaliser"} <= set(method.state_dict())
-
-
-@pytest.mark.parametrize("text", ["false", "False", "no", "0"])
-def test_bug_13_false_on_the_command_line_is_false(text: str) -> None:
-    assert command_line._parsed("symmetric", text) is False
-    assert command_line._parsed("symmetric", "true") is True
-
-
-def test_bug_20_a_part_of_one_image_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="batch_size is 4"):
-        plan(TrainConfig(epochs=1, batch_size=4), Facts(images=64, median_side_px=SIZE_PX, processes=4))
