@@ -4,13 +4,13 @@
     python benchmarks/quality.py [data/fashion-mnist] [--out results.json]
 
 Each method trains small-cnn with the recipe that `embedserve train` chooses on a CPU, for a number of epochs that takes
-about ten to fifteen minutes on two idle cores (EPOCHS). `cpu_minutes` is the time of the processor, which a busy machine
-does not change much; two runs go side by side with one thread each, which keeps two cores busier than two threads
-do. The figures are those of the last checkpoint. A run folder that is finished is not trained again, so the same line
-goes on where it was stopped.
+about ten to fifteen minutes on two idle cores (EPOCHS). `cpu_minutes` is the time of the processor, which a busy
+machine does not change much; two runs go side by side with one thread each, which keeps two cores busier than two
+threads do. The figures are those of the last checkpoint. A run folder that is finished is not trained again, so the
+same line goes on where it was stopped.
 
-Beside the methods stand the baselines of `embedserve evaluate`: the same network before training, raw pixels, PCA, and
-the same network trained on all 60,000 labels.
+Beside the methods stand the baselines of `embedserve evaluate`: the same network before training, raw pixels, PCA, each
+whitened as well, and the same network trained on all 60,000 labels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "training")]  # so that it runs from a checkout without an installation
 
-EPOCHS = {"simclr": 14, "moco": 6, "barlow-twins": 10, "instance-discrimination": 14, "cpc": 3}
+EPOCHS = {"simclr": 14, "moco": 6, "barlow-twins": 8, "instance-discrimination": 14, "cpc": 3}
 """About ten to fifteen minutes each on two idle cores."""
 SUPERVISED_EPOCHS = 6
 
@@ -126,18 +126,34 @@ def run(command: list[str], environment: dict[str, str], name: str) -> tuple[dic
 
 
 def measure(methods: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The figures of all runs beside the baselines, from `evaluate`."""
+    """The figures of all runs beside the baselines, from `evaluate`; those of a method are kept beside its runs."""
+    found = [measure_method(method, arguments, baselines=method == methods[0]) for method in methods]
+    own = [row for evaluation in found for row in evaluation["rows"] if row["method"]]
+    baselines = [row for evaluation in found for row in evaluation["rows"] if not row["method"]]
+    return {**found[0], "rows": own + baselines}
+
+
+def measure_method(method: str, arguments: argparse.Namespace, *, baselines: bool) -> dict[str, Any]:
+    """The figures of the runs of one method."""
     from embedserve_training.evaluate import evaluate
 
-    folders = [run_folder(method, seed, arguments) for method in methods for seed in range(arguments.seeds)]
+    folders = [run_folder(method, seed, arguments) for seed in range(arguments.seeds)]
+    kept = folders[0] / f"evaluation-{arguments.seeds}-{baselines}.json"
+    if kept.exists() and kept.stat().st_mtime > max((path / "checkpoint.pt").stat().st_mtime for path in folders):
+        return json.loads(kept.read_text())
     evaluation = evaluate(
         folders,
         arguments.images / "train",
         arguments.images / "test",
-        report=lambda line: print(line, file=sys.stderr),
-        supervised_epochs=max(round(SUPERVISED_EPOCHS * arguments.share), 1),
+        report=lambda line: print(f"{method}: {line}", file=sys.stderr),
+        supervised_epochs=max(round(SUPERVISED_EPOCHS * arguments.share), 1) if baselines else 0,
+        baselines=baselines,
     )
-    return {**asdict(evaluation), "subjects": [path.name for path in folders]}
+    document = {**asdict(evaluation), "subjects": [path.name for path in folders]}
+    for row in document["rows"]:
+        row["method"] = method if row["name"].startswith("trained") else ""
+    kept.write_text(json.dumps(document))
+    return document
 
 
 def hardware(device: str) -> dict[str, Any]:

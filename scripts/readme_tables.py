@@ -88,9 +88,10 @@ def quality_table() -> str:
     }
     rows = []
     for row in evaluation["rows"]:
-        method = next((method for method in minutes if row["name"].startswith(method)), None)
+        method = row["method"]
+        name = row["name"].replace("trained", method, 1) if method else row["name"]
         spent = f"{sum(minutes[method]) / len(minutes[method]):.0f}" if method else "–"
-        rows.append([method or row["name"], *(_percent(row[key]) for key in columns), str(row["dimension"]), spent])
+        rows.append([name, *(_percent(row[key]) for key in columns), str(row["dimension"]), spent])
     header = ["vectors", *columns.values(), "numbers", "CPU minutes"]
     seeds = max(run["seed"] for run in result["training"]) + 1
     caption = (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from embedserve import encoder_file
@@ -22,6 +23,7 @@ from embedserve_training.evaluate.images import hold_out
 from embedserve_training.evaluate.subjects import open_subject
 from embedserve_training.whitening import fit_to_images
 
+OWN = ["trained", "trained, not whitened"]
 BASELINES = ["untrained", "untrained, whitened", "raw pixels", "PCA", "PCA, whitened"]
 FIGURES = [entry.name for entry in fields(Row) if entry.name not in ("name", "dimension", "note")]
 WITHOUT_LABELS = [name for name in FIGURES if name.startswith("self_")]
@@ -76,7 +78,7 @@ def test_a_run_is_measured_beside_its_untrained_network_raw_pixels_and_pca(
     finished_run: Path, image_folder: Path
 ) -> None:
     result = evaluate(finished_run, image_folder, image_folder, report=quiet)
-    assert [row.name for row in result.rows] == ["trained", *BASELINES]
+    assert [row.name for row in result.rows] == [*OWN, *BASELINES]
     assert (result.train_images, result.test_images, result.labels) == (48, 48, 3)
     assert (result.neighbours, result.temperature) == (48, 0.1)
     for row in result.rows:
@@ -133,13 +135,13 @@ def test_runs_of_several_seeds_are_one_row_with_mean_and_spread(
 ) -> None:
     both = evaluate([finished_run, other_seed], image_folder, report=quiet)
     alone = evaluate(other_seed, image_folder, report=quiet)
-    assert [row.name for row in both.rows] == ["trained", *BASELINES]
+    assert [row.name for row in both.rows] == [*OWN, *BASELINES]
     assert both.rows[0].note == "seeds 0, 1"
-    for number in (0, 1, 2):  # the untrained network depends on the seed as well
+    for number in (0, 1, 2, 3):  # the untrained network depends on the seed as well
         for name, figure in figures_of(both.rows[number]).items():
             first, second = getattr(result.rows[number], name), getattr(alone.rows[number], name)
             assert figure == Figure.of([first.mean, second.mean]), name
-    assert both.rows[3:] == result.rows[3:]
+    assert both.rows[4:] == result.rows[4:]
 
 
 def test_runs_of_different_settings_are_rows_named_after_them(
@@ -151,7 +153,13 @@ def test_runs_of_different_settings_are_rows_named_after_them(
     run_training(image_folder, config=tiny_config(epochs=1), out=out, report=quiet)
     rows = evaluate([finished_run, out], image_folder, report=quiet).rows
     # Both began as the same network, which is measured once.
-    assert [row.name for row in rows] == ["finished", "shorter", *BASELINES]
+    assert [row.name for row in rows] == [
+        "finished",
+        "shorter",
+        "finished, not whitened",
+        "shorter, not whitened",
+        *BASELINES,
+    ]
 
 
 def test_networks_of_different_kinds_have_untrained_rows_of_their_own(
@@ -166,12 +174,28 @@ def test_networks_of_different_kinds_have_untrained_rows_of_their_own(
     assert [row.name for row in rows] == [
         "finished",
         "shufflenet",
+        "finished, not whitened",
+        "shufflenet, not whitened",
         "untrained small-cnn",
         "untrained, whitened small-cnn",
         "untrained shufflenet_v2_x0_5",
         "untrained, whitened shufflenet_v2_x0_5",
         *BASELINES[2:],
     ]
+
+
+def test_a_run_is_also_measured_without_its_whitening_layer(finished_run: Path, image_folder: Path) -> None:
+    spec = open_subject(finished_run).spec
+    pixels, positions, _ = data.load_squares(data.scan(image_folder), spec, workers=1)
+    kinds = [data.scan(image_folder).paths[position].split("/")[0] for position in positions]
+    labels = np.unique(kinds, return_inverse=True)[1]
+    with torch.no_grad():
+        h = embed.trained(finished_run).backbone(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).numpy()
+    expected = figures(h, labels, h, labels)
+    rows = evaluate(finished_run, image_folder, image_folder, report=quiet, baselines=False).rows
+    assert [row.name for row in rows] == ["trained", "trained, not whitened"]
+    assert rows[1].map == Figure.of([expected.map])
+    assert rows[1].map != rows[0].map
 
 
 def test_the_untrained_network_is_whitened_as_a_trained_one_is(finished_run: Path, image_folder: Path) -> None:
@@ -185,7 +209,7 @@ def test_the_untrained_network_is_whitened_as_a_trained_one_is(finished_run: Pat
     encoder = embed.ServedEncoder(backbone, fit_to_images(backbone, pixels, spec.size_px)).eval()
     vectors = embed.embed(encoder, pixels)
     expected = figures(vectors, labels, vectors, labels)
-    _, plain, whitened, *_ = evaluate(finished_run, image_folder, image_folder, report=quiet).rows
+    _, _, plain, whitened, *_ = evaluate(finished_run, image_folder, image_folder, report=quiet).rows
     assert whitened.map == Figure.of([expected.map])
     assert whitened.map != plain.map
 
@@ -202,7 +226,7 @@ def test_a_supervised_row_is_made_on_request_and_says_how_good_its_own_classifie
 def test_a_folder_without_labels_gives_self_retrieval_only(finished_run: Path, flat_folder: Path) -> None:
     lines: list[str] = []
     result = evaluate(finished_run, flat_folder, report=lines.append)
-    assert [row.name for row in result.rows] == ["trained", *BASELINES]
+    assert [row.name for row in result.rows] == [*OWN, *BASELINES]
     for row in result.rows:
         assert [name for name, figure in figures_of(row).items() if figure is not None] == WITHOUT_LABELS
     assert (result.labels, result.test_images, result.train_images, result.self_images) == (0, 0, 48, 48)
@@ -264,17 +288,18 @@ def test_an_encoder_file_measures_like_the_run_it_came_from(
     result: Evaluation, exported: Path, image_folder: Path
 ) -> None:
     file = evaluate(exported, image_folder, report=quiet)
+    both = [row for row in result.rows if row.name != "trained, not whitened"]  # a file cannot do without its layer
     assert [(row.name, row.note, row.dimension) for row in file.rows] == [
-        (row.name, row.note, row.dimension) for row in result.rows
+        (row.name, row.note, row.dimension) for row in both
     ]
     assert [(row.knn, row.recall_5, row.self_recall_5) for row in file.rows] == [
-        (row.knn, row.recall_5, row.self_recall_5) for row in result.rows
+        (row.knn, row.recall_5, row.self_recall_5) for row in both
     ]
 
 
 def test_a_run_and_its_own_file_are_two_rows(finished_run: Path, exported: Path, image_folder: Path) -> None:
     rows = evaluate([finished_run, exported], image_folder, report=quiet).rows
-    assert [row.name for row in rows] == ["finished", "encoder.onnx", *BASELINES]
+    assert [row.name for row in rows] == ["finished", "encoder.onnx", "finished, not whitened", *BASELINES]
 
 
 def test_without_torch_a_file_still_has_every_figure_that_needs_none(
@@ -330,7 +355,7 @@ def test_unreadable_files_are_reported_and_left_out_of_both_images_and_labels(
     assert result.test_images == 3
     assert [entry.path for entry in result.skipped] == ["checks/broken.png"]
     # Every test image is also a training image, so the nearest is surely of its label.
-    assert [row.recall_1 for row in result.rows] == [Figure.of([1.0])] * 6
+    assert [row.recall_1 for row in result.rows] == [Figure.of([1.0])] * 7
     assert any("checks/broken.png" in line for line in lines)
 
 

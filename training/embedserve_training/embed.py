@@ -37,6 +37,11 @@ class ServedEncoder(nn.Module):
         self.backbone = backbone
         self.whitening: nn.Module = whitening or nn.Identity()
 
+    @property
+    def is_whitened(self) -> bool:
+        """Whether it ends with a whitening layer."""
+        return isinstance(self.whitening, Whitening)
+
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [N, S, S, 3] → float32 [N, D] with unit norm."""
         x_NCSS = images.permute(0, 3, 1, 2).float() / 255

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from embedserve.preprocess import PreprocessSpec
     from embedserve_training.augment import Augmentation
 
-NAME_WIDTH = 19
+NAME_WIDTH = 21
 
 
 class Bench:

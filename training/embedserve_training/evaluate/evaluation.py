@@ -64,6 +64,7 @@ def evaluate(
     report: Report,
     augmentation: str | None = None,
     supervised_epochs: int = 0,
+    baselines: bool = True,
 ) -> Evaluation:
     """Measure encoders by their nearest neighbours, with labels where there are any and without.
 
@@ -79,6 +80,7 @@ def evaluate(
         augmentation: preset for self-retrieval; None: the one that the first encoder was trained with.
         supervised_epochs: passes over the labelled images with which the same network is trained on the labels; 0:
             leave that row out.
+        baselines: also measure what needs no training.
 
     Raises:
         DataError: a folder is missing, or has no labels though they are needed.
@@ -97,13 +99,15 @@ def evaluate(
     rows = [
         bench.row(_name(group, groups), [(one.embed, one.spec) for one in group], _seeds(group)) for group in groups
     ]
+    rows += _not_whitened_rows(bench, groups)
     networks, left_out = found_networks(groups)
-    for network in networks:
-        rows += untrained_rows(bench, network)
-    for row in left_out:
-        report(f"{row.name:<{NAME_WIDTH}} {row.note}")
-    rows += left_out
-    rows += _pixel_rows(bench, opened[0].spec, rows[0].dimension)
+    if baselines:
+        for network in networks:
+            rows += untrained_rows(bench, network)
+        for row in left_out:
+            report(f"{row.name:<{NAME_WIDTH}} {row.note}")
+        rows += left_out
+        rows += _pixel_rows(bench, opened[0].spec, rows[0].dimension)
     if supervised_epochs:
         rows += [supervised_row(bench, network, supervised_epochs) for network in networks]
         rows += [replace(row, name="supervised") for row in left_out]
@@ -151,6 +155,17 @@ def _say_what_is_measured(folder: Path, chosen: Images, loaded: Loaded, report: 
 
 def _name(group: Sequence[Subject], groups: Sequence[Sequence[Subject]]) -> str:
     return "trained" if len(groups) == 1 else ", ".join(dict.fromkeys(subject.name for subject in group))
+
+
+def _not_whitened_rows(bench: Bench, groups: Sequence[Sequence[Subject]]) -> list[Row]:
+    """What the encoders give before their last layer, where they have such a layer."""
+    rows = []
+    for group in groups:
+        embeds = [(one.not_whitened, one.spec) for one in group if one.not_whitened]
+        if embeds:
+            note = "the same without the whitening layer"
+            rows.append(bench.row(f"{_name(group, groups)}, not whitened", embeds, note))
+    return rows
 
 
 def _seeds(group: Sequence[Subject]) -> str:

@@ -36,6 +36,8 @@ class Subject:
     """None if the encoder file does not say how it was trained."""
     data: str
     """Fingerprint of the images it was trained on; empty if it is not known."""
+    not_whitened: Embed | None = None
+    """The same without its last layer; None for a file, and where there is no such layer."""
 
     @property
     def name(self) -> str:
@@ -79,6 +81,7 @@ def _open_run(run: Path) -> Subject:
 
     plan = checkpoint.read_plan(run)
     encoder = embed.trained(run)
+    plain = embed.ServedEncoder(encoder.backbone).eval() if encoder.is_whitened else None
     return Subject(
         path=run,
         embed=lambda pixels_NSSC: embed.embed(encoder, pixels_NSSC),
@@ -86,6 +89,7 @@ def _open_run(run: Path) -> Subject:
         backbone=plan.settings.backbone,
         settings=plan.settings,
         data=str(plan.data.get("fingerprint", "")),
+        not_whitened=(lambda pixels_NSSC: embed.embed(plain, pixels_NSSC)) if plain else None,
     )
 
 
