@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "training")]  # so that it runs from a checkout without an installation
 
-EPOCHS = {"simclr": 14, "moco": 6, "barlow-twins": 8, "instance-discrimination": 14, "cpc": 3}
+EPOCHS = {"simclr": 14, "moco": 4, "barlow-twins": 8, "instance-discrimination": 14, "cpc": 3}
 """About ten to fifteen minutes each on two idle cores."""
 SUPERVISED_EPOCHS = 6
 
