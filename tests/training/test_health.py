@@ -137,3 +137,10 @@ def test_the_measures_of_a_gpu_are_those_of_the_cpu() -> None:
     z_NP = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
     here, there = measure(z_NP, z_NP, views=2), measure(z_NP.cuda(), z_NP.cuda(), views=2)
     assert asdict(there) == pytest.approx(asdict(here), rel=1e-6)
+
+
+def test_h_of_the_queries_alone_may_be_an_odd_number_beside_z_of_two_views() -> None:
+    # Asymmetric MoCo: h of 15 queries, z of 15 queries and 15 keys.
+    generator = torch.Generator().manual_seed(0)
+    h_ND, z_ND = torch.randn(15, 8, generator=generator), torch.randn(30, 4, generator=generator)
+    assert measure(h_ND, z_ND, 2).rank == pytest.approx(effective_rank(h_ND))

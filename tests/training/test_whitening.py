@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,13 +75,14 @@ class Means(Backbone):
         return images_NCSS.mean((2, 3))
 
 
-@pytest.mark.parametrize(("cached", "size"), [(10, 8), (8, 8), (6, 8)])
-def test_it_is_fitted_to_the_centres_that_the_encoder_sees(cached: int, size: int) -> None:
+# Small images are served whole, whatever the size of the cached ones; large ones without a margin.
+@pytest.mark.parametrize(("cached", "size", "cut"), [(10, 8, 0), (8, 8, 0), (6, 8, 0), (74, 64, 5), (64, 64, 0)])
+def test_it_is_fitted_to_what_the_encoder_sees(cached: int, size: int, cut: int) -> None:
     rng = np.random.default_rng(3)
     pixels = np.zeros((40, cached, cached, 3), np.uint8)
     pixels[:] = rng.integers(0, 256, (40, 1, 1, 3))
-    if cached > size:  # a border that is cut off must not count
-        pixels[:, 0] = pixels[:, -1] = pixels[:, :, 0] = pixels[:, :, -1] = 255
+    if cut:  # what is cut off must not count
+        pixels[:, :cut] = pixels[:, -cut:] = pixels[:, :, :cut] = pixels[:, :, -cut:] = 255
     network = Means().train()
     fitted = fit_to_images(network, pixels, size)
     count = 3 * IMAGES_PER_NUMBER
@@ -110,3 +112,32 @@ def test_it_can_be_left_out(image_folder: Path, tmp_path: Path, tiny_config: Con
     assert checkpoint.load(tmp_path).whitening is None
     encoder = embed.trained(tmp_path)
     assert isinstance(encoder.whitening, nn.Identity)
+
+
+def test_a_killed_run_is_whitened_with_the_images_that_it_left(
+    finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A checkpoint of a run under way has no whitening; its decoded images are still there.
+    from embedserve_training import trainer
+
+    class Killed(Exception):
+        """Stands for SIGKILL: nothing after the step is done."""
+
+    def die(self: trainer.Trainer) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_whitening", die)
+        patch.setattr(trainer, "CHECKPOINT_EVERY_S", 0.0)
+        with pytest.raises(Killed):
+            run_training(image_folder, config=tiny_config(epochs=2), out=tmp_path, report=quiet)
+    assert checkpoint.load(tmp_path).whitening is None
+    images = np.load(finished_run / checkpoint.SAMPLES)
+    np.testing.assert_allclose(
+        embed.embed(embed.trained(tmp_path), images), embed.embed(embed.trained(finished_run), images), atol=1e-5
+    )
+    shutil.rmtree(tmp_path / checkpoint.CACHE)
+    lines: list[str] = []
+    file = export(tmp_path, tmp_path / "encoder.onnx", report=lines.append)
+    assert any("no whitening layer" in line for line in lines)
+    assert file.metadata.training["whiten"] is False

@@ -60,7 +60,9 @@ class Batches:
         """Endless batches from a step on: indices int64 [B] and pixels uint8 [B, T, T, 3], both on the device."""
         if self.resident:
             for indices_B in self._indices(step):
-                there_B = indices_B.to(self._device)
+                # From pinned memory, or the copy would wait for all that the GPU has yet to do.
+                pinned_B = indices_B.pin_memory() if self._device.type == "cuda" else indices_B
+                there_B = pinned_B.to(self._device, non_blocking=True)
                 yield there_B, self._pixels_NTTC[there_B]
         else:
             yield from self._fetched_ahead(step)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from embedserve_training import checkpoint, methods
 from embedserve_training.backbones import Backbone
+from embedserve_training.cache import find_cache
+from embedserve_training.checkpoint import Checkpoint, StoredPlan
 from embedserve_training.config import Settings
-from embedserve_training.whitening import Whitening
+from embedserve_training.whitening import Whitening, fit_to_images
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,8 +61,17 @@ def trained(run: Path) -> ServedEncoder:
     method = methods.build(settings, int(plan.data["images"]))
     saved = checkpoint.load(run)
     checkpoint.load_weights(method, saved, run)
-    whitening = Whitening.from_state(saved.whitening) if saved.whitening else None
-    return ServedEncoder(method.backbone, whitening).eval()
+    return ServedEncoder(method.backbone, _whitening(run, plan, saved, method.backbone)).eval()
+
+
+def _whitening(run: Path, plan: StoredPlan, saved: Checkpoint, backbone: Backbone) -> Whitening | None:
+    """The last layer of a run's encoder; of a run that neither ended nor was stopped, from the images that it left."""
+    if not plan.settings.whiten:
+        return None
+    if saved.whitening:
+        return Whitening.from_state(saved.whitening)
+    images = find_cache(run / checkpoint.CACHE, int(plan.data["cached_side_px"]), str(plan.data["fingerprint"]))
+    return fit_to_images(backbone, images.pixels_NTTC, plan.settings.size_px) if images else None
 
 
 def untrained(settings: Settings) -> ServedEncoder:

@@ -49,13 +49,15 @@ def export(run: Path, out: Path, *, report: Report) -> EncoderFile:
     network = embed.trained(run)
     spec = PreprocessSpec.from_json(dict(stored.preprocess))
     report(f"exporting {stored.settings.backbone}, {stored.settings.size_px} px, {network.backbone.dimension} numbers")
+    if stored.settings.whiten and not network.is_whitened:
+        report("warning: the run was killed and its images are gone, so the encoder has no whitening layer; train on")
     metadata = EncoderMetadata(
         name=run.resolve().name,
         dimension=network.backbone.dimension,
         preprocess=spec,
         method=stored.settings.method,
         backbone=stored.settings.backbone,
-        training=stored.settings.to_json(),
+        training={**stored.settings.to_json(), "whiten": network.is_whitened},
         data={name: stored.data[name] for name in ("fingerprint", "images")},
         versions={**stored.versions, "onnx_opset": str(OPSET)},
         reference=embed.embed(network, reference.draw(spec.size_px)),

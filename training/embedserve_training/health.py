@@ -41,7 +41,8 @@ def measure(features_ND: Tensor, projections_ND: Tensor, views: int) -> Health:
         projections_ND: z of the same views, detached, view-major.
         views: V; alignment needs at least two.
     """
-    h_MD = in_double(strided(features_ND, views))
+    # One stretch: of MoCo, h of the queries only, there are not always as many as of z.
+    h_MD = in_double(strided(features_ND, 1))
     unit_MP = F.normalize(in_double(strided(projections_ND, views)), dim=1)
     values = torch.stack([_rank(h_MD), _std(unit_MP), _alignment(unit_MP, views), _uniformity(unit_MP)])
     rank, std, alignment, uniformity = values.tolist()

@@ -165,9 +165,12 @@ class Monitor:
     def record(self, progress: Progress, used: float) -> None:
         """Report; ``used`` is the share of the budget that is used."""
         self._report(progress.line())
-        with self._path.open("a") as out:
-            out.write(progress.to_json() + "\n")
-        self._draw(progress)
+        try:
+            with self._path.open("a") as out:
+                out.write(progress.to_json() + "\n")
+            self._draw(progress)
+        except OSError as error:
+            raise TrainingError(f"the metrics cannot be written to {self._path.parent}: {error.strerror}") from error
         if self._warned or self._collapsed or not _should_have_learned(progress, used):
             return
         warning = sign_of_failure(progress)
@@ -238,7 +241,7 @@ class Monitor:
 
 
 def _sign(output: StepOutput) -> str:
-    h = spread(output.features_ND, output.views)
+    h = spread(output.features_ND, 1)  # all from one network, and not always as many as z
     z = spread(output.projections_ND, output.views)
     return sign_of_collapse(h, z)
 

@@ -160,6 +160,7 @@ class Trainer:
         progress: Progress | None = None
         output: StepOutput | None = None
         stopped = 0.0
+        first = self.step
         while not self.done and not stopped:
             started = time.perf_counter()
             indices_B, pixels_BTTC = next(batches)
@@ -177,7 +178,8 @@ class Trainer:
                 self.together.is_first and now - reported >= REPORT_EVERY_S,
                 self.together.is_first and now - saved >= CHECKPOINT_EVERY_S,
                 before + now - begun,
-                now - started,
+                # Compiling, or whatever makes the first step slow, says nothing of the next.
+                now - started if self.step > first + 1 else 0.0,
             )
             if stopped and not asked:
                 self.report("another process was asked to stop: stopping after this step")
@@ -212,7 +214,19 @@ class Trainer:
         # For what the network itself draws, as dropout does: in each process for other images.
         torch.manual_seed(seed_of(settings.seed, f"network {self.together.processes.rank}", self.step))
         self.optimizer.zero_grad(set_to_none=True)
-        output = self.gradient.of(pixels_BTTC, indices_B, self.step)
+        try:
+            output = self.gradient.of(pixels_BTTC, indices_B, self.step)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the memory of the GPU is too small for {settings.batch_size} images per step; {self._last_good}",
+                hint=f"--batch-size {max(settings.batch_size // 2, 2)}, a smaller network, or a smaller --size-px",
+            ) from error
+        except RuntimeError as error:
+            if not settings.compile or not _from_compiler(error):
+                raise
+            raise TrainingError(
+                f"the network cannot be compiled here: {str(error).strip().splitlines()[0]}", hint="leave out --compile"
+            ) from error
         if settings.clip_norm:
             norm = clip_grad_norm_(self.method.parameters(), settings.clip_norm)
             output = replace(output, diagnostics={**output.diagnostics, "grad_norm": norm})
@@ -317,6 +331,13 @@ class Trainer:
             ),
             self.run,
         )
+
+
+def _from_compiler(error: RuntimeError) -> bool:
+    # Loaded by compiling only: importing it takes seconds.
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
 
 
 class _Since:

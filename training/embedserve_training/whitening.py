@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedserve_training.backbones import Backbone
+from embedserve_training.config import SMALL_SIDE_PX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,14 +82,16 @@ def fit_to_images(backbone: Backbone, pixels_NTTC: NDArray[np.uint8], size_px: i
 
     Args:
         backbone: in any mode, on any device.
-        pixels_NTTC: uint8; the centre of S × S is what the served encoder sees.
+        pixels_NTTC: uint8.
         size_px: S.
     """
     device = next(backbone.parameters()).device
     training = backbone.training
     backbone.eval()
     count = min(len(pixels_NTTC), IMAGES_PER_NUMBER * backbone.dimension)
-    positions = torch.linspace(0, len(pixels_NTTC) - 1, count).round().long().tolist()
+    # In whole numbers: float32 has no room for positions beyond 16 million.
+    gaps = max(count - 1, 1)
+    positions = ((torch.arange(count) * (len(pixels_NTTC) - 1) + gaps // 2) // gaps).tolist()
     parts = []
     for start in range(0, count, _BATCH):
         squares_NTTC = torch.from_numpy(pixels_NTTC[positions[start : start + _BATCH]])
@@ -99,9 +102,9 @@ def fit_to_images(backbone: Backbone, pixels_NTTC: NDArray[np.uint8], size_px: i
 
 
 def _images(squares_NTTC: Tensor, size_px: int) -> Tensor:
-    """The centres of cached images as the served encoder sees them, float [N, 3, S, S]; small ones are enlarged."""
+    """Cached images as the served encoder sees them: small ones whole, others without a margin, [N, 3, S, S]."""
     x_NCTT = squares_NTTC.permute(0, 3, 1, 2).float() / 255
     margin = squares_NTTC.shape[1] - size_px
-    if margin < 0:
+    if margin < 0 or (margin and size_px < SMALL_SIDE_PX):
         return F.interpolate(x_NCTT, size=(size_px, size_px), mode="bicubic", antialias=True).clamp(0, 1)
     return x_NCTT[:, :, margin // 2 : margin // 2 + size_px, margin // 2 : margin // 2 + size_px]

@@ -39,7 +39,8 @@ class InstanceDiscrimination(Method):
         backbone: f_θ without its last, linear layer.
         images: N.
         tau: temperature.
-        noise: M of noise-contrastive estimation (section 3.2); 0: the full softmax over all N (equation 2).
+        noise: M of noise-contrastive estimation (section 3.2); 0: the full softmax over all N (equation 2). Its Z is
+            estimated on the first batch, or the first part of it, and then constant.
         momentum: share of a remembered row that stays as it was.
         proximal_weight: λ of equation 10, the pull towards the remembered row.
         hidden: width of the head's hidden layers; D if zero.
@@ -105,7 +106,8 @@ class InstanceDiscrimination(Method):
         else:
             loss, diagnostics = instance_softmax(v_BP, bank_NP, indices_B, self.tau)
         if self.proximal_weight:
-            loss = loss + self.proximal_weight * proximal(v_BP, bank_NP, indices_B)
+            pull = proximal(v_BP, bank_NP, indices_B)
+            loss, diagnostics = loss + self.proximal_weight * pull, {**diagnostics, "proximal": pull.detach()}
         self.seen.append((indices_B, F.normalize(v_BP.detach().float(), dim=1)))
         return StepOutput(
             loss=loss, features_ND=h_BD.detach(), projections_ND=v_BP.detach(), views=1, diagnostics=diagnostics
@@ -123,14 +125,18 @@ class InstanceDiscrimination(Method):
         self.seen.clear()
 
     def anchors(self, global_batch: int) -> Anchors:
-        """Ln N where all images look alike. With noise 1 + ln(M + 1) or so at chance, and much more in collapse."""
+        """ln N where all images look alike. With noise 1 + ln(M + 1) or so at chance, and much more in collapse.
+
+        Random directions are at a squared distance of 2, which the proximal term adds to chance, and not to collapse.
+        """
+        pull = 2 * self.proximal_weight
         if not self.noise:
             chance = instance_softmax_chance(len(self.bank.rows_ND))
-            return Anchors(chance=chance, collapse=chance)
+            return Anchors(chance=chance + pull, collapse=chance)
         # Z stays that of rows of random directions, beside which embeddings that are alike pass for far likelier.
         logit = 1 / self.tau - math.log(_mean_exponential(1 / self.tau, self.bank.rows_ND.shape[1]) * self.noise)
         collapse = _softplus(-logit) + self.noise * _softplus(logit)
-        return Anchors(chance=instance_nce_chance(self.noise), collapse=collapse)
+        return Anchors(chance=instance_nce_chance(self.noise) + pull, collapse=collapse)
 
 
 def _mean_exponential(scale: float, dimension: int) -> float:
