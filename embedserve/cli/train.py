@@ -36,12 +36,12 @@ def command(
     """Train an encoder on a folder of images, without labels.
 
     The folder may be flat or nested. Files that cannot be read are named and left out. The plan is printed first.
-    Ctrl-C stops with a checkpoint; the same line again goes on from there.
+    Ctrl-C stops with a checkpoint; the same line again goes on from there. Started by torchrun, as in torchrun
+    --nproc-per-node 2 -m embedserve train photos/, several processes train together.
 
     \b
     embedserve train photos/ --minutes 20 -o runs/photos
     embedserve train photos/ --epochs 100 --backbone resnet18 --dry-run
-    torchrun --nproc-per-node 2 -m embedserve train photos/ -o runs/photos
     """
     from dataclasses import asdict
 
