@@ -62,11 +62,8 @@ def command(
     run, encoder, server = out / "runs" / name, out / "encoder.onnx", f"localhost:{port}"
     _check_port(port)
     _run("train", train_folder, "-o", run, "--minutes", f"{minutes:g}", *(["--fresh"] if fresh else []))
-    if labelled:
-        held_out: list[str | Path] = [] if folder else ["--test", add_folder]
-        _run("evaluate", run, train_folder, *held_out)
-    else:
-        say("\nno evaluation: the folder has no subfolder for each label\n")
+    held_out: list[str | Path] = [] if folder else ["--test", add_folder]
+    _run("evaluate", run, train_folder, *held_out)
     _run("export", run, "-o", encoder)
     # A collection for each encoder, and an alias for whoever searches: so a new encoder takes over at once.
     collection = f"{_as_collection_name(name)}-{encoder_file.read(encoder).fingerprint[:8]}"

@@ -66,7 +66,7 @@ def test_the_demo_goes_from_a_folder_to_searches_and_runs_again(tmp_path: Path) 
     assert "known 48" in again.stderr
 
 
-def test_the_demo_without_labels_leaves_the_evaluation_out(tmp_path: Path) -> None:
+def test_the_demo_without_labels_asks_whether_images_find_themselves(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     folder = tmp_path / "meine Bilder (flach)"  # what no collection could be called
     folder.mkdir()
@@ -74,8 +74,9 @@ def test_the_demo_without_labels_leaves_the_evaluation_out(tmp_path: Path) -> No
         (folder / f"{number:02}.png").write_bytes(picture(number, size=(30, 30)))
     done = run_demo(folder.name, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "no evaluation" in done.stderr
-    assert "same label" not in done.stdout
+    assert "has no labels" in done.stderr
+    assert "MRR" in done.stdout
+    assert "kNN" not in done.stdout
 
 
 def test_a_server_that_is_already_there_is_left_alone(tmp_path: Path) -> None:

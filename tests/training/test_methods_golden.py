@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pytest
 
+from embedserve_training.config import METHODS
 from tests.training.golden.curves import CASES, losses, stored
 
 
@@ -26,3 +27,7 @@ def test_there_is_a_golden_curve_for_every_case() -> None:
 def test_a_temperature_one_percent_off_would_show() -> None:
     changed = losses("moco", tau=0.202)
     assert changed != pytest.approx(stored()["moco"], rel=1e-3)
+
+
+def test_every_method_has_a_curve() -> None:
+    assert {method for method, _ in CASES.values()} == set(METHODS)

@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from embedserve.errors import DataError, SetupError, TrainingError
-from embedserve_training import checkpoint, trainer
+from embedserve_training import checkpoint, gradient, trainer
 from embedserve_training.config import TrainConfig
+from embedserve_training.method import StepOutput
 from embedserve_training.monitor import Progress
 from embedserve_training.run import run_training
 
@@ -196,6 +199,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
 
 
+def test_a_run_that_collapses_is_stopped_if_asked_for_and_goes_on_without_the_wish(
+    image_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = gradient.BatchGradient.of
+
+    def alike(self: gradient.BatchGradient, *args: Any) -> StepOutput:
+        output = of(self, *args)
+        vectors = {"features_ND": output.features_ND, "projections_ND": output.projections_ND}
+        return replace(output, **{name: torch.ones_like(value) for name, value in vectors.items()})
+
+    monkeypatch.setattr(gradient.BatchGradient, "of", alike)
+    config = tiny_config(epochs=26)  # 78 steps: two looks, after 50 and 75, see the same
+    with pytest.raises(TrainingError, match=r"collapsed at step 75: .*the last good checkpoint is .*, of step") as stop:
+        run_training(image_folder, config=config, out=tmp_path, report=quiet, stop_on_collapse=True)
+    assert "lr" in stop.value.hint
+    lines: list[str] = []
+    result = run_training(image_folder, config=config, out=tmp_path, report=lines.append)
+    assert (result.status, result.steps) == ("finished", 78)
+    assert any(line.startswith("going on at step ") for line in lines)
+    assert sum("have collapsed at step" in line for line in lines) == 1
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
 def test_a_missing_gpu_is_named(image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
     with pytest.raises(SetupError, match="device cuda was asked for"):
@@ -302,3 +327,12 @@ def test_a_run_killed_while_it_writes_checkpoints_leaves_one_that_loads(image_fo
     saved = checkpoint.load(out)
     assert saved.step > 0
     assert all(torch.isfinite(value).all() for value in saved.method.values())
+
+
+def test_asymmetric_moco_trains_with_an_odd_number_of_images_in_a_batch(
+    image_folder: Path, tmp_path: Path, tiny_config: Config
+) -> None:
+    # Its h is that of the queries alone, its z that of queries and keys: the monitor sees 15 and 30 rows.
+    config = tiny_config(method="moco", symmetric=False, batch_size=15, epochs=17)
+    result = run_training(image_folder, config=config, out=tmp_path, report=quiet)
+    assert (result.status, result.steps) == ("finished", 51)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from embedserve_training import backbones, checkpoint, trainer
-from embedserve_training.config import TrainConfig
+from embedserve_training.config import METHODS, TrainConfig
 from embedserve_training.run import run_training
 
 Config = Callable[..., TrainConfig]
@@ -68,7 +68,8 @@ def flat(document: Any, name: str = "") -> dict[str, Any]:
 def assert_equal_to_the_bit(run: Path, other: Path) -> None:
     one, two = checkpoint.load(run), checkpoint.load(other)
     assert (one.step, one.finished) == (two.step, two.finished)
-    for mine, theirs in ((one.method, two.method), (one.optimizer, two.optimizer)):
+    whitenings = (one.whitening or {}, two.whitening or {})
+    for mine, theirs in ((one.method, two.method), (one.optimizer, two.optimizer), whitenings):
         values, others = flat(dict(mine)), flat(dict(theirs))
         assert values.keys() == others.keys()
         differing = [
@@ -80,6 +81,10 @@ def assert_equal_to_the_bit(run: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
+def test_every_method_has_a_configuration() -> None:
+    assert set(CONFIGS) == set(METHODS)
+
+
 @pytest.mark.parametrize("method", CONFIGS)
 def test_a_run_killed_within_a_step_and_started_again_equals_an_uninterrupted_one_to_the_bit(
     method: str, image_folder: Path, tmp_path: Path

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from embedserve_training import batch_norm
+from embedserve_training.config import METHODS
 from embedserve_training.distributed import ALONE, Processes, gather_rows
 from embedserve_training.method import Method
 from embedserve_training.methods.instance_discrimination import InstanceDiscrimination
@@ -207,6 +208,10 @@ def distance(mine: Results, theirs: Results, kind: str = "") -> float:
 
 def local_statistics(name: str) -> bool:
     return "running_" in name or "num_batches_tracked" in name
+
+
+def test_every_method_has_a_case() -> None:
+    assert {case.method for case in CASES.values()} == set(METHODS)
 
 
 every_case = pytest.mark.parametrize("name", CASES)

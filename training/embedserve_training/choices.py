@@ -21,6 +21,15 @@ ONE_BATCH = {
     "cpc": "its negatives are patches of the other images of the batch, so two half batches are not one whole batch",
 }
 """Why gradients of these methods cannot be accumulated."""
+_PRESETS = {
+    "simclr": "photo",
+    "moco": "moco-v2",
+    "barlow-twins": "barlow-twins",
+    "instance-discrimination": "moco-v1",
+    "cpc": "moco-v1",
+}
+"""The preset of each method for images that are not small: the published one. CPC's makes all images grey, so its encoder
+would never have seen the colours that it is served; it gets the one for methods with a single view."""
 _ALL_REMEMBERED = 200_000
 """Up to this many images Instance Discrimination compares to all of them; the sum over more costs too much."""
 _MOST_BY_ITSELF = 1024
@@ -108,9 +117,8 @@ class Choices(Layers):
 
     def _views(self) -> None:
         size = self.value("size_px")
-        published = {"simclr": "photo", "moco": "moco-v2", "instance-discrimination": "moco-v1"}
-        preset = "small" if size < SMALL_SIDE_PX else published.get(self.method, self.method)
-        self.auto("augmentation", preset, f"images of {size} px")
+        small = size < SMALL_SIDE_PX
+        self.auto("augmentation", "small" if small else _PRESETS[self.method], f"images of {size} px")
         # Without colour, and with 28 pixels, a crop of 8 % leaves next to nothing to recognise. Fashion-MNIST, 3,000
         # images, small-cnn, share of the same label among the 10 nearest: after 84,000 images seen 68.9 % with crops
         # from 8 %, 71.3 % from 30 %, 72.2 % from 50 %; with the network as it is now, after 59,000 images, 73.7 % from

@@ -13,7 +13,7 @@ from embedserve_training.augment.recipe import Augmentation
 # SimCLR on ImageNet, colour strength s = 1 (arXiv 2002.05709, appendix A).
 _PHOTO = Augmentation()
 
-# Barlow Twins (arXiv 2103.06230, section 2.2: the views of BYOL, arXiv 2006.07733, appendix; numbers as in the authors'
+# Barlow Twins (arXiv 2103.03230, section 2.2: the views of BYOL, arXiv 2006.07733, appendix; numbers as in the authors'
 # main.py). The two views differ in blur and solarization.
 _BARLOW = Augmentation(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
 
