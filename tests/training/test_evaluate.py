@@ -260,8 +260,31 @@ def test_one_image_per_label_leaves_nothing_to_search_in(
     for kind in ("discs", "checks"):
         (tmp_path / kind).mkdir()
         shutil.copy(image_folder / kind / "00.png", tmp_path / kind)
-    with pytest.raises(DataError, match="one image per label"):
+    with pytest.raises(DataError, match="one image per label") as caught:
         evaluate(finished_run, tmp_path, report=quiet)
+    assert "--test FOLDER" in caught.value.hint
+
+
+def test_the_only_image_of_a_label_is_searched_and_does_not_ask(
+    finished_run: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("discs/00.png", "discs/01.png", "checks/00.png", "stripes/00.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(image_folder / name, tmp_path / name)
+    kept, held_out = hold_out(data.scan(tmp_path))
+    assert sorted(kept.paths + held_out.paths) == list(data.scan(tmp_path).paths)
+    assert [path.split("/")[0] for path in held_out.paths] == ["discs"]
+    lines: list[str] = []
+    result = evaluate(finished_run, tmp_path, report=lines.append, baselines=False)
+    assert (result.train_images, result.test_images, result.labels) == (3, 1, 3)
+    assert "labels with one image, which is searched and does not ask: 2" in lines
+    assert not any("lacks" in line for line in lines)
+
+
+def test_labels_with_two_images_or_more_all_ask_and_none_is_called_out(finished_run: Path, image_folder: Path) -> None:
+    lines: list[str] = []
+    evaluate(finished_run, image_folder, report=lines.append, baselines=False)
+    assert not any(line.startswith("labels with one image") for line in lines)
 
 
 def test_the_augmentation_is_that_of_the_run_unless_another_is_named(

@@ -148,9 +148,12 @@ def _say_what_is_measured(folder: Path, chosen: Images, loaded: Loaded, report: 
         return
     if chosen.held_out:
         report(f"{len(chosen.test.paths)} of the images in {folder} are held out to ask with")
+        if chosen.silent_labels:
+            report(f"labels with one image, which is searched and does not ask: {chosen.silent_labels}")
     unknown = int((~np.isin(loaded.test_labels_M, loaded.train_labels_N)).sum())
     if unknown:
-        report(f"{unknown} test images have a label that {folder} lacks; no vectors can get them right")
+        lacking = "that no readable image still has" if chosen.held_out else f"that {folder} lacks"
+        report(f"{unknown} test images have a label {lacking}; no vectors can get them right")
 
 
 def _name(group: Sequence[Subject], groups: Sequence[Sequence[Subject]]) -> str:

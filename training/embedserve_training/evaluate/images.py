@@ -37,6 +37,11 @@ class Images:
     held_out: bool
     """Whether the second ones are of the same folder."""
 
+    @property
+    def silent_labels(self) -> int:
+        """How many labels are searched but have no image that asks."""
+        return len(_label_set(self.train) - _label_set(self.test)) if self.test else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
@@ -96,20 +101,34 @@ def _no_labels(folder: Path) -> DataError:
 def hold_out(files: ImageFolder) -> tuple[ImageFolder, ImageFolder]:
     """Hold out a fifth of each label, at least one image, the same ones every time.
 
+    A label with one image keeps it: held out, it would ask for a label that no other image has.
+
     Raises:
-        DataError: nothing would be left to search in.
+        DataError: no label has two images.
     """
     labels = files.labels or ()
     generator = np.random.default_rng(0)
     held_out: set[int] = set()
     for label in sorted(set(labels)):
         positions = [i for i, other in enumerate(labels) if other == label]
-        count = max(round(len(positions) * TEST_SHARE), 1)
+        count = max(round(len(positions) * TEST_SHARE), 1) if len(positions) > 1 else 0
         held_out.update(generator.permutation(positions)[:count].tolist())
+    if not held_out:
+        raise DataError(
+            f"{files.root} has one image per label, so none can be held out to ask with",
+            hint="give a second folder to ask with: --test FOLDER",
+        )
     kept = [i for i in range(len(labels)) if i not in held_out]
-    if not kept:
-        raise DataError(f"{files.root} has one image per label", hint="give a second folder to ask with")
     return files.subset(kept), files.subset(sorted(held_out))
+
+
+def _label_set(files: ImageFolder) -> set[str]:
+    """Also of a part of a folder that holds a single label, which by itself would be no labelling."""
+    return {_label(path) for path in files.paths}
+
+
+def _label(path: str) -> str:
+    return path.split("/")[0]
 
 
 def load(images: Images, spec: PreprocessSpec, report: Callable[[str], None]) -> Loaded:
@@ -149,4 +168,4 @@ def _load(
     pixels_NSSC, positions, skipped = data.load_squares(files, spec, workers=min(usable_cores(), 16))
     for entry in skipped:
         report(f"left out: {entry.path}: {entry.reason}")
-    return pixels_NSSC, [files.paths[position].split("/")[0] for position in positions], skipped
+    return pixels_NSSC, [_label(files.paths[position]) for position in positions], skipped
