@@ -17,9 +17,11 @@ from PIL import Image
 from embedserve import encoder_file
 from embedserve.errors import DataError, EncoderFileError, InvalidInput, SetupError, TrainingError
 from embedserve_training import checkpoint, data, embed
+from embedserve_training.augment import PRESETS
 from embedserve_training.config import TrainConfig
 from embedserve_training.evaluate import Evaluation, Figure, Row, evaluate, figures
-from embedserve_training.evaluate.images import hold_out
+from embedserve_training.evaluate.bench import Bench
+from embedserve_training.evaluate.images import choose, hold_out
 from embedserve_training.evaluate.subjects import open_subject
 from embedserve_training.whitening import fit_to_images
 
@@ -391,3 +393,13 @@ def test_labels_that_only_the_second_folder_has_are_called_out(
     result = evaluate(finished_run, image_folder, tmp_path, report=lines.append)
     assert any(line.startswith("16 test images have a label that") for line in lines)
     assert all(row.recall_10 == Figure.of([0.5]) for row in result.rows)
+
+
+def test_a_row_whose_vectors_are_not_finite_is_refused_by_name(
+    image_folder: Path, flat_folder: Path, finished_run: Path
+) -> None:
+    spec = open_subject(finished_run).spec
+    for folder in (image_folder, flat_folder):
+        bench = Bench(choose(folder, None, labels_needed=False), PRESETS["small"][0], quiet)
+        with pytest.raises(TrainingError, match=r"^diverged: \d+ of \d+ vectors are not finite"):
+            bench.row("diverged", [(lambda pixels: np.full((len(pixels), 2), np.nan, np.float32), spec)])

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from embedserve.errors import TrainingError
 from embedserve_training.evaluate import nearest, neighbours, vote
 from embedserve_training.evaluate.neighbours import by_block, top
 
@@ -73,3 +74,13 @@ def test_blocks_of_any_size_give_the_same_neighbours(rows: int, monkeypatch: pyt
 def test_a_vector_of_zeros_is_like_nothing() -> None:
     [cosine] = by_block(np.array([[0, 0], [3, 4]], np.float32), np.array([[3, 4]], np.float32), lambda rows, c: c)
     np.testing.assert_allclose(cosine, [[0, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_vectors_that_are_not_finite_are_refused_and_counted(value: float) -> None:
+    # No comparison with NaN holds: counted as ranks, every image would be the first that is found.
+    good, bad = np.ones((3, 2), np.float32), np.array([[1, value], [value, value]], np.float32)
+    for train, test in ((good, bad), (bad, good)):
+        with pytest.raises(TrainingError, match="2 of 5 vectors are not finite") as caught:
+            by_block(train, test, lambda rows, cosine: None)
+        assert "learning rate" in caught.value.hint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from embedserve.errors import SetupError
+from embedserve.errors import SetupError, TrainingError
 from embedserve_training.evaluate import images
 from embedserve_training.evaluate.figures import figures
 from embedserve_training.evaluate.images import Images, Loaded
@@ -65,8 +65,14 @@ class Bench:
             name: of the row.
             encoders: for each seed what embeds, and which images it takes.
             note: what the row is.
+
+        Raises:
+            TrainingError: a vector is not finite.
         """
-        row = Row.of(name, [self._measure(embed, spec) for embed, spec in encoders], note)
+        try:
+            row = Row.of(name, [self._measure(embed, spec) for embed, spec in encoders], note)
+        except TrainingError as error:
+            raise error.at(name) from error
         figure, what = (row.knn, "kNN") if row.knn else (row.self_recall_1, "finds itself")
         self.report(f"{name:<{NAME_WIDTH}} {what} {100 * figure.mean if figure else 0:.1f} %   {note}".rstrip())
         return row

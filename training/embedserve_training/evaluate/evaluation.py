@@ -85,7 +85,7 @@ def evaluate(
     Raises:
         DataError: a folder is missing, or has no labels though they are needed.
         InvalidInput: there is no such preset.
-        TrainingError: a run folder holds no run.
+        TrainingError: a run folder holds no run, or vectors are not finite.
         EncoderFileError: a file is no encoder.
         SetupError: nothing can be measured without PyTorch.
     """

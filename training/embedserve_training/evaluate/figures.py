@@ -54,6 +54,9 @@ def figures(
         test_MD: vectors that ask.
         test_labels_M: their labels. One that the first set lacks counts as wrong in every figure.
         linear: whether to fit the linear probe, which takes the longest.
+
+    Raises:
+        TrainingError: a vector is not finite.
     """
     labels = int(max(train_labels_N.max(), test_labels_M.max())) + 1
     k = min(NEIGHBOURS, len(train_ND))

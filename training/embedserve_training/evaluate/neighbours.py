@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from embedserve.encoder import usable_cores
+from embedserve.errors import TrainingError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,7 +45,16 @@ def by_block(
         train_ND: vectors to search in.
         test_MD: vectors that ask.
         use: takes which rows of the second set a block is, and their cosines, float32 [B, N].
+
+    Raises:
+        TrainingError: a number is not finite. No comparison with it holds, so that it would be counted as any rank.
     """
+    broken = sum(int((~np.isfinite(x).all(axis=1)).sum()) for x in (train_ND, test_MD))
+    if broken:
+        raise TrainingError(
+            f"{broken} of {len(train_ND) + len(test_MD)} vectors are not finite",
+            hint="what made them has diverged or is damaged: train again, with a smaller learning rate",
+        )
     train_DN, test_MD = unit(train_ND).T, unit(test_MD)
     rows = max(BLOCK_BYTES // (4 * len(train_ND)), 1)
     threads = min(usable_cores(), _MOST_THREADS)

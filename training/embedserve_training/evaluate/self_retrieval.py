@@ -62,6 +62,7 @@ def self_retrieval(
 
     Raises:
         ImportError: PyTorch is not installed.
+        TrainingError: a vector is not finite.
     """
     question = ask(pixels_NSSC, augmentation, queries=queries, seed=seed)
     return answer(question, embed(pixels_NSSC), embed(question.views_QSSC))
