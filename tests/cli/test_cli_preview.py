@@ -60,12 +60,17 @@ def test_other_settings_of_training_are_given_as_there(cli: Cli, photos: Path, t
         (["--augmentation", "sepia"], "augmentation is 'sepia'"),
         (["--set", "speed=11"], "there is no setting 'speed'"),
         (["-o", "nowhere/p.png"], "nowhere/p.png cannot be written"),
+        (["-o", "file.txt/p.png"], "file.txt/p.png cannot be written"),
+        (["-o", "."], "has no file name"),
+        (["-o", "/"], "has no file name"),
+        (["-o", ""], "has no file name"),
     ],
 )
 def test_a_slip_is_answered_with_one_sentence_and_a_hint(
     words: list[str], expected: str, cli: Cli, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("file.txt").write_text("no folder")
     outcome = cli("preview", photos, *words)
     assert outcome.exit_code in (1, 2)
     [error] = [line for line in outcome.err.splitlines() if line.startswith("error: ")]

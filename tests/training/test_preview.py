@@ -118,11 +118,19 @@ def test_a_folder_without_images_is_an_error(make: object, tmp_path: Path) -> No
 
 def test_a_place_that_cannot_be_written_is_an_error_and_leaves_nothing(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "taken.png").mkdir()
-    for out in (tmp_path / "nowhere" / "p.png", tmp_path / "taken.png"):
+    (tmp_path / "file.txt").write_text("no folder")
+    for out in (tmp_path / "nowhere" / "p.png", tmp_path / "taken.png", tmp_path / "file.txt" / "p.png"):
         with pytest.raises(DataError, match="cannot be written") as refused:
             render(image_folder, out)
         assert "-o FILE" in refused.value.hint
-    assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "taken.png"]
+
+
+@pytest.mark.parametrize("out", ["", ".", "/", ".."])
+def test_a_place_without_a_file_name_is_refused_before_anything_is_read(out: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="has no file name") as refused:
+        render(tmp_path / "missing", Path(out))
+    assert "-o preview.png" in refused.value.hint
 
 
 def test_a_preset_that_is_not_there_is_refused(image_folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Shapes: N images, V views of each, C = 3 channels, T side of the cached image, S
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from embedserve.encoder import usable_cores
-from embedserve.errors import DataError
+from embedserve.errors import DataError, InvalidInput
 from embedserve.preprocess import PreprocessSpec
 from embedserve_training import augment, cache, data
 from embedserve_training.augment import PRESETS, Augmentation
@@ -80,8 +81,10 @@ def preview(
 
     Raises:
         DataError: the folder is missing, holds no image that can be read, or ``out`` cannot be written.
-        InvalidInput: a value of the config is not usable.
+        InvalidInput: a value of the config is not usable, or ``out`` has no file name.
     """
+    if out.name in ("", ".."):
+        raise InvalidInput(f"{str(out)!r} has no file name to write to", hint="name a PNG: -o preview.png")
     files = data.scan(folder)
     facts = _facts(files)
     chosen = [replace(config, augmentation=name) for name in PRESETS] if every_preset else [config]
@@ -199,7 +202,9 @@ def _write(image: Image.Image, out: Path) -> None:
             image.save(file, "PNG")
         partial.replace(out)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        # Where it could not even be made there may be no folder to remove it from.
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise DataError(
             f"{out} cannot be written: {error.strerror or error}",
             hint="choose a path in a folder that exists and is writable: -o FILE",
