@@ -16,12 +16,13 @@ from PIL import Image
 
 from embedserve import encoder_file
 from embedserve.errors import DataError, EncoderFileError, InvalidInput, SetupError, TrainingError
+from embedserve.preprocess import PreprocessSpec
 from embedserve_training import checkpoint, data, embed
 from embedserve_training.augment import PRESETS
 from embedserve_training.config import TrainConfig
 from embedserve_training.evaluate import Evaluation, Figure, Row, evaluate, figures
 from embedserve_training.evaluate.bench import Bench
-from embedserve_training.evaluate.images import choose, hold_out
+from embedserve_training.evaluate.images import Images, choose, hold_out, load
 from embedserve_training.evaluate.subjects import open_subject
 from embedserve_training.whitening import fit_to_images
 
@@ -382,6 +383,16 @@ def test_unreadable_files_are_reported_and_left_out_of_both_images_and_labels(
     # Every test image is also a training image, so the nearest is surely of its label.
     assert [row.recall_1 for row in result.rows] == [Figure.of([1.0])] * 7
     assert any("checks/broken.png" in line for line in lines)
+
+
+def test_a_folder_that_cannot_be_read_is_named_once_when_images_are_held_out(image_folder: Path) -> None:
+    closed = (data.Skipped(path="locked", reason="the folder cannot be read: Permission denied"),)
+    kept, held_out = hold_out(replace(data.scan(image_folder), closed=closed))
+    lines: list[str] = []
+    spec = PreprocessSpec(size_px=16, resize_px=16, filter="bicubic")
+    loaded = load(Images(train=kept, test=held_out, held_out=True), spec, lines.append)
+    assert loaded.skipped == closed
+    assert lines == ["left out: locked: the folder cannot be read: Permission denied"]
 
 
 def test_labels_that_only_the_second_folder_has_are_called_out(

@@ -58,7 +58,7 @@ class ImageFolder:
         return labels if len(set(labels)) > 1 else None
 
     def subset(self, positions: Sequence[int]) -> ImageFolder:
-        """The files at these positions only."""
+        """The files at these positions only, without the folders that cannot be read."""
         return ImageFolder(root=self.root, paths=tuple(self.paths[position] for position in positions))
 
 

@@ -7,7 +7,7 @@ pixels, C = 3 channels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -119,7 +119,8 @@ def hold_out(files: ImageFolder) -> tuple[ImageFolder, ImageFolder]:
             hint="give a second folder to ask with: --test FOLDER",
         )
     kept = [i for i in range(len(labels)) if i not in held_out]
-    return files.subset(kept), files.subset(sorted(held_out))
+    # Folders that cannot be read are named once, with what is searched.
+    return replace(files.subset(kept), closed=files.closed), files.subset(sorted(held_out))
 
 
 def _label_set(files: ImageFolder) -> set[str]:
