@@ -133,5 +133,5 @@ def _meaning(evaluation: Evaluation) -> list[str]:
             f" originals among {evaluation.self_images:,}"
         )
     else:
-        lines.append("itself: left out, PyTorch is not installed")
+        lines.append(f"itself: left out, {evaluation.self_left_out}")
     return lines

@@ -134,6 +134,18 @@ def test_the_supervised_row_is_there_only_when_asked_for(cli: Cli, runs: list[Pa
     assert "its own classifier is right for" in outcome.out
 
 
+def test_without_a_second_image_the_columns_of_itself_are_left_out_with_the_reason(
+    cli: Cli, runs: list[Path], labelled: Path, tmp_path: Path
+) -> None:
+    for name in ("odd/01.png", "even/00.png"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(labelled / "odd/01.png", tmp_path / name)
+    outcome = cli("evaluate", runs[0], tmp_path, "--test", labelled)
+    assert outcome.exit_code == 0, outcome.err
+    assert len(row_of(outcome.out, "trained")) == 7
+    assert "itself: left out, a search needs 2 different images, and here is 1" in outcome.out
+
+
 def test_another_augmentation_is_named(cli: Cli, runs: list[Path], flat: Path) -> None:
     assert "augmented (microscopy)" in cli("evaluate", runs[0], flat, "--augmentation", "microscopy").out
 

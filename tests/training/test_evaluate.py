@@ -337,6 +337,7 @@ def test_without_torch_a_file_still_has_every_figure_that_needs_none(
     assert [name for name, figure in figures_of(trained).items() if figure is None] == WITHOUT_LABELS
     assert (untrained.name, untrained.knn, untrained.note) == ("untrained", None, "left out: PyTorch is not installed")
     assert (result.augmentation, result.self_images) == ("", 0)
+    assert result.self_left_out == "PyTorch is not installed"
 
 
 def test_without_torch_and_labels_nothing_can_be_measured(
@@ -393,6 +394,41 @@ def test_a_folder_that_cannot_be_read_is_named_once_when_images_are_held_out(ima
     loaded = load(Images(train=kept, test=held_out, held_out=True), spec, lines.append)
     assert loaded.skipped == closed
     assert lines == ["left out: locked: the folder cannot be read: Permission denied"]
+
+
+@pytest.fixture
+def one_readable(image_folder: Path, tmp_path: Path) -> Path:
+    """Two labels, of whose images one can be read."""
+    folder = tmp_path / "one"
+    for kind in ("discs", "checks"):
+        (folder / kind).mkdir(parents=True)
+        (folder / kind / "broken.png").write_bytes(b"")
+    shutil.copy(image_folder / "discs/00.png", folder / "discs")
+    return folder
+
+
+def test_self_retrieval_among_fewer_than_two_images_is_left_out_with_its_reason(
+    finished_run: Path, one_readable: Path, image_folder: Path
+) -> None:
+    lines: list[str] = []
+    result = evaluate(finished_run, one_readable, image_folder, report=lines.append)
+    for row in result.rows:
+        assert [name for name, figure in figures_of(row).items() if figure is None] == WITHOUT_LABELS
+    reason = "a search needs 2 different images, and here is 1"
+    assert (result.augmentation, result.self_left_out, result.self_images) == ("", reason, 0)
+    assert lines.count(f"itself: left out, {reason}") == 1
+
+
+def test_one_image_without_labels_is_nothing_to_measure(finished_run: Path, image_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(image_folder / "discs/00.png", tmp_path / "a.png")
+    shutil.copy(image_folder / "discs/00.png", tmp_path / "b.png")
+    with pytest.raises(DataError, match="a search needs 2 different images, and here is 1"):
+        evaluate(finished_run, tmp_path, report=quiet)
+
+
+def test_a_supervised_row_of_one_image_is_refused(finished_run: Path, one_readable: Path, image_folder: Path) -> None:
+    with pytest.raises(DataError, match="supervised training needs 2 images"):
+        evaluate(finished_run, one_readable, image_folder, report=quiet, supervised_epochs=1, baselines=False)
 
 
 def test_labels_that_only_the_second_folder_has_are_called_out(

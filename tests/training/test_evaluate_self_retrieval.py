@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from embedserve.errors import InvalidInput
+from embedserve.errors import DataError, InvalidInput
 from embedserve_training.augment import PRESETS, Augmentation
 from embedserve_training.evaluate import raw_pixels, self_retrieval
 from embedserve_training.evaluate.self_retrieval import Question, answer, ask, distinct, spread
@@ -67,6 +67,13 @@ def test_repeated_images_are_used_once(pictures: np.ndarray) -> None:
     twice = np.concatenate([pictures[:5], pictures, pictures[:5]])
     assert distinct(twice).tolist() == [*range(5), *range(10, 65)]
     assert self_retrieval(raw_pixels, twice, "small") == self_retrieval(raw_pixels, pictures, "small")
+
+
+def test_an_image_alone_asks_nothing(pictures: np.ndarray) -> None:
+    # It would be found by any encoder, as all that there is.
+    with pytest.raises(DataError, match="a search needs 2 different images, and here is 1"):
+        self_retrieval(raw_pixels, np.concatenate([pictures[:1], pictures[:1]]), "small")
+    assert self_retrieval(raw_pixels, pictures[:2], NOTHING).images == 2
 
 
 def test_the_questions_are_the_same_every_time_and_others_for_another_seed(pictures: np.ndarray) -> None:

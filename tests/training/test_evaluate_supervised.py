@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from embedserve.errors import DataError
 from embedserve_training import embed
 from embedserve_training.checkpoint import read_plan
 from embedserve_training.config import Settings
@@ -75,6 +76,21 @@ def test_it_is_returned_in_evaluation_mode_so_that_an_image_embeds_the_same_in_a
     together = embed.embed(encoder, pictures[0][:8])
     alone = np.concatenate([embed.embed(encoder, pictures[0][i : i + 1]) for i in range(8)])
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(1, 16), (4, 1)])
+def test_a_single_image_in_a_batch_is_refused(
+    images: int, batch_size: int, pictures: tuple[np.ndarray, np.ndarray], settings: Settings
+) -> None:
+    few = pictures[0][:images], pictures[1][:images]
+    with pytest.raises(DataError, match=f"needs 2 images in a batch, and of {images} there is 1") as caught:
+        train_supervised(replace(settings, batch_size=batch_size), *few, epochs=1, report=quiet)
+    assert "--supervised-epochs" in caught.value.hint
+
+
+def test_two_images_are_enough(pictures: tuple[np.ndarray, np.ndarray], settings: Settings) -> None:
+    encoder = train_supervised(settings, pictures[0][:2], pictures[1][:2], epochs=1, report=quiet)
+    assert bool(np.isfinite(embed.embed(encoder, pictures[0][:2])).all())
 
 
 def test_it_says_how_far_it_is_after_each_epoch(pictures: tuple[np.ndarray, np.ndarray], settings: Settings) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from embedserve.errors import DataError
 from embedserve_training import augment, embed, optim
 from embedserve_training.backbones import SMALL_CNN, Backbone
 from embedserve_training.batches import Batches
@@ -76,11 +77,20 @@ def train_supervised(
 
     Returns:
         The encoder, in evaluation mode on the CPU.
+
+    Raises:
+        DataError: a batch would hold a single image, which batch-norm cannot normalise.
     """
+    batch_size = min(settings.batch_size, len(pixels_NTTC))
+    if batch_size < 2:
+        raise DataError(
+            f"supervised training needs 2 images in a batch, and of {len(pixels_NTTC)} there is {batch_size}",
+            hint="give a folder with more images that can be read, or leave out --supervised-epochs",
+        )
     device = _device(settings.device)
     recipe = augment.PRESETS[settings.augmentation][0]
     recipe = replace(recipe, crop_scale=(settings.crop_min, max(recipe.crop_scale[1], settings.crop_min)))
-    batches = Batches(pixels_NTTC, min(settings.batch_size, len(pixels_NTTC)), settings.seed, device)
+    batches = Batches(pixels_NTTC, batch_size, settings.seed, device)
     with torch.random.fork_rng(devices=[]), closing(batches.start_at(0)) as source:
         torch.manual_seed(settings.seed)  # for networks with dropout
         network = SupervisedEncoder(embed.untrained(settings).backbone, int(labels_N.max()) + 1).to(device).train()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from embedserve.errors import SetupError, TrainingError
+from embedserve.errors import DataError, SetupError, TrainingError
 from embedserve_training.evaluate import images
 from embedserve_training.evaluate.figures import figures
 from embedserve_training.evaluate.images import Images, Loaded
@@ -42,7 +42,9 @@ class Bench:
         self._chosen = chosen
         self._recipe = recipe
         self._loaded: dict[PreprocessSpec, Loaded] = {}
-        self._questions: dict[PreprocessSpec, Question] = {}
+        self._questions: dict[PreprocessSpec, Question | None] = {}
+        self.left_out = "" if recipe else "PyTorch is not installed"
+        """Why self-retrieval is left out; empty if it is not."""
 
     def loaded(self, spec: PreprocessSpec) -> Loaded:
         """The images as an encoder takes them."""
@@ -51,11 +53,22 @@ class Bench:
         return self._loaded[spec]
 
     def question(self, spec: PreprocessSpec) -> Question | None:
-        """The augmented images of self-retrieval as an encoder takes them."""
+        """The augmented images of self-retrieval as an encoder takes them; None where it is left out.
+
+        Raises:
+            DataError: there are too few images, and no label that could be measured instead.
+        """
         if self._recipe is None:
             return None
         if spec not in self._questions:
-            self._questions[spec] = ask(self.loaded(spec).all_ASSC, self._recipe)
+            try:
+                self._questions[spec] = ask(self.loaded(spec).all_ASSC, self._recipe)
+            except DataError as error:
+                if self._chosen.test is None:
+                    raise
+                self._questions[spec] = None
+                self.left_out = error.message
+                self.report(f"itself: left out, {error.message}")
         return self._questions[spec]
 
     def row(self, name: str, encoders: Sequence[tuple[Embed, PreprocessSpec]], note: str = "") -> Row:

@@ -47,6 +47,8 @@ class Evaluation:
     """Of the vote."""
     augmentation: str
     """What the images of self-retrieval went through; empty if it was left out."""
+    self_left_out: str
+    """Why self-retrieval was left out; empty if it was not."""
     self_images: int
     """Originals among which self-retrieval looks."""
     self_queries: int
@@ -83,7 +85,7 @@ def evaluate(
         baselines: also measure what needs no training.
 
     Raises:
-        DataError: a folder is missing, or has no labels though they are needed.
+        DataError: a folder is missing, has no labels though they are needed, or too few images.
         InvalidInput: there is no such preset.
         TrainingError: a run folder holds no run, or vectors are not finite.
         EncoderFileError: a file is no encoder.
@@ -119,7 +121,8 @@ def evaluate(
         labels=len(loaded.names),
         neighbours=min(NEIGHBOURS, len(loaded.train_NSSC)),
         temperature=TEMPERATURE,
-        augmentation=described,
+        augmentation=described if question else "",
+        self_left_out="" if question else bench.left_out,
         self_images=len(question.originals_U) if question else 0,
         self_queries=len(question.chosen_Q) if question else 0,
         rows=tuple(rows),

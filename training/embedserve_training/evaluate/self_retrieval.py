@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embedserve.errors import DataError
 from embedserve_training.evaluate.neighbours import by_block
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def self_retrieval(
         seed: of the changes; the same one changes the same images in the same way for every encoder.
 
     Raises:
+        DataError: there are fewer than two different images.
         ImportError: PyTorch is not installed.
         TrainingError: a vector is not finite.
     """
@@ -82,8 +84,14 @@ class Question:
 def ask(
     pixels_NSSC: NDArray[np.uint8], augmentation: Augmentation | str, *, queries: int = QUERIES, seed: int = 0
 ) -> Question:
-    """The augmented images of ``self_retrieval``, with its arguments."""
+    """The augmented images of ``self_retrieval``, with its arguments and errors."""
     originals_U = distinct(pixels_NSSC)
+    if len(originals_U) < 2:
+        # It would be found whatever embeds it.
+        raise DataError(
+            f"a search needs 2 different images, and here is {len(originals_U)}",
+            hint="give a folder with more images that can be read and differ",
+        )
     chosen_Q = spread(len(originals_U), queries)
     views_QSSC = augmented(pixels_NSSC[originals_U[chosen_Q]], augmentation, seed)
     return Question(views_QSSC=views_QSSC, originals_U=originals_U, chosen_Q=chosen_Q)
