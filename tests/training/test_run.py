@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from embedserve.errors import InvalidInput, SetupError, TrainingError
-from embedserve_training import checkpoint, data, embed
+from embedserve_training import cache, checkpoint, data, embed
 from embedserve_training.config import TrainConfig
+from embedserve_training.preparation import prepare
 from embedserve_training.run import run_training
 
 Config = Callable[..., TrainConfig]
@@ -65,8 +67,6 @@ def test_a_checkpoint_of_another_network_is_no_bug_of_ours(finished_run: Path, t
 def test_a_damaged_index_of_decoded_images_is_made_again(
     image_folder: Path, tmp_path: Path, tiny_config: Config
 ) -> None:
-    from embedserve_training import cache
-
     images = data.scan(image_folder)
     first = cache.open_cache(images, 16, tmp_path, workers=1)
     [index] = tmp_path.glob("*.json")
@@ -74,6 +74,45 @@ def test_a_damaged_index_of_decoded_images_is_made_again(
     again = cache.open_cache(images, 16, tmp_path, workers=1)
     assert again.fingerprint == first.fingerprint
     assert (again.pixels_NTTC == first.pixels_NTTC).all()
+
+
+def test_decoded_images_are_found_by_their_fingerprint_as_another_process_finds_them(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    made = cache.open_cache(data.scan(image_folder), 16, tmp_path, workers=1)
+    found = cache.find_cache(tmp_path, 16, made.fingerprint)
+    assert found is not None
+    assert (found.positions, (found.pixels_NTTC == made.pixels_NTTC).all()) == (made.positions, True)
+    assert cache.find_cache(tmp_path, 16, "of others") is None
+    assert cache.find_cache(tmp_path, 15, made.fingerprint) is None  # fewer pixels than the file holds
+    assert cache.find_cache(tmp_path / "not shared", 16, made.fingerprint) is None
+
+
+def test_a_process_that_does_not_see_the_run_folder_of_process_0_says_so(
+    image_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "find_cache", lambda *args: None)
+    with pytest.raises(TrainingError, match=r"process 0 does not see in .* what process 0 wrote there") as refused:
+        run_training(image_folder, config=tiny_config(), out=tmp_path, report=quiet)
+    assert "share" in refused.value.hint
+
+
+def test_a_run_of_one_process_does_not_go_on_with_two(
+    image_folder: Path, tmp_path: Path, tiny_config: Config, finished_run: Path
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    checkpoint.save(replace(checkpoint.load(finished_run), finished=False), tmp_path / "run")
+    with ExitStack() as held, pytest.raises(TrainingError, match="was begun with 1 process, not with 2"):
+        prepare(
+            image_folder,
+            tiny_config(),
+            tmp_path / "run",
+            quiet,
+            processes=2,
+            dry_run=False,
+            fresh=False,
+            held=held,
+        )
 
 
 def test_a_huge_file_is_left_out_without_being_read(image_folder: Path, tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def _check_same_processes(before: StoredPlan, processes: int, out: Path) -> None
     if then != processes:
         # Batch-norm, and the parts in which it takes a batch, depend on it.
         raise TrainingError(
-            f"the run in {out} was begun with {then} processes, and now there are {processes}",
+            f"the run in {out} was begun with {then} {'process' if then == 1 else 'processes'}, not with {processes}",
             hint=f"go on with {then}, or begin anew with --fresh",
         )
 
