@@ -29,7 +29,7 @@ SLIPS: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "training with a method that does not exist": (
         lambda p: ["train", p / "good", "--method", "magic"],
-        "there is no method 'magic'",
+        "method is 'magic'",
     ),
     "exporting what is no run": (lambda p: ["export", p / "good", "-o", p / "e.onnx"], "good"),
     "evaluating a file that is no encoder": (

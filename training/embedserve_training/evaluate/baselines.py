@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PIXEL_SIDE = 32
 """Raw pixels are compared at this side at most: more of them only follow the noise."""
-WHITENING_FLOOR = 1e-3
+WHITENING_FLOOR = 1e-2
 """As in ``whitening``, which needs PyTorch."""
 
 
