@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from embedserve.errors import TrainingError
 from embedserve_training import batch_norm, checkpoint, health, methods, optim, whitening
 from embedserve_training.batches import Batches
+from embedserve_training.budget import Budget, Spent
 from embedserve_training.cache import DecodedImages
 from embedserve_training.checkpoint import Checkpoint
 from embedserve_training.config import Settings, drops
@@ -92,6 +93,7 @@ class Trainer:
         self.batches = Batches(
             images.pixels_NTTC, settings.batch_size, settings.seed, self.device, rows_B=self.gradient.rows_B
         )
+        self.budget = Budget(epochs=settings.epochs, minutes=settings.minutes, steps_per_epoch=self.batches.per_epoch)
         self.pixels_NTTC = images.pixels_NTTC
         self.anchors = self.method.anchors(settings.batch_size)
         self.monitor = Monitor(
@@ -108,25 +110,13 @@ class Trainer:
         self._since = _Since()
 
     @property
-    def total_steps(self) -> int:
-        """Steps of the whole run; an estimate if the budget is in minutes."""
-        if self.settings.epochs:
-            return self.settings.epochs * self.batches.per_epoch
-        return max(round(self.step / max(self.used, 1e-6)), self.step)
-
-    @property
-    def used(self) -> float:
-        """Share of the budget that is used, 0–1."""
-        if self.settings.epochs:
-            return self.step / (self.settings.epochs * self.batches.per_epoch)
-        return self.seconds / (60 * self.settings.minutes)
+    def _spent(self) -> Spent:
+        return Spent(step=self.step, seconds=self.seconds, step_s=self._step_s)
 
     @property
     def done(self) -> bool:
-        """Whether the budget is used; in minutes, whether most of one more step would exceed it."""
-        if self.settings.epochs:
-            return self.step >= self.settings.epochs * self.batches.per_epoch
-        return self.seconds + self._step_s / 2 >= 60 * self.settings.minutes
+        """Whether the budget is used."""
+        return self.budget.done(self._spent)
 
     def resume(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint."""
@@ -204,12 +194,8 @@ class Trainer:
 
     def _step(self, indices_B: Tensor, pixels_BTTC: Tensor) -> StepOutput:
         settings = self.settings
-        # The middle of the step stands for it: the first one moves already, the last one is all but at the end.
-        half_s = self._step_s / 2
-        half = 0.5 / (settings.epochs * self.batches.per_epoch) if settings.epochs else half_s / 60 / settings.minutes
-        lr = settings.lr * optim.lr_factor(
-            min(self.used + half, 1.0), settings.warmup, drops(settings.lr_drops), settings.lr_end
-        )
+        progress = self.budget.middle_of_next(self._spent)
+        lr = settings.lr * optim.lr_factor(progress, settings.warmup, drops(settings.lr_drops), settings.lr_end)
         optim.set_lr(self.optimizer, lr)
         # For what the network itself draws, as dropout does: in each process for other images.
         torch.manual_seed(seed_of(settings.seed, f"network {self.together.processes.rank}", self.step))
@@ -265,23 +251,18 @@ class Trainer:
                 raise self._not_finite(f"the loss is {loss} near step {self.step}")
             if self.together.is_first:
                 progress = self._progress(output, since, loss)
-                self.monitor.record(progress, self.used)
+                self.monitor.record(progress, self.budget.used(self._spent))
         return progress
 
     def _progress(self, output: StepOutput, since: _Since, loss: float) -> Progress:
-        seconds_per_step = since.total_s / since.steps
-        left_s = (
-            (self.total_steps - self.step) * seconds_per_step
-            if self.settings.epochs
-            else 60 * self.settings.minutes - self.seconds
-        )
         measured = health.measure(output.features_ND, output.projections_ND, output.views)
+        steps = self.budget.total_steps(self._spent)
         return Progress(
             epoch=math.ceil(self.step / self.batches.per_epoch),
-            epochs=math.ceil(self.total_steps / self.batches.per_epoch),
+            epochs=math.ceil(steps / self.batches.per_epoch),
             estimated=not self.settings.epochs,
             step=self.step,
-            steps=self.total_steps,
+            steps=steps,
             loss=loss,
             chance=self.anchors.chance,
             collapse=self.anchors.collapse,
@@ -294,7 +275,7 @@ class Trainer:
             images_per_s=since.images / since.total_s,
             data_wait=since.waited_s / since.total_s,
             seconds=self.seconds,
-            eta_s=max(left_s, 0.0),
+            eta_s=self.budget.left_s(self._spent, since.total_s / since.steps),
             diagnostics={name: float(value) for name, value in output.diagnostics.items()},
         )
 

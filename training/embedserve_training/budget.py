@@ -1,0 +1,58 @@
+"""How much of a run is done: of its passes over the images, or of its minutes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a run has used so far."""
+
+    step: int = 0
+    """Steps taken."""
+    seconds: float = 0.0
+    """Time spent training."""
+    step_s: float = 0.0
+    """Time of the last step; 0 if it says nothing of the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a run may use: ``epochs`` or, where that is zero, ``minutes``."""
+
+    epochs: int
+    minutes: float
+    steps_per_epoch: int
+
+    def used(self, spent: Spent) -> float:
+        """Share of the budget that is used, from 0; minutes may be exceeded by a step."""
+        if self.epochs:
+            return spent.step / (self.epochs * self.steps_per_epoch)
+        return spent.seconds / (60 * self.minutes)
+
+    def middle_of_next(self, spent: Spent) -> float:
+        """Share of the budget that is used in the middle of the next step, at most 1.
+
+        The middle of a step stands for it: the first one moves already, the last one is all but at the end.
+        """
+        half = 0.5 / (self.epochs * self.steps_per_epoch) if self.epochs else spent.step_s / 2 / (60 * self.minutes)
+        return min(self.used(spent) + half, 1.0)
+
+    def done(self, spent: Spent) -> bool:
+        """Whether the budget is used; in minutes, whether most of one more step would exceed it."""
+        if self.epochs:
+            return spent.step >= self.epochs * self.steps_per_epoch
+        return spent.seconds + spent.step_s / 2 >= 60 * self.minutes
+
+    def total_steps(self, spent: Spent) -> int:
+        """Steps of the whole run; an estimate if the budget is in minutes."""
+        if self.epochs:
+            return self.epochs * self.steps_per_epoch
+        return max(round(spent.step / max(self.used(spent), 1e-6)), spent.step)
+
+    def left_s(self, spent: Spent, seconds_per_step: float) -> float:
+        """Seconds until the end of the run, at this pace."""
+        if self.epochs:
+            return (self.total_steps(spent) - spent.step) * seconds_per_step
+        return max(60 * self.minutes - spent.seconds, 0.0)
