@@ -4,7 +4,7 @@
     python benchmarks/quality.py [data/fashion-mnist] [--out results.json]
 
 Each method trains small-cnn with the recipe that `embedserve train` chooses on a CPU, for a number of epochs that takes
-about ten to fifteen minutes on two idle cores (EPOCHS). `cpu_minutes` is the time of the processor, which a busy
+five to thirteen minutes on two idle cores (EPOCHS). `cpu_minutes` is the time of the processor, which a busy
 machine does not change much; two runs go side by side with one thread each, which keeps two cores busier than two
 threads do. The figures are those of the last checkpoint. A run folder that is finished is not trained again, so the
 same line goes on where it was stopped.
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "training")]  # so that it runs from a checkout without an installation
 
 EPOCHS = {"simclr": 14, "moco": 4, "barlow-twins": 8, "instance-discrimination": 14, "cpc": 3}
-"""About ten to fifteen minutes each on two idle cores."""
+"""Five to thirteen minutes each on two idle cores."""
 SUPERVISED_EPOCHS = 6
 
 

@@ -97,6 +97,7 @@ def quality_table() -> str:
     caption = (
         f"{evaluation['train_images']:,} images to learn from without labels and to search in,"
         f" {evaluation['test_images']:,} to ask with; {'one seed' if seeds == 1 else f'{seeds} seeds'};"
+        f" supervised: {next(row['note'] for row in evaluation['rows'] if row['name'] == 'supervised')};"
         f" {result['hardware']['cpu']}, {result['date']}, torch {result['versions']['torch']}."
         f" Command: `{result['command']}`."
     )

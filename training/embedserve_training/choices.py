@@ -28,8 +28,8 @@ _PRESETS = {
     "instance-discrimination": "moco-v1",
     "cpc": "moco-v1",
 }
-"""The preset of each method for images that are not small: the published one. CPC's makes all images grey, so its encoder
-would never have seen the colours that it is served; it gets the one for methods with a single view."""
+"""The preset of each method for images that are not small: the published one. CPC's makes all images grey, so its
+encoder would never have seen the colours that it is served; it gets the one for methods with a single view."""
 _ALL_REMEMBERED = 200_000
 """Up to this many images Instance Discrimination compares to all of them; the sum over more costs too much."""
 _MOST_BY_ITSELF = 1024

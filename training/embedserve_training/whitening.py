@@ -8,9 +8,9 @@ needed.
 It is for the nearest, and has its price far from them. Fashion-MNIST, 60,000 images to search in, 3,000 to ask with,
 small-cnn after 14 epochs of SimCLR, with floors of 1e-2 and of 1e-3: kNN 84.2 % → 87.1 % and 88.2 %, nearest with the
 same label 84.8 % → 86.7 % and 86.4 %, share of the ten nearest 81.6 % → 83.1 % and 83.1 %, but mean average precision
-over the whole ranking 54.5 % → 38.3 % and 30.0 %. Where only 1,000 images are searched, the ten nearest are far already:
-their share is 73.7 % → 72.9 % and 70.7 % (CPC 69.9 % → 70.5 % and 65.9 %), so 1e-2. Fitted to 1,024 images instead of
-60,000, kNN was within 0.3 points (after 1.5 epochs).
+over the whole ranking 54.5 % → 38.3 % and 30.0 %. Where only 1,000 images are searched, the ten nearest are far
+already: their share is 73.7 % → 72.9 % and 70.7 % (CPC 69.9 % → 70.5 % and 65.9 %), so 1e-2. Fitted to 1,024 images
+instead of 60,000, kNN was within 0.3 points (after 1.5 epochs).
 
 Shapes: N images, D numbers of h, T side of the cached image, S side that the encoder sees.
 """
