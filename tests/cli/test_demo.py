@@ -56,7 +56,7 @@ def test_the_demo_goes_from_a_folder_to_searches_and_runs_again(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     steps = re.findall(r"\$ embedserve (\w+)", done.stderr)
     assert steps == ["train", "evaluate", "export", "serve", "add", "collection", *["search"] * 3]
-    assert re.search(r"trained +\d+\.\d %", done.stdout)
+    assert re.search(r"^ *trained +\d+\.\d +\d+\.\d", done.stdout, re.MULTILINE)
     assert "same label among the 10 nearest of 48 images" in done.stdout
     assert re.search(r"embedserve +\d+\.\d %\n +raw pixels +\d+\.\d %", done.stdout)
     assert done.stderr.rstrip().endswith("stopped")

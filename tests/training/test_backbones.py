@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_building_leaves_a_backbone_untouched_by_data() -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_the_projector_has_batch_norm_after_every_layer_and_no_bias_before_it(layers: int) -> None:
-    head = projector(10, 20, 5, layers)
+    head = projector(10, 20, 5, layers, batch_norm="all")
     linear = [module for module in head if isinstance(module, nn.Linear)]
     assert len(linear) == layers
     assert all(module.bias is None for module in linear)
@@ -92,6 +93,14 @@ def test_the_projector_has_batch_norm_after_every_layer_and_no_bias_before_it(la
 
 
 def test_the_last_batch_norm_of_the_projector_has_no_learnable_centre() -> None:
-    last = projector(10, 20, 5, 2)[-1]
+    last = projector(10, 20, 5, 2, batch_norm="all")[-1]
     assert not last.bias.requires_grad
     assert last.weight.requires_grad
+
+
+@pytest.mark.parametrize(("batch_norm", "norms", "biases"), [("hidden", 2, 0), ("none", 0, 3)])
+def test_heads_without_batch_norm_after_the_last_layer(batch_norm: Any, norms: int, biases: int) -> None:
+    head = projector(10, 20, 5, 3, batch_norm=batch_norm)
+    assert isinstance(head[-1], nn.Linear)
+    assert sum(isinstance(module, nn.BatchNorm1d) for module in head) == norms
+    assert sum(isinstance(module, nn.Linear) and module.bias is not None for module in head) == biases

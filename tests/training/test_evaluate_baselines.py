@@ -79,10 +79,10 @@ def test_whitened_components_have_variance_one_but_for_the_floor() -> None:
     x = np.random.default_rng(3).normal(size=(2000, 3)).astype(np.float32) * np.array([10, 1, 0.1], np.float32)
     components = fit_components(x, 3)
     variance = components.project(x).var(axis=0)
-    # Shrunk by the floor, a thousandth of the greatest variance: 100/100.1, 1/1.1, 0.01/0.11 of one.
-    expected = variance / (variance + variance[0] / 1000)
+    # Shrunk by the floor, a hundredth of the greatest variance: 100/101, 1/2, 0.01/1.01 of one.
+    expected = variance / (variance + variance[0] / 100)
     np.testing.assert_allclose(components.whitened().project(x).var(axis=0), expected, rtol=1e-3)
-    np.testing.assert_allclose(expected, [100 / 100.1, 1 / 1.1, 0.01 / 0.11], rtol=0.1)
+    np.testing.assert_allclose(expected, [100 / 101, 1 / 2, 0.01 / 1.01], rtol=0.1)
 
 
 def test_the_floor_is_that_of_served_encoders() -> None:

@@ -32,11 +32,16 @@ def correlated(rows: int) -> torch.Tensor:
     return torch.randn(rows, 3, generator=torch.Generator().manual_seed(1)) @ mixing + torch.tensor([10.0, -4.0, 2.0])
 
 
-def test_whitened_vectors_have_mean_zero_and_the_identity_as_covariance() -> None:
+def test_whitened_vectors_have_mean_zero_and_the_identity_as_covariance_but_for_the_floor() -> None:
     h_ND = correlated(4000)
     white_ND = Whitening.fit(h_ND)(h_ND)
     torch.testing.assert_close(white_ND.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(white_ND.T @ white_ND / 4000, torch.eye(3), atol=0.05, rtol=0)
+    # W = (C + f·I)^(−1/2) commutes with the covariance C, so W·C·W = C·(C + f·I)⁻¹.
+    covariance_DD = torch.cov(h_ND.T, correction=0)
+    floor_DD = FLOOR * torch.linalg.eigvalsh(covariance_DD).max() * torch.eye(3)
+    expected_DD = covariance_DD @ torch.linalg.inv(covariance_DD + floor_DD)
+    torch.testing.assert_close(white_ND.T @ white_ND / 4000, expected_DD, atol=1e-3, rtol=0)
+    assert float(expected_DD.diagonal().min()) > 0.8  # so nearly the identity
 
 
 def test_a_direction_without_variance_is_not_blown_up() -> None:
