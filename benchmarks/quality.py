@@ -85,7 +85,7 @@ def train(method: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     if arguments.device == "cpu":
         environment["OMP_NUM_THREADS"] = "1"
     document, cpu_minutes = run(command, environment, f"{method} seed {seed}")
-    # A run that was stopped and went on has spent what all its processes spent.
+    # Of a run that failed or was stopped on the way, only the time since it went on is known.
     note = out / "cpu_minutes.json"
     spent = (json.loads(note.read_text()) if note.exists() else 0.0) + cpu_minutes
     if document["status"] == "finished before":
