@@ -19,7 +19,7 @@ TRAINING = REPOSITORY / "training/embedserve_training"
 FLOOR = {
     **dict.fromkeys(["errors", "types"], 0),
     **dict.fromkeys(["images", "preprocess", "vectors", "reference", "wire", "v1", "sample"], 1),
-    **dict.fromkeys(["encoder_file", "encoder", "index", "store"], 2),
+    **dict.fromkeys(["encoder_file", "encoder", "index", "observer", "store"], 2),
     **dict.fromkeys(["admission", "batcher", "binding", "bulk", "embedder", "engine", "requests"], 3),
     **dict.fromkeys(["server", "client", "web"], 4),
     **dict.fromkeys(["cli"], 5),
