@@ -21,7 +21,7 @@ FLOOR = {
     **dict.fromkeys(["images", "preprocess", "vectors", "reference", "wire", "v1", "sample"], 1),
     **dict.fromkeys(["encoder_file", "encoder", "index", "observer", "store"], 2),
     **dict.fromkeys(["admission", "batcher", "binding", "bulk", "embedder", "engine", "requests"], 3),
-    **dict.fromkeys(["server", "client", "web"], 4),
+    **dict.fromkeys(["server", "client", "loadtest", "web"], 4),
     **dict.fromkeys(["cli"], 5),
     **dict.fromkeys(["__main__"], 6),
 }
