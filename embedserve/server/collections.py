@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from embedserve import wire
 from embedserve.embedder import Timings
-from embedserve.errors import EmbedserveError
+from embedserve.errors import EmbedserveError, InvalidInput
 from embedserve.requests import NewItem
 from embedserve.server.calls import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
 from embedserve.server.state import ServerState
-from embedserve.server.streams import Intake, grouped
-from embedserve.types import CollectionInfo, Include, Item
+from embedserve.server.streams import Intake, Weight, grouped
+from embedserve.types import CollectionInfo, Include, Item, Limits
 from embedserve.v1 import collection_service_pb2 as pb
 from embedserve.v1 import collection_service_pb2_grpc as pb_grpc
 
@@ -93,7 +94,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         intake: Intake[pb.UpsertStreamRequest] = Intake(
             window=min(_STREAM_GROUP, limits.max_images, limits.max_items, limits.max_queue_images),
             admission=admission,
-            weigh=lambda request: (int(request.item.HasField("image")), len(request.item.image)),
+            weigh=_weight,
             readers=self._state.readers,
         )
         collection: CollectionInfo | None = None
@@ -102,16 +103,26 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             if collection is None:
                 fingerprint = group[0].encoder_fingerprint
                 collection = await engine.get_collection(group[0].collection)
+            refusals = [_refusal(request, limits) for request in group]
+            usable = [request for request, refusal in zip(group, refusals, strict=True) if refusal is None]
             _, results = await engine.upsert(
                 collection,
-                [_new_item(request.item) for request in group],
+                [_new_item(item) for request in usable for item in _items(request)],
                 encoder_fingerprint=fingerprint,
                 deadline=deadline,
                 stream=stream,
             )
-            for result in results:
-                yield pb.UpsertStreamResponse(index=index, result=_upsert_result(result))
-                index += 1
+            remaining = map(_upsert_result, results)
+            for request, refusal in zip(group, refusals, strict=True):
+                response = pb.UpsertStreamResponse(index=index)
+                if refusal is not None:
+                    response.result.CopyFrom(_upsert_result(refusal))
+                elif request.items:
+                    response.results.extend(islice(remaining, len(request.items)))
+                else:
+                    response.result.CopyFrom(next(remaining))
+                yield response
+                index += len(_items(request))
 
     async def GetItems(self, request: pb.GetItemsRequest, context: Context) -> pb.GetItemsResponse:
         """Read items by id."""
@@ -164,6 +175,28 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
 
 def _item_bytes(item: Item) -> int:
     return stored_bytes(item.metadata, item.vector, item.media)
+
+
+def _items(request: pb.UpsertStreamRequest) -> Sequence[pb.UpsertItem]:
+    return request.items or [request.item]
+
+
+def _weight(request: pb.UpsertStreamRequest) -> Weight:
+    images = [item.image for item in _items(request) if item.HasField("image")]
+    return Weight(len(_items(request)), len(images), sum(map(len, images)))
+
+
+def _refusal(request: pb.UpsertStreamRequest, limits: Limits) -> EmbedserveError | None:
+    """Why nothing of a message can be used."""
+    weight = _weight(request)
+    try:
+        if request.items and request.HasField("item"):
+            raise InvalidInput("the message has both item and items", hint="send one of the two")
+        limits.check("max_items", weight.inputs, "items in one message")
+        limits.check("max_images", weight.images, "images in one message")
+    except EmbedserveError as error:
+        return error
+    return None
 
 
 def _new_item(message: pb.UpsertItem) -> NewItem | EmbedserveError:

@@ -12,10 +12,10 @@ import grpc
 import embedserve
 from embedserve import wire
 from embedserve.embedder import Timings
-from embedserve.errors import EmbedserveError, EncoderMismatch
+from embedserve.errors import EmbedserveError, EncoderMismatch, InvalidInput
 from embedserve.server.calls import deadline_of, encoder_ref_of, timings_to_proto
 from embedserve.server.state import ServerState
-from embedserve.server.streams import Intake, ordered
+from embedserve.server.streams import Intake, Weight, ordered
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1 import embedding_service_pb2_grpc as pb_grpc
 
@@ -39,12 +39,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         """Embed the images of one call."""
         begun, engine, timings = time.monotonic(), self._state.engine, Timings()
         wire.check_encoding(request.vector_encoding)
-        if request.encoder_fingerprint and request.encoder_fingerprint != engine.encoder.fingerprint:
-            raise EncoderMismatch(
-                f"encoder {request.encoder_fingerprint[:12]} was asked for; this server runs"
-                f" {engine.encoder.metadata.name} ({engine.encoder.fingerprint[:12]})",
-                hint="ask the server that runs it, or leave encoder_fingerprint out",
-            )
+        self._check_encoder(request.encoder_fingerprint)
         results = await engine.embed(request.images, deadline=deadline_of(context), timings=timings)
         return pb.EmbedResponse(
             results=[_result(result, request.vector_encoding) for result in results],
@@ -57,27 +52,51 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
     ) -> AsyncIterator[pb.EmbedStreamResponse]:
         """Embed the images of a stream, answering in order."""
         engine, stream, deadline = self._state.engine, object(), deadline_of(context)
+        is_first = True
 
         async def work(request: pb.EmbedStreamRequest) -> pb.EmbedStreamResponse:
+            response = pb.EmbedStreamResponse(key=request.key, encoder=encoder_ref_of(engine.encoder))
             encoding = request.vector_encoding
             try:
                 engine.limits.check("max_id_bytes", len(request.key.encode()), "bytes in the key")
                 wire.check_encoding(encoding)
-                [result] = await engine.embed([request.image], deadline=deadline, stream=stream)
+                if request.image and request.images:
+                    raise InvalidInput("the message has both image and images", hint="send one of the two")
+                results = await engine.embed(request.images or [request.image], deadline=deadline, stream=stream)
             except EmbedserveError as error:
-                result = error
-            return pb.EmbedStreamResponse(
-                key=request.key, result=_result(result, encoding), encoder=encoder_ref_of(engine.encoder)
-            )
+                response.result.CopyFrom(_result(error, encoding))
+                return response
+            if request.images:
+                response.results.extend(_result(result, encoding) for result in results)
+            else:
+                response.result.CopyFrom(_result(results[0], encoding))
+            return response
+
+        async def checked() -> AsyncIterator[pb.EmbedStreamRequest]:
+            nonlocal is_first
+            async for request in request_iterator:
+                if is_first:
+                    self._check_encoder(request.encoder_fingerprint)
+                    is_first = False
+                yield request
 
         intake: Intake[pb.EmbedStreamRequest] = Intake(
             window=_STREAM_WINDOW,
             admission=engine.embedder.admission,
-            weigh=lambda request: (1, len(request.image)),
+            weigh=_weight,
             readers=self._state.readers,
         )
-        async for response in ordered(request_iterator, work, intake):
+        async for response in ordered(checked(), work, intake):
             yield response
+
+    def _check_encoder(self, fingerprint: str) -> None:
+        encoder = self._state.engine.encoder
+        if fingerprint and fingerprint != encoder.fingerprint:
+            raise EncoderMismatch(
+                f"encoder {fingerprint[:12]} was asked for; this server runs"
+                f" {encoder.metadata.name} ({encoder.fingerprint[:12]})",
+                hint="ask the server that runs it, or leave encoder_fingerprint out",
+            )
 
     async def GetEncoder(self, request: pb.GetEncoderRequest, context: Context) -> pb.GetEncoderResponse:
         """What the encoder is."""
@@ -111,6 +130,11 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         )
         response.started_at.FromNanoseconds(int(self._state.ready_unix_s * 1e9))
         return response
+
+
+def _weight(request: pb.EmbedStreamRequest) -> Weight:
+    images = request.images or [request.image]
+    return Weight(len(images), len(images), sum(map(len, images)))
 
 
 def _result(result: NDArray[np.float32] | EmbedserveError, encoding: int) -> pb.EmbedResult:

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from embedserve.admission import Admission
 from embedserve.errors import Unavailable
@@ -19,14 +19,22 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
+class Weight(NamedTuple):
+    """What a request holds."""
+
+    inputs: int
+    """Images or items."""
+    images: int
+    bytes: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Intake(Generic[_In]):
-    """How far ahead a stream is read: ``window`` requests, as long as ``admission`` has room for them."""
+    """How far ahead a stream is read: ``window`` inputs, or one request, as long as ``admission`` has room for them."""
 
     window: int
     admission: Admission
-    weigh: Callable[[_In], tuple[int, int]]
-    """The images and the bytes in a request."""
+    weigh: Callable[[_In], Weight]
     readers: set[asyncio.Task[Any]]
     """Where the reading task is kept while it runs; cancelling it there ends the stream for a server that drains."""
 
@@ -34,7 +42,7 @@ class Intake(Generic[_In]):
 async def ordered(
     requests: AsyncIterator[_In], work: Callable[[_In], Awaitable[_Out]], intake: Intake[_In]
 ) -> AsyncIterator[_Out]:
-    """``work`` on every request, a window of them at a time, with the results in the order of the requests."""
+    """``work`` on every request, a window at a time, with the results in the order of the requests."""
     begun: asyncio.Queue[asyncio.Future[_Out] | None] = asyncio.Queue()
     current: asyncio.Future[_Out] | None = None
     reading = _Reading(
@@ -86,8 +94,9 @@ class _Reading(Generic[_In]):
         self, requests: AsyncIterator[_In], intake: Intake[_In], *, put: Callable[[_In], None], end: Callable[[], None]
     ) -> None:
         self._intake = intake
-        self._room = asyncio.Semaphore(intake.window)
-        self._held: deque[tuple[int, int]] = deque()
+        self._held: deque[Weight] = deque()
+        self._inputs = 0
+        self._left = asyncio.Event()
         self._task = asyncio.create_task(self._read(requests, put, end))
         intake.readers.add(self._task)
         self._task.add_done_callback(intake.readers.discard)
@@ -95,10 +104,13 @@ class _Reading(Generic[_In]):
     async def _read(self, requests: AsyncIterator[_In], put: Callable[[_In], None], end: Callable[[], None]) -> None:
         try:
             async for request in requests:
-                await self._room.acquire()
                 weight = self._intake.weigh(request)
-                await self._intake.admission.enter_when_free(*weight)
+                while self._held and self._inputs + weight.inputs > self._intake.window:
+                    self._left.clear()
+                    await self._left.wait()
+                await self._intake.admission.enter_when_free(weight.images, weight.bytes)
                 self._held.append(weight)
+                self._inputs += weight.inputs
                 put(request)
         finally:
             end()
@@ -106,8 +118,8 @@ class _Reading(Generic[_In]):
     def answered(self, count: int) -> None:
         """The oldest requests have been answered: there is room for as many others."""
         for _ in range(count):
-            self._intake.admission.leave(*self._held.popleft())
-            self._room.release()
+            self._leave()
+        self._left.set()
 
     def check(self) -> None:
         """Raise what reading raised.
@@ -124,4 +136,9 @@ class _Reading(Generic[_In]):
         """Stop reading and give the room free of whatever was not answered."""
         self._task.cancel()
         while self._held:
-            self._intake.admission.leave(*self._held.popleft())
+            self._leave()
+
+    def _leave(self) -> None:
+        weight = self._held.popleft()
+        self._inputs -= weight.inputs
+        self._intake.admission.leave(weight.images, weight.bytes)

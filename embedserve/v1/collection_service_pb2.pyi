@@ -496,13 +496,14 @@ Global___UpsertResult: _TypeAlias = UpsertResult  # noqa: Y015
 
 @_typing.final
 class UpsertStreamRequest(_message.Message):
-    """One item of a stream."""
+    """One item of a stream, or several that are answered together."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     ITEM_FIELD_NUMBER: _builtins.int
     ENCODER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name or alias of the collection; read from the first message."""
     encoder_fingerprint: _builtins.str
@@ -511,16 +512,21 @@ class UpsertStreamRequest(_message.Message):
     def item(self) -> Global___UpsertItem:
         """The item."""
 
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpsertItem]:
+        """Several items in the place of one, within the limits of UpsertRequest.items."""
+
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         item: Global___UpsertItem | None = ...,
         encoder_fingerprint: _builtins.str = ...,
+        items: _abc.Iterable[Global___UpsertItem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "encoder_fingerprint", b"encoder_fingerprint", "item", b"item"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "encoder_fingerprint", b"encoder_fingerprint", "item", b"item", "items", b"items"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -528,27 +534,35 @@ Global___UpsertStreamRequest: _TypeAlias = UpsertStreamRequest  # noqa: Y015
 
 @_typing.final
 class UpsertStreamResponse(_message.Message):
-    """The result for one item of a stream."""
+    """What became of one message of a stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     INDEX_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Position of the item in the stream, from 0."""
+    """Position in the stream of its item, or of the first of its items, from 0."""
     @_builtins.property
     def result(self) -> Global___UpsertResult:
-        """What became of it; an error does not end the stream."""
+        """For a request with one item: what became of it. For a request with several: set only if none of them was looked at,
+        to why. An error does not end the stream.
+        """
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpsertResult]:
+        """For a request with several items: one result for each, in order."""
 
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         result: Global___UpsertResult | None = ...,
+        results: _abc.Iterable[Global___UpsertResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "result", b"result", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -135,8 +135,8 @@ class CollectionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpsertStream(self, request_iterator, context):
-        """Writes any number of items, for bulk. Responses come in the order of the requests, each once its item is on
-        disk. Flow control is that of EmbedStream.
+        """Writes any number of items, for bulk. Responses come in the order of the requests, one for each, once its items
+        are on disk. If an id comes twice, the later item counts. Flow control and stopping are those of EmbedStream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

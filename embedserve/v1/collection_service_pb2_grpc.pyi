@@ -48,8 +48,8 @@ class CollectionServiceStub:
     written in one transaction, which is on disk when the call is answered.
     """
     UpsertStream: _grpc.StreamStreamMultiCallable[_collection_service_pb2.UpsertStreamRequest, _collection_service_pb2.UpsertStreamResponse]
-    """Writes any number of items, for bulk. Responses come in the order of the requests, each once its item is on
-    disk. Flow control is that of EmbedStream.
+    """Writes any number of items, for bulk. Responses come in the order of the requests, one for each, once its items
+    are on disk. If an id comes twice, the later item counts. Flow control and stopping are those of EmbedStream.
     """
     GetItems: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.GetItemsRequest, _collection_service_pb2.GetItemsResponse]
     """Reads items by id."""
@@ -80,8 +80,8 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     written in one transaction, which is on disk when the call is answered.
     """
     UpsertStream: _aio.StreamStreamMultiCallable[_collection_service_pb2.UpsertStreamRequest, _collection_service_pb2.UpsertStreamResponse]  # type: ignore[assignment]
-    """Writes any number of items, for bulk. Responses come in the order of the requests, each once its item is on
-    disk. Flow control is that of EmbedStream.
+    """Writes any number of items, for bulk. Responses come in the order of the requests, one for each, once its items
+    are on disk. If an id comes twice, the later item counts. Flow control and stopping are those of EmbedStream.
     """
     GetItems: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.GetItemsRequest, _collection_service_pb2.GetItemsResponse]  # type: ignore[assignment]
     """Reads items by id."""
@@ -151,8 +151,8 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_collection_service_pb2.UpsertStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_collection_service_pb2.UpsertStreamResponse], _abc.AsyncIterator[_collection_service_pb2.UpsertStreamResponse]]:
-        """Writes any number of items, for bulk. Responses come in the order of the requests, each once its item is on
-        disk. Flow control is that of EmbedStream.
+        """Writes any number of items, for bulk. Responses come in the order of the requests, one for each, once its items
+        are on disk. If an id comes twice, the later item counts. Flow control and stopping are those of EmbedStream.
         """
 
     @_abc_1.abstractmethod

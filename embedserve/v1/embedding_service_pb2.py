@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%embedserve/v1/embedding_service.proto\x12\rembedserve.v1\x1a\x1a\x65mbedserve/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"s\n\x0c\x45mbedRequest\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12\x36\n\x0fvector_encoding\x18\x02 \x01(\x0e\x32\x1d.embedserve.v1.VectorEncoding\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x03 \x01(\t\"\x91\x01\n\rEmbedResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.embedserve.v1.EmbedResult\x12*\n\x07\x65ncoder\x18\x02 \x01(\x0b\x32\x19.embedserve.v1.EncoderRef\x12\'\n\x07timings\x18\x03 \x01(\x0b\x32\x16.embedserve.v1.Timings\"e\n\x0b\x45mbedResult\x12\'\n\x06vector\x18\x01 \x01(\x0b\x32\x15.embedserve.v1.VectorH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"h\n\x12\x45mbedStreamRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x36\n\x0fvector_encoding\x18\x03 \x01(\x0e\x32\x1d.embedserve.v1.VectorEncoding\"z\n\x13\x45mbedStreamResponse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x06result\x18\x02 \x01(\x0b\x32\x1a.embedserve.v1.EmbedResult\x12*\n\x07\x65ncoder\x18\x03 \x01(\x0b\x32\x19.embedserve.v1.EncoderRef\"\x13\n\x11GetEncoderRequest\"=\n\x12GetEncoderResponse\x12\'\n\x07\x65ncoder\x18\x01 \x01(\x0b\x32\x16.embedserve.v1.Encoder\"\xdd\x01\n\x07\x45ncoder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x0f\n\x07size_px\x18\x04 \x01(\r\x12\x10\n\x08\x63hannels\x18\x05 \x01(\r\x12-\n\npreprocess\x18\x06 \x01(\x0b\x32\x19.embedserve.v1.Preprocess\x12\x0e\n\x06method\x18\x07 \x01(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x08 \x01(\t\x12\x11\n\tprecision\x18\t \x01(\t\x12\x15\n\rmetadata_json\x18\n \x01(\t\"@\n\nPreprocess\x12\x0f\n\x07size_px\x18\x01 \x01(\r\x12\x11\n\tresize_px\x18\x02 \x01(\r\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\xf6\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08provider\x18\x03 \x01(\t\x12*\n\x07\x65ncoder\x18\x04 \x01(\x0b\x32\x19.embedserve.v1.EncoderRef\x12+\n\x06limits\x18\x05 \x01(\x0b\x32\x1b.embedserve.v1.ServerLimits\x12\x18\n\x10images_in_flight\x18\x06 \x01(\r\x12\x17\n\x0fhas_collections\x18\x07 \x01(\x08\"\xf2\x02\n\x0cServerLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x12\n\nmax_images\x18\x02 \x01(\r\x12\x11\n\tmax_items\x18\x03 \x01(\r\x12\x13\n\x0bmax_queries\x18\x04 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x05 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x06 \x01(\x04\x12\r\n\x05max_k\x18\x07 \x01(\r\x12\x15\n\rmax_page_size\x18\x08 \x01(\r\x12\x14\n\x0cmax_id_bytes\x18\t \x01(\r\x12\x1a\n\x12max_metadata_bytes\x18\n \x01(\r\x12\x18\n\x10max_filter_depth\x18\x0b \x01(\r\x12\x18\n\x10max_filter_nodes\x18\x0c \x01(\r\x12\x18\n\x10max_queue_images\x18\r \x01(\r\x12\x17\n\x0fmax_queue_bytes\x18\x0e \x01(\x04\x12\x19\n\x11max_image_side_px\x18\x0f \x01(\r2\xf3\x02\n\x10\x45mbeddingService\x12G\n\x05\x45mbed\x12\x1b.embedserve.v1.EmbedRequest\x1a\x1c.embedserve.v1.EmbedResponse\"\x03\x90\x02\x01\x12]\n\x0b\x45mbedStream\x12!.embedserve.v1.EmbedStreamRequest\x1a\".embedserve.v1.EmbedStreamResponse\"\x03\x90\x02\x01(\x01\x30\x01\x12V\n\nGetEncoder\x12 .embedserve.v1.GetEncoderRequest\x1a!.embedserve.v1.GetEncoderResponse\"\x03\x90\x02\x01\x12_\n\rGetServerInfo\x12#.embedserve.v1.GetServerInfoRequest\x1a$.embedserve.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%embedserve/v1/embedding_service.proto\x12\rembedserve.v1\x1a\x1a\x65mbedserve/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"s\n\x0c\x45mbedRequest\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12\x36\n\x0fvector_encoding\x18\x02 \x01(\x0e\x32\x1d.embedserve.v1.VectorEncoding\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x03 \x01(\t\"\x91\x01\n\rEmbedResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.embedserve.v1.EmbedResult\x12*\n\x07\x65ncoder\x18\x02 \x01(\x0b\x32\x19.embedserve.v1.EncoderRef\x12\'\n\x07timings\x18\x03 \x01(\x0b\x32\x16.embedserve.v1.Timings\"e\n\x0b\x45mbedResult\x12\'\n\x06vector\x18\x01 \x01(\x0b\x32\x15.embedserve.v1.VectorH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\x95\x01\n\x12\x45mbedStreamRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x36\n\x0fvector_encoding\x18\x03 \x01(\x0e\x32\x1d.embedserve.v1.VectorEncoding\x12\x0e\n\x06images\x18\x04 \x03(\x0c\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x05 \x01(\t\"\xa7\x01\n\x13\x45mbedStreamResponse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x06result\x18\x02 \x01(\x0b\x32\x1a.embedserve.v1.EmbedResult\x12*\n\x07\x65ncoder\x18\x03 \x01(\x0b\x32\x19.embedserve.v1.EncoderRef\x12+\n\x07results\x18\x04 \x03(\x0b\x32\x1a.embedserve.v1.EmbedResult\"\x13\n\x11GetEncoderRequest\"=\n\x12GetEncoderResponse\x12\'\n\x07\x65ncoder\x18\x01 \x01(\x0b\x32\x16.embedserve.v1.Encoder\"\xdd\x01\n\x07\x45ncoder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x0f\n\x07size_px\x18\x04 \x01(\r\x12\x10\n\x08\x63hannels\x18\x05 \x01(\r\x12-\n\npreprocess\x18\x06 \x01(\x0b\x32\x19.embedserve.v1.Preprocess\x12\x0e\n\x06method\x18\x07 \x01(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x08 \x01(\t\x12\x11\n\tprecision\x18\t \x01(\t\x12\x15\n\rmetadata_json\x18\n \x01(\t\"@\n\nPreprocess\x12\x0f\n\x07size_px\x18\x01 \x01(\r\x12\x11\n\tresize_px\x18\x02 \x01(\r\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\xf6\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08provider\x18\x03 \x01(\t\x12*\n\x07\x65ncoder\x18\x04 \x01(\x0b\x32\x19.embedserve.v1.EncoderRef\x12+\n\x06limits\x18\x05 \x01(\x0b\x32\x1b.embedserve.v1.ServerLimits\x12\x18\n\x10images_in_flight\x18\x06 \x01(\r\x12\x17\n\x0fhas_collections\x18\x07 \x01(\x08\"\xf2\x02\n\x0cServerLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x12\n\nmax_images\x18\x02 \x01(\r\x12\x11\n\tmax_items\x18\x03 \x01(\r\x12\x13\n\x0bmax_queries\x18\x04 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x05 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x06 \x01(\x04\x12\r\n\x05max_k\x18\x07 \x01(\r\x12\x15\n\rmax_page_size\x18\x08 \x01(\r\x12\x14\n\x0cmax_id_bytes\x18\t \x01(\r\x12\x1a\n\x12max_metadata_bytes\x18\n \x01(\r\x12\x18\n\x10max_filter_depth\x18\x0b \x01(\r\x12\x18\n\x10max_filter_nodes\x18\x0c \x01(\r\x12\x18\n\x10max_queue_images\x18\r \x01(\r\x12\x17\n\x0fmax_queue_bytes\x18\x0e \x01(\x04\x12\x19\n\x11max_image_side_px\x18\x0f \x01(\r2\xf3\x02\n\x10\x45mbeddingService\x12G\n\x05\x45mbed\x12\x1b.embedserve.v1.EmbedRequest\x1a\x1c.embedserve.v1.EmbedResponse\"\x03\x90\x02\x01\x12]\n\x0b\x45mbedStream\x12!.embedserve.v1.EmbedStreamRequest\x1a\".embedserve.v1.EmbedStreamResponse\"\x03\x90\x02\x01(\x01\x30\x01\x12V\n\nGetEncoder\x12 .embedserve.v1.GetEncoderRequest\x1a!.embedserve.v1.GetEncoderResponse\"\x03\x90\x02\x01\x12_\n\rGetServerInfo\x12#.embedserve.v1.GetServerInfoRequest\x1a$.embedserve.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,24 +48,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMBEDRESPONSE']._serialized_end=405
   _globals['_EMBEDRESULT']._serialized_start=407
   _globals['_EMBEDRESULT']._serialized_end=508
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=510
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=614
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=616
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=738
-  _globals['_GETENCODERREQUEST']._serialized_start=740
-  _globals['_GETENCODERREQUEST']._serialized_end=759
-  _globals['_GETENCODERRESPONSE']._serialized_start=761
-  _globals['_GETENCODERRESPONSE']._serialized_end=822
-  _globals['_ENCODER']._serialized_start=825
-  _globals['_ENCODER']._serialized_end=1046
-  _globals['_PREPROCESS']._serialized_start=1048
-  _globals['_PREPROCESS']._serialized_end=1112
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=1114
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=1136
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=1139
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1385
-  _globals['_SERVERLIMITS']._serialized_start=1388
-  _globals['_SERVERLIMITS']._serialized_end=1758
-  _globals['_EMBEDDINGSERVICE']._serialized_start=1761
-  _globals['_EMBEDDINGSERVICE']._serialized_end=2132
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=511
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=660
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=663
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=830
+  _globals['_GETENCODERREQUEST']._serialized_start=832
+  _globals['_GETENCODERREQUEST']._serialized_end=851
+  _globals['_GETENCODERRESPONSE']._serialized_start=853
+  _globals['_GETENCODERRESPONSE']._serialized_end=914
+  _globals['_ENCODER']._serialized_start=917
+  _globals['_ENCODER']._serialized_end=1138
+  _globals['_PREPROCESS']._serialized_start=1140
+  _globals['_PREPROCESS']._serialized_end=1204
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=1206
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=1228
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=1231
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1477
+  _globals['_SERVERLIMITS']._serialized_start=1480
+  _globals['_SERVERLIMITS']._serialized_end=1850
+  _globals['_EMBEDDINGSERVICE']._serialized_start=1853
+  _globals['_EMBEDDINGSERVICE']._serialized_end=2224
 # @@protoc_insertion_point(module_scope)

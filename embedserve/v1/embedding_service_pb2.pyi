@@ -127,29 +127,41 @@ Global___EmbedResult: _TypeAlias = EmbedResult  # noqa: Y015
 
 @_typing.final
 class EmbedStreamRequest(_message.Message):
-    """One image of a stream."""
+    """One image of a stream, or several that are answered together."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     VECTOR_ENCODING_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    ENCODER_FINGERPRINT_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Any text of the client's, at most 256 bytes; given back with the result."""
     image: _builtins.bytes
     """One encoded image, as in EmbedRequest.images."""
     vector_encoding: _common_pb2.VectorEncoding.ValueType
-    """How the vector is written into the response."""
+    """How the vectors are written into the response."""
+    encoder_fingerprint: _builtins.str
+    """As in EmbedRequest, for the whole stream; read from the first message."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Several encoded images in the place of one, at most max_images: a message with 16 small images costs both sides
+        little more than a message with one.
+        """
+
     def __init__(
         self,
         *,
         key: _builtins.str = ...,
         image: _builtins.bytes = ...,
         vector_encoding: _common_pb2.VectorEncoding.ValueType = ...,
+        images: _abc.Iterable[_builtins.bytes] | None = ...,
+        encoder_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "key", b"key", "vector_encoding", b"vector_encoding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_fingerprint", b"encoder_fingerprint", "image", b"image", "images", b"images", "key", b"key", "vector_encoding", b"vector_encoding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,22 +169,29 @@ Global___EmbedStreamRequest: _TypeAlias = EmbedStreamRequest  # noqa: Y015
 
 @_typing.final
 class EmbedStreamResponse(_message.Message):
-    """The result for one image of a stream."""
+    """What became of one message of a stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     ENCODER_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """The key of the request that it answers."""
     @_builtins.property
     def result(self) -> Global___EmbedResult:
-        """Either the vector or why there is none; an error does not end the stream."""
+        """For a request with one image: the vector or why there is none. For a request with several: set only if none of them
+        was looked at, to why. An error does not end the stream.
+        """
 
     @_builtins.property
     def encoder(self) -> _common_pb2.EncoderRef:
-        """The encoder that made it."""
+        """The encoder that made the vectors."""
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbedResult]:
+        """For a request with several images: one result for each, in order."""
 
     def __init__(
         self,
@@ -180,10 +199,11 @@ class EmbedStreamResponse(_message.Message):
         key: _builtins.str = ...,
         result: Global___EmbedResult | None = ...,
         encoder: _common_pb2.EncoderRef | None = ...,
+        results: _abc.Iterable[Global___EmbedResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["encoder", b"encoder", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder", b"encoder", "key", b"key", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder", b"encoder", "key", b"key", "result", b"result", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -69,8 +69,9 @@ class EmbeddingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def EmbedStream(self, request_iterator, context):
-        """Embeds any number of images, for bulk. Responses come in the order of the requests. The server reads ahead only
-        a bounded number of images, so that HTTP/2 flow control holds back a client that is faster than the encoder.
+        """Embeds any number of images, for bulk. Responses come in the order of the requests, one for each. The server reads
+        ahead only a bounded number of images, so that HTTP/2 flow control holds back a client that is faster than the
+        encoder. UNAVAILABLE ends the stream of a server that stops: what was not answered is to be sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

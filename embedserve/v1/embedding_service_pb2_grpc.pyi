@@ -36,8 +36,9 @@ class EmbeddingServiceStub:
     Embed: _grpc.UnaryUnaryMultiCallable[_embedding_service_pb2.EmbedRequest, _embedding_service_pb2.EmbedResponse]
     """Embeds 1 to max_images images. An image that cannot be used fails alone: its result is an error."""
     EmbedStream: _grpc.StreamStreamMultiCallable[_embedding_service_pb2.EmbedStreamRequest, _embedding_service_pb2.EmbedStreamResponse]
-    """Embeds any number of images, for bulk. Responses come in the order of the requests. The server reads ahead only
-    a bounded number of images, so that HTTP/2 flow control holds back a client that is faster than the encoder.
+    """Embeds any number of images, for bulk. Responses come in the order of the requests, one for each. The server reads
+    ahead only a bounded number of images, so that HTTP/2 flow control holds back a client that is faster than the
+    encoder. UNAVAILABLE ends the stream of a server that stops: what was not answered is to be sent again.
     """
     GetEncoder: _grpc.UnaryUnaryMultiCallable[_embedding_service_pb2.GetEncoderRequest, _embedding_service_pb2.GetEncoderResponse]
     """What the encoder is and how images are prepared for it."""
@@ -52,8 +53,9 @@ class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
     Embed: _aio.UnaryUnaryMultiCallable[_embedding_service_pb2.EmbedRequest, _embedding_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Embeds 1 to max_images images. An image that cannot be used fails alone: its result is an error."""
     EmbedStream: _aio.StreamStreamMultiCallable[_embedding_service_pb2.EmbedStreamRequest, _embedding_service_pb2.EmbedStreamResponse]  # type: ignore[assignment]
-    """Embeds any number of images, for bulk. Responses come in the order of the requests. The server reads ahead only
-    a bounded number of images, so that HTTP/2 flow control holds back a client that is faster than the encoder.
+    """Embeds any number of images, for bulk. Responses come in the order of the requests, one for each. The server reads
+    ahead only a bounded number of images, so that HTTP/2 flow control holds back a client that is faster than the
+    encoder. UNAVAILABLE ends the stream of a server that stops: what was not answered is to be sent again.
     """
     GetEncoder: _aio.UnaryUnaryMultiCallable[_embedding_service_pb2.GetEncoderRequest, _embedding_service_pb2.GetEncoderResponse]  # type: ignore[assignment]
     """What the encoder is and how images are prepared for it."""
@@ -77,8 +79,9 @@ class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_embedding_service_pb2.EmbedStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_embedding_service_pb2.EmbedStreamResponse], _abc.AsyncIterator[_embedding_service_pb2.EmbedStreamResponse]]:
-        """Embeds any number of images, for bulk. Responses come in the order of the requests. The server reads ahead only
-        a bounded number of images, so that HTTP/2 flow control holds back a client that is faster than the encoder.
+        """Embeds any number of images, for bulk. Responses come in the order of the requests, one for each. The server reads
+        ahead only a bounded number of images, so that HTTP/2 flow control holds back a client that is faster than the
+        encoder. UNAVAILABLE ends the stream of a server that stops: what was not answered is to be sent again.
         """
 
     @_abc_1.abstractmethod

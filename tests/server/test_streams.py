@@ -10,7 +10,7 @@ import pytest
 from embedserve import Client
 from embedserve.admission import Admission
 from embedserve.errors import Unavailable
-from embedserve.server.streams import Intake, grouped, ordered
+from embedserve.server.streams import Intake, Weight, grouped, ordered
 from embedserve.types import Limits
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as pb
@@ -24,7 +24,7 @@ def intake(window: int, admission: Admission | None = None, readers: set | None 
     return Intake(
         window=window,
         admission=admission or Admission(Limits()),
-        weigh=lambda _: (1, 10),
+        weigh=lambda _: Weight(1, 1, 10),
         readers=set() if readers is None else readers,
     )
 
@@ -253,3 +253,100 @@ def test_an_upsert_stream_to_a_collection_that_is_not_there_fails_as_a_whole(tmp
         with pytest.raises(grpc.RpcError) as failed:
             list(CollectionServiceStub(channel).UpsertStream(iter([request]), timeout=30))
     assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_message_of_several_images_has_a_result_for_each_and_a_bad_one_costs_one() -> None:
+    groups = [[picture(0), b"bad", picture(2)], [picture(3)], [b"bad"]]
+    with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
+        stub = EmbeddingServiceStub(channel)
+        requests = (pb.EmbedStreamRequest(key=f"k{n}", images=images) for n, images in enumerate(groups))
+        responses = list(stub.EmbedStream(requests, timeout=30))
+        expected = stub.Embed(pb.EmbedRequest(images=groups[0]), timeout=30)
+    assert [response.key for response in responses] == ["k0", "k1", "k2"]
+    assert [[result.WhichOneof("result") for result in response.results] for response in responses] == [
+        ["vector", "error", "vector"],
+        ["vector"],
+        ["error"],
+    ]
+    assert list(responses[0].results) == list(expected.results)
+    assert responses[0].encoder == expected.encoder
+    assert not any(response.HasField("result") for response in responses)
+
+
+def test_a_message_that_is_refused_as_a_whole_says_why_once_and_the_stream_goes_on(tmp_path: Path) -> None:
+    image = picture(0)
+    embeds = [
+        pb.EmbedStreamRequest(key="many", images=[image] * 5),
+        pb.EmbedStreamRequest(key="both", image=image, images=[image]),
+        pb.EmbedStreamRequest(key="good", images=[image] * 4),
+    ]
+    item = collection_pb.UpsertItem(id="a", image=image)
+    upserts = [
+        collection_pb.UpsertStreamRequest(collection="photos", items=[item] * 5),
+        collection_pb.UpsertStreamRequest(collection="photos", item=item, items=[item]),
+        collection_pb.UpsertStreamRequest(collection="photos", items=[item] * 4),
+    ]
+    with serving(FakeEncoder(), tmp_path, limits=Limits(max_images=4)) as address, Client(address) as client:
+        client.create_collection("photos")
+        with grpc.insecure_channel(address) as channel:
+            embedded = list(EmbeddingServiceStub(channel).EmbedStream(iter(embeds), timeout=30))
+            upserted = list(CollectionServiceStub(channel).UpsertStream(iter(upserts), timeout=30))
+    assert [response.result.error.message for response in embedded] == [
+        "5 images in one call; max_images is 4",
+        "the message has both image and images",
+        "",
+    ]
+    assert [response.result.error.message for response in upserted] == [
+        "5 images in one message; max_images is 4",
+        "the message has both item and items",
+        "",
+    ]
+    assert [len(response.results) for response in (*embedded, *upserted)] == [0, 0, 4, 0, 0, 4]
+    assert [response.index for response in upserted] == [0, 5, 6]
+
+
+def test_an_embed_stream_for_another_encoder_is_refused() -> None:
+    request = pb.EmbedStreamRequest(image=picture(1), encoder_fingerprint="12" * 32)
+    with (
+        serving(FakeEncoder()) as address,
+        grpc.insecure_channel(address) as channel,
+        pytest.raises(grpc.RpcError) as failed,
+    ):
+        list(EmbeddingServiceStub(channel).EmbedStream(iter([request]), timeout=30))
+    assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_of_an_id_that_comes_twice_in_a_stream_the_later_item_counts(tmp_path: Path) -> None:
+    def message(*numbers: int) -> collection_pb.UpsertStreamRequest:
+        items = [collection_pb.UpsertItem(id="a", image=picture(number)) for number in numbers]
+        for item, number in zip(items, numbers, strict=True):
+            item.metadata["n"].int64_value = number
+        return collection_pb.UpsertStreamRequest(collection="photos", items=items)
+
+    requests = [message(1), message(2, 3), *(message(number) for number in range(4, 40))]
+    with serving(FakeEncoder(), tmp_path) as address, Client(address) as client:
+        client.create_collection("photos")
+        with grpc.insecure_channel(address) as channel:
+            list(CollectionServiceStub(channel).UpsertStream(iter(requests), timeout=30))
+        [item] = client.list_items("photos")
+    assert item.metadata == {"n": 39}
+
+
+def test_a_stream_has_no_more_images_in_work_than_its_window_however_large_its_messages() -> None:
+    async def scenario() -> int:
+        admission, most = Admission(Limits()), 0
+
+        async def work(number: int) -> int:
+            nonlocal most
+            most = max(most, admission.images)
+            await asyncio.sleep(0)
+            return number
+
+        sevens = Intake(window=16, admission=admission, weigh=lambda _: Weight(7, 7, 10), readers=set())
+        assert [number async for number in ordered(numbers(50), work, sevens)] == list(range(50))
+        larger = Intake(window=4, admission=admission, weigh=lambda _: Weight(7, 7, 10), readers=set())
+        assert [number async for number in ordered(numbers(50), work, larger)] == list(range(50))
+        assert admission.images == 0
+        return most
+
+    assert asyncio.run(scenario()) == 14
