@@ -28,4 +28,5 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-c", 
 import sys, grpc; from grpc_health.v1 import health_pb2 as pb, health_pb2_grpc as rpc\n\
 sys.exit(rpc.HealthStub(grpc.insecure_channel('127.0.0.1:50051')).Check(pb.HealthCheckRequest(), timeout=4).status != 1)"]
 ENTRYPOINT ["embedserve"]
-CMD ["serve", "/encoder.onnx", "--data", "/data", "--host", "0.0.0.0"]
+# It has to listen on all addresses of the container. --insecure: whether others reach them is decided outside, by -p.
+CMD ["serve", "/encoder.onnx", "--data", "/data", "--host", "0.0.0.0", "--insecure"]

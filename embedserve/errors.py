@@ -14,6 +14,8 @@
     ├── AlreadyExists               ALREADY_EXISTS
     ├── FailedPrecondition          FAILED_PRECONDITION
     │   └── EncoderMismatch         ENCODER_MISMATCH     vectors of two encoders would have been mixed
+    ├── Unauthenticated             UNAUTHENTICATED      the caller has shown no token that the server knows
+    ├── PermissionDenied            PERMISSION_DENIED    the caller's role is too low for the call
     ├── Overloaded                  OVERLOADED           the queue is full; carries when to try again
     ├── DiskFull                    DISK_FULL
     ├── Unavailable                 UNAVAILABLE          starting, draining or unreachable
@@ -157,6 +159,22 @@ class EncoderMismatch(FailedPrecondition):
     """The collection is bound to another encoder, so the vectors cannot be compared."""
 
     code = "ENCODER_MISMATCH"
+
+
+class Unauthenticated(EmbedserveError):
+    """The caller has shown no token, or none that the server knows."""
+
+    code = "UNAUTHENTICATED"
+    grpc_status = "UNAUTHENTICATED"
+    http_status = 401
+
+
+class PermissionDenied(EmbedserveError):
+    """The caller is known, but his role is too low for this call; the message names the one that it needs."""
+
+    code = "PERMISSION_DENIED"
+    grpc_status = "PERMISSION_DENIED"
+    http_status = 403
 
 
 class Overloaded(EmbedserveError):

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from embedserve.encoder import ImageEncoder
 from embedserve.server.app import Server
@@ -21,9 +22,17 @@ from embedserve.types import Limits
 
 @contextmanager
 def serving(
-    encoder: ImageEncoder, data: Path | None = None, *, limits: Limits | None = None, max_batch: int = 0
+    encoder: ImageEncoder,
+    data: Path | None = None,
+    *,
+    limits: Limits | None = None,
+    max_batch: int = 0,
+    **more: Any,
 ) -> Iterator[str]:
-    """A server in a thread; gives its address, and stops it at the end as SIGTERM would."""
+    """A server in a thread; gives its address, and stops it at the end as SIGTERM would.
+
+    ``more`` are other fields of ServerConfig.
+    """
     started = threading.Event()
     address: list[str] = []
     failure: list[BaseException] = []
@@ -31,7 +40,13 @@ def serving(
     async def life() -> None:
         server = Server(
             ServerConfig(
-                encoder=Path("unused"), data=data, port=0, max_batch=max_batch, limits=limits or Limits(), grace_s=10
+                encoder=Path("unused"),
+                data=data,
+                port=0,
+                max_batch=max_batch,
+                limits=limits or Limits(),
+                grace_s=10,
+                **more,
             )
         )
         await server.listen()

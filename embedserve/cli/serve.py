@@ -12,6 +12,8 @@ from embedserve.types import Limits
 
 _HELP = {field.name: field.metadata.get("help", "") for field in (*fields(ServerConfig), *fields(Limits))}
 
+_FILE = click.Path(path_type=Path)
+
 
 @click.command("serve")
 @click.argument("encoder", type=click.Path(path_type=Path))
@@ -28,6 +30,11 @@ _HELP = {field.name: field.metadata.get("help", "") for field in (*fields(Server
 @click.option("--max-queue-images", default=Limits().max_queue_images, help=_HELP["max_queue_images"])
 @click.option("--grace-s", default=30.0, type=click.FloatRange(0), help=_HELP["grace_s"])
 @click.option("--reflection/--no-reflection", default=True, help=_HELP["reflection"])
+@click.option("--tls-cert", type=_FILE, metavar="FILE", help=_HELP["tls_cert"])
+@click.option("--tls-key", type=_FILE, metavar="FILE", help=_HELP["tls_key"])
+@click.option("--tls-client-ca", type=_FILE, metavar="FILE", help=_HELP["tls_client_ca"])
+@click.option("--tokens", type=_FILE, metavar="FILE", help=_HELP["tokens"])
+@click.option("--insecure", is_flag=True, help=_HELP["insecure"])
 def command(
     encoder: Path,
     data: Path | None,
@@ -41,6 +48,11 @@ def command(
     max_queue_images: int,
     grace_s: float,
     reflection: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    tokens: Path | None,
+    insecure: bool,
 ) -> None:
     """Serve embeddings and search over gRPC.
 
@@ -49,6 +61,7 @@ def command(
     \b
     embedserve serve encoder.onnx --data data/
     embedserve serve encoder.onnx                  embeddings only, no collections
+    embedserve serve encoder.onnx --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --tokens tokens.txt
     """
     import logging
 
@@ -68,6 +81,11 @@ def command(
         max_batch=max_batch,
         grace_s=grace_s,
         reflection=reflection,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        tokens=tokens,
+        insecure=insecure,
         limits=Limits(max_image_pixels=max_image_pixels, max_queue_images=max_queue_images),
     )
     run(config, say=say)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -21,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from embedserve import wire
 from embedserve.client import calls, messages
+from embedserve.client.access import Access, access
 from embedserve.client.parts import Part
 from embedserve.client.sync import Client
 from embedserve.client.values import (
@@ -57,12 +59,8 @@ _READY_POLL_S = 0.05
 class _Connection:
     """A channel and what is called on it."""
 
-    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None) -> None:
-        options = calls.channel_options(target)
-        if credentials is None:
-            self.channel = grpc.aio.insecure_channel(target, options)
-        else:
-            self.channel = grpc.aio.secure_channel(target, credentials, options)
+    def __init__(self, access: Access) -> None:
+        self.channel: grpc.aio.Channel = access.open(grpc.aio)
         self.embedding: EmbeddingServiceAsyncStub = EmbeddingServiceStub(self.channel)
         self.search: SearchServiceAsyncStub = SearchServiceStub(self.channel)
         self.collections: CollectionServiceAsyncStub = CollectionServiceStub(self.channel)
@@ -86,7 +84,17 @@ class AsyncClient:
     Args:
         target: HOST:PORT of the server; the port may be left out if it is 50051.
         timeout_s: how long one call to the server may take, with its repetitions. A bulk method makes many calls.
-        credentials: TLS and tokens, as gRPC makes them; None for an open connection.
+        token: what the server knows this client by; sent with every call.
+        tls: encrypt, and believe the CAs that this machine believes.
+        ca: encrypt, and believe only the CAs in this PEM file.
+        client_cert: PEM file with the certificate that a server with mutual TLS asks for; ``client_key`` with its key.
+        client_key: PEM file with the private key of ``client_cert``.
+        allow_plain_token: send the token without TLS to another machine too, where the way there is safe.
+        credentials: TLS as gRPC makes it, instead of the four above; None for none of one's own.
+
+    Raises:
+        InvalidInput: arguments contradict each other, or the token would travel readable to another machine.
+        SetupError: a file with certificates cannot be used.
     """
 
     def __init__(
@@ -94,11 +102,26 @@ class AsyncClient:
         target: str = "localhost:50051",
         *,
         timeout_s: float = 60,
+        token: str = "",
+        tls: bool = False,
+        ca: str | Path | None = None,
+        client_cert: str | Path | None = None,
+        client_key: str | Path | None = None,
+        allow_plain_token: bool = False,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self._target = calls.address(target)
         self._timeout_s = timeout_s
-        self._credentials = credentials
+        self._access = access(
+            self._target,
+            token=token,
+            tls=tls,
+            ca=ca,
+            client_cert=client_cert,
+            client_key=client_key,
+            allow_plain_token=allow_plain_token,
+            credentials=credentials,
+        )
         self._made: _Connection | None = None
         self._known_limits: Limits | None = None
         self._closed = False
@@ -346,11 +369,9 @@ class AsyncClient:
         state = "nothing answers there"
         while (remaining_s := deadline_s - time.monotonic()) > 0:
             try:
-                response = await self._connection.health.Check(
-                    health_pb2.HealthCheckRequest(), timeout=remaining_s, wait_for_ready=True
-                )
+                response = await self._connection.health.Check(health_pb2.HealthCheckRequest(), timeout=remaining_s)
             except grpc.RpcError as error:
-                state = calls.not_ready_because(error, state)
+                state = calls.not_ready_because(error, self._target, state)
             else:
                 if response.status == health_pb2.HealthCheckResponse.SERVING:
                     return
@@ -368,7 +389,7 @@ class AsyncClient:
         if self._closed:
             raise FailedPrecondition("this client has been closed")
         if self._made is None:
-            self._made = _Connection(self._target, self._credentials)
+            self._made = _Connection(self._access)
         return self._made
 
     async def _limits(self) -> Limits:

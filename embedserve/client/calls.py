@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,8 @@ from embedserve.errors import (
     LimitExceeded,
     NotFound,
     Overloaded,
+    PermissionDenied,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -32,14 +36,29 @@ CALLS_IN_FLIGHT = 4
 
 _UNAVAILABLE_ATTEMPTS = 5
 _UNAVAILABLE_PAUSE_S = 0.1
+_NO_CONNECTION = "failed to connect to all addresses"
 _DETAILS_KEY = "grpc-status-details-bin"
-_LOOPBACK = ("localhost", "127.", "[::1]", "ipv4:127.", "ipv6:[::1]")
 
 
 def address(target: str) -> str:
     """The target with our port where it names none; gRPC itself would take 443."""
     has_port = ":" in target.rpartition("]")[2]  # behind the brackets of an IPv6 address
     return target if has_port else f"{target}:{DEFAULT_PORT}"
+
+
+def is_this_machine(target: str) -> bool:
+    """Whether what is sent to the target never leaves this machine."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    addresses = re.sub(r"^(ipv4|ipv6|dns):(//[^/]*/)?", "", target).split(",")
+    return all(_is_loopback(re.sub(r":\d+$", "", one).strip("[]")) for one in addresses)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def channel_options(target: str) -> list[tuple[str, int]]:
@@ -55,7 +74,7 @@ def channel_options(target: str) -> list[tuple[str, int]]:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 5_000),
     ]
-    if target.startswith(_LOOPBACK):
+    if is_this_machine(target):
         # With http_proxy set and no_proxy not, gRPC would ask the proxy for this very machine.
         options.append(("grpc.enable_http_proxy", 0))
     return options
@@ -79,6 +98,8 @@ def failure_of(call: Any, target: str, timeout_s: float) -> Failure:
         timeout_s: how long the call was allowed to take.
     """
     code, text = call.code(), call.details() or ""
+    if code == grpc.StatusCode.UNAVAILABLE and (failure := _handshake_failure(text, target)) is not None:
+        return failure
     error, retry_after_s = _from_details(call.trailing_metadata() or ())
     if error is None:
         error = _from_code(code, text, target, timeout_s, retry_after_s)
@@ -164,24 +185,75 @@ def _from_code(
                 f"the server at {target} does not know this call: {text}",
                 hint="it is another program, or of another version than this client",
             )
-        case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
-            return FailedPrecondition(
-                f"the server at {target} does not let this client in: {text}", hint="Client(…, credentials=…)"
+        case grpc.StatusCode.UNAUTHENTICATED:
+            return Unauthenticated(
+                f"the server at {target} does not know this client: {text}",
+                hint="Client(…, token=…), or on the command line --token-file FILE",
             )
+        case grpc.StatusCode.PERMISSION_DENIED:
+            return PermissionDenied(f"the server at {target} does not allow this client the call: {text}")
         case grpc.StatusCode.CANCELLED:
             return Unavailable("the call was cancelled")
         case _:
             return InternalError(f"the server at {target} failed: {text}")
 
 
+def _handshake_failure(text: str, target: str) -> Failure | None:
+    """What gRPC's text says of a connection that was made and then given up; None for any other failure."""
+    if not text.startswith(_NO_CONNECTION):
+        return None
+    if text.endswith(("Socket closed", "Connection reset by peer", "Broken pipe")):
+        error = Unavailable(
+            f"the server at {target} ends the connection before it is used",
+            hint="it may speak TLS only (Client(…, ca='ca.pem') or --ca ca.pem), or ask for a client certificate that"
+            " it trusts (client_cert and client_key, or --client-cert and --client-key)",
+        )
+        return Failure(error, _UNAVAILABLE_PAUSE_S)  # or it is being stopped, and another one comes
+    if "certificate has expired" in text:
+        error = Unavailable(
+            f"the certificate of the server at {target} has expired",
+            hint="whoever runs the server has to renew it; if it is new, set the clock of this machine",
+        )
+    elif "CERTIFICATE_VERIFY_FAILED" in text:
+        why = text.rpartition("CERTIFICATE_VERIFY_FAILED: ")[2].removesuffix(": OK")
+        why = why.removeprefix("certificate verify failed: ")
+        error = Unavailable(
+            f"the certificate of the server at {target} is not trusted: {why}",
+            hint="give the CA that signed it: Client(…, ca='ca.pem'), on the command line --ca ca.pem",
+        )
+    elif "Hostname Verification" in text:
+        error = Unavailable(
+            f"the certificate of the server at {target} is made out to another name",
+            hint="connect by a name or an address that stands in the certificate, or have one made for this name",
+        )
+    elif "WRONG_VERSION_NUMBER" in text:
+        error = Unavailable(
+            f"the server at {target} does not speak TLS",
+            hint="start it with --tls-cert and --tls-key, or connect without TLS: no tls, ca or client_cert",
+        )
+    else:
+        return None
+    return Failure(error, None)
+
+
 def _reason(text: str) -> str:
     """What gRPC says of a connection that cannot be made, without the addresses that it tried."""
-    is_chain = text.startswith(("failed to connect to all addresses", "DNS resolution failed"))
+    is_chain = text.startswith((_NO_CONNECTION, "DNS resolution failed"))
     return text.rsplit(": ", 1)[-1] if is_chain else text
 
 
-def not_ready_because(call: Any, before: str) -> str:
-    """Why a health check failed, in words; ``before`` where the failure is only that time ran out."""
-    if call.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+def not_ready_because(call: Any, target: str, before: str) -> str:
+    """Why a health check failed, in words; ``before`` where the failure is only that time ran out.
+
+    Raises:
+        Unavailable: there is no trust between client and server, which waiting does not change.
+    """
+    code, text = call.code(), str(call.details() or call.code().name)
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return before
-    return str(call.details() or call.code().name)
+    failure = _handshake_failure(text, target)
+    if failure is None:
+        return "nothing answers there" if text.startswith(_NO_CONNECTION) else text
+    if failure.retry_after_s is None:
+        raise failure.error from call
+    return failure.error.message

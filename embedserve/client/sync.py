@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from embedserve import wire
 from embedserve.client import calls, messages
+from embedserve.client.access import access
 from embedserve.client.parts import Part
 from embedserve.client.values import (
     AddResult,
@@ -61,7 +63,17 @@ class Client:
     Args:
         target: HOST:PORT of the server; the port may be left out if it is 50051.
         timeout_s: how long one call to the server may take, with its repetitions. A bulk method makes many calls.
-        credentials: TLS and tokens, as gRPC makes them; None for an open connection.
+        token: what the server knows this client by; sent with every call.
+        tls: encrypt, and believe the CAs that this machine believes.
+        ca: encrypt, and believe only the CAs in this PEM file.
+        client_cert: PEM file with the certificate that a server with mutual TLS asks for; ``client_key`` with its key.
+        client_key: PEM file with the private key of ``client_cert``.
+        allow_plain_token: send the token without TLS to another machine too, where the way there is safe.
+        credentials: TLS as gRPC makes it, instead of the four above; None for none of one's own.
+
+    Raises:
+        InvalidInput: arguments contradict each other, or the token would travel readable to another machine.
+        SetupError: a file with certificates cannot be used.
     """
 
     def __init__(
@@ -69,15 +81,26 @@ class Client:
         target: str = "localhost:50051",
         *,
         timeout_s: float = 60,
+        token: str = "",
+        tls: bool = False,
+        ca: str | Path | None = None,
+        client_cert: str | Path | None = None,
+        client_key: str | Path | None = None,
+        allow_plain_token: bool = False,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self._target = calls.address(target)
         self._timeout_s = timeout_s
-        options = calls.channel_options(self._target)
-        if credentials is None:
-            self._channel = grpc.insecure_channel(self._target, options)
-        else:
-            self._channel = grpc.secure_channel(self._target, credentials, options)
+        self._channel: grpc.Channel = access(
+            self._target,
+            token=token,
+            tls=tls,
+            ca=ca,
+            client_cert=client_cert,
+            client_key=client_key,
+            allow_plain_token=allow_plain_token,
+            credentials=credentials,
+        ).open(grpc)
         self._embedding = EmbeddingServiceStub(self._channel)
         self._search = SearchServiceStub(self._channel)
         self._collections = CollectionServiceStub(self._channel)
@@ -429,9 +452,9 @@ class Client:
         while (remaining_s := deadline_s - time.monotonic()) > 0:
             self._check_open()
             try:
-                response = self._health.Check(health_pb2.HealthCheckRequest(), timeout=remaining_s, wait_for_ready=True)
+                response = self._health.Check(health_pb2.HealthCheckRequest(), timeout=remaining_s)
             except grpc.RpcError as error:
-                state = calls.not_ready_because(error, state)
+                state = calls.not_ready_because(error, self._target, state)
             else:
                 if response.status == health_pb2.HealthCheckResponse.SERVING:
                     return

@@ -19,7 +19,9 @@ from embedserve.server.config import ServerConfig
 from embedserve.server.embedding import EmbeddingService
 from embedserve.server.interceptor import ErrorInterceptor
 from embedserve.server.search import SearchService
+from embedserve.server.security import Security
 from embedserve.server.state import ServerState
+from embedserve.server.watch import watch
 from embedserve.store.local import LocalStore
 from embedserve.v1 import (
     collection_service_pb2,
@@ -40,14 +42,21 @@ _LAST_BYTES_S = 0.5
 
 
 class Server:
-    """A gRPC server for one encoder. ``listen``, then ``load``, and in the end ``stop``; all on one event loop."""
+    """A gRPC server for one encoder. ``listen``, then ``load``, and in the end ``stop``; all on one event loop.
+
+    Raises:
+        SetupError: the files for TLS and tokens cannot be used, or strangers would reach an open port.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        self.security = Security(config)
+        """Who may call."""
+        self._watching: asyncio.Task[None] | None = None
         self._state = ServerState()
         self._health = health.aio.HealthServicer()
         self._grpc = grpc.aio.server(
-            interceptors=[ErrorInterceptor(self._state)],
+            interceptors=[*self.security.interceptors, ErrorInterceptor(self._state)],
             options=[
                 ("grpc.max_receive_message_length", config.limits.max_message_bytes),
                 ("grpc.max_send_message_length", config.limits.max_message_bytes),
@@ -75,13 +84,17 @@ class Server:
             reflection.enable_server_reflection(names, self._grpc)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
-            self.port = self._grpc.add_insecure_port(address)
+            if self.security.tls is None:
+                self.port = self._grpc.add_insecure_port(address)
+            else:
+                self.port = self._grpc.add_secure_port(address, self.security.tls.grpc_credentials())
         except RuntimeError as error:
             raise SetupError(
                 f"cannot listen on {address}: the port is taken, or the address is not this machine's",
                 hint=f"choose another: embedserve serve … --port {self._config.port + 1}",
             ) from error
         await self._grpc.start()
+        self._watching = asyncio.create_task(watch(self.security.watched))
 
     async def load(self, encoder: ImageEncoder | None = None) -> Engine:
         """Open encoder and collections, warm up, and be ready.
@@ -116,6 +129,8 @@ class Server:
 
     async def stop(self) -> None:
         """Say NOT_SERVING, let running calls finish within the grace time, flush and close."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         engine = await self._state.drain(self._config.grace_s)
         # Our own calls are done; their last bytes are sent now. Health watches and reflection would stay open for ever.
@@ -183,4 +198,7 @@ async def _say_ready(config: ServerConfig, server: Server, engine: Engine, say: 
                     f"warning      collection {info.name!r} is bound to another encoder ({info.fingerprint[:12]}):"
                     " it answers vectors and ids, not images"
                 )
+    say(f"callers      {server.security.summary}")
+    if server.security.warning:
+        say(f"warning      {server.security.warning}")
     say(f"ready        gRPC on {config.host}:{server.port}")

@@ -22,4 +22,20 @@ class ServerConfig:
     max_batch: int = field(default=0, metadata={"help": "Images in a batch; 0 for 4 on the CPU and 32 on a GPU."})
     grace_s: float = field(default=30.0, metadata={"help": "Seconds that running calls get when the server stops."})
     reflection: bool = field(default=True, metadata={"help": "Answer gRPC server reflection."})
+    tls_cert: Path | None = field(
+        default=None,
+        metadata={"help": "Certificate of the server in PEM, with its chain; a renewed file is taken up by itself."},
+    )
+    tls_key: Path | None = field(default=None, metadata={"help": "Private key of --tls-cert in PEM."})
+    tls_client_ca: Path | None = field(
+        default=None, metadata={"help": "CAs in PEM; every client then needs a certificate of one of them."}
+    )
+    tokens: Path | None = field(
+        default=None,
+        metadata={"help": "File with lines `read TOKEN NAME` or `write TOKEN NAME`; every call then needs a token."},
+    )
+    insecure: bool = field(
+        default=False,
+        metadata={"help": "Listen for other machines even without TLS or without asking who calls."},
+    )
     limits: Limits = field(default_factory=Limits)

@@ -28,6 +28,8 @@ from embedserve.errors import (
     LimitExceeded,
     NotFound,
     Overloaded,
+    PermissionDenied,
+    Unauthenticated,
     Unavailable,
     all_errors,
 )
@@ -77,7 +79,8 @@ def test_an_error_of_the_server_arrives_as_the_same_error(
         (grpc.StatusCode.FAILED_PRECONDITION, FailedPrecondition),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, LimitExceeded),
         (grpc.StatusCode.UNIMPLEMENTED, FailedPrecondition),
-        (grpc.StatusCode.UNAUTHENTICATED, FailedPrecondition),
+        (grpc.StatusCode.UNAUTHENTICATED, Unauthenticated),
+        (grpc.StatusCode.PERMISSION_DENIED, PermissionDenied),
         (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
         (grpc.StatusCode.UNKNOWN, InternalError),
         (grpc.StatusCode.INTERNAL, InternalError),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from embedserve.server import watch
+from tests.certificates import Authority
 from tests.encoders import write_encoder_file
 from tests.fakes import FakeEncoder
 from tests.running import serving
@@ -21,3 +23,21 @@ def address(tmp_path: Path) -> Iterator[str]:
 def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real encoder file with random weights; D is 24, S is 32."""
     return write_encoder_file(tmp_path_factory.mktemp("encoder") / "encoder.onnx")
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    """The CA that clients trust."""
+    return Authority(tmp_path, "ours")
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Authority:
+    """Another one, which nobody trusts."""
+    return Authority(tmp_path, "strange")
+
+
+@pytest.fixture
+def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that changed are read again at once."""
+    monkeypatch.setattr(watch, "EVERY_S", 0.01)

@@ -1,0 +1,128 @@
+"""How a client shows who it is and finds out whom it talks to: TLS, certificates and tokens of a connection."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from embedserve import pem
+from embedserve.client import calls
+from embedserve.errors import InvalidInput
+
+_SYSTEM_ROOTS = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch, Gentoo
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
+    "/etc/ssl/ca-bundle.pem",  # openSUSE
+    "/etc/ssl/cert.pem",  # Alpine, macOS
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What is needed to open a channel to one server."""
+
+    target: str
+    credentials: grpc.ChannelCredentials | None
+    """None for a connection without TLS."""
+    token: str = field(default="", repr=False)
+
+    def open(self, api: Any) -> Any:
+        """A channel to the target.
+
+        Args:
+            api: ``grpc`` or ``grpc.aio``, whose functions have the same names.
+        """
+        options = calls.channel_options(self.target)
+        if self.credentials is None:
+            channel = api.insecure_channel(self.target, options)
+        else:
+            channel = api.secure_channel(self.target, self.credentials, options)
+        return _TokenChannel(channel, self.token) if self.token else channel
+
+
+def access(
+    target: str,
+    *,
+    token: str = "",
+    tls: bool = False,
+    ca: str | Path | None = None,
+    client_cert: str | Path | None = None,
+    client_key: str | Path | None = None,
+    allow_plain_token: bool = False,
+    credentials: grpc.ChannelCredentials | None = None,
+) -> Access:
+    """What a client was told of a connection, checked; ``Client`` explains the arguments.
+
+    Raises:
+        InvalidInput: arguments contradict each other, the token cannot travel in a header, or would travel readable.
+        SetupError: a file cannot be used.
+    """
+    if (client_cert is None) != (client_key is None):
+        raise InvalidInput(
+            "a client certificate and its key belong together", hint="give both: client_cert=…, client_key=…"
+        )
+    with_tls = tls or ca is not None or client_cert is not None
+    if credentials is not None and with_tls:
+        raise InvalidInput("credentials= already says how TLS is done", hint="leave out tls, ca and client_cert")
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise InvalidInput("the token has characters that cannot stand in a header, as spaces or line ends")
+    if with_tls:
+        roots = _system_roots() if ca is None else pem.read_certificates(Path(ca), "the CA")
+        if client_cert is None or client_key is None:
+            credentials = grpc.ssl_channel_credentials(roots)
+        else:
+            pair = pem.read_pair(Path(client_cert), Path(client_key))
+            credentials = grpc.ssl_channel_credentials(roots, pair.key, pair.certificate)
+    elif token and credentials is None and not allow_plain_token and not calls.is_this_machine(target):
+        raise InvalidInput(
+            f"everyone on the way to {target} could read the token: the connection has no TLS",
+            hint="Client(…, ca='ca.pem') or tls=True, on the command line --ca FILE or --tls;"
+            " allow_plain_token=True or --allow-plain-token where the way is safe",
+        )
+    return Access(target, credentials, token)
+
+
+def _system_roots() -> bytes | None:
+    """The CAs that this machine trusts; None leaves it to gRPC, which brings those of Mozilla."""
+    if os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"):
+        return None
+    for path in (ssl.get_default_verify_paths().cafile, *_SYSTEM_ROOTS):
+        if path is not None and Path(path).is_file():
+            return Path(path).read_bytes()
+    return None
+
+
+class _TokenChannel:
+    """A channel that sends the token with each call.
+
+    gRPC's own call credentials do not work without TLS, and its interceptors change what a call object can do.
+    """
+
+    def __init__(self, channel: Any, token: str) -> None:
+        self._channel = channel
+        self._metadata = (("authorization", f"Bearer {token}"),)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._channel, name)
+        if name not in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+            return found
+        return lambda *args, **options: _TokenCall(found(*args, **options), self._metadata)
+
+
+class _TokenCall:
+    """A method of a stub, sync or async, that sends the token."""
+
+    def __init__(self, method: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._method = method
+        self._metadata = metadata
+
+    def __call__(self, *args: Any, metadata: Any = (), **options: Any) -> Any:
+        return self._method(*args, metadata=(*(metadata or ()), *self._metadata), **options)
+
+    def future(self, *args: Any, metadata: Any = (), **options: Any) -> Any:
+        return self._method.future(*args, metadata=(*(metadata or ()), *self._metadata), **options)

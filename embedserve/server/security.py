@@ -1,0 +1,101 @@
+"""What protects a server: made of its configuration, refused where it does not fit, and told in one line."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+
+from embedserve.errors import SetupError
+from embedserve.server.access import AccessInterceptor
+from embedserve.server.config import ServerConfig
+from embedserve.server.tls import ServerTls
+from embedserve.server.tokens import TokenFile
+from embedserve.server.watch import Watched
+
+
+class Security:
+    """TLS and tokens of a server, as far as they are asked for.
+
+    Raises:
+        SetupError: a file cannot be used, flags do not fit together, or strangers would reach an open port.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.tls = _tls(config)
+        self.tokens = None if config.tokens is None else TokenFile(config.tokens)
+        self._config = config
+        if not config.insecure and not self._closed and not is_loopback(config.host):
+            raise SetupError(
+                f"on {config.host} other machines reach this server, and {self._open_because}",
+                hint="listen on this machine only: --host 127.0.0.1; or let in who may: --tls-cert FILE --tls-key FILE"
+                " with --tokens FILE (or --tls-client-ca FILE); or leave it open, behind something that checks"
+                " callers: --insecure",
+            )
+
+    @property
+    def interceptors(self) -> list[AccessInterceptor]:
+        """What comes before all other interceptors."""
+        return [] if self.tokens is None else [AccessInterceptor(self.tokens)]
+
+    @property
+    def watched(self) -> list[Watched]:
+        """What is read again when its files change."""
+        return [thing for thing in (self.tls, self.tokens) if thing is not None]
+
+    @property
+    def summary(self) -> str:
+        """Who may call, for the lines that a server says when it is ready."""
+        config = self._config
+        encrypted = "no TLS"
+        if self.tls is not None:
+            encrypted = f"TLS, certificate until {time.strftime('%Y-%m-%d', time.gmtime(self.tls.valid_until_s))}"
+            if config.tls_client_ca is not None:
+                encrypted += f", clients need one of {config.tls_client_ca}"
+        known = f"{len(self.tokens)} tokens in {config.tokens}" if self.tokens is not None else "no tokens"
+        return f"{encrypted}; {known}"
+
+    @property
+    def warning(self) -> str:
+        """What whoever runs the server should know of the risk; empty if there is none."""
+        if self._closed or is_loopback(self._config.host):
+            return ""
+        return f"other machines reach {self._config.host}, and {self._open_because}"
+
+    @property
+    def _closed(self) -> bool:
+        """Whether nobody gets in, or can overhear how, who was not let in."""
+        return self.tls is not None and (self.tokens is not None or self._config.tls_client_ca is not None)
+
+    @property
+    def _open_because(self) -> str:
+        if self.tokens is not None:
+            return "without TLS everyone on the way can read images and tokens"
+        return "without tokens everyone who does may read, write and delete"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:
+        return False  # whatever it is, listening will say it
+    return bool(found) and all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
+
+
+def _tls(config: ServerConfig) -> ServerTls | None:
+    if config.tls_cert is None and config.tls_key is None:
+        if config.tls_client_ca is not None:
+            raise SetupError(
+                "--tls-client-ca asks clients for certificates, but the server has none itself",
+                hint="add --tls-cert FILE --tls-key FILE",
+            )
+        return None
+    if config.tls_cert is None or config.tls_key is None:
+        missing = "--tls-cert" if config.tls_cert is None else "--tls-key"
+        raise SetupError(f"TLS needs a certificate and its key, and {missing} is missing", hint=f"add {missing} FILE")
+    return ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca)

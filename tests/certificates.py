@@ -1,0 +1,58 @@
+"""Certificates for tests: of one authority, of a foreign one, expired, and for another name."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trustme
+
+_NOW = datetime.datetime.now(datetime.UTC)
+_DAY = datetime.timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate and its key, as files."""
+
+    certificate: Path
+    key: Path
+
+    @property
+    def server(self) -> dict[str, Any]:
+        """As fields of ServerConfig."""
+        return {"tls_cert": self.certificate, "tls_key": self.key}
+
+    @property
+    def client(self) -> dict[str, Any]:
+        """As arguments of a client."""
+        return {"client_cert": self.certificate, "client_key": self.key}
+
+    def become(self, other: Pair) -> None:
+        """Hold what the other holds, replaced as a renewal does it: one file after the other."""
+        for mine, theirs in ((self.certificate, other.certificate), (self.key, other.key)):
+            new = mine.with_name(f"{mine.name}.new")
+            new.write_bytes(theirs.read_bytes())
+            new.replace(mine)
+
+
+class Authority:
+    """A CA that writes what it issues into a folder."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._ca = trustme.CA()
+        self._folder, self._name, self._issued = folder, name, 0
+        self.file = folder / f"{name}.pem"
+        self._ca.cert_pem.write_to_path(self.file)
+
+    def issue(self, *names: str, expired: bool = False) -> Pair:
+        """A certificate for names and addresses; localhost unless told otherwise."""
+        span = {"not_before": _NOW - 9 * _DAY, "not_after": _NOW - _DAY} if expired else {"not_after": _NOW + 30 * _DAY}
+        issued = self._ca.issue_cert(*(names or ("localhost", "127.0.0.1")), **span)
+        self._issued += 1
+        pair = Pair(*(self._folder / f"{self._name}-{self._issued}-{kind}.pem" for kind in ("certificate", "key")))
+        pair.certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        issued.private_key_pem.write_to_path(pair.key)
+        return pair
