@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from embedserve.cli.options import connection_options
+
 
 @dataclass(frozen=True)
 class _Finding:
@@ -20,6 +22,7 @@ class _Finding:
 @click.argument("encoder", required=False, type=click.Path(path_type=Path))
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run the encoder.")
 @click.option("--server", metavar="HOST:PORT", help="Check a server instead.")
+@connection_options
 @click.option(
     "--wait", "wait_s", default=0.0, type=click.FloatRange(0), help="Seconds to wait until the server is ready."
 )
@@ -121,9 +124,9 @@ def _training() -> _Finding:
 
 def _server(address: str, wait_s: float) -> list[_Finding]:
     import embedserve
-    from embedserve.client import Client
+    from embedserve.cli.options import connect
 
-    with Client(address) as client:
+    with connect(address) as client:
         if wait_s:
             client.wait_ready(wait_s)
         info = client.server_info()

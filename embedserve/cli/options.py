@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from embedserve.errors import InvalidInput
+from embedserve.errors import DataError, InvalidInput
 
 if TYPE_CHECKING:
     from embedserve.client import Client
@@ -17,7 +19,7 @@ _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
 
 
 def server_option(command: _CommandT) -> _CommandT:
-    """``--server``: where the server is; one environment variable for all commands."""
+    """``--server``: where the server is, with the options of the connection; environment variables for all commands."""
     return click.option(
         "--server",
         default="localhost:50051",
@@ -25,7 +27,46 @@ def server_option(command: _CommandT) -> _CommandT:
         envvar="EMBEDSERVE_SERVER",
         show_envvar=True,
         help="The server's gRPC address.",
-    )(command)
+    )(connection_options(command))
+
+
+_CONNECTION = "embedserve.connection"
+
+
+def connection_options(command: _CommandT) -> _CommandT:
+    """Token and certificates of a connection. ``connect`` finds them by itself; commands are not given them."""
+    file = click.Path(path_type=Path)
+    for name, kind, text in reversed(
+        [
+            (
+                "--token-file",
+                file,
+                "File with the token that the server asks for. EMBEDSERVE_TOKEN can hold the token.",
+            ),
+            ("--tls", None, "Encrypt, and believe the CAs that this machine believes."),
+            ("--ca", file, "Encrypt, and believe only the CAs in this PEM file."),
+            ("--client-cert", file, "Certificate in PEM for a server that asks clients for one."),
+            ("--client-key", file, "Private key of --client-cert in PEM."),
+            ("--allow-plain-token", None, "Send the token without TLS to another machine too; it can be overheard."),
+        ]
+    ):
+        command = click.option(
+            name,
+            type=kind,
+            is_flag=kind is None,
+            default=False if kind is None else None,
+            metavar=None if kind is None else "FILE",
+            envvar=f"EMBEDSERVE_{name.removeprefix('--').replace('-', '_').upper()}",
+            show_envvar=True,
+            expose_value=False,
+            callback=_remember,
+            help=text,
+        )(command)
+    return command
+
+
+def _remember(context: click.Context, param: click.Parameter, value: Any) -> None:
+    context.meta.setdefault(_CONNECTION, {})[param.name] = value
 
 
 def collection_option(command: _CommandT) -> _CommandT:
@@ -95,8 +136,34 @@ def confirm(question: str, yes: bool) -> None:
         click.confirm(question, abort=True, err=True)
 
 
+def connection() -> dict[str, Any]:
+    """What the options of the connection say, as arguments of ``Client`` and ``AsyncClient``.
+
+    Raises:
+        DataError: the token's file cannot be read, or holds something else.
+    """
+    given: dict[str, Any] = dict(click.get_current_context().meta.get(_CONNECTION, {}))
+    token_file = given.pop("token_file", None)
+    token = os.environ.get("EMBEDSERVE_TOKEN", "") if token_file is None else _read_token(token_file)
+    return {**given, "token": token.strip()}
+
+
+def _read_token(path: Path) -> str:
+    hint = "it has to hold the token alone"
+    try:
+        words = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"the token file {path} cannot be read: {why}", hint=hint) from error
+    if len(words) != 1:
+        raise DataError(f"the token file {path} has {len(words)} words", hint=hint)
+    return words[0]
+
+
 def connect(server: str, *, timeout_s: float = 60) -> Client:
-    """A client for the server."""
+    """A client for the server, with what the options of the connection say."""
+    # gRPC writes of its own to standard error why a handshake failed; we say it ourselves.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from embedserve.client import Client
 
-    return Client(server, timeout_s=timeout_s)
+    return Client(server, timeout_s=timeout_s, **connection())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def command(
     """
     import logging
 
+    # Otherwise every stranger who fails to shake hands writes a line of gRPC's into our log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from embedserve.cli.output import say
     from embedserve.server.app import run
 

@@ -78,6 +78,7 @@ class FakeServer:
     port: int = 0
     requests: list[tuple[str, Any]] = field(default_factory=list)
     timeouts_s: list[float] = field(default_factory=list)
+    authorizations: list[str] = field(default_factory=list)
     scripts: dict[str, Answer] = field(default_factory=dict)
     most_under_way: int = 0
     ended: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -101,6 +102,9 @@ class FakeServer:
         with self._lock:
             self.requests.append((method, request))
             self.timeouts_s.append(context.time_remaining())
+            self.authorizations += [
+                str(value) for key, value in context.invocation_metadata() if key == "authorization"
+            ]
             self._under_way += 1
             self.most_under_way = max(self.most_under_way, self._under_way)
         try:
