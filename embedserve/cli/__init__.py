@@ -71,6 +71,7 @@ def _add_commands() -> None:
     # Every command module imports only click and the standard library at its top.
     from embedserve.cli import (
         add,
+        bench,
         collection,
         completion,
         demo,
@@ -84,7 +85,21 @@ def _add_commands() -> None:
         train,
     )
 
-    for module in (preview, train, evaluate, export, serve, embed, add, search, collection, doctor, demo, completion):
+    for module in (
+        preview,
+        train,
+        evaluate,
+        export,
+        serve,
+        embed,
+        add,
+        search,
+        collection,
+        bench,
+        doctor,
+        demo,
+        completion,
+    ):
         main.add_command(module.command)
 
 

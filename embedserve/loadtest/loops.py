@@ -21,7 +21,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
-from embedserve.loadtest.measurements import NOT_SENT, UNANSWERED, Measurements, Reply
+from embedserve.loadtest.measurements import NOT_SENT, STOPPED, UNANSWERED, Measurements, Reply
 from embedserve.loadtest.schedule import poisson
 
 Send = Callable[[int], Awaitable[Reply | None]]
@@ -223,7 +223,7 @@ class _Run:
             if running.done():
                 running.result()
             else:
-                self._cut_short("stopped")
+                self._cut_short(STOPPED)
             return self.measured
         finally:
             self._window_ends()

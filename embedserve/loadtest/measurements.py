@@ -20,6 +20,8 @@ NOT_SENT = "NOT_SENT"
 """Code of a call that was due while as many calls as allowed were under way."""
 UNANSWERED = "UNANSWERED"
 """Code of a call that was given up when the run had long ended."""
+STOPPED = "stopped"
+"""Why a run was cut short that a person ended."""
 
 PARTS = ("decode", "queue", "inference", "store", "total")
 """Parts of a call's time on the server, as its response names them."""

@@ -12,6 +12,7 @@ COMMANDS = [
     "embed",
     "add",
     "search",
+    "bench serve",
     "completion",
     "collection",
     *(f"collection {verb}" for verb in ("list", "info", "create", "delete", "alias", "items", "get", "remove")),

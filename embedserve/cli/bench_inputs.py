@@ -1,0 +1,162 @@
+"""What `embedserve bench serve` sends: images of the user, the sample or drawn ones, or vectors; as ready calls."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from embedserve.errors import DataError, EmbedserveError, InvalidInput
+
+if TYPE_CHECKING:
+    from embedserve.client import Client
+    from embedserve.loadtest.calls import Load
+    from embedserve.types import Limits
+    from embedserve.v1.common_pb2 import Vector
+
+MOST_IMAGES = 1000
+DRAWN_IMAGES = 24
+VECTORS = 256
+ITEM_PREFIX = "embedserve-bench-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What was asked for."""
+
+    call: str
+    """"embed", "search" or "upsert"."""
+    per_call: int
+    stream: bool
+    paths: Sequence[Path]
+    sample: bool
+    size: str
+    """Of drawn images, as in "640x480"."""
+    vectors: bool
+    collection: str
+    k: int
+    seed: int
+
+
+def ready(inputs: Inputs, client: Client) -> tuple[Load, str]:
+    """The calls to make, and in words what they carry.
+
+    Raises:
+        LimitExceeded: more in a call than the server takes.
+        DataError: no image can be read.
+        CollectionNotFound: there is no such collection.
+    """
+    from embedserve.loadtest import calls
+    from embedserve.v1 import collection_service_pb2 as collection_pb
+    from embedserve.v1 import search_service_pb2 as search_pb
+
+    limits = client.server_info().limits
+    if inputs.call == "embed":
+        limits.check("max_images", inputs.per_call, "images in a call")
+        images, words = _images(inputs, limits)
+        return calls.embed_stream(images) if inputs.stream else calls.embed(images, inputs.per_call), words
+
+    collection = client.get_collection(inputs.collection)
+    vectors: list[Vector] = []
+    if inputs.vectors:
+        vectors, images = _vectors(collection.dimension, inputs.seed), []
+        words = f"{len(vectors)} random vectors of {collection.dimension} numbers"
+    else:
+        images, words = _images(inputs, limits)
+    made_by = "" if collection.external or not vectors else collection.fingerprint
+    if inputs.call == "search":
+        limits.check("max_queries", inputs.per_call, "queries in a call")
+        queries = [search_pb.SearchQuery(image=image) for image in images]
+        queries += [search_pb.SearchQuery(vector=vector) for vector in vectors]
+        load = calls.search(queries, inputs.per_call, collection=inputs.collection, k=inputs.k, made_by=made_by)
+    else:
+        limits.check("max_items" if vectors else "max_images", inputs.per_call, "items in a call")
+        items = [collection_pb.UpsertItem(image=image) for image in images]
+        items += [collection_pb.UpsertItem(vector=vector) for vector in vectors]
+        load = calls.upsert(items, inputs.per_call, collection=inputs.collection, made_by=made_by, prefix=ITEM_PREFIX)
+    return load, words
+
+
+def _images(inputs: Inputs, limits: Limits) -> tuple[list[bytes], str]:
+    if inputs.paths:
+        files = _files(inputs.paths)
+        images, of = _read(files, limits), f" of {', '.join(map(str, inputs.paths))}"
+        what = f"{len(images)} of the {len(files)} images" if len(images) < len(files) else f"{len(images)} images"
+    elif inputs.sample:
+        from embedserve import sample
+
+        with tempfile.TemporaryDirectory(prefix="embedserve-bench-") as folder:
+            images = _read(_files([sample.unpack(Path(folder))[1]]), limits)
+        what, of = f"{len(images)} images", " of the sample"
+    else:
+        images = _drawn(inputs.size, inputs.seed, limits)
+        what, of = f"{len(images)} drawn JPEGs", f" of {inputs.size}"
+    return images, f"{what}{of}, {sum(map(len, images)) / len(images) / 1024:.3g} KB on average"
+
+
+def _drawn(size: str, seed: int, limits: Limits) -> list[bytes]:
+    from embedserve.cli.output import progress
+    from embedserve.loadtest.pictures import draw
+
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
+    if found is None or not int(found[1]) * int(found[2]):
+        raise InvalidInput(f"{size!r} is no size of an image", hint="width and height in pixels: --size 640x480")
+    width, height = int(found[1]), int(found[2])
+    limits.check("max_image_pixels", width * height, "pixels in an image")
+    images = []
+    with progress("drawing", DRAWN_IMAGES) as bar:
+        for image in draw(width, height, DRAWN_IMAGES, seed):
+            images.append(image)
+            bar.advance()
+    return images
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    from embedserve.cli.files import no_images, scan
+
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = scan(path)
+        if not found.images:
+            raise no_images(path, found)
+        files += found.images
+    return files
+
+
+def _read(files: Sequence[Path], limits: Limits) -> list[bytes]:
+    """The bytes of at most MOST_IMAGES files, taken evenly; one that cannot be read is named and left out."""
+    from embedserve.cli.output import say_failed
+    from embedserve.images import read_file
+    from embedserve.loadtest.calls import MAX_BYTES
+
+    images: list[bytes] = []
+    size_bytes = 0
+    for path in files[:: -(-len(files) // MOST_IMAGES)]:
+        try:
+            image = read_file(path, limits)
+        except (EmbedserveError, OSError) as error:
+            say_failed(str(path), str(error))
+            continue
+        size_bytes += len(image)
+        if images and size_bytes > MAX_BYTES:
+            break
+        images.append(image)
+    if not images:
+        raise DataError(f"none of {len(files)} files can be read")
+    return images
+
+
+def _vectors(dimension: int, seed: int) -> list[Vector]:
+    import numpy as np
+
+    from embedserve import wire
+
+    rows = np.random.default_rng(seed).standard_normal((VECTORS, dimension)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return [wire.vector_to_proto(row, wire.PACKED_F32) for row in rows]

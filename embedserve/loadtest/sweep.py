@@ -1,0 +1,120 @@
+"""Several runs against one server, in turn: closed loops, then open ones at rates that may be shares of their best."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from embedserve.errors import FailedPrecondition
+from embedserve.loadtest import senders
+from embedserve.loadtest.calls import Load
+from embedserve.loadtest.loops import Send, Watch, closed_loop, open_loop
+from embedserve.loadtest.report import Run, amount
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A rate of an open loop."""
+
+    value: float
+    is_share: bool = False
+    """Of the most that the closed loops reached; otherwise so many images a second."""
+
+    @staticmethod
+    def of(text: str) -> Rate:
+        """The rate that "200" or "80%" means."""
+        is_share = text.endswith("%")
+        return Rate(float(text.removesuffix("%")) / (100 if is_share else 1), is_share)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Which runs to make, and how."""
+
+    clients: Sequence[int]
+    """Calls under way, for each closed loop."""
+    rates: Sequence[Rate]
+    """Of each open loop."""
+    seconds: float
+    warmup_s: float
+    timeout_s: float
+    """Deadline of each call."""
+    connections: int
+    stream: bool
+    """One EmbedStream on each connection instead of single calls."""
+    max_outstanding: int
+    max_calls: int
+    seed: int
+
+
+Look = Callable[[str], AbstractContextManager[Watch]]
+"""Looks at the run with this name while it goes on."""
+
+
+async def sweep(target: senders.Target, load: Load, plan: Plan, *, stop: asyncio.Event, look: Look) -> list[Run]:
+    """Make all runs; fewer, the last one shorter, if ``stop`` is set meanwhile.
+
+    Raises:
+        Unavailable: the server cannot be reached.
+        FailedPrecondition: a rate is a share of nothing.
+    """
+    channels = await senders.connect(target, plan.connections)
+    streams = senders.Streams(channels, load, target, timeout_s=plan.timeout_s) if plan.stream else None
+    send: Send = (
+        streams.send if streams is not None else senders.unary(channels, load, target, timeout_s=plan.timeout_s)
+    )
+    runs: list[Run] = []
+    try:
+        for clients in plan.clients:
+            if not stop.is_set():
+                runs.append(await _closed(send, load, plan, clients, stop, look))
+        most = max((run.measured.images_per_s for run in runs), default=0.0)
+        for rate in plan.rates:
+            if not stop.is_set():
+                runs.append(await _open(send, load, plan, rate, most, stop, look))
+        return runs
+    finally:
+        if streams is not None:
+            await streams.close()
+        await senders.close(channels)
+
+
+async def _closed(send: Send, load: Load, plan: Plan, clients: int, stop: asyncio.Event, look: Look) -> Run:
+    with look(f"{clients} client{'s' * (clients > 1)}") as watch:
+        measured = await closed_loop(
+            send,
+            clients,
+            plan.seconds,
+            warmup_s=plan.warmup_s,
+            max_calls=plan.max_calls,
+            drain_s=plan.timeout_s + 1,
+            stop=stop,
+            watch=watch,
+        )
+    return Run(measured=measured, clients=clients, noun=load.noun, per_call=load.per_call)
+
+
+async def _open(send: Send, load: Load, plan: Plan, rate: Rate, most: float, stop: asyncio.Event, look: Look) -> Run:
+    images_per_s = rate.value * most if rate.is_share else rate.value
+    if not images_per_s:
+        raise FailedPrecondition(
+            f"the closed loops got no answer, so there is no rate that is {rate.value:.0%} of theirs",
+            hint="see what fails: give no rates; or give them as numbers: --rate 100",
+        )
+    with look(f"{amount(images_per_s)} {load.noun}/s") as watch:
+        measured = await open_loop(
+            send,
+            images_per_s / load.per_call,
+            plan.seconds,
+            warmup_s=plan.warmup_s,
+            seed=plan.seed,
+            max_outstanding=plan.max_outstanding,
+            max_calls=plan.max_calls,
+            drain_s=plan.timeout_s + 1,
+            stop=stop,
+            watch=watch,
+        )
+    share = rate.value if rate.is_share else None
+    return Run(measured=measured, rate=images_per_s, of_capacity=share, noun=load.noun, per_call=load.per_call)
