@@ -7,6 +7,7 @@
 #   PIP_ARGS  more words for `pip install`, such as the index of the smaller CPU-only builds of PyTorch
 #   TESTS     test: what pytest is given, as in TESTS="tests/test_images.py -x"; without it everything
 #   OUT       dataset: where the class folders go (data/fashion-mnist)
+#   PEER_ARGS serve-peers: more words for benchmarks/serve_peers.py, such as --quick
 #   GPU       gpu: the number of the GPU to use, as CUDA counts them; without it the first
 #   GPU_ARGS  gpu: more words for benchmarks/gpu.py
 
@@ -20,10 +21,10 @@ export PYTHON PIP_ARGS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips at once would spoil one environment
-.PHONY: help demo test lint proto dataset gpu peers quality
+.PHONY: help demo test lint proto dataset gpu peers quality serve-peers
 
 help: ## list these tasks
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.with-train ## train on a folder of pictures, export, serve: FOLDER=~/photos, ONCE=1
 	$(BIN)/embedserve demo $(if $(FOLDER),"$(FOLDER_PATH)") $(if $(filter 1,$(ONCE)),--once)
@@ -47,6 +48,9 @@ dataset: $(VENV)/.with-train ## the whole of Fashion-MNIST as class folders of P
 peers: .venv-peers/.with-peers ## losses beside those of lightly, in an environment of its own
 	.venv-peers/bin/python -m pytest tests/lightly
 
+serve-peers: $(VENV)/.with-train .venv-serve-peers/.with-peers ## embedserve beside mosec, LitServe, BentoML, Ray Serve: a quarter hour
+	$(BIN)/python benchmarks/serve_peers.py $(PEER_ARGS)
+
 quality: dataset ## all five methods on Fashion-MNIST beside the baselines: two hours on two cores
 	$(BIN)/python benchmarks/quality.py "$(OUT)" --out benchmarks/results/quality.json
 
@@ -60,4 +64,10 @@ $(VENV)/.with-%: pyproject.toml scripts/venv.sh
 
 .venv-peers/.with-peers: pyproject.toml scripts/venv.sh
 	@bash scripts/venv.sh .venv-peers train,dev,peers
+	@touch $@
+
+.venv-serve-peers/.with-peers: benchmarks/peers/requirements.txt
+	@echo "Installing other servers into .venv-serve-peers: about 650 MB on disk"
+	@$(BIN)/python -m venv .venv-serve-peers
+	@.venv-serve-peers/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r $<
 	@touch $@

@@ -14,9 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import hashlib
-import inspect
-import io
 import json
 import math
 import os
@@ -26,24 +23,20 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
+from measuring.bare import BUILT_IN, PICTURES, BareLoop, best_bare, encoder_of, jpeg
+from measuring.machine import busy_s, cpu_model, cpu_s, memory_mb, versions
 from numpy.typing import NDArray
-from PIL import Image
 
-from embedserve import encoder_file, preprocess
 from embedserve.encoder import Encoder, usable_cores
 from embedserve.errors import EmbedserveError
 from embedserve.v1 import common_pb2
@@ -51,19 +44,12 @@ from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1 import embedding_service_pb2_grpc as pb_grpc
 
 CAVEAT = "client and server share the cores, so images/s of the server contain the client's work too"
-BUILT_IN = {"light": ("small-cnn", 28, (160, 120)), "heavy": ("resnet18", 224, (640, 480))}
-"""Encoder → backbone with random weights, its side in pixels, and the size of the JPEGs that it is sent."""
-
-PICTURES = 64
 CLIENTS = 16
 BATCH_CLIENTS = 4
 BATCH = 16
-BARE_BATCHES = (1, 4, 16)
-"""Tried by the bare loop; the best one is the ceiling."""
 PACKED = common_pb2.VECTOR_ENCODING_PACKED_F32
 BARE = "bare loop"
 Stub: TypeAlias = "pb_grpc.EmbeddingServiceAsyncStub"  # a type only: at run time there is one stub for both
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -225,60 +211,7 @@ async def run_once(leg: Leg, run: Callable[[int], Any], count: int, pid: int, *,
     leg.latencies_ms += [1000 * latency for latency in latencies]
 
 
-def best_bare(encoder: Encoder, pictures: list[bytes]) -> tuple[BareLoop, float]:
-    """The bare loop with the batch that takes the least CPU time, and its images/s.
-
-    By CPU time, since that depends less than the clock on what else the machine does. A larger batch has to save 3 %:
-    at the end of a measurement some cores wait for the last batch of others.
-    """
-    best: tuple[float, BareLoop, float] | None = None
-    for batch in BARE_BATCHES:
-        loop = BareLoop(encoder, pictures, batch)
-        count = 2 * batch * usable_cores()
-        loop.run(count)
-        while True:
-            cpu, seconds = time.process_time(), loop.run(count)
-            cpu = time.process_time() - cpu
-            if seconds >= 0.5:
-                break
-            count *= 2
-        if best is None or cpu / count < 0.97 * best[0]:
-            best = cpu / count, loop, count / seconds
-    assert best is not None
-    return best[1:]
-
-
 # --- The legs -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class BareLoop:
-    """Decoding and encoding on all cores, without a server."""
-
-    encoder: Encoder
-    pictures: list[bytes]
-    batch: int
-
-    def run(self, count: int) -> float:
-        """Embed ``count`` images; the seconds it took."""
-        starts, lock = iter(range(0, count, self.batch)), threading.Lock()
-        spec = self.encoder.metadata.preprocess
-
-        def work() -> None:
-            while True:
-                with lock:
-                    start = next(starts, None)
-                if start is None:
-                    return
-                numbers = range(start, min(start + self.batch, count))
-                images = [preprocess.load(spec, self.pictures[number % len(self.pictures)]) for number in numbers]
-                self.encoder.encode(np.stack(images))
-
-        begun = time.perf_counter()
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            for future in [pool.submit(work) for _ in range(usable_cores())]:
-                future.result()
-        return time.perf_counter() - begun
 
 
 async def run_unary(stub: Stub, pictures: list[bytes], count: int, *, per_call: int, clients: int) -> list[float]:
@@ -338,108 +271,6 @@ def server(path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate()
-
-
-# --- Encoders and pictures ------------------------------------------------------------------------------------------
-
-
-def encoder_of(name: str) -> tuple[Path, tuple[int, int]]:
-    """The encoder file, made if it is one of ours, and the size of the pictures for it."""
-    if name not in BUILT_IN:
-        return Path(name), (640, 480)
-    backbone, size_px, picture_px = BUILT_IN[name]
-    try:
-        from embedserve_training import backbones, export
-    except ModuleNotFoundError:
-        raise SystemExit(f"the {name} encoder is made with PyTorch: pip install 'embedserve[train]'") from None
-    # Made again when another network or another graph would come out.
-    sources = b"".join(Path(inspect.getfile(module)).read_bytes() for module in (backbones, export))
-    key = hashlib.sha256(sources + version("torch").encode()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"embedserve-benchmarks-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{backbone}-{size_px}-{key}.onnx"
-    if not path.exists():
-        print(f"making {path}", flush=True)
-        make_encoder(backbone, size_px, path)
-    return path, picture_px
-
-
-def make_encoder(backbone: str, size_px: int, path: Path) -> None:
-    """Write an encoder with random weights: its speed is that of a trained one."""
-    import torch
-
-    from embedserve_training import backbones
-    from embedserve_training.embed import ServedEncoder
-    from embedserve_training.export import to_onnx
-
-    torch.manual_seed(0)
-    network = ServedEncoder(backbones.build(backbone, size_px)).eval()
-    metadata = encoder_file.EncoderMetadata(
-        name=backbone,
-        dimension=network.backbone.dimension,
-        preprocess=preprocess.PreprocessSpec(size_px=size_px, resize_px=round(size_px * 8 / 7), filter="bicubic"),
-        backbone=backbone,
-    )
-    encoder_file.write(encoder_file.pack(to_onnx(network, size_px), metadata), path)
-
-
-def jpeg(width: int, height: int, seed: int) -> bytes:
-    """A JPEG of waves in three colours and some noise, about as large as a photograph of that size."""
-    random = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width] / max(width, height)
-    waves = [np.sin(x * a + y * b + c) for a, b, c in random.uniform(-40, 40, size=(3, 3))]
-    pixels = (np.stack(waves, axis=-1) + 1) * 110 + random.normal(0, 12, (height, width, 1))
-    out = io.BytesIO()
-    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=88)
-    return out.getvalue()
-
-
-# --- The machine ----------------------------------------------------------------------------------------------------
-
-
-def cpu_s(pid: int) -> float:
-    """CPU time of a process, user and system; 0 where there is no /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-
-def busy_s() -> float:
-    """CPU time that all processes of the machine have taken; 0 where there is no /proc."""
-    try:
-        user, nice, system, _idle, _wait, interrupts, soft = Path("/proc/stat").read_text().split()[1:8]
-    except OSError:
-        return 0.0
-    return sum(map(int, (user, nice, system, interrupts, soft))) / TICKS_PER_S
-
-
-def memory_mb(pid: int, name: str) -> float | None:
-    """VmRSS (now) or VmHWM (highest) of a process; None where there is no /proc."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    found = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
-    return round(int(found[1]) / 1024, 1) if found else None
-
-
-def cpu_model() -> str:
-    """The processor's name."""
-    with contextlib.suppress(OSError):
-        if found := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return found[1]
-    return platform.processor() or "unknown"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    found = {"python": platform.python_version()}
-    for package in ("embedserve", "grpcio", "protobuf", "onnxruntime-gpu", "onnxruntime", "numpy", "pillow", "torch"):
-        with contextlib.suppress(ModuleNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 # --- Printing -------------------------------------------------------------------------------------------------------

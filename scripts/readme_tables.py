@@ -104,6 +104,75 @@ def quality_table() -> str:
     return f"{_table(header, rows)}\n\n{caption}"
 
 
+def peers_table() -> str:
+    """Embedserve beside other servers."""
+    result = _read("serve_peers.json", missing_ok=True)
+    if result is None:
+        return _UNMEASURED
+    legs = {"single": "16 clients, 1 per call", "list": "4 clients, 16 per call"}
+    rows = []
+    for encoder in result["encoders"]:
+        what = f"{encoder['backbone']}, {encoder['size_px']} px"
+        for leg, title in legs.items():
+            servers = {name: one for name, one in encoder["servers"].items() if leg in one["legs"]}
+            for name, one in sorted(servers.items(), key=lambda row: -row[1]["legs"][leg]["ratio"]):
+                figures = one["legs"][leg]
+                rows.append(
+                    [
+                        f"{what}: {title}",
+                        name,
+                        f"{figures['images_per_s']:,.0f}",
+                        f"{figures['ratio']:.2f}",
+                        f"{figures['cpu_ratio']:.2f}",
+                        f"{figures['server_cpu_ms_per_image']:.2f}",
+                        f"{figures['p50_ms']:.0f} / {figures['p99_ms']:.0f}",
+                        f"{one['memory_mb']:.0f} ({one['processes']})",
+                        f"{one['start_s']:.1f}",
+                    ]
+                )
+    header = [
+        "encoder and load",
+        "server",
+        "images/s",
+        "of the bare loop",
+        "by CPU time",
+        "CPU ms per image",
+        "p50 / p99 ms",
+        "MB (processes)",
+        "start s",
+    ]
+    names = ", ".join(f"{name} {number}" for name, number in result["peer_versions"].items())
+    caption = (
+        f"{result['hardware']['cores']} cores ({result['hardware']['cpu']}), medians of {result['rounds']} rounds in"
+        f" turns, {result['date'][:10]}; {names}. Command: `{result['command']}`."
+    )
+    return f"{_table(header, rows)}\n\n{caption}"
+
+
+def behaviour_table() -> str:
+    """What the servers do when things go wrong."""
+    from benchmarks.measuring.tables import behaviour_cells
+
+    result = _read("serve_peers.json", missing_ok=True)
+    if result is None:
+        return _UNMEASURED
+    rows = [
+        [name if kind == "best" else f"{name}, batches of 8", *behaviour_cells(one)]
+        for name, kinds in result["behaviour"]["servers"].items()
+        for kind, one in kinds.items()
+    ]
+    header = [
+        "server",
+        "good ones failed of 16",
+        "burnt after cancel: CPU s = images",
+        "p99 beside a bulk client",
+        "goodput at 4×",
+        "refusal ms",
+        "lost at SIGTERM",
+    ]
+    return _table(header, rows)
+
+
 def recipe_table() -> str:
     """The project's own recipes."""
     from embedserve_training import recipes
@@ -114,6 +183,7 @@ def recipe_table() -> str:
 
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     REPOSITORY / "README.md": {"sample": sample_table, "overhead": overhead_table},
+    REPOSITORY / "benchmarks/README.md": {"peers": peers_table, "behaviour": behaviour_table},
     REPOSITORY / "training/README.md": {"quality": quality_table, "recipes": recipe_table},
 }
 
@@ -126,7 +196,12 @@ def _percent(figure: dict[str, Any] | None) -> str:
     return f"{100 * figure['mean']:.1f}{spread} %"
 
 
-def _read(name: str) -> Any:
+_UNMEASURED = "Not measured yet: `make serve-peers` does."
+
+
+def _read(name: str, *, missing_ok: bool = False) -> Any:
+    if missing_ok and not (RESULTS / name).exists():
+        return None
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 

@@ -1,0 +1,228 @@
+"""Clients that cost little: one for the gRPC servers, one for the HTTP servers. Both send a list of encoded images.
+
+The HTTP client is written here, on the streams of asyncio, because the ready ones take more CPU time per call than some
+of the servers that they are to measure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+import grpc
+
+from embedserve.v1 import common_pb2
+from embedserve.v1 import embedding_service_pb2 as pb
+from embedserve.v1 import embedding_service_pb2_grpc as pb_grpc
+
+PACKED = common_pb2.VECTOR_ENCODING_PACKED_F32
+BOUNDARY = b"embedserve-benchmark"
+
+
+class Refused(Exception):
+    """The server is full, or stops, and says so."""
+
+
+class TooLate(Exception):
+    """There was no answer in time."""
+
+
+class Failed(Exception):
+    """The server could not embed it, or the connection broke."""
+
+
+class Client(Protocol):
+    """Something that embeds."""
+
+    async def call(self, images: list[bytes], timeout_s: float = 60.0) -> None:
+        """One call, answered in full.
+
+        Raises:
+            Refused, TooLate, Failed: as they say.
+        """
+
+    async def close(self) -> None:
+        """End the connections."""
+
+
+# --- gRPC -----------------------------------------------------------------------------------------------------------
+
+_GRPC_REFUSALS = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+_GRPC_LATE = (grpc.StatusCode.DEADLINE_EXCEEDED,)
+
+
+class GrpcClient:
+    """embedserve.v1 over one channel."""
+
+    def __init__(self, address: str) -> None:
+        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        self._channel = grpc.aio.insecure_channel(address, options=unlimited)
+        self._stub = pb_grpc.EmbeddingServiceStub(self._channel)
+
+    async def call(self, images: list[bytes], timeout_s: float = 60.0) -> None:
+        """One call; see ``Client``."""
+        try:
+            response = await self._stub.Embed(pb.EmbedRequest(images=images, vector_encoding=PACKED), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise _of_code(error) from None
+        if len(response.results) != len(images):
+            raise Failed(f"{len(response.results)} results for {len(images)} images")
+        for result in response.results:
+            _unpack(result)
+
+    async def stream(self, messages: AsyncIterator[list[bytes]], answered: Callable[[int], None]) -> None:
+        """One EmbedStream, written as fast as the server reads it; ``answered`` is told the images of each answer."""
+
+        async def requests() -> AsyncIterator[pb.EmbedStreamRequest]:
+            number = 0
+            async for images in messages:
+                one = {"image": images[0]} if len(images) == 1 else {"images": images}
+                yield pb.EmbedStreamRequest(key=str(number), vector_encoding=PACKED, **one)
+                number += 1
+
+        async for response in self._stub.EmbedStream(requests()):
+            results = response.results or [response.result]
+            for result in results:
+                _unpack(result)
+            answered(len(results))
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._channel.close()
+
+
+def _of_code(error: grpc.aio.AioRpcError) -> Exception:
+    if error.code() in _GRPC_LATE:
+        return TooLate(error.details())
+    if error.code() in _GRPC_REFUSALS and "Socket closed" not in (error.details() or ""):
+        return Refused(error.details())
+    return Failed(f"{error.code().name}: {error.details()}")
+
+
+def _unpack(result: pb.EmbedResult) -> None:
+    if result.HasField("error"):
+        raise Failed(result.error.message)
+    if not result.vector.packed_f32:
+        raise Failed("an empty vector")
+
+
+# --- HTTP -----------------------------------------------------------------------------------------------------------
+
+_HTTP_REFUSALS = (429, 503)
+_HTTP_LATE = (408, 504)
+_IDLE_S = 1.0
+"""A connection that rested longer is not used again: servers close them, uvicorn after 5 s."""
+
+
+class HttpClient:
+    """POST over connections that are kept; as many as there are calls at once."""
+
+    def __init__(self, address: str, path: str, encode: Callable[[list[bytes]], tuple[bytes, list[bytes]]]) -> None:
+        self._host, port = address.rsplit(":", 1)
+        self._port = int(port)
+        self._path, self._encode = path, encode
+        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def call(self, images: list[bytes], timeout_s: float = 60.0) -> None:
+        """One call; see ``Client``."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                status, body = await self._post(*self._encode(images))
+        except TimeoutError:
+            raise TooLate(f"no answer within {timeout_s} s") from None
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise Failed(f"the connection broke: {error!r}") from None
+        if status in _HTTP_REFUSALS:
+            raise Refused(str(status))
+        if status in _HTTP_LATE:
+            raise TooLate(str(status))
+        if status != 200:
+            raise Failed(f"{status}: {body[:200].decode(errors='replace')}")
+        # Vectors are float32 one after the other, or, from BentoML with batches, a JSON list of lists.
+        if len(body) < 4 * len(images):
+            raise Failed(f"{len(body)} bytes for {len(images)} images")
+
+    async def _post(self, media_type: bytes, parts: list[bytes]) -> tuple[int, bytes]:
+        reader, writer = await self._connection()
+        try:
+            head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (
+                self._path.encode(),
+                media_type,
+                sum(map(len, parts)),
+            )
+            writer.write(b"".join([head, *parts]))
+            await writer.drain()
+            status, keep, body = await read_response(reader)
+        except BaseException:  # a cancelled call too: the server sees that nobody waits any more
+            writer.transport.abort()
+            raise
+        if keep:
+            self._idle.append((time.perf_counter(), reader, writer))
+        else:
+            writer.close()
+        return status, body
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._idle:
+            since, reader, writer = self._idle.pop()
+            if time.perf_counter() - since < _IDLE_S:
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection(self._host, self._port)
+
+    async def close(self) -> None:
+        """End the connections that no call uses."""
+        for _, _, writer in self._idle:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        self._idle.clear()
+
+
+async def read_response(reader: asyncio.StreamReader) -> tuple[int, bool, bytes]:
+    """Status, whether the connection stays open, and body of an HTTP/1.1 response.
+
+    Raises:
+        asyncio.IncompleteReadError: the connection ended before.
+    """
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    status = int(head[9:12])
+    keep = b"\r\nconnection: close" not in head
+    if b"\r\ntransfer-encoding: chunked" in head:
+        chunks = []
+        while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
+            chunks.append(await reader.readexactly(size))
+            await reader.readexactly(2)
+        await reader.readuntil(b"\r\n")
+        return status, keep, b"".join(chunks)
+    begin = head.find(b"\r\ncontent-length:")
+    if begin < 0:
+        return status, False, await reader.read()
+    length = int(head[begin + 17 : head.index(b"\r\n", begin + 2)])
+    return status, keep, await reader.readexactly(length)
+
+
+def msgpack_body(images: list[bytes]) -> tuple[bytes, list[bytes]]:
+    """Media type and body of a list of images in msgpack: an array of binaries."""
+    parts = [struct.pack(">BH", 0xDC, len(images))]
+    for image in images:
+        parts += [struct.pack(">BI", 0xC6, len(image)), image]
+    return b"application/msgpack", parts
+
+
+def multipart_body(images: list[bytes]) -> tuple[bytes, list[bytes]]:
+    """Media type and body of a form whose field ``images`` holds a file for each image."""
+    parts = []
+    for image in images:
+        parts += [
+            b'--%s\r\nContent-Disposition: form-data; name="images"; filename="i.jpg"\r\n'
+            b"Content-Type: image/jpeg\r\n\r\n" % BOUNDARY,
+            image,
+            b"\r\n",
+        ]
+    parts.append(b"--%s--\r\n" % BOUNDARY)
+    return b"multipart/form-data; boundary=" + BOUNDARY, parts

@@ -1,0 +1,114 @@
+"""CPU time and memory of processes, and what the machine is; from /proc, and nothing where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process, user and system; 0 where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def busy_s() -> float:
+    """CPU time that all processes of the machine have taken; 0 where there is no /proc."""
+    try:
+        user, nice, system, _idle, _wait, interrupts, soft = Path("/proc/stat").read_text().split()[1:8]
+    except OSError:
+        return 0.0
+    return sum(map(int, (user, nice, system, interrupts, soft))) / TICKS_PER_S
+
+
+def memory_mb(pid: int, name: str) -> float | None:
+    """VmRSS (now) or VmHWM (highest) of a process; None where there is no /proc."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    found = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
+    return round(int(found[1]) / 1024, 1) if found else None
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1]
+    return platform.processor() or "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    found = {"python": platform.python_version()}
+    for package in ("embedserve", "grpcio", "protobuf", "onnxruntime-gpu", "onnxruntime", "numpy", "pillow", "torch"):
+        with contextlib.suppress(ModuleNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+# --- Trees of processes ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A process and all that it started, also those that went on without their parent: they carry its mark."""
+
+    root: int
+    mark: str
+    """A word in the environment that nothing else has."""
+
+    def pids(self) -> list[int]:
+        """The processes that live now."""
+        parents: dict[int, int] = {}
+        marked = {self.root}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if fields[0] == "Z":
+                    continue
+                parents[int(folder.name)] = int(fields[1])
+                # Some programs write over their environment to show a title; these are found by their parent.
+                if self.mark.encode() in (folder / "environ").read_bytes():
+                    marked.add(int(folder.name))
+        return sorted(pid for pid in parents if _descends(pid, marked, parents))
+
+    def cpu(self) -> dict[int, float]:
+        """CPU seconds of each process."""
+        return {pid: cpu_s(pid) for pid in self.pids()}
+
+    def pss_mb(self) -> float:
+        """Memory of all of them; what several share counts once."""
+        return round(sum(map(pss_mb, self.pids())), 1)
+
+
+def spent_s(before: dict[int, float], after: dict[int, float]) -> float:
+    """CPU seconds between two readings of ``Tree.cpu``; a process that ended meanwhile counts until the first."""
+    return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
+
+
+def pss_mb(pid: int) -> float:
+    """Proportional memory of a process; 0 where it is not told."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE):
+            return int(found[1]) / 1024
+    return 0.0
+
+
+def _descends(pid: int, ancestors: set[int], parents: dict[int, int]) -> bool:
+    while pid not in ancestors:
+        if pid not in parents:
+            return False
+        pid = parents[pid]
+    return True

@@ -1,0 +1,281 @@
+"""The servers that are compared: how each is started, asked and set up, and what it is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from peers.shared import Settings
+
+from measuring.clients import Client, Failed, GrpcClient, HttpClient, Refused, TooLate, msgpack_body, multipart_body
+from measuring.machine import Tree
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PEERS = REPOSITORY / "benchmarks/peers"
+START_WITHIN_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """One server of the comparison."""
+
+    name: str
+    command: Callable[[str, Settings], list[str]]
+    """Interpreter of the peers and settings → what to start."""
+    client: Callable[[str], Client]
+    """Address → a client."""
+    protocol: str
+    licence: str
+    packages: tuple[str, ...]
+    """What has to be installed, the first being the server itself."""
+    best: dict[str, Settings] = field(default_factory=dict)
+    """Encoder → the settings that gave most images/s for the least CPU time; found with --tune."""
+    tried: tuple[Settings, ...] = ()
+    batching: Settings | None = None
+    """Settings under which requests of several clients share a batch; None: it has no batches, or always."""
+    in_peers: bool = True
+    """Whether it runs in the environment of the peers; otherwise in that of embedserve."""
+    streams: bool = False
+    note: str = ""
+
+    def settings(self, encoder: str) -> Settings:
+        """The settings for an encoder; those for the heavy one where it is another file."""
+        return self.best.get(encoder) or self.best.get("heavy") or Settings()
+
+
+def script(name: str) -> Callable[[str, Settings], list[str]]:
+    """The command of a peer that is a Python file."""
+    return lambda python, settings: [python, str(PEERS / name)]
+
+
+def _embedserve(_python: str, settings: Settings) -> list[str]:
+    command = [sys.executable, "-m", "embedserve", "serve", settings.encoder, "--port", str(settings.port)]
+    return [*command, "--device", "cpu"]
+
+
+def _mosec(python: str, settings: Settings) -> list[str]:
+    options = ["--address", "127.0.0.1", "--port", str(settings.port), "--log-level", "error"]
+    return [python, str(PEERS / "mosec_server.py"), *options, "--timeout", "60000", "--max-request-size", str(1 << 28)]
+
+
+def _bentoml(python: str, settings: Settings) -> list[str]:
+    program = str(Path(python).with_name("bentoml"))
+    options = ["--working-dir", str(PEERS), "--host", "127.0.0.1", "--port", str(settings.port)]
+    return [program, "serve", "bentoml_service:Embed", *options]
+
+
+SIDE_BY_SIDE = Settings(workers=2, intra_op=1)
+ONE_BATCHED = Settings(workers=1, intra_op=2, max_batch=8, max_wait_ms=2)
+TWO_BATCHED = Settings(workers=2, intra_op=1, max_batch=8, max_wait_ms=2)
+TRIED = (SIDE_BY_SIDE, ONE_BATCHED, TWO_BATCHED)
+BEST = {"heavy": SIDE_BY_SIDE, "light": SIDE_BY_SIDE}
+
+SERVERS = {
+    server.name: server
+    for server in [
+        Server(
+            name="embedserve",
+            command=_embedserve,
+            client=GrpcClient,
+            protocol="gRPC",
+            licence="Apache-2.0",
+            packages=(),
+            in_peers=False,
+            streams=True,
+            note="as `embedserve serve encoder.onnx --device cpu` starts it",
+        ),
+        Server(
+            name="mosec",
+            command=_mosec,
+            client=lambda address: HttpClient(address, "/inference", msgpack_body),
+            protocol="HTTP, msgpack",
+            licence="Apache-2.0",
+            packages=("mosec", "msgpack"),
+            best=BEST,
+            tried=TRIED,
+            batching=TWO_BATCHED,
+        ),
+        Server(
+            name="LitServe",
+            command=script("litserve_server.py"),
+            client=lambda address: HttpClient(address, "/predict", msgpack_body),
+            protocol="HTTP, msgpack",
+            licence="Apache-2.0",
+            packages=("litserve", "msgpack", "pyzmq"),
+            best=BEST,
+            tried=TRIED,
+            batching=TWO_BATCHED,
+        ),
+        Server(
+            name="BentoML",
+            command=_bentoml,
+            client=lambda address: HttpClient(address, "/embed", multipart_body),
+            protocol="HTTP, multipart",
+            licence="Apache-2.0",
+            packages=("bentoml",),
+            best=BEST,
+            tried=TRIED,
+            batching=TWO_BATCHED,
+        ),
+        Server(
+            name="Ray Serve",
+            command=script("ray_app.py"),
+            client=lambda address: HttpClient(address, "/embed", msgpack_body),
+            protocol="HTTP, msgpack",
+            licence="Apache-2.0",
+            packages=("ray", "msgpack"),
+            best=BEST,
+            tried=TRIED,
+            batching=TWO_BATCHED,
+        ),
+        Server(
+            name="grpc.aio",
+            command=script("grpc_aio_server.py"),
+            client=GrpcClient,
+            protocol="gRPC",
+            licence="Apache-2.0",
+            packages=("grpcio",),
+            in_peers=False,
+            best=BEST,
+            tried=(SIDE_BY_SIDE, Settings(workers=1, intra_op=2), Settings(workers=4, intra_op=1)),
+            note="benchmarks/peers/grpc_aio_server.py, about 50 lines",
+        ),
+    ]
+}
+
+
+@dataclass
+class Running:
+    """A server that answers."""
+
+    server: Server
+    settings: Settings
+    tree: Tree
+    address: str
+    process: asyncio.subprocess.Process
+    started_s: float
+    """From the start of its process to its first answer."""
+
+    def client(self) -> Client:
+        """A new client."""
+        return self.server.client(self.address)
+
+
+@contextlib.asynccontextmanager
+async def running(server: Server, settings: Settings, python: str, image: bytes) -> AsyncIterator[Running]:
+    """The server in a process of its own, from its first answer on; at the end nothing of it is left.
+
+    Raises:
+        Failed: it did not answer within START_WITHIN_S.
+    """
+    settings = replace(settings, port=free_port())
+    mark = f"benchmark-{uuid.uuid4().hex}"
+    environment = {
+        **os.environ,
+        **settings.to_environment(),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(PEERS)]),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "BENTOML_DO_NOT_TRACK": "True",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "EMBEDSERVE_BENCHMARK": mark,
+    }
+    address = f"127.0.0.1:{settings.port}"
+    # The folder takes what a server leaves in the way of sockets, logs and uploaded files.
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="peer", ignore_cleanup_errors=True) as own:
+        environment |= {"TMPDIR": own, "RAY_TMPDIR": own}
+        begun = time.perf_counter()
+        process = await asyncio.create_subprocess_exec(
+            *server.command(python if server.in_peers else sys.executable, settings),
+            env=environment,
+            cwd=own,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        tree = Tree(process.pid, mark)
+        try:
+            try:
+                await _first_answer(server, address, process, image)
+            except Failed as error:
+                log.seek(0)
+                said = log.read().decode(errors="replace")[-3000:]
+                raise Failed(f"{server.name} did not start: {error}\n{said}") from None
+            yield Running(server, settings, tree, address, process, time.perf_counter() - begun)
+        finally:
+            await _stop(process, tree)
+
+
+async def _first_answer(server: Server, address: str, process: asyncio.subprocess.Process, image: bytes) -> None:
+    """Ask until there is an answer."""
+    last: Exception | None = None
+    deadline = time.perf_counter() + START_WITHIN_S
+    while time.perf_counter() < deadline:
+        if process.returncode is not None:
+            raise Failed(f"exit code {process.returncode}")
+        if _listens(address):
+            client = server.client(address)
+            try:
+                await client.call([image], timeout_s=10)
+            except (Failed, Refused, TooLate) as error:
+                last = error
+            else:
+                return
+            finally:
+                await client.close()
+        await asyncio.sleep(0.02)
+    raise Failed(f"no answer within {START_WITHIN_S:.0f} s: {last}")
+
+
+def _listens(address: str) -> bool:
+    host, port = address.rsplit(":", 1)
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex((host, int(port))) == 0
+
+
+async def _stop(process: asyncio.subprocess.Process, tree: Tree) -> None:
+    """SIGTERM, then whatever of its processes is left is killed."""
+    everything = set(tree.pids())
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), 20)
+    for _ in range(50):
+        left = [pid for pid in everything | set(tree.pids()) if _is_of(pid, tree, everything)]
+        if not left:
+            break
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.1)
+    if process.returncode is None:
+        await process.wait()
+
+
+def _is_of(pid: int, tree: Tree, everything: set[int]) -> bool:
+    """Whether a process lives and is one of the server's: found before it was stopped, or marked."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z" and (pid in everything or pid in tree.pids())
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
