@@ -159,9 +159,10 @@ def serve(
 
     from embedserve import loadtest
     from embedserve.cli import bench_inputs
-    from embedserve.cli.options import connect
+    from embedserve.cli.options import connect, connection
     from embedserve.cli.output import say
-    from embedserve.client.calls import address
+    from embedserve.client.access import access
+    from embedserve.client.calls import address, is_this_machine
     from embedserve.loadtest.report import Report
     from embedserve.loadtest.senders import Target
     from embedserve.loadtest.sweep import Plan, Rate
@@ -188,13 +189,15 @@ def serve(
         k=k,
         seed=seed,
     )
+    way = access(address(server), **connection())
+    target = Target(address=way.target, credentials=way.credentials, metadata=way.metadata)
     with connect(server) as client:
         info = client.server_info()
         say(f"server   {server}  {info.encoder.name} ({info.encoder.fingerprint[:12]})  {info.provider}")
         load, words = bench_inputs.ready(inputs, client)
         say(f"sending  {words}; {load.per_call} in each {call} call{', streamed' if stream else ''}")
         try:
-            runs = loadtest.run(_runs(Target(address=address(server)), load, plan))
+            runs = loadtest.run(_runs(target, load, plan))
         finally:
             if load.ids:
                 _remove(client, inputs.collection, load.ids)
@@ -205,7 +208,7 @@ def serve(
         server={"address": server, **asdict(info)},
         options={**asdict(inputs), **asdict(plan), "paths": [str(path) for path in paths]},
         allowed=frozenset(code.upper() for code in allow),
-        same_machine=server.startswith(("localhost", "127.", "[::1]", "unix:")),
+        same_machine=is_this_machine(target.address),
     )
     _give(report, json_out, plot)
     sys.exit(_exit_code(report))

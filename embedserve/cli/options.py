@@ -66,6 +66,8 @@ def connection_options(command: _CommandT) -> _CommandT:
 
 
 def _remember(context: click.Context, param: click.Parameter, value: Any) -> None:
+    # gRPC writes of its own to standard error why a handshake failed; we say it ourselves. It is not loaded yet.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     context.meta.setdefault(_CONNECTION, {})[param.name] = value
 
 
@@ -162,8 +164,6 @@ def _read_token(path: Path) -> str:
 
 def connect(server: str, *, timeout_s: float = 60) -> Client:
     """A client for the server, with what the options of the connection say."""
-    # gRPC writes of its own to standard error why a handshake failed; we say it ourselves.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from embedserve.client import Client
 
     return Client(server, timeout_s=timeout_s, **connection())

@@ -31,6 +31,11 @@ class Access:
     """None for a connection without TLS."""
     token: str = field(default="", repr=False)
 
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The header that shows the token; none where there is no token."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
     def open(self, api: Any) -> Any:
         """A channel to the target.
 
@@ -42,7 +47,7 @@ class Access:
             channel = api.insecure_channel(self.target, options)
         else:
             channel = api.secure_channel(self.target, self.credentials, options)
-        return _TokenChannel(channel, self.token) if self.token else channel
+        return _TokenChannel(channel, self.metadata) if self.token else channel
 
 
 def access(
@@ -103,9 +108,9 @@ class _TokenChannel:
     gRPC's own call credentials do not work without TLS, and its interceptors change what a call object can do.
     """
 
-    def __init__(self, channel: Any, token: str) -> None:
+    def __init__(self, channel: Any, metadata: tuple[tuple[str, str], ...]) -> None:
         self._channel = channel
-        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._metadata = metadata
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._channel, name)

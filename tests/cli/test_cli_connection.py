@@ -68,6 +68,9 @@ def test_commands_work_with_a_token_in_a_file_and_certificates(
         cli("search", photos / "top.png", "--collection", "photos", "--json", *write).json["hits"][0]["id"] == "top.png"
     )
     assert len(cli("embed", photos, "-o", "-", *write).json_lines) == 5
+    quick = ["--seconds", "0.2", "--warmup-s", "0", "--size", "32x32", "--clients", "1"]
+    for more in ([], ["--stream"]):
+        assert cli("bench", "serve", *quick, *more, *write).exit_code == 0
     outcome = cli("doctor", "--server", guarded, "--wait", "10", *write)
     assert (outcome.exit_code, f"{guarded} is ready" in outcome.out) == (0, True)
 
