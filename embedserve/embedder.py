@@ -1,43 +1,42 @@
-"""Encoded images → vectors: admitted, decoded alone, batched through the encoder.
+"""Encoded images → vectors: admitted, prepared alone, batched through the encoder.
 
-Bounded by images and bytes over all calls. Every image is decoded and prepared by itself, so that a bad one costs
-nobody else. What blocks runs in threads; the caller's event loop does not.
+Bounded by images and bytes over all calls. What blocks runs in threads; the caller's event loop does not.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from embedserve import images, preprocess, reference
 from embedserve.admission import Admission
-from embedserve.batcher import Batcher
+from embedserve.batcher import Batcher, Encoded, Stages
 from embedserve.encoder import ImageEncoder, usable_cores
-from embedserve.errors import DeadlineExceeded, EmbedserveError, InternalError
-from embedserve.types import Keep, Limits, Media
+from embedserve.errors import EmbedserveError
+from embedserve.observer import Observer
+from embedserve.types import Keep, Media
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_log = logging.getLogger("embedserve.server")
+Results: TypeAlias = "asyncio.Future[list[Encoded[Media | None] | EmbedserveError]]"
+"""For each image its embedding, or the error that concerns it alone; to come."""
 
-_LEAST_RETRY_MS = 50
-"""Whoever is refused before the encoder's speed is known, or with little in front of him, shall not spin."""
+_LARGEST_BATCH = 64
+_SHORT_BATCH_MS = 5.0
+"""A batch that takes no longer holds nobody up: it may grow, for the sake of fewer hand-overs between threads."""
+_WORTH_WAITING = 0.9
+"""A larger batch that takes longer has to lower the time per image to this share."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Timings:
-    """Where the time of a call went, in milliseconds. Of several images the longest counts: they run side by side."""
+class Timings(Stages):
+    """Where the time of a call went, in milliseconds."""
 
-    decode_ms: float = 0.0
-    queue_ms: float = 0.0
-    inference_ms: float = 0.0
     store_ms: float = 0.0
 
 
@@ -52,52 +51,65 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    square: NDArray[np.uint8]
-    media: Media | None
+class _Source:
+    data: bytes
+    keep: Keep
 
 
 class Embedder:
     """One encoder and the threads that feed it. Make it with ``start``."""
 
-    def __init__(self, encoder: ImageEncoder, *, limits: Limits, decode_threads: int, max_batch: int) -> None:
+    def __init__(
+        self, encoder: ImageEncoder, admission: Admission, *, decode_threads: int, max_batch: int, observer: Observer
+    ) -> None:
         self.encoder = encoder
-        self.admission = Admission(limits)
-        self._limits = limits
-        self._batcher = Batcher(encoder.encode, workers=encoder.parallel_runs, max_batch=max_batch)
-        self._decode_pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self.admission = admission
+        self._limits = admission.limits
+        spec, on_cpu = encoder.metadata.preprocess, encoder.provider == "CPUExecutionProvider"
+        self.batcher: Batcher[_Source, Media | None] = Batcher(
+            self._prepare,
+            encoder.encode,
+            shape=(spec.size_px, spec.size_px, encoder.metadata.channels),
+            runs=encoder.parallel_runs,
+            decode_threads=0 if on_cpu else decode_threads or usable_cores(),
+            max_batch=max_batch,
+            observer=observer,
+        )
 
     @classmethod
     async def start(
-        cls, encoder: ImageEncoder, *, limits: Limits, decode_threads: int = 0, max_batch: int = 0
+        cls,
+        encoder: ImageEncoder,
+        *,
+        admission: Admission,
+        decode_threads: int = 0,
+        max_batch: int = 0,
+        observer: Observer | None = None,
     ) -> Embedder:
-        """An embedder whose encoder has run once with its smallest and its largest batch.
+        """An embedder whose encoder has run with batches of every size that it will get.
 
         Args:
             encoder: what embeds images.
-            limits: limits on an image, and on all that are in work.
-            decode_threads: threads that decode; 0 for one for each core.
-            max_batch: images in a batch at most; 0 for 4 on the CPU, where larger ones gain nothing, and 32 elsewhere.
+            admission: counts the images in work, over all embedders of a server.
+            decode_threads: threads that decode for a GPU; 0 for one for each core. On the CPU the encoder's own do.
+            max_batch: images in a batch at most; 0 for the size that ``best_batch`` finds.
+            observer: is told what becomes of images.
         """
-        max_batch = max_batch or (4 if encoder.provider == "CPUExecutionProvider" else 32)
-        square = reference.draw(encoder.metadata.preprocess.size_px)[:1]
-        for size in (1, max_batch):
-            await asyncio.to_thread(encoder.encode, square.repeat(size, axis=0))
-        return cls(encoder, limits=limits, decode_threads=decode_threads or usable_cores(), max_batch=max_batch)
+        max_batch = await asyncio.to_thread(_warm_up, encoder, max_batch)
+        return cls(
+            encoder,
+            admission,
+            decode_threads=decode_threads,
+            max_batch=max_batch,
+            observer=observer or Observer(),
+        )
 
     async def close(self) -> None:
         """Finish what was admitted, then give the threads free."""
-        await self._batcher.close()
-        self._decode_pool.shutdown()
+        await self.batcher.close()
 
     async def embed(
-        self,
-        encoded: Sequence[bytes],
-        *,
-        keep: Keep,
-        deadline: float | None,
-        timings: Timings,
-        stream: object = None,
+        self, encoded: Sequence[bytes], *, keep: Keep, deadline: float | None, timings: Timings, stream: object = None
     ) -> list[Embedded | EmbedserveError]:
         """The vector of each image, or why there is none.
 
@@ -110,59 +122,80 @@ class Embedder:
                 and have been admitted by whoever reads it.
 
         Raises:
-            Overloaded: as many images are in work as may be.
+            Overloaded: as many images are in work as may be, or so many that this call's could not be answered within
+                its deadline.
             LimitExceeded: these are more than ever may be.
         """
         if not encoded:
             return []
         if stream is not None:
-            return await self._embed_all(encoded, keep, stream, deadline, timings)
-        size_bytes = sum(map(len, encoded))
-        wait_ms = self.admission.images * self._batcher.ms_per_image
-        self.admission.enter(len(encoded), size_bytes, retry_after_ms=max(int(wait_ms), _LEAST_RETRY_MS))
+            return _embedded(await self.submit(encoded, keep=keep, deadline=deadline, timings=timings, turn=stream))
+        turn, size_bytes = object(), sum(map(len, encoded))
+        expected_ms = self.batcher.expected_ms(len(encoded), turn)
+        remaining_ms = None if deadline is None else (deadline - time.monotonic()) * 1000
+        self.admission.enter(len(encoded), size_bytes, expected_ms=expected_ms, remaining_ms=remaining_ms)
         try:
-            return await self._embed_all(encoded, keep, object(), deadline, timings)
+            return _embedded(await self.submit(encoded, keep=keep, deadline=deadline, timings=timings, turn=turn))
         finally:
             self.admission.leave(len(encoded), size_bytes)
 
-    async def _embed_all(
-        self, encoded: Sequence[bytes], keep: Keep, call: object, deadline: float | None, timings: Timings
-    ) -> list[Embedded | EmbedserveError]:
-        if len(encoded) == 1:  # the usual call, without the cost of a group
-            return [await self._embed(encoded[0], keep, call, deadline, timings)]
-        # A group, so that a caller who goes away takes all his images with him.
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._embed(data, keep, call, deadline, timings)) for data in encoded]
-        return [task.result() for task in tasks]
+    def submit(
+        self, encoded: Sequence[bytes], *, keep: Keep, deadline: float | None, timings: Timings, turn: object
+    ) -> Results:
+        """Put admitted images into the queue; see ``Batcher.submit``."""
+        return self.batcher.submit(
+            [_Source(data, keep) for data in encoded], turn=turn, deadline=deadline, stages=timings
+        )
 
-    async def _embed(
-        self, data: bytes, keep: Keep, call: object, deadline: float | None, timings: Timings
-    ) -> Embedded | EmbedserveError:
-        begun = time.monotonic()
-        try:
-            prepared = await asyncio.get_running_loop().run_in_executor(
-                self._decode_pool, self._prepare, data, keep, deadline
-            )
-            timings.decode_ms = max(timings.decode_ms, (time.monotonic() - begun) * 1000)
-            encoded = await self._batcher.submit(prepared.square, call=call, deadline=deadline)
-        except EmbedserveError as error:
-            return error
-        except Exception:  # such as MemoryError: it concerns this image, and the others go on
-            _log.exception("an image could not be embedded")
-            return InternalError("this image could not be embedded", hint="the server's log has the details")
-        timings.queue_ms = max(timings.queue_ms, encoded.queue_ms)
-        timings.inference_ms = max(timings.inference_ms, encoded.inference_ms)
-        return Embedded(encoded.vector, prepared.media)
-
-    def _prepare(self, data: bytes, keep: Keep, deadline: float | None) -> _Prepared:
-        """Runs in a decode thread."""
-        if deadline is not None and deadline <= time.monotonic():
-            raise DeadlineExceeded("the deadline passed before the image was decoded")
+    def _prepare(self, source: _Source, row: NDArray[np.uint8]) -> Media | None:
+        """Runs in a worker thread."""
         spec = self.encoder.metadata.preprocess
-        pixels = images.decode(data, self._limits, min_side_px=spec.min_decoded_side_px)
-        media = None
-        if keep is Keep.THUMBNAILS:
-            media = Media(data=images.thumbnail(pixels), media_type="image/jpeg")
-        elif keep is Keep.ORIGINALS:
-            media = Media(data=data, media_type=images.media_type(data))
-        return _Prepared(preprocess.apply(spec, pixels), media)
+        pixels = images.decode(source.data, self._limits, min_side_px=spec.min_decoded_side_px)
+        row[:] = preprocess.apply(spec, pixels)
+        match source.keep:
+            case Keep.THUMBNAILS:
+                return Media(data=images.thumbnail(pixels), media_type="image/jpeg")
+            case Keep.ORIGINALS:
+                return Media(data=source.data, media_type=images.media_type(source.data))
+            case Keep.NONE:
+                return None
+
+
+def _embedded(results: list[Encoded[Media | None] | EmbedserveError]) -> list[Embedded | EmbedserveError]:
+    return [Embedded(result.vector, result.extra) if isinstance(result, Encoded) else result for result in results]
+
+
+def _warm_up(encoder: ImageEncoder, max_batch: int) -> int:
+    """Run the encoder with batches of every size up to the largest, whose size is returned."""
+    square = reference.draw(encoder.metadata.preprocess.size_px)[:1]
+
+    def seconds(size: int) -> float:
+        batch = square.repeat(size, axis=0)
+        begun = time.perf_counter()
+        encoder.encode(batch)
+        return time.perf_counter() - begun
+
+    if max_batch:
+        for size in sorted({1, max_batch}):
+            seconds(size)
+        return max_batch
+    seconds(1)  # the very first run also sets up
+    return best_batch(lambda size: min(seconds(size) for _ in range(3)))
+
+
+def best_batch(seconds: Callable[[int], float]) -> int:
+    """The size of the largest batch that is worth it: a power of two up to 64.
+
+    Larger batches are taken as long as they are over in a moment anyway, and beyond that only if they lower the time
+    for one image noticeably. On a CPU they hardly do, and everyone in a batch waits for all of it.
+
+    Args:
+        seconds: how long a batch of so many images takes.
+    """
+    size, taken_s = 1, seconds(1)
+    while size < _LARGEST_BATCH:
+        larger_s = seconds(2 * size)
+        if larger_s * 1000 > _SHORT_BATCH_MS and larger_s / 2 > _WORTH_WAITING * taken_s:
+            break
+        size, taken_s = 2 * size, larger_s
+    return size

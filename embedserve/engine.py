@@ -10,15 +10,18 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from embedserve import binding, vectors
+from embedserve.admission import Admission
 from embedserve.embedder import Embedded, Embedder, Timings
 from embedserve.encoder import ImageEncoder
 from embedserve.errors import EmbedserveError, FailedPrecondition, InvalidInput, ItemNotFound, LimitExceeded
+from embedserve.observer import Observer
 from embedserve.requests import ImageQuery, ItemQuery, NewItem, Query, VectorQuery
 from embedserve.store.protocol import VectorStore
 from embedserve.types import (
@@ -53,12 +56,22 @@ class Engine:
     result that is an EmbedserveError concerns that image, item or query alone; a raised one concerns the whole call.
     """
 
-    def __init__(self, embedder: Embedder, store: VectorStore | None, limits: Limits) -> None:
+    def __init__(
+        self,
+        start_embedder: Callable[[ImageEncoder], Awaitable[Embedder]],
+        embedder: Embedder,
+        store: VectorStore | None,
+        observer: Observer,
+    ) -> None:
         self.embedder = embedder
-        self.encoder = embedder.encoder
-        self.limits = limits
+        """What embeds from now on. It can be replaced while a call runs, so a call takes it once, when it begins."""
+        self.admission = embedder.admission
+        self.limits = embedder.admission.limits
+        self._start_embedder = start_embedder
+        self._replacing = asyncio.Lock()
         self._store = store
         self._store_pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
+        self._observer = observer
 
     @classmethod
     async def start(
@@ -69,11 +82,17 @@ class Engine:
         limits: Limits | None = None,
         decode_threads: int = 0,
         max_batch: int = 0,
+        observer: Observer | None = None,
     ) -> Engine:
         """An engine that is warm: see ``Embedder.start``. It owns the store from now on and closes it."""
-        limits = limits or Limits()
-        embedder = await Embedder.start(encoder, limits=limits, decode_threads=decode_threads, max_batch=max_batch)
-        return cls(embedder, store, limits)
+        start_embedder = partial(
+            Embedder.start,
+            admission=Admission(limits or Limits()),
+            decode_threads=decode_threads,
+            max_batch=max_batch,
+            observer=observer,
+        )
+        return cls(start_embedder, await start_embedder(encoder), store, observer or Observer())
 
     async def close(self) -> None:
         """Finish what was admitted, then give threads and store free."""
@@ -81,6 +100,21 @@ class Engine:
         self._store_pool.shutdown()
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
+
+    @property
+    def encoder(self) -> ImageEncoder:
+        """The encoder that new calls get."""
+        return self.embedder.encoder
+
+    async def replace_encoder(self, encoder: ImageEncoder) -> None:
+        """Embed with another encoder from now on.
+
+        It is warmed up first, while the old one goes on; what the old one was given it still answers, and when this
+        returns it has.
+        """
+        async with self._replacing:
+            old, self.embedder = self.embedder, await self._start_embedder(encoder)
+            await old.close()
 
     @property
     def has_collections(self) -> bool:
@@ -95,12 +129,8 @@ class Engine:
         *,
         deadline: float | None = None,
         timings: Timings | None = None,
-        stream: object = None,
-    ) -> list[NDArray[np.float32] | EmbedserveError]:
-        """A vector (float32 [D], unit norm) or an error for each encoded image.
-
-        ``stream``, if given, stands for the stream that the images are part of: they have been admitted already, and
-        take turns with other calls as one.
+    ) -> tuple[ImageEncoder, list[NDArray[np.float32] | EmbedserveError]]:
+        """The encoder that was used, and a vector (float32 [D], unit norm) or an error for each encoded image.
 
         Raises:
             InvalidInput, LimitExceeded: no images, or more than max_images.
@@ -109,14 +139,10 @@ class Engine:
         if not images:
             raise InvalidInput("the call has no images")
         self.limits.check("max_images", len(images), "images in one call")
-        results = await self.embedder.embed(
-            images,
-            keep=Keep.NONE,
-            deadline=deadline,
-            timings=timings or Timings(),
-            stream=stream,
-        )
-        return _positioned("image", [r.vector if isinstance(r, Embedded) else r for r in results])
+        embedder = self.embedder
+        results = await embedder.embed(images, keep=Keep.NONE, deadline=deadline, timings=timings or Timings())
+        vectors = [r.vector if isinstance(r, Embedded) else r for r in results]
+        return embedder.encoder, positioned("image", vectors)
 
     # --- Collections ----------------------------------------------------------------
 
@@ -194,18 +220,17 @@ class Engine:
         pictures = sum(isinstance(item, NewItem) and item.image is not None for item in items)
         self.limits.check("max_images", pictures, "images in one call")
         info = collection if isinstance(collection, CollectionInfo) else await self.get_collection(collection)
+        embedder = self.embedder
         binding.check(
             info,
-            self.encoder,
+            embedder.encoder,
             encoder_fingerprint,
             has_images=pictures > 0,
             has_vectors=any(isinstance(item, NewItem) and item.vector is not None for item in items),
         )
         checked = [item if isinstance(item, EmbedserveError) else self._checked(item, info) for item in items]
         images = [item.image for item in checked if isinstance(item, NewItem) and item.image is not None]
-        embedded = iter(
-            await self.embedder.embed(images, keep=info.keep, deadline=deadline, timings=timings, stream=stream)
-        )
+        embedded = iter(await embedder.embed(images, keep=info.keep, deadline=deadline, timings=timings, stream=stream))
         writes: list[Item] = []
         results: list[str | EmbedserveError] = []
         for item in checked:
@@ -216,8 +241,8 @@ class Engine:
         if writes:
             begun = time.monotonic()
             await self._in_store(lambda store: store.upsert(info.name, writes, uid=info.uid))
-            timings.store_ms = (time.monotonic() - begun) * 1000
-        return info, results if stream is not None else _positioned("item", results)
+            timings.store_ms = self._stored("upsert", begun)
+        return info, results if stream is not None else positioned("item", results)
 
     async def get_items(
         self, collection: str, ids: Sequence[str], include: Include
@@ -316,14 +341,15 @@ class Engine:
                 f" {self.limits.max_message_bytes}",
                 hint="ask for fewer hits or queries at once, or leave the vectors out",
             )
+        embedder = self.embedder
         binding.check(
             info,
-            self.encoder,
+            embedder.encoder,
             encoder_fingerprint,
             has_images=bool(images),
             has_vectors=any(isinstance(query, VectorQuery) for query in queries),
         )
-        embedded = iter(await self.embedder.embed(images, keep=Keep.NONE, deadline=deadline, timings=timings))
+        embedded = iter(await embedder.embed(images, keep=Keep.NONE, deadline=deadline, timings=timings))
         begun = time.monotonic()
         queries = [(self._bad_id(query.id) or query) if isinstance(query, ItemQuery) else query for query in queries]
         ids = [query.id for query in queries if isinstance(query, ItemQuery)]
@@ -344,8 +370,8 @@ class Engine:
             found = await self._in_store(lambda store: store.search(info.name, matrix, options, excluded, uid=info.uid))
             for (position, _, _), hits in zip(answerable, found, strict=True):
                 results[position] = hits
-        timings.store_ms = (time.monotonic() - begun) * 1000
-        return info, _positioned("query", results)
+        timings.store_ms = self._stored("search", begun)
+        return info, positioned("query", results)
 
     # --- Checks ---------------------------------------------------------------------
 
@@ -383,6 +409,12 @@ class Engine:
             return error
         return None if item_id else InvalidInput("an item id is empty")
 
+    def _stored(self, operation: Literal["search", "upsert"], begun: float) -> float:
+        """Milliseconds since ``begun``, which the observer is told of."""
+        seconds = time.monotonic() - begun
+        self._observer.on_store(operation, seconds)
+        return seconds * 1000
+
     async def _in_store(self, work: Callable[[VectorStore], _T]) -> _T:
         store = self._store
         if store is None:
@@ -393,7 +425,7 @@ class Engine:
         return await asyncio.get_running_loop().run_in_executor(self._store_pool, lambda: work(store))
 
 
-def _positioned(noun: str, results: list[_T | EmbedserveError]) -> list[_T | EmbedserveError]:
+def positioned(noun: str, results: list[_T | EmbedserveError]) -> list[_T | EmbedserveError]:
     """The results of a call with each error saying where it belongs, as in "image 3 of 8: …"."""
     if len(results) == 1:
         return results

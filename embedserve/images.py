@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import stat
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
+    from PIL.Image import Transpose
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Formats that are read. All other parsers of Pillow stay unreachable: they are where its holes have been."""
@@ -31,6 +34,8 @@ THUMBNAIL_PX = 256
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _EXIF_ORIENTATION = 0x0112
+_MAY_TURN = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/")
+"""What an EXIF or XMP block in a JPEG begins with."""
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -65,6 +70,8 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
     if Image.MAX_IMAGE_PIXELS is not None and limits.max_image_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
     try:
+        if (pixels := _decode_jpeg(data, limits, min_side_px)) is not None:
+            return pixels
         if (canvas := _webp_canvas(data)) is not None:
             _check_size(*canvas, limits)
         with _open(data) as image:
@@ -72,7 +79,8 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
             if min_side_px > 0 and image.format in ("JPEG", "MPO"):
                 image.draft(None, (min_side_px, min_side_px))
             image.load()
-            return np.array(_to_rgb(_upright(image)))
+            turn = _turn(image)
+            return np.array(_to_rgb(image if turn is None else image.transpose(turn)))
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -161,7 +169,8 @@ def _open(data: bytes) -> Image.Image:
         ) from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Transpose | None:
+    """What makes the image upright, as its EXIF or XMP block says."""
     from PIL.Image import Transpose
 
     turns = {
@@ -174,11 +183,54 @@ def _upright(image: Image.Image) -> Image.Image:
         8: Transpose.ROTATE_90,
     }
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        return turns.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block does not make the pixels unusable
-        return image
-    turn = turns.get(orientation)
-    return image if turn is None else image.transpose(turn)
+        return None
+
+
+@cache
+def _simplejpeg() -> ModuleType | None:
+    try:
+        import simplejpeg
+    except ImportError:  # it has no wheel for every machine
+        return None
+    found: ModuleType = simplejpeg
+    return found
+
+
+def _decode_jpeg(data: bytes, limits: Limits, min_side_px: int) -> NDArray[np.uint8] | None:
+    """The pixels of an ordinary, intact JPEG as Pillow would decode it, bit for bit, in half the time or less.
+
+    None for anything else: other formats, four colour components, whatever libjpeg-turbo has a warning for, and where
+    simplejpeg is not installed. Then Pillow decides.
+    """
+    import numpy as np
+    from PIL import Image
+
+    simplejpeg = _simplejpeg()
+    if simplejpeg is None or not data.startswith(b"\xff\xd8\xff"):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _check_size(width, height, limits)
+    if colours not in ("YCbCr", "Gray"):
+        return None
+    factor = 1
+    while min_side_px > 0 and factor < 8 and min(width, height) // (2 * factor) >= min_side_px:
+        factor *= 2
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=-(-height // factor), min_width=-(-width // factor)
+        )
+    except ValueError:
+        return None
+    if not any(block in data for block in _MAY_TURN):
+        return pixels
+    with _open(data) as image:
+        turn = _turn(image)
+    return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

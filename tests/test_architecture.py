@@ -25,7 +25,7 @@ FLOOR = {
     **dict.fromkeys(["cli"], 5),
     **dict.fromkeys(["__main__"], 6),
 }
-HEAVY = ("torch", "torchvision", "onnxruntime", "faiss", "grpc", "google", "numpy", "PIL", "rich")
+HEAVY = ("simplejpeg", "torch", "torchvision", "onnxruntime", "faiss", "grpc", "google", "numpy", "PIL", "rich")
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,10 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
     ) -> AsyncIterator[pb.UpsertStreamResponse]:
         """Write the items of a stream, each group in one transaction, answering in order."""
         engine, stream, deadline = self._state.engine, object(), deadline_of(context)
-        limits, admission = engine.limits, engine.embedder.admission
+        limits = engine.limits
         intake: Intake[pb.UpsertStreamRequest] = Intake(
             window=min(_STREAM_GROUP, limits.max_images, limits.max_items, limits.max_queue_images),
-            admission=admission,
+            admission=engine.admission,
             weigh=_weight,
             readers=self._state.readers,
         )
@@ -182,8 +182,8 @@ def _items(request: pb.UpsertStreamRequest) -> Sequence[pb.UpsertItem]:
 
 
 def _weight(request: pb.UpsertStreamRequest) -> Weight:
-    images = [item.image for item in _items(request) if item.HasField("image")]
-    return Weight(len(_items(request)), len(images), sum(map(len, images)))
+    images = [item for item in _items(request) if item.HasField("image")]
+    return Weight(len(_items(request)), len(images), request.ByteSize())
 
 
 def _refusal(request: pb.UpsertStreamRequest, limits: Limits) -> EmbedserveError | None:

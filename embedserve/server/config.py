@@ -18,8 +18,12 @@ class ServerConfig:
     port: int = field(default=50051, metadata={"help": "gRPC port; 0 for any free one."})
     device: str = field(default="auto", metadata={"help": "Where the encoder runs: auto, cpu or cuda."})
     threads: int = field(default=0, metadata={"help": "Cores for the encoder on the CPU; 0 for all."})
-    decode_threads: int = field(default=0, metadata={"help": "Threads that decode images; 0 for one per core."})
-    max_batch: int = field(default=0, metadata={"help": "Images in a batch; 0 for 4 on the CPU and 32 on a GPU."})
+    decode_threads: int = field(
+        default=0, metadata={"help": "Threads that decode for a GPU; 0 for one per core. On the CPU the encoder's do."}
+    )
+    max_batch: int = field(
+        default=0, metadata={"help": "Images in a batch; 0 for what is found to be best at the start."}
+    )
     grace_s: float = field(default=30.0, metadata={"help": "Seconds that running calls get when the server stops."})
     reflection: bool = field(default=True, metadata={"help": "Answer gRPC server reflection."})
     tls_cert: Path | None = field(

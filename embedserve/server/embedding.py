@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 import embedserve
 from embedserve import wire
-from embedserve.embedder import Timings
+from embedserve.batcher import Encoded
+from embedserve.embedder import Results, Timings
+from embedserve.encoder import ImageEncoder
+from embedserve.engine import positioned
 from embedserve.errors import EmbedserveError, EncoderMismatch, InvalidInput
 from embedserve.server.calls import deadline_of, encoder_ref_of, timings_to_proto
 from embedserve.server.state import ServerState
 from embedserve.server.streams import Intake, Weight, ordered
+from embedserve.types import Keep
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1 import embedding_service_pb2_grpc as pb_grpc
 
@@ -29,6 +35,17 @@ _STREAM_WINDOW = 32
 """Images of one stream in work at a time: enough to keep every core busy."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the answer to a message of a stream needs of it."""
+
+    key: str
+    vector_encoding: int
+    encoder: ImageEncoder
+    has_several: bool
+    """Whether it holds a list of images, and is answered with a list."""
+
+
 class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
     """Embed, EmbedStream, GetEncoder, GetServerInfo."""
 
@@ -39,11 +56,11 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         """Embed the images of one call."""
         begun, engine, timings = time.monotonic(), self._state.engine, Timings()
         wire.check_encoding(request.vector_encoding)
-        self._check_encoder(request.encoder_fingerprint)
-        results = await engine.embed(request.images, deadline=deadline_of(context), timings=timings)
+        _check_encoder(engine.encoder, request.encoder_fingerprint)
+        encoder, results = await engine.embed(request.images, deadline=deadline_of(context), timings=timings)
         return pb.EmbedResponse(
             results=[_result(result, request.vector_encoding) for result in results],
-            encoder=encoder_ref_of(engine.encoder),
+            encoder=encoder_ref_of(encoder),
             timings=timings_to_proto(timings, begun),
         )
 
@@ -51,51 +68,43 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
     ) -> AsyncIterator[pb.EmbedStreamResponse]:
         """Embed the images of a stream, answering in order."""
-        engine, stream, deadline = self._state.engine, object(), deadline_of(context)
-        is_first = True
+        engine, turn, deadline = self._state.engine, object(), deadline_of(context)
+        limits = engine.limits
+        fingerprint: str | None = None
 
-        async def work(request: pb.EmbedStreamRequest) -> pb.EmbedStreamResponse:
-            response = pb.EmbedStreamResponse(key=request.key, encoder=encoder_ref_of(engine.encoder))
-            encoding = request.vector_encoding
+        def begin(request: pb.EmbedStreamRequest) -> tuple[_Asked, Results]:
+            nonlocal fingerprint
+            if fingerprint is None:
+                fingerprint = request.encoder_fingerprint
+            embedder = engine.embedder  # may be another one than that of the message before
+            _check_encoder(embedder.encoder, fingerprint)
+            asked = _Asked(request.key, request.vector_encoding, embedder.encoder, bool(request.images))
+            images = request.images or [request.image]
             try:
-                engine.limits.check("max_id_bytes", len(request.key.encode()), "bytes in the key")
-                wire.check_encoding(encoding)
+                limits.check("max_id_bytes", len(request.key.encode()), "bytes in the key")
+                limits.check("max_images", len(images), "images in one message")
+                wire.check_encoding(request.vector_encoding)
                 if request.image and request.images:
                     raise InvalidInput("the message has both image and images", hint="send one of the two")
-                results = await engine.embed(request.images or [request.image], deadline=deadline, stream=stream)
             except EmbedserveError as error:
-                response.result.CopyFrom(_result(error, encoding))
-                return response
-            if request.images:
-                response.results.extend(_result(result, encoding) for result in results)
-            else:
-                response.result.CopyFrom(_result(results[0], encoding))
-            return response
-
-        async def checked() -> AsyncIterator[pb.EmbedStreamRequest]:
-            nonlocal is_first
-            async for request in request_iterator:
-                if is_first:
-                    self._check_encoder(request.encoder_fingerprint)
-                    is_first = False
-                yield request
+                refused: Results = asyncio.get_running_loop().create_future()
+                refused.set_result([error])
+                return replace(asked, has_several=False), refused
+            return asked, embedder.submit(images, keep=Keep.NONE, deadline=deadline, timings=Timings(), turn=turn)
 
         intake: Intake[pb.EmbedStreamRequest] = Intake(
-            window=_STREAM_WINDOW,
-            admission=engine.embedder.admission,
-            weigh=_weight,
-            readers=self._state.readers,
+            window=_STREAM_WINDOW, admission=engine.admission, weigh=_weight, readers=self._state.readers
         )
-        async for response in ordered(checked(), work, intake):
-            yield response
-
-    def _check_encoder(self, fingerprint: str) -> None:
-        encoder = self._state.engine.encoder
-        if fingerprint and fingerprint != encoder.fingerprint:
-            raise EncoderMismatch(
-                f"encoder {fingerprint[:12]} was asked for; this server runs"
-                f" {encoder.metadata.name} ({encoder.fingerprint[:12]})",
-                hint="ask the server that runs it, or leave encoder_fingerprint out",
+        async for asked, results in ordered(request_iterator, begin, intake):
+            answers = [
+                _result(result.vector if isinstance(result, Encoded) else result, asked.vector_encoding)
+                for result in positioned("image", results)
+            ]
+            yield pb.EmbedStreamResponse(
+                key=asked.key,
+                result=None if asked.has_several else answers[0],
+                results=answers if asked.has_several else (),
+                encoder=encoder_ref_of(asked.encoder),
             )
 
     async def GetEncoder(self, request: pb.GetEncoderRequest, context: Context) -> pb.GetEncoderResponse:
@@ -125,7 +134,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
             provider=engine.encoder.provider,
             encoder=encoder_ref_of(engine.encoder),
             limits=wire.limits_to_proto(engine.limits),
-            images_in_flight=engine.embedder.admission.images,
+            images_in_flight=engine.admission.images,
             has_collections=engine.has_collections,
         )
         response.started_at.FromNanoseconds(int(self._state.ready_unix_s * 1e9))
@@ -135,6 +144,15 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
 def _weight(request: pb.EmbedStreamRequest) -> Weight:
     images = request.images or [request.image]
     return Weight(len(images), len(images), sum(map(len, images)))
+
+
+def _check_encoder(encoder: ImageEncoder, fingerprint: str) -> None:
+    if fingerprint and fingerprint != encoder.fingerprint:
+        raise EncoderMismatch(
+            f"encoder {fingerprint[:12]} was asked for; this server runs"
+            f" {encoder.metadata.name} ({encoder.fingerprint[:12]})",
+            hint="ask the server that runs it, or leave encoder_fingerprint out",
+        )
 
 
 def _result(result: NDArray[np.float32] | EmbedserveError, encoding: int) -> pb.EmbedResult:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -17,6 +17,7 @@ from embedserve.errors import Unavailable
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
+_Begun = TypeVar("_Begun")
 
 
 class Weight(NamedTuple):
@@ -40,28 +41,33 @@ class Intake(Generic[_In]):
 
 
 async def ordered(
-    requests: AsyncIterator[_In], work: Callable[[_In], Awaitable[_Out]], intake: Intake[_In]
-) -> AsyncIterator[_Out]:
-    """``work`` on every request, a window at a time, with the results in the order of the requests."""
-    begun: asyncio.Queue[asyncio.Future[_Out] | None] = asyncio.Queue()
-    current: asyncio.Future[_Out] | None = None
+    requests: AsyncIterator[_In],
+    begin: Callable[[_In], tuple[_Begun, asyncio.Future[_Out]]],
+    intake: Intake[_In],
+) -> AsyncIterator[tuple[_Begun, _Out]]:
+    """What was begun with every request, a window at a time, and its result, in the order of the requests.
+
+    Args:
+        requests: the stream.
+        begin: starts the work on a request; returns what is needed to answer it, and its result to come. What it raises
+            ends the stream.
+        intake: how far to read ahead.
+    """
+    begun: asyncio.Queue[tuple[_Begun, asyncio.Future[_Out]] | None] = asyncio.Queue()
+    current: tuple[_Begun, asyncio.Future[_Out]] | None = None
     reading = _Reading(
-        requests,
-        intake,
-        put=lambda request: begun.put_nowait(asyncio.ensure_future(work(request))),
-        end=lambda: begun.put_nowait(None),
+        requests, intake, put=lambda request: begun.put_nowait(begin(request)), end=lambda: begun.put_nowait(None)
     )
     try:
         while (current := await begun.get()) is not None:
-            result = await current
-            reading.answered(1)
-            yield result
+            yield current[0], await current[1]
+            reading.answered(1)  # an answer that the client has not taken yet keeps its room
         reading.check()
     finally:
         reading.close()
         while current is not None or not begun.empty():
             if current is not None:
-                current.cancel()
+                current[1].cancel()
             current = None if begun.empty() else begun.get_nowait()
 
 
@@ -108,7 +114,7 @@ class _Reading(Generic[_In]):
                 while self._held and self._inputs + weight.inputs > self._intake.window:
                     self._left.clear()
                     await self._left.wait()
-                await self._intake.admission.enter_when_free(weight.images, weight.bytes)
+                await self._intake.admission.enter_stream(weight.images, weight.bytes)
                 self._held.append(weight)
                 self._inputs += weight.inputs
                 put(request)
@@ -141,4 +147,4 @@ class _Reading(Generic[_In]):
     def _leave(self) -> None:
         weight = self._held.popleft()
         self._inputs -= weight.inputs
-        self._intake.admission.leave(weight.images, weight.bytes)
+        self._intake.admission.leave_stream(weight.images, weight.bytes)

@@ -1,24 +1,76 @@
+"""The batcher, in both of its shapes: workers that prepare and encode, and threads for each of the two."""
+
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedserve.batcher import Batcher
-from embedserve.errors import DeadlineExceeded, InternalError, Unavailable
+from embedserve.batcher import Batcher, Encoded, Stages
+from embedserve.embedder import best_batch
+from embedserve.errors import DeadlineExceeded, ImageUndecodable, InternalError, Unavailable
+from embedserve.observer import Observer, Outcome
+
+BAD = 60_000
+"""Images from this number on cannot be prepared."""
+SHAPES = pytest.mark.parametrize("decode_threads", [0, 2], ids=["alone", "ahead"])
 
 
-def numbered(number: int) -> np.ndarray:
-    """An image that says which one it is, below 65,536."""
-    return np.array([[[number % 256, number // 256, 0]]], dtype=np.uint8)
+class Counting(Observer):
+    def __init__(self) -> None:
+        self.outcomes: Counter[Outcome] = Counter()
+        self.batches: list[int] = []
+        self._lock = threading.Lock()
+
+    def on_image(self, outcome: Outcome) -> None:
+        with self._lock:
+            self.outcomes[outcome] += 1
+
+    def on_batch(self, waits_s: Sequence[float], inference_s: float) -> None:
+        with self._lock:
+            self.batches.append(len(waits_s))
+
+
+def prepare(number: int, row: np.ndarray) -> str:
+    """A row that says which image it is, below 65,536."""
+    if number >= BAD:
+        raise ImageUndecodable(f"{number} is bad")
+    row[0, 0] = number % 256, number // 256, 0
+    return f"extra {number}"
 
 
 def numbers_of(images: np.ndarray) -> np.ndarray:
     return (images[:, 0, 0, 0].astype(np.float32) + images[:, 0, 0, 1] * 256.0)[:, None]
+
+
+def batcher_of(
+    encode: Callable[[np.ndarray], np.ndarray],
+    *,
+    runs: int = 1,
+    max_batch: int = 8,
+    decode_threads: int = 0,
+    observer: Observer | None = None,
+) -> Batcher[int, str]:
+    return Batcher(
+        prepare,
+        encode,
+        shape=(1, 1, 3),
+        runs=runs,
+        decode_threads=decode_threads,
+        max_batch=max_batch,
+        observer=observer or Observer(),
+    )
+
+
+def submit(batcher: Batcher[int, str], numbers: list[int], turn: object, deadline: float | None = None):
+    return batcher.submit(numbers, turn=turn, deadline=deadline, stages=Stages())
 
 
 class Gate:
@@ -35,22 +87,20 @@ class Gate:
         return numbers_of(images)
 
 
-async def fill(gate: Gate, batcher: Batcher, images: list[tuple[object, int]]) -> list[asyncio.Task]:
-    """Submit image 0, and once it keeps the only worker busy, the others as (call, number)."""
-    first = asyncio.create_task(batcher.submit(numbered(0), call="first"))
+async def busy(gate: Gate, batcher: Batcher[int, str]) -> asyncio.Future:
+    """Image 0 keeps the only worker busy."""
+    first = submit(batcher, [0], "first")
     await asyncio.to_thread(gate.entered.wait, 20)
-    tasks = [asyncio.create_task(batcher.submit(numbered(number), call=call)) for call, number in images]
-    await asyncio.sleep(0)  # let each of them enter the queue
-    return [first, *tasks]
+    return first
 
 
 def test_what_waits_while_the_encoder_is_busy_becomes_one_batch() -> None:
     async def scenario() -> list[list[int]]:
         gate = Gate()
-        batcher = Batcher(gate.encode, workers=1, max_batch=8)
-        tasks = await fill(gate, batcher, [("a", 1), ("b", 2), ("c", 3)])
+        batcher = batcher_of(gate.encode)
+        calls = [await busy(gate, batcher), *(submit(batcher, [number], number) for number in (1, 2, 3))]
         gate.opened.set()
-        await asyncio.gather(*tasks)
+        await asyncio.gather(*calls)
         await batcher.close()
         return gate.batches
 
@@ -60,41 +110,60 @@ def test_what_waits_while_the_encoder_is_busy_becomes_one_batch() -> None:
 def test_a_large_call_and_a_small_one_take_turns() -> None:
     async def scenario() -> list[list[int]]:
         gate = Gate()
-        batcher = Batcher(gate.encode, workers=1, max_batch=2)
-        tasks = await fill(gate, batcher, [*(("large", number) for number in range(1, 7)), ("small", 9)])
+        batcher = batcher_of(gate.encode, max_batch=2)
+        calls = [await busy(gate, batcher), submit(batcher, [1, 2, 3, 4, 5, 6], "large"), submit(batcher, [9], "small")]
         gate.opened.set()
-        await asyncio.gather(*tasks)
+        await asyncio.gather(*calls)
         await batcher.close()
         return gate.batches
 
     assert asyncio.run(scenario()) == [[0], [1, 9], [2, 3], [4, 5], [6]]
 
 
-def test_an_image_whose_caller_has_gone_is_not_encoded() -> None:
+def test_calls_of_one_stream_take_turns_with_others_as_one() -> None:
     async def scenario() -> list[list[int]]:
         gate = Gate()
-        batcher = Batcher(gate.encode, workers=1, max_batch=8)
-        first, gone, stays = await fill(gate, batcher, [("a", 1), ("b", 2)])
-        gone.cancel()
-        await asyncio.sleep(0)
+        batcher = batcher_of(gate.encode, max_batch=2)
+        calls = [await busy(gate, batcher), *(submit(batcher, [number], "stream") for number in (1, 2, 3))]
+        calls.append(submit(batcher, [9], "small"))
         gate.opened.set()
-        await asyncio.gather(first, stays)
+        await asyncio.gather(*calls)
         await batcher.close()
         return gate.batches
 
-    assert asyncio.run(scenario()) == [[0], [2]]
+    assert asyncio.run(scenario()) == [[0], [1, 9], [2, 3]]
 
 
-def test_an_image_whose_deadline_has_passed_is_not_encoded() -> None:
+def test_a_call_whose_caller_has_gone_is_neither_prepared_nor_encoded() -> None:
+    async def scenario() -> tuple[list[list[int]], int, Counter[Outcome]]:
+        gate, observer = Gate(), Counting()
+        batcher = batcher_of(gate.encode, observer=observer)
+        first = await busy(gate, batcher)
+        gone, stays = submit(batcher, [1, 2, 3], "a"), submit(batcher, [4], "b")
+        gone.cancel()
+        await asyncio.sleep(0)
+        waiting = batcher.waiting
+        gate.opened.set()
+        await asyncio.gather(first, stays)
+        await batcher.close()
+        return gate.batches, waiting, observer.outcomes
+
+    batches, waiting, outcomes = asyncio.run(scenario())
+    assert batches == [[0], [4]]
+    assert waiting == 1
+    assert outcomes == {"embedded": 2, "cancelled": 3}
+
+
+@SHAPES
+def test_an_image_whose_deadline_has_passed_is_not_encoded(decode_threads: int) -> None:
     async def scenario() -> tuple[list[list[int]], object]:
         gate = Gate()
-        batcher = Batcher(gate.encode, workers=1, max_batch=8)
-        [first] = await fill(gate, batcher, [])
-        late = asyncio.create_task(batcher.submit(numbered(1), call="late", deadline=time.monotonic()))
-        await asyncio.sleep(0)
+        batcher = batcher_of(gate.encode, decode_threads=decode_threads)
+        first = await busy(gate, batcher)
+        late = submit(batcher, [1], "late", deadline=time.monotonic())
         gate.opened.set()
         await first
-        [error] = await asyncio.gather(late, return_exceptions=True)
+        [error] = await late
         await batcher.close()
         return gate.batches, error
 
@@ -103,17 +172,37 @@ def test_an_image_whose_deadline_has_passed_is_not_encoded() -> None:
     assert isinstance(error, DeadlineExceeded)
 
 
-def test_an_image_that_the_encoder_fails_on_fails_alone() -> None:
+def test_an_image_that_ran_out_of_time_after_it_was_prepared_is_left_out_of_the_batch() -> None:
+    async def scenario() -> tuple[list[list[int]], object, object]:
+        gate = Gate()
+        batcher = batcher_of(gate.encode, decode_threads=1)
+        first = await busy(gate, batcher)
+        deadline = time.monotonic() + 0.2
+        late, stays = submit(batcher, [1], "late", deadline=deadline), submit(batcher, [2], "stays")
+        while batcher.waiting:  # both are prepared, and wait for the encoder
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(max(deadline - time.monotonic(), 0) + 0.01)
+        gate.opened.set()
+        results = await asyncio.gather(first, late, stays)
+        await batcher.close()
+        return gate.batches, results[1][0], results[2][0]
+
+    batches, late, stays = asyncio.run(scenario())
+    assert batches == [[0], [2]]
+    assert isinstance(late, DeadlineExceeded)
+    assert stays.vector[0] == 2
+
+
+@SHAPES
+def test_an_image_that_the_encoder_fails_on_fails_alone(decode_threads: int) -> None:
     def encode(images: np.ndarray) -> np.ndarray:
         if 5.0 in numbers_of(images):
             raise RuntimeError("five is not for me")
         return numbers_of(images)
 
     async def scenario() -> list[object]:
-        batcher = Batcher(encode, workers=1, max_batch=16)
-        results = await asyncio.gather(
-            *(batcher.submit(numbered(number), call=number) for number in range(10)), return_exceptions=True
-        )
+        batcher = batcher_of(encode, max_batch=16, decode_threads=decode_threads)
+        results = await submit(batcher, list(range(10)), "call")
         await batcher.close()
         return results
 
@@ -122,57 +211,173 @@ def test_an_image_that_the_encoder_fails_on_fails_alone() -> None:
     assert [result.vector[0] for result in results] == [0, 1, 2, 3, 4, 6, 7, 8, 9]
 
 
-def test_closing_answers_everything_that_was_submitted_and_takes_no_more() -> None:
-    async def scenario() -> tuple[list[float], object]:
-        batcher = Batcher(numbers_of, workers=2, max_batch=4)
-        tasks = [asyncio.create_task(batcher.submit(numbered(number), call=number)) for number in range(50)]
-        await asyncio.sleep(0)
+@SHAPES
+def test_an_image_that_cannot_be_prepared_keeps_its_place_and_costs_no_other(decode_threads: int) -> None:
+    async def scenario() -> tuple[list[object], Counter[Outcome], list[int]]:
+        observer = Counting()
+        batcher = batcher_of(numbers_of, decode_threads=decode_threads, observer=observer)
+        results = await submit(batcher, [1, BAD, 2, BAD + 1, 3], "call")
         await batcher.close()
-        [late] = await asyncio.gather(batcher.submit(numbered(1), call="late"), return_exceptions=True)
-        return [task.result().vector[0] for task in tasks], late
+        return results, observer.outcomes, observer.batches
 
-    values, late = asyncio.run(scenario())
-    assert values == list(range(50))
-    assert isinstance(late, Unavailable)
+    results, outcomes, batches = asyncio.run(scenario())
+    assert [result.vector[0] if isinstance(result, Encoded) else result.code for result in results] == [
+        *(1, "IMAGE_UNDECODABLE", 2, "IMAGE_UNDECODABLE", 3)
+    ]
+    assert [result.extra for result in results if isinstance(result, Encoded)] == ["extra 1", "extra 2", "extra 3"]
+    assert outcomes == {"embedded": 3, "refused": 2}
+    assert sum(batches) == 3
 
 
-@settings(max_examples=40, deadline=None)
+@SHAPES
+def test_closing_answers_everything_that_was_submitted_and_takes_no_more(decode_threads: int) -> None:
+    async def scenario() -> list[float]:
+        batcher = batcher_of(numbers_of, runs=2, max_batch=4, decode_threads=decode_threads)
+        calls = [submit(batcher, [number], number) for number in range(50)]
+        await batcher.close()
+        with pytest.raises(Unavailable):
+            submit(batcher, [1], "late")
+        return [(await call)[0].vector[0] for call in calls]
+
+    assert asyncio.run(scenario()) == list(range(50))
+
+
+def test_no_more_images_are_prepared_ahead_than_the_next_batches_need() -> None:
+    prepared = []
+
+    def slowly(number: int, row: np.ndarray) -> str:
+        prepared.append(number)
+        return prepare(number, row)
+
+    async def scenario() -> int:
+        gate = Gate()
+        batcher = Batcher(
+            slowly, gate.encode, shape=(1, 1, 3), runs=1, decode_threads=3, max_batch=4, observer=Observer()
+        )
+        first = await busy(gate, batcher)
+        call = submit(batcher, list(range(1, 101)), "large")
+        while len(prepared) < 9:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        ahead = len(prepared)
+        gate.opened.set()
+        await asyncio.gather(first, call)
+        await batcher.close()
+        return ahead
+
+    assert asyncio.run(scenario()) == 1 + 2 * 4
+    assert sorted(prepared) == list(range(101))
+
+
+def test_what_is_expected_counts_the_turns_of_others_and_not_the_length_of_their_calls() -> None:
+    async def scenario() -> tuple[float, float, float]:
+        gate = Gate()
+        batcher = batcher_of(gate.encode, max_batch=2)
+        first = await busy(gate, batcher)
+        batcher.ms_per_image = 10.0
+        large = submit(batcher, list(range(1, 101)), "large")
+        small, same = batcher.expected_ms(1, "small"), batcher.expected_ms(1, "large")
+        other = batcher.expected_ms(60, "other")
+        gate.opened.set()
+        await asyncio.gather(first, large)
+        await batcher.close()
+        return small, same, other
+
+    # One image is with the encoder. A single one then waits for one of the large call; 60 for 60 of them.
+    assert asyncio.run(scenario()) == (10.0 * (1 + 1 + 1), 10.0 * (1 + 100 + 1), 10.0 * (1 + 60 + 60))
+
+
+@settings(max_examples=60, deadline=None)
 @given(
-    calls=st.lists(st.integers(1, 12), min_size=1, max_size=12),
-    cancelled=st.sets(st.integers(0, 143)),
-    workers=st.integers(1, 3),
+    calls=st.lists(
+        st.tuples(
+            st.integers(0, 2),  # whose turn
+            st.lists(st.sampled_from(["good", "bad", "poison"]), min_size=1, max_size=9),
+            st.sampled_from(["wait", "cancel at once", "cancel later", "no time"]),
+        ),
+        min_size=1,
+        max_size=14,
+    ),
+    runs=st.integers(1, 3),
+    decode_threads=st.integers(0, 2),
     max_batch=st.integers(1, 9),
+    closes_early=st.booleans(),
 )
-def test_nothing_is_lost_or_done_twice_whatever_is_cancelled(
-    calls: list[int], cancelled: set[int], workers: int, max_batch: int
+def test_nothing_is_lost_or_done_twice_whatever_is_bad_late_or_cancelled_when(
+    calls: list[tuple[int, list[str], str]], runs: int, decode_threads: int, max_batch: int, closes_early: bool
 ) -> None:
-    seen: list[int] = []
+    kind_of = {}
+    numbered = []
+    for turn, kinds, fate in calls:
+        numbers = [len(kind_of) + place + (BAD if kind == "bad" else 0) for place, kind in enumerate(kinds)]
+        kind_of.update(zip(numbers, kinds, strict=True))
+        numbered.append((turn, numbers, fate))
+    encoded: Counter[int] = Counter()
     lock = threading.Lock()
 
     def encode(images: np.ndarray) -> np.ndarray:
-        numbers = numbers_of(images)
+        numbers = numbers_of(images)[:, 0].astype(int).tolist()
+        assert len(images) <= max_batch
+        if len(numbers) > 1 and any(kind_of[number] == "poison" for number in numbers):
+            raise RuntimeError("one of them is poison")
         with lock:
-            assert len(images) <= max_batch
-            seen.extend(numbers[:, 0].astype(int).tolist())
-        return numbers
+            encoded.update(numbers)
+        if kind_of[numbers[0]] == "poison":
+            raise RuntimeError("poison")
+        return numbers_of(images)
 
-    async def scenario() -> list[object]:
-        batcher = Batcher(encode, workers=workers, max_batch=max_batch)
-        owners = [call for call, size in enumerate(calls) for _ in range(size)]
-        tasks = [asyncio.create_task(batcher.submit(numbered(number), call=call)) for number, call in enumerate(owners)]
-        await asyncio.sleep(0)
-        for number in cancelled:
-            if number < len(tasks):
-                tasks[number].cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
+    async def scenario() -> tuple[list[object], Counter[Outcome], tuple[int, int]]:
+        observer = Counting()
+        batcher = batcher_of(encode, runs=runs, max_batch=max_batch, decode_threads=decode_threads, observer=observer)
+        futures = []
+        for turn, numbers, fate in numbered:
+            future = submit(batcher, numbers, turn, deadline=0.0 if fate == "no time" else None)
+            if fate == "cancel at once":
+                future.cancel()
+            futures.append(future)
+        await asyncio.sleep(0.001)
+        for future, (_, _, fate) in zip(futures, numbered, strict=True):
+            if fate == "cancel later":
+                future.cancel()
+        if closes_early:
+            await batcher.close()
+        async with asyncio.timeout(20):
+            results = await asyncio.gather(*futures, return_exceptions=True)
         await batcher.close()
-        return results
+        return results, observer.outcomes, (batcher.waiting, batcher.in_work)
 
-    results = asyncio.run(scenario())
-    assert len(seen) == len(set(seen))
-    for number, result in enumerate(results):
-        if number in cancelled:
-            assert isinstance(result, asyncio.CancelledError)
-        else:
-            assert result.vector[0] == number
-            assert number in seen
+    results, outcomes, left = asyncio.run(scenario())
+    assert max(encoded.values(), default=1) == 1
+    assert left == (0, 0)
+    assert outcomes.total() == len(kind_of)
+    for (_, numbers, fate), result in zip(numbered, results, strict=True):
+        if isinstance(result, asyncio.CancelledError):
+            assert fate.startswith("cancel")
+            continue
+        assert fate != "cancel at once"
+        assert len(result) == len(numbers)
+        for number, answer in zip(numbers, result, strict=True):
+            if fate == "no time":
+                assert isinstance(answer, DeadlineExceeded)
+                assert number not in encoded
+            elif kind_of[number] == "bad":
+                assert isinstance(answer, ImageUndecodable)
+            elif kind_of[number] == "poison":
+                assert isinstance(answer, InternalError)
+            else:
+                assert answer.vector[0] == number
+                assert answer.extra == f"extra {number}"
+                assert encoded[number] == 1
+
+
+@pytest.mark.parametrize(
+    ("setup_ms", "ms_per_image", "best"),
+    [
+        (0.0, 33.0, 1),  # a large network on a CPU: nothing is gained, and all would wait
+        (0.05, 0.2, 16),  # a small one: 16 of them are over in 3 ms
+        (8.0, 0.25, 64),  # a GPU, where a run costs more than its images
+        (2.0, 20.0, 1),
+    ],
+)
+def test_a_batch_grows_while_it_is_short_or_pays(setup_ms: float, ms_per_image: float, best: int) -> None:
+    assert best_batch(lambda size: (setup_ms + size * ms_per_image) / 1000) == best

@@ -91,9 +91,10 @@ def test_what_a_cancelled_call_had_waiting_is_never_encoded() -> None:
 def test_an_image_out_of_time_is_not_decoded() -> None:
     async def scenario() -> list[object]:
         encoder = FakeEncoder()
-        embedder = await Embedder.start(encoder, limits=Limits())
+        embedder = await Embedder.start(encoder, admission=Admission(Limits()))
         warm = len(encoder.batch_sizes)
-        results = await embedder.embed([picture(1)], keep=Keep.NONE, deadline=0.0, timings=Timings())
+        turn = object()
+        results = await embedder.submit([picture(1)], keep=Keep.NONE, deadline=0.0, timings=Timings(), turn=turn)
         await embedder.close()
         return [*results, len(encoder.batch_sizes) - warm]
 
@@ -102,20 +103,76 @@ def test_an_image_out_of_time_is_not_decoded() -> None:
     assert batches == 0
 
 
-def test_waiting_for_room_ends_when_there_is_room() -> None:
+def let_in(admission: Admission, images: int = 1) -> None:
+    admission.enter(images, 10 * images, expected_ms=0.0, remaining_ms=None)
+
+
+def test_a_call_that_finds_no_room_is_refused_and_a_stream_waits_for_it() -> None:
     async def scenario() -> list[bool]:
         admission = Admission(Limits(max_queue_images=1))
-        admission.enter(1, 10, retry_after_ms=1)
+        let_in(admission)
         with pytest.raises(Overloaded):
-            admission.enter(1, 10, retry_after_ms=1)
-        waiting = [asyncio.create_task(admission.enter_when_free(1, 10)) for _ in range(2)]
+            let_in(admission)
+        waiting = [asyncio.create_task(admission.enter_stream(1, 10)) for _ in range(2)]
         await asyncio.sleep(0)
         waiting[0].cancel()  # who stops waiting leaves the room to others
+        await asyncio.sleep(0)
         admission.leave(1, 10)
         await waiting[1]
         return [task.cancelled() for task in waiting]
 
     assert asyncio.run(scenario()) == [True, False]
+
+
+def test_streams_are_let_in_as_they_came_and_before_new_calls_but_only_to_half_of_the_room() -> None:
+    async def scenario() -> tuple[list[int], int]:
+        admission = Admission(Limits(max_queue_images=8))
+        let_in(admission, 8)
+        order: list[int] = []
+
+        async def stream(number: int) -> None:
+            await admission.enter_stream(2, 20)
+            order.append(number)
+
+        streams = [asyncio.create_task(stream(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        admission.leave(4, 40)
+        with pytest.raises(Overloaded):
+            let_in(admission)  # two streams have been given what came free
+        admission.leave(4, 40)
+        let_in(admission, 4)  # the third stream would have more than half
+        await asyncio.sleep(0)
+        in_before, images = list(order), admission.images
+        admission.leave_stream(2, 20)
+        await asyncio.gather(*streams)
+        assert order == [0, 1, 2]
+        return in_before, images
+
+    assert asyncio.run(scenario()) == ([0, 1], 8)
+
+
+def test_a_stream_that_leaves_at_the_moment_it_is_let_in_gives_its_room_back() -> None:
+    async def scenario() -> tuple[int, int]:
+        admission = Admission(Limits(max_queue_images=1))
+        let_in(admission)
+        waiting = asyncio.create_task(admission.enter_stream(1, 10))
+        await asyncio.sleep(0)
+        admission.leave(1, 10)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        return admission.images, admission.bytes
+
+    assert asyncio.run(scenario()) == (0, 0)
+
+
+def test_a_call_that_could_not_be_answered_in_time_is_refused_unless_nothing_is_in_work() -> None:
+    admission = Admission(Limits())
+    admission.enter(1, 10, expected_ms=5000.0, remaining_ms=100.0)
+    with pytest.raises(Overloaded, match="deadline is in 100 ms") as refused:
+        admission.enter(1, 10, expected_ms=5000.0, remaining_ms=100.0)
+    assert refused.value.retry_after_ms == 5000 - 80
+    admission.enter(1, 10, expected_ms=70.0, remaining_ms=100.0)
+    assert admission.images == 2
 
 
 def test_what_could_never_be_let_in_is_refused_as_too_large_and_not_as_busy() -> None:

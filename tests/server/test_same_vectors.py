@@ -58,7 +58,8 @@ def test_the_engine_in_this_process_gives_them(encoder: Encoder, files: list[byt
     async def scenario() -> list:
         engine = await Engine.start(encoder)
         try:
-            return await engine.embed(files)
+            _, vectors = await engine.embed(files)
+            return vectors
         finally:
             await engine.close()
 

@@ -34,64 +34,74 @@ async def numbers(count: int) -> AsyncIterator[int]:
         yield number
 
 
+def done(number: int) -> tuple[str, asyncio.Future[int]]:
+    """Work that is over as soon as it is begun."""
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    future.set_result(number)
+    return f"key {number}", future
+
+
+class Work:
+    """Begun for each request; a test says when it is over."""
+
+    def __init__(self) -> None:
+        self.futures: list[asyncio.Future[int]] = []
+
+    def begin(self, number: int) -> tuple[int, asyncio.Future[int]]:
+        self.futures.append(asyncio.get_running_loop().create_future())
+        return number, self.futures[-1]
+
+
+async def settle() -> None:
+    """Let every task go as far as it can."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 def test_results_come_in_the_order_of_the_requests_whichever_is_done_first() -> None:
-    async def scenario() -> list[int]:
-        done = [asyncio.Event() for _ in range(6)]
+    async def scenario() -> list[tuple[int, int]]:
+        work = Work()
+        results = asyncio.ensure_future(collect(ordered(numbers(6), work.begin, intake(6))))
+        await settle()
+        for number in (5, 1, 3, 0, 4, 2):
+            work.futures[number].set_result(number * 10)
+            await settle()
+        return await results
 
-        async def work(number: int) -> int:
-            if number % 2 == 0:  # an even one is done only after the odd one behind it
-                await done[number + 1].wait()
-            done[number].set()
-            return number
+    assert asyncio.run(scenario()) == [(number, number * 10) for number in range(6)]
 
-        return [result async for result in ordered(numbers(6), work, intake(4))]
 
-    assert asyncio.run(scenario()) == list(range(6))
+async def collect(results: AsyncIterator[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [result async for result in results]
 
 
 def test_no_more_than_the_window_is_in_work() -> None:
-    async def scenario() -> int:
-        running, most = 0, 0
+    async def scenario() -> list[int]:
+        work = Work()
+        results = asyncio.ensure_future(collect(ordered(numbers(12), work.begin, intake(5))))
+        running = []
+        for answered in range(12):
+            await settle()
+            running.append(len(work.futures) - answered)
+            work.futures[answered].set_result(answered)
+        assert len(await results) == 12
+        return running
 
-        async def work(number: int) -> int:
-            nonlocal running, most
-            running += 1
-            most = max(most, running)
-            await asyncio.sleep(0)
-            running -= 1
-            return number
-
-        assert len([result async for result in ordered(numbers(50), work, intake(5))]) == 50
-        return most
-
-    assert asyncio.run(scenario()) <= 5
+    assert asyncio.run(scenario()) == [5] * 8 + [4, 3, 2, 1]
 
 
 def test_work_that_nobody_waits_for_is_cancelled() -> None:
-    async def scenario() -> int:
-        cancelled = 0
-
-        async def work(number: int) -> int:
-            nonlocal cancelled
-            if number == 0:
-                return 0
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                cancelled += 1
-                raise
-            return number
-
-        results = ordered(numbers(4), work, intake(4))
-        assert await anext(results) == 0
-        for _ in range(5):
-            await asyncio.sleep(0)
+    async def scenario() -> list[bool]:
+        work = Work()
+        results = ordered(numbers(4), work.begin, intake(4))
+        first = asyncio.ensure_future(anext(results))
+        await settle()
+        work.futures[0].set_result(0)
+        assert await first == (0, 0)
         await results.aclose()
-        for _ in range(5):
-            await asyncio.sleep(0)
-        return cancelled
+        return [future.cancelled() for future in work.futures]
 
-    assert asyncio.run(scenario()) == 3
+    assert asyncio.run(scenario()) == [False, True, True, True]
 
 
 def test_what_reading_raises_is_raised_after_what_was_read() -> None:
@@ -99,17 +109,14 @@ def test_what_reading_raises_is_raised_after_what_was_read() -> None:
         yield 1
         raise ConnectionError("gone")
 
-    async def work(number: int) -> int:
-        return number
-
-    async def scenario() -> list[int]:
-        results = ordered(broken(), work, intake(2))
+    async def scenario() -> list[tuple[str, int]]:
+        results = ordered(broken(), done, intake(2))
         got = [await anext(results)]
         with pytest.raises(ConnectionError, match="gone"):
             await anext(results)
         return got
 
-    assert asyncio.run(scenario()) == [1]
+    assert asyncio.run(scenario()) == [("key 1", 1)]
 
 
 def test_groups_hold_what_came_meanwhile_and_lose_nothing() -> None:
@@ -128,8 +135,8 @@ def test_groups_hold_what_came_meanwhile_and_lose_nothing() -> None:
 
 def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
     async def scenario() -> tuple[int, int, list[int]]:
-        admission = Admission(Limits(max_queue_images=3))
-        taken, release = 0, asyncio.Event()
+        admission = Admission(Limits(max_queue_images=6))
+        taken = 0
 
         async def requests() -> AsyncIterator[int]:
             nonlocal taken
@@ -137,42 +144,46 @@ def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
                 taken += 1
                 yield number
 
-        async def work(number: int) -> int:
-            await release.wait()
-            return number
-
-        results = ordered(requests(), work, intake(16, admission))
-        first = asyncio.ensure_future(anext(results))
-        for _ in range(50):
-            await asyncio.sleep(0)
+        work = Work()
+        results = asyncio.ensure_future(collect(ordered(requests(), work.begin, intake(16, admission))))
+        await settle()
         taken_before, held_before = taken, admission.images
-        release.set()
-        return taken_before, held_before, [await first] + [result async for result in results]
+        for number in range(20):
+            work.futures[number].set_result(number)
+            await settle()
+        assert admission.images == admission.bytes == 0
+        return taken_before, held_before, [number for number, _ in await results]
 
     taken, held, results = asyncio.run(scenario())
-    assert held == 3
+    assert held == 3  # half of the room: the other half is for calls
     assert taken == 4  # one more has been read, and waits to be let in
     assert results == list(range(20))
 
 
-@pytest.mark.parametrize("shape", ["ordered", "grouped"])
-def test_a_stream_that_is_left_gives_its_room_free(shape: str) -> None:
-    async def scenario() -> int:
+def test_an_answer_that_is_not_taken_keeps_its_room() -> None:
+    async def scenario() -> tuple[int, int]:
         admission = Admission(Limits())
-
-        async def work(number: int) -> int:
-            return number
-
-        reading = intake(4, admission)
-        results = ordered(numbers(20), work, reading) if shape == "ordered" else grouped(numbers(20), reading)
+        results = ordered(numbers(20), done, intake(4, admission))
         await anext(results)
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert admission.images > 0
+        await settle()
+        held = admission.images
         await results.aclose()
-        return admission.images + admission.bytes
+        return held, admission.images + admission.bytes
 
-    assert asyncio.run(scenario()) == 0
+    assert asyncio.run(scenario()) == (4, 0)
+
+
+def test_a_group_that_is_left_gives_its_room_free() -> None:
+    async def scenario() -> tuple[int, int]:
+        admission = Admission(Limits())
+        groups = grouped(numbers(20), intake(4, admission))
+        await anext(groups)
+        await settle()
+        held = admission.images
+        await groups.aclose()
+        return held, admission.images + admission.bytes
+
+    assert asyncio.run(scenario()) == (4, 0)
 
 
 def test_a_server_that_drains_answers_what_was_read_and_then_ends_the_stream() -> None:
@@ -184,11 +195,8 @@ def test_a_server_that_drains_answers_what_was_read_and_then_ends_the_stream() -
             yield 2
             await asyncio.Event().wait()  # an idle client
 
-        async def work(number: int) -> int:
-            return number
-
-        results = ordered(requests(), work, intake(4, readers=readers))
-        got = [await anext(results), await anext(results)]
+        results = ordered(requests(), done, intake(4, readers=readers))
+        got = [(await anext(results))[1], (await anext(results))[1]]
         for reader in list(readers):
             reader.cancel()
         with pytest.raises(Unavailable, match="shutting down"):
@@ -292,7 +300,7 @@ def test_a_message_that_is_refused_as_a_whole_says_why_once_and_the_stream_goes_
             embedded = list(EmbeddingServiceStub(channel).EmbedStream(iter(embeds), timeout=30))
             upserted = list(CollectionServiceStub(channel).UpsertStream(iter(upserts), timeout=30))
     assert [response.result.error.message for response in embedded] == [
-        "5 images in one call; max_images is 4",
+        "5 images in one message; max_images is 4",
         "the message has both image and images",
         "",
     ]
@@ -336,16 +344,16 @@ def test_a_stream_has_no_more_images_in_work_than_its_window_however_large_its_m
     async def scenario() -> int:
         admission, most = Admission(Limits()), 0
 
-        async def work(number: int) -> int:
+        def begin(number: int) -> tuple[int, asyncio.Future[None]]:
             nonlocal most
             most = max(most, admission.images)
-            await asyncio.sleep(0)
-            return number
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_soon(future.set_result, None)
+            return number, future
 
-        sevens = Intake(window=16, admission=admission, weigh=lambda _: Weight(7, 7, 10), readers=set())
-        assert [number async for number in ordered(numbers(50), work, sevens)] == list(range(50))
-        larger = Intake(window=4, admission=admission, weigh=lambda _: Weight(7, 7, 10), readers=set())
-        assert [number async for number in ordered(numbers(50), work, larger)] == list(range(50))
+        for window in (16, 4):
+            sevens = Intake(window=window, admission=admission, weigh=lambda _: Weight(7, 7, 10), readers=set())
+            assert [number async for number, _ in ordered(numbers(50), begin, sevens)] == list(range(50))
         assert admission.images == 0
         return most
 
