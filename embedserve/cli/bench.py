@@ -17,11 +17,11 @@ from embedserve.errors import DataError, EmbedserveError, all_errors
 
 if TYPE_CHECKING:
     from embedserve.client import Client
+    from embedserve.client.access import Access
     from embedserve.loadtest import Measurements
     from embedserve.loadtest.calls import Load
     from embedserve.loadtest.loops import Watch
     from embedserve.loadtest.report import Report, Run
-    from embedserve.loadtest.senders import Target
     from embedserve.loadtest.sweep import Plan
 
 _INTERRUPTED = 130
@@ -83,7 +83,9 @@ def command() -> None:
 )
 @click.option("--seconds", default=10.0, type=click.FloatRange(0.1, 86_400), help="Length of each run.")
 @click.option("--warmup-s", default=2.0, type=click.FloatRange(0, 3600), help="Seconds of load before each run.")
-@click.option("--per-call", default=1, type=click.IntRange(1, 10_000), help="Images in each call.")
+@click.option(
+    "--per-call", default=1, type=click.IntRange(1, 10_000), help="Images in each call or message of a stream."
+)
 @click.option("--stream", is_flag=True, help="Send through EmbedStream, one stream on each connection.")
 @click.option("--call", default="embed", type=click.Choice(["embed", "search", "upsert"]), help="Which call to make.")
 @click.option("--collection", metavar="NAME", help="Collection to search, or to write to.")
@@ -152,8 +154,8 @@ def serve(
         raise click.UsageError(f"--call {call} {'takes no' if collection else 'needs'} --collection")
     if vectors and call == "embed":
         raise click.UsageError("--vectors needs --call search or --call upsert")
-    if stream and (call != "embed" or per_call > 1):
-        raise click.UsageError("--stream sends images one by one to EmbedStream: no --per-call, no other --call")
+    if stream and call != "embed":
+        raise click.UsageError(f"--stream sends to EmbedStream: no --call {call}")
     if sum([bool(paths), sample, vectors]) > 1:
         raise click.UsageError("give one of IMAGES, --sample and --vectors")
 
@@ -164,7 +166,6 @@ def serve(
     from embedserve.client.access import access
     from embedserve.client.calls import address, is_this_machine
     from embedserve.loadtest.report import Report
-    from embedserve.loadtest.senders import Target
     from embedserve.loadtest.sweep import Plan, Rate
 
     rates = [Rate.of(word) for word in rate or ()]
@@ -189,15 +190,13 @@ def serve(
         k=k,
         seed=seed,
     )
-    way = access(address(server), **connection())
-    target = Target(address=way.target, credentials=way.credentials, metadata=way.metadata)
     with connect(server) as client:
         info = client.server_info()
         say(f"server   {server}  {info.encoder.name} ({info.encoder.fingerprint[:12]})  {info.provider}")
         load, words = bench_inputs.ready(inputs, client)
         say(f"sending  {words}; {load.per_call} in each {call} call{', streamed' if stream else ''}")
         try:
-            runs = loadtest.run(_runs(target, load, plan))
+            runs = loadtest.run(_runs(access(address(server), **connection()), load, plan))
         finally:
             if load.ids:
                 _remove(client, inputs.collection, load.ids)
@@ -208,13 +207,13 @@ def serve(
         server={"address": server, **asdict(info)},
         options={**asdict(inputs), **asdict(plan), "paths": [str(path) for path in paths]},
         allowed=frozenset(code.upper() for code in allow),
-        same_machine=is_this_machine(target.address),
+        same_machine=is_this_machine(address(server)),
     )
     _give(report, json_out, plot)
     sys.exit(_exit_code(report))
 
 
-async def _runs(target: Target, load: Load, plan: Plan) -> list[Run]:
+async def _runs(server: Access, load: Load, plan: Plan) -> list[Run]:
     """All runs; Ctrl-C ends them with what was measured until then, and a second one the program."""
     import asyncio
     import signal
@@ -229,7 +228,7 @@ async def _runs(target: Target, load: Load, plan: Plan) -> list[Run]:
 
     loop.add_signal_handler(signal.SIGINT, interrupt)
     try:
-        return await sweep(target, load, plan, stop=stop, look=lambda name: _bar(name, plan))
+        return await sweep(server, load, plan, stop=stop, look=lambda name: _bar(name, plan))
     finally:
         loop.remove_signal_handler(signal.SIGINT)
 

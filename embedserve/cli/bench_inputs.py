@@ -57,7 +57,8 @@ def ready(inputs: Inputs, client: Client) -> tuple[Load, str]:
     if inputs.call == "embed":
         limits.check("max_images", inputs.per_call, "images in a call")
         images, words = _images(inputs, limits)
-        return calls.embed_stream(images) if inputs.stream else calls.embed(images, inputs.per_call), words
+        make = calls.embed_stream if inputs.stream else calls.embed
+        return make(images, inputs.per_call), words
 
     collection = client.get_collection(inputs.collection)
     vectors: list[Vector] = []

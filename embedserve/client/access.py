@@ -36,13 +36,16 @@ class Access:
         """The header that shows the token; none where there is no token."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
-    def open(self, api: Any) -> Any:
+    def open(self, api: Any, *, own_connection: bool = False) -> Any:
         """A channel to the target.
 
         Args:
             api: ``grpc`` or ``grpc.aio``, whose functions have the same names.
+            own_connection: do not share the connection of other channels to the same target.
         """
         options = calls.channel_options(self.target)
+        if own_connection:
+            options.append(("grpc.use_local_subchannel_pool", 1))
         if self.credentials is None:
             channel = api.insecure_channel(self.target, options)
         else:

@@ -56,16 +56,23 @@ def embed(images: Sequence[bytes], per_call: int) -> Load:
     )
 
 
-def embed_stream(images: Sequence[bytes]) -> Load:
-    """Messages of EmbedStream, one image each."""
-    requests = (embedding_pb.EmbedStreamRequest(image=image, vector_encoding=wire.PACKED_F32) for image in images)
-    return Load(
-        "/embedserve.v1.EmbeddingService/EmbedStream",
-        _serialised(requests),
-        lambda data: _reply_of([embedding_pb.EmbedStreamResponse.FromString(data).result], None),
-        1,
-        "images",
-    )
+def embed_stream(images: Sequence[bytes], per_message: int) -> Load:
+    """Messages of EmbedStream."""
+
+    def read(data: bytes) -> Reply:
+        answer = embedding_pb.EmbedStreamResponse.FromString(data)
+        if answer.results:
+            return _reply_of(answer.results, None)
+        # Of several images, this one result is for all: none was looked at.
+        return _reply_of([answer.result] * (per_message if answer.result.HasField("error") else 1), None)
+
+    def request(group: list[bytes]) -> embedding_pb.EmbedStreamRequest:
+        if len(group) == 1:
+            return embedding_pb.EmbedStreamRequest(image=group[0], vector_encoding=wire.PACKED_F32)
+        return embedding_pb.EmbedStreamRequest(images=group, vector_encoding=wire.PACKED_F32)
+
+    requests = map(request, _groups(images, per_message))
+    return Load("/embedserve.v1.EmbeddingService/EmbedStream", _serialised(requests), read, per_message, "images")
 
 
 def search(queries: Sequence[search_pb.SearchQuery], per_call: int, *, collection: str, k: int, made_by: str) -> Load:

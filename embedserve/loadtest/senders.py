@@ -6,49 +6,33 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from embedserve.client import calls
+from embedserve.client.access import Access
 from embedserve.errors import EmbedserveError, Unavailable
 from embedserve.loadtest.calls import Load
 from embedserve.loadtest.loops import Send
 from embedserve.loadtest.measurements import Reply
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
-    """Where the server is, and how to be let in."""
-
-    address: str
-    credentials: grpc.ChannelCredentials | None = None
-    metadata: Sequence[tuple[str, str]] = ()
-
-
-async def connect(target: Target, connections: int, *, timeout_s: float = 10) -> list[grpc.aio.Channel]:
+async def connect(server: Access, connections: int, *, timeout_s: float = 10) -> list[grpc.aio.Channel]:
     """Channels with a connection each, made before anything is measured.
 
     Raises:
         Unavailable: a connection could not be made in time.
     """
-    # Without a pool of its own, a channel would share the connection of the one before.
-    options = [*calls.channel_options(target.address), ("grpc.use_local_subchannel_pool", 1)]
-    made = [
-        grpc.aio.insecure_channel(target.address, options)
-        if target.credentials is None
-        else grpc.aio.secure_channel(target.address, target.credentials, options)
-        for _ in range(connections)
-    ]
+    made = [server.open(grpc.aio, own_connection=True) for _ in range(connections)]
     try:
         async with asyncio.timeout(timeout_s):
             await asyncio.gather(*(channel.channel_ready() for channel in made))
     except TimeoutError:
         await close(made)
         raise Unavailable(
-            f"no {connections} connections to {target.address} within {timeout_s:g} s",
+            f"{server.target} did not take {connections} connections within {timeout_s:g} s",
             hint="ask for fewer: --connections",
         ) from None
     return made
@@ -59,34 +43,34 @@ async def close(channels: Sequence[grpc.aio.Channel]) -> None:
     await asyncio.gather(*(channel.close() for channel in channels))
 
 
-def unary(channels: Sequence[grpc.aio.Channel], load: Load, target: Target, *, timeout_s: float) -> Send:
+def unary(channels: Sequence[grpc.aio.Channel], load: Load, server: Access, *, timeout_s: float) -> Send:
     """Sends one call for each number, on the channels in turn; each has a deadline of ``timeout_s``."""
     methods: list[Any] = [channel.unary_unary(load.method, response_deserializer=load.read) for channel in channels]
-    requests, metadata = load.requests, target.metadata or None
+    requests = load.requests
 
     async def send(number: int) -> Reply:
         method = methods[number % len(methods)]
         try:
-            reply: Reply = await method(requests[number % len(requests)], timeout=timeout_s, metadata=metadata)
+            reply: Reply = await method(requests[number % len(requests)], timeout=timeout_s)
         except grpc.RpcError as error:
-            raise calls.failure_of(error, target.address, timeout_s).error from None
+            raise calls.failure_of(error, server.target, timeout_s).error from None
         return reply
 
     return send
 
 
 class Streams:
-    """One stream on each channel; ``send`` puts an image on one of them and waits for its answer.
+    """One stream on each channel; ``send`` puts a message on one of them and waits for its answer.
 
-    A stream that fails takes its images with it; the next image opens another one.
+    A stream that fails takes its messages with it; the next message opens another one.
     """
 
-    def __init__(self, channels: Sequence[grpc.aio.Channel], load: Load, target: Target, *, timeout_s: float) -> None:
+    def __init__(self, channels: Sequence[grpc.aio.Channel], load: Load, server: Access, *, timeout_s: float) -> None:
         self._load, self._timeout_s = load, timeout_s
-        self._streams = [_Stream(channel, load, target) for channel in channels]
+        self._streams = [_Stream(channel, load, server) for channel in channels]
 
     async def send(self, number: int) -> Reply:
-        """Send one image; the answer, if it comes within the time."""
+        """Send one message; the answer, if it comes within the time."""
         stream = self._streams[number % len(self._streams)]
         async with asyncio.timeout(self._timeout_s):
             return await stream.answer(self._load.requests[number % len(self._load.requests)])
@@ -97,9 +81,9 @@ class Streams:
 
 
 class _Stream:
-    def __init__(self, channel: grpc.aio.Channel, load: Load, target: Target) -> None:
+    def __init__(self, channel: grpc.aio.Channel, load: Load, server: Access) -> None:
         self._method: Any = channel.stream_stream(load.method, response_deserializer=load.read)
-        self._target = target
+        self._target = server.target
         self._unsent: asyncio.Queue[tuple[bytes, asyncio.Future[Reply]] | None] = asyncio.Queue()
         self._reader: asyncio.Task[None] | None = None
 
@@ -130,12 +114,12 @@ class _Stream:
         failure: EmbedserveError = Unavailable("the server ended the stream")
         try:
             # Answers come in the order of the requests.
-            async for reply in self._method(requests(), metadata=self._target.metadata or None):
+            async for reply in self._method(requests()):
                 answer = waiting.popleft()
                 if not answer.done():
                     answer.set_result(reply)
         except grpc.RpcError as error:
-            failure = calls.failure_of(error, self._target.address, 0).error
+            failure = calls.failure_of(error, self._target, 0).error
         finally:
             self._reader = None
             while not unsent.empty():

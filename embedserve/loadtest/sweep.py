@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from embedserve.client.access import Access
 from embedserve.errors import FailedPrecondition
 from embedserve.loadtest import senders
 from embedserve.loadtest.calls import Load
@@ -53,17 +54,17 @@ Look = Callable[[str], AbstractContextManager[Watch]]
 """Looks at the run with this name while it goes on."""
 
 
-async def sweep(target: senders.Target, load: Load, plan: Plan, *, stop: asyncio.Event, look: Look) -> list[Run]:
+async def sweep(server: Access, load: Load, plan: Plan, *, stop: asyncio.Event, look: Look) -> list[Run]:
     """Make all runs; fewer, the last one shorter, if ``stop`` is set meanwhile.
 
     Raises:
         Unavailable: the server cannot be reached.
         FailedPrecondition: a rate is a share of nothing.
     """
-    channels = await senders.connect(target, plan.connections)
-    streams = senders.Streams(channels, load, target, timeout_s=plan.timeout_s) if plan.stream else None
+    channels = await senders.connect(server, plan.connections)
+    streams = senders.Streams(channels, load, server, timeout_s=plan.timeout_s) if plan.stream else None
     send: Send = (
-        streams.send if streams is not None else senders.unary(channels, load, target, timeout_s=plan.timeout_s)
+        streams.send if streams is not None else senders.unary(channels, load, server, timeout_s=plan.timeout_s)
     )
     runs: list[Run] = []
     try:

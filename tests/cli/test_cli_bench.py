@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from embedserve import Client
+from tests.certificates import Authority
 from tests.cli.outcome import Cli
+from tests.fakes import FakeEncoder
+from tests.running import serving
 
 QUICK = ["--seconds", "0.2", "--warmup-s", "0", "--size", "32x32"]
 
@@ -70,6 +73,19 @@ def test_the_exit_code_is_1_where_calls_failed_unless_that_is_allowed(cli: Cli, 
     assert cli(*line, "--allow", "overloaded,image_format").exit_code == 0
 
 
+def test_a_server_that_asks_for_a_token_and_certificates_is_loaded(cli: Cli, tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ours")
+    (tmp_path / "tokens").write_text("read read-token-of-a-test\n")
+    (tmp_path / "token").write_text("read-token-of-a-test\n")
+    config = {**authority.issue().server, "tokens": tmp_path / "tokens"}
+    with serving(FakeEncoder(), **config) as address:
+        line = ["bench", "serve", *QUICK, "--server", address, "--clients", "2", "--ca", authority.file]
+        for more in ([], ["--stream"]):
+            outcome = cli(*line, *more, "--token-file", tmp_path / "token")
+            assert outcome.exit_code == 0, outcome.err
+        assert "asks for a token" in cli(*line).err
+
+
 def test_search_and_upsert_leave_the_collection_as_it_was(cli: Cli, client: Client, collection: str) -> None:
     client.create_collection(collection)
     for line in (["upsert"], ["upsert", "--vectors", "--per-call", "100"], ["search"], ["search", "--vectors"]):
@@ -92,7 +108,7 @@ def test_search_and_upsert_leave_the_collection_as_it_was(cli: Cli, client: Clie
         (["--call", "search"], "needs --collection"),
         (["--collection", "photos"], "takes no --collection"),
         (["--vectors"], "--vectors needs --call"),
-        (["--stream", "--per-call", "2"], "no --per-call"),
+        (["--stream", "--call", "search", "--collection", "c"], "no --call search"),
         (["--size", "big"], "'big' is no size"),
         (["--size", "9999x9999"], "max_image_pixels"),
         (["--per-call", "65"], "max_images"),

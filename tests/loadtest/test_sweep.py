@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from embedserve import Client, wire
+from embedserve.client.access import access
 from embedserve.errors import DeadlineExceeded, FailedPrecondition, Overloaded, Unavailable
 from embedserve.loadtest import calls, loops, senders
 from embedserve.loadtest.report import Run
@@ -67,7 +68,7 @@ def swept(
     )
 
     async def main() -> list[Run]:
-        target = senders.Target(address=address)
+        target = access(address)
         return await sweep(target, load, plan, stop=asyncio.Event(), look=lambda name: nullcontext(lambda _: None))
 
     return loops.run(main())
@@ -92,10 +93,18 @@ def test_closed_and_open_loops_embed_on_a_real_server(server: str) -> None:
 
 
 def test_a_stream_gives_every_image_its_own_answer(server: str) -> None:
-    bad = calls.embed_stream([*IMAGES, b"no image"])
+    bad = calls.embed_stream([*IMAGES, b"no image"], 1)
     [run] = swept(server, bad, clients=[7], stream=True, connections=2, max_calls=60, seconds=20)
     # Every sixth number is the bad image: answers that were given to the wrong call would show.
     assert run.measured.codes() == {"OK": 50, "IMAGE_FORMAT": 10}
+
+
+def test_a_stream_may_carry_several_images_in_a_message(server: str) -> None:
+    load = calls.embed_stream([*IMAGES, b"no image"], 4)
+    [run] = swept(server, load, clients=[3], stream=True, max_calls=9, seconds=20)
+    # Twelve images in three messages: two of those messages have one bad image each, round and round.
+    assert run.measured.codes() == {"IMAGE_FORMAT": 6, "OK": 3}
+    assert run.measured.failed_images() == {"IMAGE_FORMAT": 6}
 
 
 def test_one_bad_image_in_a_call_is_counted_by_its_code(server: str) -> None:
@@ -202,17 +211,17 @@ def test_each_connection_is_one_of_its_own(fake: FakeServer) -> None:
 
 def test_a_server_that_cannot_be_reached_is_named() -> None:
     async def main() -> None:
-        await senders.connect(senders.Target(address="127.0.0.1:1"), 1, timeout_s=0.2)
+        await senders.connect(access("127.0.0.1:1"), 1, timeout_s=0.2)
 
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
         loops.run(main())
 
 
 def test_the_images_of_a_stream_that_fails_fail_with_it_and_the_next_ones_open_another(tmp_path: Path) -> None:
-    load = calls.embed_stream(IMAGES)
+    load = calls.embed_stream(IMAGES, 1)
 
     async def main(address: str) -> list[str]:
-        target = senders.Target(address=address)
+        target = access(address)
         channels = await senders.connect(target, 1)
         streams = senders.Streams(channels, load, target, timeout_s=20)
         await streams.send(0)
