@@ -13,11 +13,12 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedserve import onnx_envelope
 from embedserve.errors import EncoderFileError
+from embedserve.onnx_envelope import Envelope
 from embedserve.preprocess import PreprocessSpec
 from embedserve.reference import COUNT as REFERENCE_COUNT
 
@@ -141,7 +142,7 @@ def read(path: str | Path) -> EncoderFile:
     except OSError as error:
         raise EncoderFileError(f"the encoder file {path} cannot be read: {error.strerror}") from error
     envelope = _parse(model, str(path))
-    text = {entry.key: entry.value for entry in envelope.metadata_props}.get(KEY)
+    text = dict(envelope.properties).get(KEY)
     if text is None:
         raise EncoderFileError(
             f"{path} is an ONNX model, but not one that embedserve exported",
@@ -162,13 +163,10 @@ def pack(model: bytes, metadata: EncoderMetadata) -> EncoderFile:
         EncoderFileError: the bytes are no ONNX model.
     """
     envelope = _parse(model, "the model")
-    kept = [(entry.key, entry.value) for entry in envelope.metadata_props if entry.key != KEY]
-    del envelope.metadata_props[:]
     text = json.dumps(metadata.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    for key, value in [*kept, (KEY, text)]:
-        envelope.metadata_props.add(key=key, value=value)
+    properties = [entry for entry in envelope.properties if entry[0] != KEY]
     return EncoderFile(
-        model=envelope.SerializeToString(deterministic=True),
+        model=envelope.with_properties([*properties, (KEY, text)]),
         metadata=metadata,
         fingerprint=_fingerprint(envelope, metadata.preprocess),
     )
@@ -196,58 +194,21 @@ def write(file: EncoderFile, path: str | Path) -> None:
         ) from error
 
 
-def _parse(model: bytes, what: str) -> Any:
-    from google.protobuf.message import DecodeError
-
-    envelope = _envelope_class()()
+def _parse(model: bytes, what: str) -> Envelope:
     try:
-        envelope.ParseFromString(model)
-    except DecodeError:
-        envelope.graph = b""
-    if not envelope.graph or not envelope.opset_import:
+        return onnx_envelope.parse(model)
+    except ValueError:
         raise EncoderFileError(
-            f"{what} is no ONNX model",
-            hint="encoder files are made by: embedserve export RUN -o encoder.onnx",
-        )
-    return envelope
+            f"{what} is no ONNX model", hint="encoder files are made by: embedserve export RUN -o encoder.onnx"
+        ) from None
 
 
-def _fingerprint(envelope: Any, preprocess: PreprocessSpec) -> str:
+def _fingerprint(envelope: Envelope, preprocess: PreprocessSpec) -> str:
     digest = hashlib.sha256()
     rule = json.dumps(preprocess.to_json(), sort_keys=True, separators=(",", ":")).encode()
     # The length in front of each part keeps two different splits of the same bytes apart.
-    for part in [*envelope.opset_import, *envelope.functions, envelope.graph, rule]:
+    parts: list[bytes | memoryview] = [*envelope.opset_import, *envelope.functions, envelope.graph, rule]
+    for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
-
-
-@cache
-def _envelope_class() -> Any:
-    """A protobuf class for the top level of ONNX's ModelProto that leaves graph and functions as bytes.
-
-    On the wire a nested message and ``bytes`` are the same. So the fingerprint covers exactly what is in the file, in
-    whatever version of ONNX it is written, and serving needs no ``onnx`` package. Field numbers are those of
-    onnx.proto3.
-    """
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    proto = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="embedserve_onnx_envelope.proto", package="embedserve.onnx")
-    entry = file.message_type.add(name="Entry")
-    entry.field.add(name="key", number=1, type=proto.TYPE_STRING, label=proto.LABEL_OPTIONAL)
-    entry.field.add(name="value", number=2, type=proto.TYPE_STRING, label=proto.LABEL_OPTIONAL)
-    model = file.message_type.add(name="Model")
-    model.field.add(name="graph", number=7, type=proto.TYPE_BYTES, label=proto.LABEL_OPTIONAL)
-    model.field.add(name="opset_import", number=8, type=proto.TYPE_BYTES, label=proto.LABEL_REPEATED)
-    model.field.add(
-        name="metadata_props",
-        number=14,
-        type=proto.TYPE_MESSAGE,
-        type_name=".embedserve.onnx.Entry",
-        label=proto.LABEL_REPEATED,
-    )
-    model.field.add(name="functions", number=25, type=proto.TYPE_BYTES, label=proto.LABEL_REPEATED)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("embedserve.onnx.Model"))

@@ -18,8 +18,10 @@ TRAINING = REPOSITORY / "training/embedserve_training"
 
 FLOOR = {
     **dict.fromkeys(["errors", "pem", "types"], 0),
-    **dict.fromkeys(["images", "preprocess", "vectors", "reference", "wire", "v1", "sample"], 1),
-    **dict.fromkeys(["encoder_file", "encoder", "index", "observer", "store"], 2),
+    **dict.fromkeys(["images", "onnx_envelope", "preprocess", "vectors", "reference", "wire", "v1", "sample"], 1),
+    **dict.fromkeys(
+        ["cuda_driver", "encoder", "encoder_file", "index", "observer", "providers", "run_slots", "store"], 2
+    ),
     **dict.fromkeys(["admission", "batcher", "binding", "bulk", "embedder", "engine", "requests"], 3),
     **dict.fromkeys(["server", "client", "loadtest", "web"], 4),
     **dict.fromkeys(["cli"], 5),

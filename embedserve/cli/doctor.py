@@ -20,7 +20,9 @@ class _Finding:
 
 @click.command("doctor")
 @click.argument("encoder", required=False, type=click.Path(path_type=Path))
-@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run the encoder.")
+@click.option(
+    "--device", default="auto", metavar="DEVICE", help="Where to run the encoder: auto, cpu, cuda, tensorrt, cuda:1."
+)
 @click.option("--server", metavar="HOST:PORT", help="Check a server instead.")
 @connection_options
 @click.option(
@@ -94,11 +96,11 @@ def _onnxruntime() -> _Finding:
         import onnxruntime
     except ImportError as error:
         return _Finding("onnxruntime", f"cannot be imported: {error}; pip install embedserve", ok=False)
-    from embedserve.encoder import cuda_problem
+    from embedserve.providers import cuda_problem
 
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     problem = cuda_problem()
-    cuda = "CUDA is used where it loads" if problem is None else f"CUDA not used: {problem}"
+    cuda = "CUDA works" if problem is None else f"CUDA not used: {problem}"
     return _Finding("onnxruntime", f"{onnxruntime.__version__}, built with {', '.join(providers)}; {cuda}")
 
 
@@ -151,22 +153,23 @@ def _server(address: str, wait_s: float) -> list[_Finding]:
 
 
 def _encoder(path: Path, device: str) -> list[_Finding]:
-    from embedserve.encoder import SAME_VECTOR_COSINE, Encoder
+    from embedserve.encoder import Encoder, same_vector_cosine
 
     encoder = Encoder.open(path, device=device)
     metadata, rule = encoder.metadata, encoder.metadata.preprocess
     crop = f"shorter side to {rule.resize_px} px, centre {rule.size_px} px" if rule.resize_px else "squeezed"
     cosine = encoder.reference_cosine()
-    drift = "no drift" if cosine >= SAME_VECTOR_COSINE else f"DRIFT: at least {SAME_VECTOR_COSINE} is expected"
+    least = same_vector_cosine(metadata)
+    drift = "no drift" if cosine >= least else f"DRIFT: at least {least} is expected"
     return [
         _Finding("encoder", f"{metadata.name}: {metadata.method} {metadata.backbone} {metadata.precision}"),
         _Finding("fingerprint", encoder.fingerprint),
         _Finding("output", f"{metadata.dimension} numbers per image, unit norm"),
         _Finding("input", f"uint8 {rule.size_px} × {rule.size_px} × {metadata.channels}, {crop}, {rule.filter}"),
-        _Finding("provider", encoder.provider),
+        _Finding("provider", encoder.provider + (f"; {encoder.note}" if encoder.note else "")),
         _Finding(
             "reference",
             f"8 images, lowest cosine to the file's vectors {cosine:.6f}: {drift}",
-            ok=cosine >= SAME_VECTOR_COSINE,
+            ok=cosine >= least,
         ),
     ]

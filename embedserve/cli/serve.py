@@ -23,7 +23,8 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--host", default="127.0.0.1", help=_HELP["host"])
 @click.option("--port", default=50051, type=click.IntRange(0, 65535), help=_HELP["port"])
-@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), help=_HELP["device"])
+@click.option("--device", default="auto", metavar="DEVICE", help=_HELP["device"])
+@click.option("--gpu-memory-mib", default=0, type=click.IntRange(0), help=_HELP["gpu_memory_mib"])
 @click.option("--threads", default=0, type=click.IntRange(0), help=_HELP["threads"])
 @click.option("--decode-threads", default=0, type=click.IntRange(0), help=_HELP["decode_threads"])
 @click.option("--max-batch", default=0, type=click.IntRange(0), help=_HELP["max_batch"])
@@ -42,6 +43,7 @@ def command(
     host: str,
     port: int,
     device: str,
+    gpu_memory_mib: int,
     threads: int,
     decode_threads: int,
     max_batch: int,
@@ -79,6 +81,7 @@ def command(
         host=host,
         port=port,
         device=device,
+        gpu_memory_mib=gpu_memory_mib,
         threads=threads,
         decode_threads=decode_threads,
         max_batch=max_batch,

@@ -108,7 +108,12 @@ class Server:
         config = self._config
         if encoder is None:
             encoder = await asyncio.to_thread(
-                Encoder.open, config.encoder, device=config.device, threads=config.threads
+                Encoder.open,
+                config.encoder,
+                device=config.device,
+                threads=config.threads,
+                max_batch=config.max_batch,
+                gpu_memory_bytes=config.gpu_memory_mib << 20,
             )
         store = None if config.data is None else await asyncio.to_thread(LocalStore.open, config.data)
         try:
@@ -186,6 +191,8 @@ async def _say_ready(config: ServerConfig, server: Server, engine: Engine, say: 
         f"encoder      {metadata.name}  {metadata.dimension} numbers per image  {metadata.preprocess.size_px} px"
         f"  {encoder.provider}  {encoder.fingerprint[:12]}"
     )
+    if isinstance(encoder, Encoder) and encoder.note:
+        say(f"warning      on the CPU although there is a GPU: {encoder.note}")
     if config.data is None:
         say("collections  none: started without --data")
     else:

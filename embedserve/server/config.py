@@ -16,7 +16,16 @@ class ServerConfig:
     data: Path | None = None
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 for every network."})
     port: int = field(default=50051, metadata={"help": "gRPC port; 0 for any free one."})
-    device: str = field(default="auto", metadata={"help": "Where the encoder runs: auto, cpu or cuda."})
+    device: str = field(
+        default="auto",
+        metadata={
+            "help": "Where the encoder runs: cpu, cuda, tensorrt, or auto for CUDA if it works here; cuda:1, cuda:0,1"
+            " and cuda:all choose GPUs."
+        },
+    )
+    gpu_memory_mib: int = field(
+        default=0, metadata={"help": "Memory of each GPU that the encoder may take, in MiB; 0 for all."}
+    )
     threads: int = field(default=0, metadata={"help": "Cores for the encoder on the CPU; 0 for all."})
     decode_threads: int = field(
         default=0, metadata={"help": "Threads that decode for a GPU; 0 for one per core. On the CPU the encoder's do."}

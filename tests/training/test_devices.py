@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from embedserve.encoder import Encoder, cuda_problem
+from embedserve.encoder import Encoder
+from embedserve.providers import cuda_problem
 from embedserve.reference import lowest_cosine
 from embedserve_training import augment, checkpoint
 from embedserve_training.config import METHODS, TrainConfig

@@ -1,0 +1,114 @@
+"""The top level of an ONNX model: its graph, its operator sets, its functions and its metadata properties.
+
+A ModelProto is a sequence of protobuf fields, of which four matter here. They are found without a copy of the weights
+and without holding the GIL for more than a moment (protobuf holds it while it copies, 50 ms for a ResNet-18), so that a
+server can load the next encoder while it serves. What is found is exactly what is in the file, in whatever version of
+ONNX it is written, and serving needs no ``onnx`` package. Field numbers are those of onnx.proto3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_GRAPH, _OPSET_IMPORT, _METADATA_PROPS, _FUNCTIONS = 7, 8, 14, 25
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The parts of a model, as views into its bytes."""
+
+    graph: memoryview
+    opset_import: list[memoryview]
+    functions: list[memoryview]
+    properties: list[tuple[str, str]]
+    """``metadata_props``."""
+    rest: list[memoryview]
+    """All fields but the properties, whole, in the order of the file."""
+
+    def with_properties(self, properties: list[tuple[str, str]]) -> bytes:
+        """The same model with other properties."""
+        return b"".join([*self.rest, *map(_as_field, properties)])
+
+
+def parse(model: bytes) -> Envelope:
+    """The parts of an ONNX model.
+
+    Raises:
+        ValueError: the bytes are none.
+    """
+    graphs: list[memoryview] = []
+    opsets: list[memoryview] = []
+    functions: list[memoryview] = []
+    kept = {_GRAPH: graphs, _OPSET_IMPORT: opsets, _FUNCTIONS: functions}
+    properties, rest = [], []
+    for number, payload, whole in _fields(memoryview(model)):
+        if number == _METADATA_PROPS:
+            entry = {key: bytes(value).decode() for key, value, _ in _fields(payload)}
+            properties.append((entry.get(_ENTRY_KEY, ""), entry.get(_ENTRY_VALUE, "")))
+            continue
+        rest.append(whole)
+        if number in kept:
+            kept[number].append(payload)
+    # Of several graphs protobuf would make one, with a content that no part of the file has.
+    if len(graphs) != 1 or not graphs[0] or not opsets:
+        raise ValueError("no ONNX model")
+    return Envelope(graphs[0], opsets, functions, properties, rest)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Number, payload and whole of each field of a protobuf message; of a number the payload is its encoding.
+
+    Raises:
+        ValueError: it is none.
+    """
+    position = 0
+    while position < len(message):
+        tag, begin = _varint(message, position)
+        wire_type, end = tag & 7, begin
+        if wire_type == _LENGTH:
+            size, begin = _varint(message, begin)
+            end = begin + size
+        elif wire_type == _VARINT:
+            end = _varint(message, begin)[1]
+        elif wire_type in (_EIGHT_BYTES, _FOUR_BYTES):
+            end = begin + (8 if wire_type == _EIGHT_BYTES else 4)
+        else:
+            raise ValueError(f"wire type {wire_type}")
+        if end > len(message) or tag < 8:
+            raise ValueError("no protobuf field")
+        yield tag >> 3, message[begin:end], message[position:end]
+        position = end
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """A number in seven bits per byte, least first, and where it ends."""
+    value = 0
+    for count, byte in enumerate(message[position : position + 10]):
+        value |= (byte & 0x7F) << (7 * count)
+        if byte < 0x80:
+            return value, position + count + 1
+    raise ValueError("a number without an end")
+
+
+def _as_field(entry: tuple[str, str]) -> bytes:
+    """A metadata property as a field of the model."""
+    parts = b"".join(
+        _prefix(number, text) + text
+        for number, text in zip((_ENTRY_KEY, _ENTRY_VALUE), map(str.encode, entry), strict=True)
+    )
+    return _prefix(_METADATA_PROPS, parts) + parts
+
+
+def _prefix(number: int, payload: bytes) -> bytes:
+    return _as_varint(number << 3 | _LENGTH) + _as_varint(len(payload))
+
+
+def _as_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

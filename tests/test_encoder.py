@@ -1,0 +1,83 @@
+"""An encoder that runs on the CPU: what opening it refuses, and what it answers."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedserve import encoder_file, providers, reference
+from embedserve.encoder import Encoder, same_vector_cosine, usable_cores
+from embedserve.errors import EncoderFileError, InternalError
+from tests.encoders import write_encoder_file
+
+IMAGES = reference.draw(32)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_encoder_file(tmp_path_factory.mktemp("encoder") / "encoder.onnx")
+
+
+def test_a_file_gives_the_same_vectors_from_its_path_and_from_memory(path: Path) -> None:
+    from_path, from_memory = Encoder.open(path, device="cpu"), Encoder.from_file(encoder_file.read(path), device="cpu")
+    assert from_path.fingerprint == from_memory.fingerprint
+    np.testing.assert_array_equal(from_path.encode(IMAGES), from_memory.encode(IMAGES))
+
+
+def test_a_path_that_is_no_utf_8_can_be_opened(path: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.onnx"))
+    odd.write_bytes(path.read_bytes())
+    assert Encoder.open(odd, device="cpu").reference_cosine() > 0.9999
+
+
+@pytest.mark.parametrize("change", ["replaced", "written over"])
+def test_a_file_that_changes_while_it_is_opened_is_refused(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    # What runs would have another fingerprint than what was read.
+    copy, other = tmp_path / "encoder.onnx", tmp_path / "other.onnx"
+    copy.write_bytes(path.read_bytes())
+    real = providers.cpu_session
+
+    def open_late(model: Any) -> Any:
+        if change == "replaced":
+            other.write_bytes(path.read_bytes())
+            other.replace(copy)
+        else:
+            copy.write_bytes(path.read_bytes() + b"\x78\x00")
+        return real(model)
+
+    monkeypatch.setattr(providers, "cpu_session", open_late)
+    with pytest.raises(EncoderFileError, match="changed while it was loaded"):
+        Encoder.open(copy, device="cpu")
+
+
+def test_the_cpu_has_one_run_for_each_core_that_may_be_used(path: Path) -> None:
+    assert Encoder.open(path, device="cpu").parallel_runs == usable_cores()
+    assert Encoder.open(path, device="cpu", threads=3).parallel_runs == 3
+
+
+def test_many_threads_get_the_vectors_of_one(path: Path) -> None:
+    encoder = Encoder.open(path, device="cpu")
+    expected = encoder.encode(IMAGES)
+    with ThreadPoolExecutor(8) as pool:
+        for vectors in pool.map(encoder.encode, [IMAGES] * 100):
+            np.testing.assert_allclose(vectors, expected, atol=1e-6)
+
+
+def test_images_that_the_graph_does_not_take_are_an_error_of_ours(path: Path) -> None:
+    with pytest.raises(InternalError, match="could not run"):
+        Encoder.open(path, device="cpu").encode(IMAGES[:, :16])
+
+
+def test_an_encoder_that_rounds_may_give_slightly_other_vectors_on_another_device(path: Path) -> None:
+    from dataclasses import replace
+
+    metadata = encoder_file.read(path).metadata
+    assert same_vector_cosine(metadata) == 0.9999
+    assert same_vector_cosine(replace(metadata, precision="fp16")) == 0.999
