@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -21,7 +22,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from embedserve import wire
-from embedserve.client import calls, messages
+from embedserve.client import aio_streams, bulk, calls, messages, streams
 from embedserve.client.access import Access, access
 from embedserve.client.parts import Part
 from embedserve.client.sync import Client
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
+CallT = TypeVar("CallT", bound=Message)
+AnswerT = TypeVar("AnswerT", bound=Message)
 
 _READY_POLL_S = 0.05
 
@@ -83,7 +86,8 @@ class AsyncClient:
 
     Args:
         target: HOST:PORT of the server; the port may be left out if it is 50051.
-        timeout_s: how long one call to the server may take, with its repetitions. A bulk method makes many calls.
+        timeout_s: how long one call to the server may take, with its repetitions. ``embed`` and ``add`` of many take as
+            long as they take, but end where no answer comes for so long.
         token: what the server knows this client by; sent with every call.
         tls: encrypt, and believe the CAs that this machine believes.
         ca: encrypt, and believe only the CAs in this PEM file.
@@ -146,8 +150,8 @@ class AsyncClient:
         self, images: Iterable[ImageInput], *, errors: str = "raise", encoder_fingerprint: str = ""
     ) -> Embeddings:
         """As ``Client.embed``."""
-        collector = messages.Collector(images, errors)
-        reader = messages.EmbedReader()
+        collector = bulk.Collector(images, errors)
+        reader = bulk.EmbedReader()
         results = self._embed(collector.images(), encoder_fingerprint, reader)
         try:
             async for result in results:
@@ -160,13 +164,14 @@ class AsyncClient:
         self, images: Iterable[ImageInput], *, encoder_fingerprint: str = ""
     ) -> AsyncIterator[NDArray[np.float32] | EmbedserveError]:
         """As ``Client.embed_each``."""
-        return self._embed(images, encoder_fingerprint, messages.EmbedReader())
+        return self._embed(images, encoder_fingerprint, bulk.EmbedReader())
 
     async def _embed(
-        self, images: Iterable[ImageInput], encoder_fingerprint: str, reader: messages.EmbedReader
+        self, images: Iterable[ImageInput], encoder_fingerprint: str, reader: bulk.EmbedReader
     ) -> AsyncGenerator[NDArray[np.float32] | EmbedserveError]:
-        parts = messages.embed_parts(images, await self._limits(), encoder_fingerprint)
-        async with aclosing(self._in_order(self._connection.embedding.Embed, parts)) as answers:
+        parts = bulk.embed_parts(images, await self._limits(), encoder_fingerprint)
+        stub = self._connection.embedding
+        async with aclosing(self._bulk(bulk.EMBED, stub.Embed, stub.EmbedStream, parts)) as answers:
             async for part, response in answers:
                 for result in reader.read(part, response):
                     yield result
@@ -260,10 +265,11 @@ class AsyncClient:
     async def _add(
         self, collection: str, items: Iterable[ItemInput], encoder_fingerprint: str
     ) -> AsyncGenerator[AddResult]:
-        parts = messages.add_parts(collection, items, await self._limits(), encoder_fingerprint)
-        async with aclosing(self._in_order(self._connection.collections.Upsert, parts)) as answers:
+        parts = bulk.add_parts(collection, items, await self._limits(), encoder_fingerprint)
+        stub = self._connection.collections
+        async with aclosing(self._bulk(bulk.ADD, stub.Upsert, stub.UpsertStream, parts)) as answers:
             async for part, response in answers:
-                for result in messages.add_results(part, response):
+                for result in bulk.add_results(part, response):
                     yield result
 
     async def get_items(
@@ -406,6 +412,26 @@ class AsyncClient:
         """The response to one request."""
         return await self._await(method, self._send(method, request), retry=retry)
 
+    async def _bulk(
+        self,
+        kind: bulk.Bulk[RequestT, ResponseT, CallT],
+        method: grpc.aio.UnaryUnaryMultiCallable[CallT, AnswerT],
+        stream: grpc.aio.StreamStreamMultiCallable[RequestT, ResponseT],
+        parts: Iterator[Part[RequestT]],
+    ) -> AsyncGenerator[tuple[Part[RequestT], ResponseT | AnswerT | None]]:
+        """The responses to the parts of a bulk method: one call if there is but one part, otherwise a stream."""
+        first = await asyncio.to_thread(next, parts, None)
+        if first is None:
+            return
+        if first.is_all:
+            yield first, None if first.request is None else await self._answer(method, kind.as_call(first.request))
+            return
+        exchange = streams.Exchange(kind.is_answer, self._target, self._timeout_s)
+        answers = aio_streams.answers(stream, chain([first], parts), exchange, lambda: self._closed)
+        async with aclosing(answers):
+            async for answer in answers:
+                yield answer
+
     async def _in_order(
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
@@ -422,7 +448,7 @@ class AsyncClient:
 
         try:
             while (part := await asyncio.to_thread(next, parts, None)) is not None:
-                while waiting and (part.after_others or len(waiting) >= calls.CALLS_IN_FLIGHT):
+                while len(waiting) >= calls.CALLS_IN_FLIGHT:
                     yield await first()
                 waiting.append((part, None if part.request is None else self._send(method, part.request)))
             while waiting:

@@ -32,7 +32,7 @@ DEFAULT_PORT = 50051
 START_HINT = "start one: embedserve serve encoder.onnx --data data/"
 
 CALLS_IN_FLIGHT = 4
-"""Calls that a bulk method keeps under way: the server works on some while the next ones are read and sent."""
+"""Calls that one method keeps under way: the server works on some while the next ones are read and sent."""
 
 _UNAVAILABLE_ATTEMPTS = 5
 _UNAVAILABLE_PAUSE_S = 0.1
@@ -109,8 +109,18 @@ def failure_of(call: Any, target: str, timeout_s: float) -> Failure:
     return Failure(error, retry_after_s if code == grpc.StatusCode.RESOURCE_EXHAUSTED else None)
 
 
+def connection_lost(target: str) -> Failure:
+    """A call that broke without a word."""
+    return Failure(Unavailable(f"the connection to {target} was lost"), _UNAVAILABLE_PAUSE_S)
+
+
 def pause_before_retry_s(
-    failure: Failure, attempt: int, remaining_s: float, jitter: Callable[[], float] = random.random
+    failure: Failure,
+    attempt: int,
+    remaining_s: float,
+    jitter: Callable[[], float] = random.random,
+    *,
+    patient: bool = False,
 ) -> float | None:
     """How long to wait before trying again, in seconds; None: give up.
 
@@ -122,10 +132,11 @@ def pause_before_retry_s(
         attempt: its number, from 1.
         remaining_s: what is left until the deadline of the call.
         jitter: gives a random number in [0, 1).
+        patient: wait as long as time remains for a server that is not there.
     """
     if failure.retry_after_s is None:
         return None
-    if isinstance(failure.error, Unavailable) and attempt >= _UNAVAILABLE_ATTEMPTS:
+    if isinstance(failure.error, Unavailable) and attempt >= _UNAVAILABLE_ATTEMPTS and not patient:
         # About two seconds bridge a restart; a server that is not there should be reported, not waited for.
         return None
     pause_s = failure.retry_after_s * 2 ** min(attempt - 1, 4) * (1 + jitter() / 2)

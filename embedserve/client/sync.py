@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -15,7 +16,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from embedserve import wire
-from embedserve.client import calls, messages
+from embedserve.client import bulk, calls, messages, streams
 from embedserve.client.access import access
 from embedserve.client.parts import Part
 from embedserve.client.values import (
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
+CallT = TypeVar("CallT", bound=Message)
+AnswerT = TypeVar("AnswerT", bound=Message)
 
 _READY_POLL_S = 0.05
 
@@ -62,7 +65,8 @@ class Client:
 
     Args:
         target: HOST:PORT of the server; the port may be left out if it is 50051.
-        timeout_s: how long one call to the server may take, with its repetitions. A bulk method makes many calls.
+        timeout_s: how long one call to the server may take, with its repetitions. ``embed`` and ``add`` of many take as
+            long as they take, but end where no answer comes for so long.
         token: what the server knows this client by; sent with every call.
         tls: encrypt, and believe the CAs that this machine believes.
         ca: encrypt, and believe only the CAs in this PEM file.
@@ -141,8 +145,8 @@ class Client:
             DataError: a file cannot be read.
             EncoderMismatch: the encoder is not the one that was asked for, or was replaced meanwhile.
         """
-        collector = messages.Collector(images, errors)
-        reader = messages.EmbedReader()
+        collector = bulk.Collector(images, errors)
+        reader = bulk.EmbedReader()
         for result in self._embed(collector.images(), encoder_fingerprint, reader):
             collector.add(result)
         return collector.embeddings(reader.encoder or self.server_info().encoder)
@@ -158,13 +162,13 @@ class Client:
         Raises:
             EncoderMismatch: as ``embed``.
         """
-        return self._embed(images, encoder_fingerprint, messages.EmbedReader())
+        return self._embed(images, encoder_fingerprint, bulk.EmbedReader())
 
     def _embed(
-        self, images: Iterable[ImageInput], encoder_fingerprint: str, reader: messages.EmbedReader
+        self, images: Iterable[ImageInput], encoder_fingerprint: str, reader: bulk.EmbedReader
     ) -> Iterator[NDArray[np.float32] | EmbedserveError]:
-        parts = messages.embed_parts(images, self._limits(), encoder_fingerprint)
-        for part, response in self._in_order(self._embedding.Embed, parts):
+        parts = bulk.embed_parts(images, self._limits(), encoder_fingerprint)
+        for part, response in self._bulk(bulk.EMBED, self._embedding.Embed, self._embedding.EmbedStream, parts):
             yield from reader.read(part, response)
 
     def encoder(self) -> EncoderInfo:
@@ -296,9 +300,9 @@ class Client:
         self, collection: str, items: Iterable[ItemInput], *, encoder_fingerprint: str = ""
     ) -> Iterator[AddResult]:
         """Like ``add``, giving each result as soon as it is known."""
-        parts = messages.add_parts(collection, items, self._limits(), encoder_fingerprint)
-        for part, response in self._in_order(self._collections.Upsert, parts):
-            yield from messages.add_results(part, response)
+        parts = bulk.add_parts(collection, items, self._limits(), encoder_fingerprint)
+        for part, response in self._bulk(bulk.ADD, self._collections.Upsert, self._collections.UpsertStream, parts):
+            yield from bulk.add_results(part, response)
 
     def get_items(
         self,
@@ -477,6 +481,24 @@ class Client:
         self._check_open()
         return self._await(method, request, time.monotonic() + self._timeout_s, retry=retry)
 
+    def _bulk(
+        self,
+        kind: bulk.Bulk[RequestT, ResponseT, CallT],
+        method: grpc.UnaryUnaryMultiCallable[CallT, AnswerT],
+        stream: grpc.StreamStreamMultiCallable[RequestT, ResponseT],
+        parts: Iterator[Part[RequestT]],
+    ) -> Iterator[tuple[Part[RequestT], ResponseT | AnswerT | None]]:
+        """The responses to the parts of a bulk method: one call if there is but one part, otherwise a stream."""
+        first = next(parts, None)
+        if first is None:
+            return
+        if first.is_all:
+            yield first, None if first.request is None else self._answer(method, kind.as_call(first.request))
+            return
+        self._check_open()
+        exchange = streams.Exchange(kind.is_answer, self._target, self._timeout_s)
+        yield from streams.answers(stream, chain([first], parts), exchange, lambda: self._closed)
+
     def _in_order(
         self,
         method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
@@ -493,7 +515,7 @@ class Client:
 
         try:
             for part in parts:
-                while waiting and (part.after_others or len(waiting) >= calls.CALLS_IN_FLIGHT):
+                while len(waiting) >= calls.CALLS_IN_FLIGHT:
                     yield first()
                 waiting.append((part, None if part.request is None else self._send(method, part.request)))
             while waiting:

@@ -124,7 +124,7 @@ def test_a_run_that_breaks_off_leaves_the_earlier_output_as_it_was(
     def interrupted(*_: object) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("embedserve.client.messages.read_image", interrupted)
+    monkeypatch.setattr("embedserve.client.bulk.read_image", interrupted)
     assert cli("embed", photos, "-o", out).exit_code == 130
     assert out.read_text() == "from yesterday"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.jsonl"]

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from embedserve import wire
+from embedserve.client import bulk
 from embedserve.errors import EmbedserveError
 from embedserve.types import Limits
 from embedserve.v1 import (
@@ -40,7 +41,7 @@ Answer = Callable[[Any], Any]
 Connect = Callable[..., Any]
 """Makes a client for a target, with the options of its class."""
 METHODS = {
-    embedding_grpc.EmbeddingServiceServicer: ("Embed", "GetEncoder", "GetServerInfo"),
+    embedding_grpc.EmbeddingServiceServicer: ("Embed", "EmbedStream", "GetEncoder", "GetServerInfo"),
     search_grpc.SearchServiceServicer: ("Search",),
     collection_grpc.CollectionServiceServicer: (
         "CreateCollection",
@@ -49,6 +50,7 @@ METHODS = {
         "DeleteCollection",
         "SetAlias",
         "Upsert",
+        "UpsertStream",
         "GetItems",
         "DeleteItems",
         "ListItems",
@@ -80,6 +82,8 @@ class FakeServer:
     timeouts_s: list[float] = field(default_factory=list)
     authorizations: list[str] = field(default_factory=list)
     scripts: dict[str, Answer] = field(default_factory=dict)
+    streams: list[tuple[str, float | None]] = field(default_factory=list)
+    """The method of each stream that was opened, and its deadline in seconds."""
     most_under_way: int = 0
     ended: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     """Grows by one with each call that is over for the client, whether it was answered or cancelled."""
@@ -108,14 +112,35 @@ class FakeServer:
             self._under_way += 1
             self.most_under_way = max(self.most_under_way, self._under_way)
         try:
-            return self.scripts[method](request)
-        except EmbedserveError as error:
-            context.abort_with_status(rpc_status.to_status(status(error)))
-        except PlainAbort as abort:
-            context.abort(abort.code, abort.text)
+            with refusing(context):
+                return self.scripts[method](request)
         finally:
             with self._lock:
                 self._under_way -= 1
+
+    def converse(self, method: str, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        """A stream: each message is answered by the script of its method as it comes."""
+        context.add_callback(self.ended.release)
+        with self._lock:
+            self.streams.append((method, context.time_remaining()))
+        inputs_before = 0
+        for request in requests:
+            with self._lock:
+                self.requests.append((method, request))
+            with refusing(context):
+                yield self.scripts[method](request, inputs_before)
+            inputs_before += len(request.images if method == "EmbedStream" else request.items)
+
+
+@contextmanager
+def refusing(context: grpc.ServicerContext) -> Iterator[None]:
+    """Ends a call with what its script raises."""
+    try:
+        yield
+    except EmbedserveError as error:
+        context.abort_with_status(rpc_status.to_status(status(error)))
+    except PlainAbort as abort:
+        context.abort(abort.code, abort.text)
 
 
 class PlainAbort(Exception):
@@ -149,6 +174,13 @@ def serving(limits: Limits | None = None, port: int = 0) -> Iterator[FakeServer]
         Upsert=lambda request: collection_pb.UpsertResponse(
             results=[collection_pb.UpsertResult(id=item.id) for item in request.items], encoder=encoder_ref()
         ),
+        # A message of a stream is answered as a call with the same inputs is.
+        EmbedStream=lambda request, _: embedding_pb.EmbedStreamResponse(
+            key=request.key, **fields_of(fake.scripts["Embed"](bulk.EMBED.as_call(request)))
+        ),
+        UpsertStream=lambda request, index: collection_pb.UpsertStreamResponse(
+            index=index, results=fake.scripts["Upsert"](bulk.ADD.as_call(request)).results
+        ),
         Check=lambda _: health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING),
     )
     server = grpc.server(
@@ -170,7 +202,18 @@ def serving(limits: Limits | None = None, port: int = 0) -> Iterator[FakeServer]
         server.stop(None).wait()
 
 
+def fields_of(response: Any) -> dict[str, Any]:
+    return {"results": response.results, "encoder": response.encoder}
+
+
 def _method(fake: FakeServer, name: str) -> Any:
+    if name.endswith("Stream"):
+
+        def stream(self: object, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            return fake.converse(name, requests, context)
+
+        return stream
+
     def call(self: object, request: Any, context: grpc.ServicerContext) -> Any:
         return fake.handle(name, request, context)
 

@@ -1,9 +1,9 @@
-"""Embedding, adding and reading many: how they are cut into calls, and what becomes of each input."""
+"""Embedding, adding and reading many: how they are cut into messages, and what becomes of each input."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +59,34 @@ def test_embeddings_come_in_the_order_of_the_images(connect: Connect, small_serv
     assert embeddings.encoder == EncoderRef("fake", FINGERPRINT, DIMENSION)
 
 
-def test_no_call_has_more_images_than_the_server_takes(connect: Connect, small_server: FakeServer) -> None:
+def test_no_message_has_more_images_than_the_server_takes(connect: Connect, small_server: FakeServer) -> None:
     connect(small_server.target).embed([b"1"] * 8)
-    assert sorted(len(request.images) for request in small_server.asked("Embed")) == [2, 3, 3]
+    assert [len(request.images) for request in small_server.asked("EmbedStream")] == [3, 3, 2]
 
 
 def test_no_message_is_larger_than_the_server_takes(connect: Connect, small_server: FakeServer) -> None:
     # Two of 900 bytes fit 2,000; the server itself refuses more.
     connect(small_server.target).embed([b"x" * 900] * 5)
-    assert sorted(len(request.images) for request in small_server.asked("Embed")) == [1, 2, 2]
+    assert [len(request.images) for request in small_server.asked("EmbedStream")] == [2, 2, 1]
+
+
+def test_what_fits_one_message_is_one_call_and_more_is_a_stream(connect: Connect, server: FakeServer) -> None:
+    client = connect(server.target)
+    client.embed([b"1"] * 16)
+    client.add("photos", [ItemInput(id=str(number), image=b"1") for number in range(16)])
+    assert [len(server.asked(method)) for method in ("Embed", "Upsert", "EmbedStream", "UpsertStream")] == [1, 1, 0, 0]
+    client.embed([b"1"] * 17)
+    client.add("photos", [ItemInput(id=str(number), image=b"1") for number in range(17)])
+    assert [len(server.asked(method)) for method in ("Embed", "Upsert", "EmbedStream", "UpsertStream")] == [1, 1, 2, 2]
+    assert [method for method, _ in server.streams] == ["EmbedStream", "UpsertStream"]
 
 
 def test_vectors_are_asked_for_in_bytes(connect: Connect, server: FakeServer) -> None:
-    connect(server.target).embed([b"1"])
-    [request] = server.asked("Embed")
-    assert request.vector_encoding == wire.PACKED_F32
+    client = connect(server.target)
+    client.embed([b"1"])
+    client.embed([b"1"] * 17)
+    requests = [*server.asked("Embed"), *server.asked("EmbedStream")]
+    assert [request.vector_encoding for request in requests] == [wire.PACKED_F32] * 3
 
 
 def test_limits_are_asked_for_once(connect: Connect, small_server: FakeServer) -> None:
@@ -83,32 +96,22 @@ def test_limits_are_asked_for_once(connect: Connect, small_server: FakeServer) -
     assert len(small_server.asked("GetServerInfo")) == 1
 
 
+def no_items(request: Any) -> Any:
+    """A GetItems script of a collection without items."""
+    error = status(ItemNotFound("there is no such item"))
+    return collection_pb.GetItemsResponse(results=[collection_pb.GetItemsResult(error=error) for _ in request.ids])
+
+
 def test_several_calls_are_under_way_at_once_but_not_many(connect: Connect, small_server: FakeServer) -> None:
-    answer, four = small_server.scripts["Embed"], threading.Barrier(4)
+    four = threading.Barrier(4)
 
     def script(request: Any) -> Any:
         four.wait(20)  # breaks unless four calls are under way
-        return answer(request)
+        return no_items(request)
 
-    small_server.on("Embed", script)
-    connect(small_server.target).embed([b"1"] * 3 * 12)
+    small_server.on("GetItems", script)
+    assert connect(small_server.target).get_items("photos", ["a"] * 4 * 12) == [None] * 4 * 12
     assert small_server.most_under_way == 4
-
-
-def test_images_are_taken_only_as_far_ahead_as_calls_are_under_way(connect: Connect, small_server: FakeServer) -> None:
-    taken = 0
-
-    def images() -> Iterator[bytes]:
-        nonlocal taken
-        for _ in range(100):
-            taken += 1
-            yield b"1"
-
-    results = connect(small_server.target).embed_each(images())
-    assert next(results)[0] == 1
-    # Four calls of three, one more that is ready, and the image that begins the next.
-    assert taken <= 16
-    results.close()
 
 
 def test_where_one_call_fails_the_others_under_way_are_cancelled(connect: Connect, small_server: FakeServer) -> None:
@@ -116,16 +119,16 @@ def test_where_one_call_fails_the_others_under_way_are_cancelled(connect: Connec
 
     def script(request: Any) -> Any:
         all_there.wait(20)
-        if request.images[0] == b"first":
+        if request.ids[0] == "first":
             raise InvalidInput("no")
         released.wait(60)
-        return embedding_pb.EmbedResponse()
+        return no_items(request)
 
-    small_server.on("Embed", script)
+    small_server.on("GetItems", script)
     try:
         with pytest.raises(InvalidInput):
-            connect(small_server.target).embed([b"first", *[b"1"] * 11])
-        # One for the limits and four for the images: over for the client, while the server is still at work.
+            connect(small_server.target).get_items("photos", ["first", *["a"] * 15])
+        # One for the limits and four for the items: over for the client, while the server is still at work.
         assert [small_server.ended.acquire(timeout=20) for _ in range(5)] == [True] * 5
         assert not released.is_set()
     finally:
@@ -227,9 +230,11 @@ def test_vectors_of_two_encoders_are_never_put_together(connect: Connect, small_
 
 
 def test_the_encoder_that_is_asked_for_is_passed_on(connect: Connect, server: FakeServer) -> None:
-    connect(server.target).embed([b"1"], encoder_fingerprint="12" * 32)
-    [request] = server.asked("Embed")
-    assert request.encoder_fingerprint == "12" * 32
+    client = connect(server.target)
+    client.embed([b"1"], encoder_fingerprint="12" * 32)
+    client.embed([b"1"] * 17, encoder_fingerprint="12" * 32)
+    requests = [*server.asked("Embed"), *server.asked("EmbedStream")]
+    assert [request.encoder_fingerprint for request in requests] == ["12" * 32] * 3
 
 
 def test_another_number_of_results_than_images_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
@@ -281,7 +286,7 @@ def test_images_vectors_and_bytes_of_a_call_stay_within_the_limits(connect: Conn
     client.add("photos", [ItemInput(id=str(number), image=b"1") for number in range(7)])
     client.add("photos", [ItemInput(id=str(number), vector=[1, 2, 3, 4]) for number in range(9)])
     client.add("photos", [ItemInput(id=str(number), image=b"x" * 900) for number in range(3)])
-    assert sorted(len(request.items) for request in small_server.asked("Upsert")) == [1, 1, 1, 2, 3, 3, 4, 4]
+    assert [len(request.items) for request in small_server.asked("UpsertStream")] == [3, 3, 1, 4, 4, 1, 2, 1]
 
 
 def test_an_item_that_cannot_be_sent_fails_alone(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
@@ -333,22 +338,13 @@ def test_an_item_without_id_gets_one_before_it_is_sent(connect: Connect, server:
     assert len(first.id) == 32
 
 
-def test_an_id_that_comes_again_is_sent_after_the_calls_before_it(connect: Connect, small_server: FakeServer) -> None:
-    answer, second_came = small_server.scripts["Upsert"], threading.Event()
-    overlapped = []
-
-    def script(request: Any) -> Any:
-        if request.items[0].image == b"old":
-            overlapped.append(second_came.wait(0.3))
-        else:
-            second_came.set()
-        return answer(request)
-
-    small_server.on("Upsert", script)
+def test_an_id_that_comes_again_is_sent_in_its_turn(connect: Connect, small_server: FakeServer) -> None:
     old = [ItemInput(id=id, image=b"old") for id in ("a", "b", "c")]
     new = [ItemInput(id=id, image=b"new") for id in ("a", "d")]
     assert len(connect(small_server.target).add("photos", [*old, *new])) == 5
-    assert overlapped == [False]
+    assert len(small_server.streams) == 1
+    sent = [(item.id, item.image) for request in small_server.asked("UpsertStream") for item in request.items]
+    assert sent == [(item.id, item.image) for item in [*old, *new]]
 
 
 def test_an_item_that_is_larger_than_a_message_is_refused_here(connect: Connect, small_server: FakeServer) -> None:

@@ -149,12 +149,13 @@ def test_a_busy_or_absent_server_is_asked_again(
     assert len(server.asked("ListCollections")) == 3
 
 
-def test_an_overloaded_server_is_asked_again_in_bulk_calls_too(connect: Connect, small_server: FakeServer) -> None:
-    answer = small_server.scripts["Embed"]
-    small_server.on("Embed", failing_first(3, Overloaded("the server is busy", retry_after_ms=1), answer))
-    vectors = connect(small_server.target).embed([bytes([number]) for number in range(1, 8)]).vectors
-    assert vectors[:, 1].tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert len(small_server.asked("Embed")) == 3 + 3
+def test_an_overloaded_server_is_asked_again_for_each_of_many_calls(connect: Connect, small_server: FakeServer) -> None:
+    def answer(request: Any) -> Any:
+        return collection_pb.DeleteItemsResponse(deleted_count=len(request.ids))
+
+    small_server.on("DeleteItems", failing_first(3, Overloaded("the server is busy", retry_after_ms=1), answer))
+    assert connect(small_server.target).delete_items("photos", [str(number) for number in range(10)]) == 10
+    assert len(small_server.asked("DeleteItems")) == 3 + 3
 
 
 def test_making_a_collection_is_never_tried_again(connect: Connect, server: FakeServer) -> None:

@@ -44,7 +44,10 @@ def test_a_ready_server_is_healthy_for_every_service(encoder_file: Path, tmp_pat
 
 
 def test_sigterm_ends_with_zero_and_keeps_what_was_acknowledged(encoder_file: Path, tmp_path: Path) -> None:
-    with ServerProcess(str(encoder_file), "--data", str(tmp_path)) as server, Client(server.address) as client:
+    with (
+        ServerProcess(str(encoder_file), "--data", str(tmp_path)) as server,
+        Client(server.address, timeout_s=5) as client,  # it waits so long for the server to come back
+    ):
         client.create_collection("photos")
         under_way = threading.Event()
 
