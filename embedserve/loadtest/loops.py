@@ -112,7 +112,8 @@ async def open_loop(
         warmup_s: how long calls are made before it, at the same rate.
         seed: of the times.
         arrivals: other times, ascending, in seconds from the start (default: ``schedule.poisson``).
-        max_outstanding: calls under way at a time. One that is due beyond is not sent, and counted as NOT_SENT.
+        max_outstanding: calls under way at a time. One that is due beyond is not sent, and counted as NOT_SENT; so is
+            one that this process, being too slow for the rate, has not sent when the run is over.
         max_calls: the run ends after so many.
         drain_s: how long calls may still take after the window before they are given up.
         stop: ends the run early, with what was measured until then.
@@ -123,12 +124,14 @@ async def open_loop(
 
     async def dispatch() -> None:
         for number, due_s in enumerate(times):
+            if due_s >= run.ends_s:
+                return
             if number >= max_calls:
                 run.used_up = f"{max_calls:,} calls were made"
                 return
             # At least one turn of the event loop each, so that answers are taken even when the schedule is behind.
             await asyncio.sleep(max(0, due_s - run.now_s()))
-            if run.under_way >= max_outstanding:
+            if run.under_way >= max_outstanding or run.is_over:
                 run.measured.add(due_s=due_s, sent_s=due_s, done_s=due_s, outcome=NOT_SENT)
             else:
                 run.start(run.call(number, due_s))
@@ -163,6 +166,11 @@ class _Run:
     def now_s(self) -> float:
         """Seconds since the run began."""
         return self._loop.time() - self._began
+
+    @property
+    def is_over(self) -> bool:
+        """True if calls that are still under way are given up."""
+        return self.now_s() >= self.ends_s + self._drain_s
 
     @property
     def under_way(self) -> int:

@@ -135,6 +135,23 @@ def test_a_call_beyond_those_allowed_is_not_sent_and_counted() -> None:
     assert measured.due_calls_per_s == 10
 
 
+def test_calls_that_a_slow_client_never_got_to_are_counted_as_not_sent() -> None:
+    async def block(number: int) -> None:
+        asyncio.get_running_loop()._selector.now_s += 1  # type: ignore[attr-defined]
+
+    measured = run(open_loop(block, rate=100, seconds=1, arrivals=every(*range(0, 1000, 10)), drain_s=5))
+    counts = measured.codes()
+    assert sum(counts.values()) == 100, "none is lost"
+    assert 5 <= counts["OK"] <= 7
+    assert counts[NOT_SENT] == 100 - counts["OK"]
+
+
+def test_times_beyond_the_window_are_not_waited_for() -> None:
+    measured = run(open_loop(taking(0.1), rate=1, seconds=1, arrivals=every(0, 500, 3_600_000)))
+    assert measured.codes() == {"OK": 2}
+    assert len(measured) == 2
+
+
 def test_what_is_offered_and_what_is_achieved_are_counted_apart() -> None:
     # One call at a time, 100 ms each: ten a second, of twenty that are due.
     lock = asyncio.Lock()
