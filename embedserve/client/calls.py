@@ -37,6 +37,8 @@ CALLS_IN_FLIGHT = 4
 _UNAVAILABLE_ATTEMPTS = 5
 _UNAVAILABLE_PAUSE_S = 0.1
 _NO_CONNECTION = "failed to connect to all addresses"
+_LOST_STATUS = "Internal error from Core"
+"""What grpc.aio says where a stream was ended while it wrote to it: the status that the server gave is lost."""
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -100,6 +102,8 @@ def failure_of(call: Any, target: str, timeout_s: float) -> Failure:
     code, text = call.code(), call.details() or ""
     if code == grpc.StatusCode.UNAVAILABLE and (failure := _handshake_failure(text, target)) is not None:
         return failure
+    if code == grpc.StatusCode.INTERNAL and text == _LOST_STATUS:
+        return Failure(Unavailable(f"the server at {target} ended the stream"), _UNAVAILABLE_PAUSE_S)
     error, retry_after_s = _from_details(call.trailing_metadata() or ())
     if error is None:
         error = _from_code(code, text, target, timeout_s, retry_after_s)

@@ -94,7 +94,8 @@ class Server:
                 hint=f"choose another: embedserve serve … --port {self._config.port + 1}",
             ) from error
         await self._grpc.start()
-        self._watching = asyncio.create_task(watch(self.security.watched))
+        if self.security.watched:
+            self._watching = asyncio.create_task(watch(self.security.watched), name="watch")
 
     async def load(self, encoder: ImageEncoder | None = None) -> Engine:
         """Open encoder and collections, warm up, and be ready.

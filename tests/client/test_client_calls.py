@@ -208,6 +208,16 @@ def test_other_failures_are_not_tried_again() -> None:
     assert calls.pause_before_retry_s(calls.Failure(InvalidInput("no"), None), 1, 60) is None
 
 
+def test_a_stream_that_was_ended_while_it_was_written_to_is_no_bug_of_the_server(
+    connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # grpc.aio makes this of any status that comes at that moment, also of one that says to try again.
+    monkeypatch.setattr(calls, "_UNAVAILABLE_PAUSE_S", 0.001)
+    error = PlainAbort(grpc.StatusCode.INTERNAL, "Internal error from Core")
+    server.on("ListCollections", failing_first(1, error, lambda _: collection_pb.ListCollectionsResponse()))
+    assert connect(server.target).list_collections() == []
+
+
 # --- Readiness ---
 
 
