@@ -154,6 +154,7 @@ class _Stream(Generic[RequestT, ResponseT]):
     async def close(self) -> None:
         """Cancel the stream, if it has not ended."""
         self._call.cancel()
+        self._outbox.put(None)  # where it has ended, gRPC's task for the requests would wait for the next one for ever
         self.reading.cancel()
         await asyncio.gather(self.reading, return_exceptions=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
-from embedserve import Client, wire
+from embedserve import AsyncClient, Client, wire
 from embedserve.client import ItemInput
 from embedserve.errors import PermissionDenied, SetupError, Unauthenticated
 from embedserve.server.access import NEEDED
@@ -207,6 +209,27 @@ def test_streams_are_let_in_by_role(guarded: str) -> None:
         request = upsert if "Upsert" in path else embed
         end = call(guarded, path, bearer(token), request.SerializeToString())
         assert (end is grpc.StatusCode.PERMISSION_DENIED) is refused
+
+
+def test_bulk_methods_over_a_stream_tell_the_refusal_and_leave_nothing_behind(
+    guarded: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def items() -> Iterator[ItemInput]:
+        return (ItemInput(id=str(number), image=picture(1)) for number in range(100))
+
+    async def add() -> None:
+        async with AsyncClient(guarded, token=READ) as client:
+            for _ in range(5):
+                with pytest.raises(PermissionDenied, match="UpsertStream needs a token of the role write"):
+                    await client.add("photos", items())
+
+    asyncio.run(add())
+    with Client(guarded, token=READ) as client:
+        with pytest.raises(PermissionDenied, match="UpsertStream needs a token of the role write"):
+            client.add("photos", items())
+        assert len(client.embed([picture(1)] * 100).vectors) == 100
+    gc.collect()
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 # --- The file ---
