@@ -4,7 +4,7 @@
 #   docker run -p 127.0.0.1:50051:50051 -v "$PWD/encoder.onnx:/encoder.onnx:ro" -v embedserve-data:/data embedserve
 #
 # Other commands work the same: docker run --rm -v "$PWD/encoder.onnx:/encoder.onnx:ro" embedserve doctor /encoder.onnx
-# The container listens on all of its addresses, so it is -p that decides who can reach it; it has no log-in.
+# The container listens on all of its addresses (HTTP on 8080), so it is -p that decides who can reach it; it has no log-in.
 
 FROM python:3.11-slim AS build
 WORKDIR /source
@@ -23,7 +23,7 @@ RUN mkdir /data && chown 10001:10001 /data
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-EXPOSE 50051
+EXPOSE 50051 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-c", "\
 import sys, grpc; from grpc_health.v1 import health_pb2 as pb, health_pb2_grpc as rpc\n\
 sys.exit(rpc.HealthStub(grpc.insecure_channel('127.0.0.1:50051')).Check(pb.HealthCheckRequest(), timeout=4).status != 1)"]

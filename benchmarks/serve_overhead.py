@@ -257,7 +257,7 @@ def unpack(result: pb.EmbedResult) -> NDArray[np.float32]:
 @contextlib.contextmanager
 def server(path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`embedserve serve` in a process of its own, and its address; stopped at the end."""
-    command = [sys.executable, "-m", "embedserve", "serve", str(path), "--port", "0", "--device", "cpu"]
+    command = [sys.executable, "-m", "embedserve", "serve", str(path), "--port", "0", "--no-http", "--device", "cpu"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from embedserve.encoder import ImageEncoder
 from embedserve.server.app import Server
 from embedserve.server.config import ServerConfig
+from embedserve.server.tracing import Traces
 from embedserve.types import Limits
 
 
@@ -27,11 +28,14 @@ def serving(
     *,
     limits: Limits | None = None,
     max_batch: int = 0,
+    http: bool = False,
+    traces: Traces | None = None,
+    on_listening: Callable[[Server], None] = lambda server: None,
     **more: Any,
 ) -> Iterator[str]:
     """A server in a thread; gives its address, and stops it at the end as SIGTERM would.
 
-    ``more`` are other fields of ServerConfig.
+    ``on_listening`` is called before anything is loaded; ``more`` are other fields of ServerConfig.
     """
     started = threading.Event()
     address: list[str] = []
@@ -43,14 +47,18 @@ def serving(
                 encoder=Path("unused"),
                 data=data,
                 port=0,
+                http=http,
+                http_port=0,
                 max_batch=max_batch,
                 limits=limits or Limits(),
                 grace_s=10,
                 **more,
-            )
+            ),
+            traces=traces,
         )
         await server.listen()
         try:
+            on_listening(server)
             await server.load(encoder)
             address.append(f"127.0.0.1:{server.port}")
             stopping.append((asyncio.get_running_loop(), asyncio.Event()))
@@ -85,12 +93,21 @@ def serving(
             raise failure[0]
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    """For what a server does in its own time: a call is counted when its task ends, after its answer has arrived."""
+    for _ in range(2000):
+        if true():
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError("it did not become true")
+
+
 class ServerProcess:
     """`embedserve serve` as a person would run it."""
 
     def __init__(self, *arguments: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "embedserve", "serve", *arguments, "--port", "0"],
+            [sys.executable, "-m", "embedserve", "serve", "--port", "0", "--http-port", "0", *arguments],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -98,10 +115,13 @@ class ServerProcess:
         assert self._process.stderr is not None
         self.said: list[str] = []
         self.address = ""
+        self.http_url = ""
         for line in self._process.stderr:
             self.said.append(line.rstrip())
             if found := re.search(r"ready .*gRPC on (\S+)", line):
                 self.address = found[1]
+                if found := re.search(r"HTTP on (\S+)", line):
+                    self.http_url = found[1]
                 break
 
     def kill(self) -> None:

@@ -29,8 +29,8 @@ PAGES = sorted(
 )
 COMMANDS = dict(cli_doc.walk(main, "embedserve"))
 SHELL, PYTHON = ("shell", "bash", "sh", "console"), ("python",)
-PORT = 50051
-"""The port that the documents use."""
+PORTS = (50051, 8080)
+"""The ports that the documents use."""
 
 
 # --- Blocks of code ------------------------------------------------------------------------------------------------
@@ -116,12 +116,13 @@ def script_of(blocks: list[Block], folder: Path) -> str:
 def run_page(page: Path, folder: Path) -> tuple[int, str]:
     """Run the blocks of a page in a folder; the exit code and all that was said, by the server too."""
     script = script_of([block for block in RUN if block.page == page], folder)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", PORT))
-        except OSError:
-            pytest.fail(f"port {PORT}, which {named(page)} uses, is taken: stop what listens there and test again")
+    for port in PORTS:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                pytest.fail(f"port {port}, which {named(page)} uses, is taken: stop what listens there and test again")
     path = os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", "")])
     process = subprocess.Popen(
         ["bash", "-c", script],

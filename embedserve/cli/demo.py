@@ -132,7 +132,7 @@ def _serving(encoder: Path, data: Path, port: int) -> Iterator[subprocess.Popen[
     """A server of our own, ready; it is told to stop at the end, and waited for."""
     from embedserve.client import Client
 
-    words: list[str | Path] = ["serve", encoder, "--data", data, "--port", str(port)]
+    words: list[str | Path] = ["serve", encoder, "--data", data, "--port", str(port), "--no-http"]
     _announce(words)
     process = subprocess.Popen([sys.executable, "-m", "embedserve", *map(str, words)])
     try:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from embedserve.server.config import ServerConfig
 from embedserve.types import Limits
+
+if TYPE_CHECKING:
+    from embedserve.server import logs
 
 _HELP = {field.name: field.metadata.get("help", "") for field in (*fields(ServerConfig), *fields(Limits))}
 
@@ -23,6 +27,8 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--host", default="127.0.0.1", help=_HELP["host"])
 @click.option("--port", default=50051, type=click.IntRange(0, 65535), help=_HELP["port"])
+@click.option("--http-port", default=8080, type=click.IntRange(0, 65535), help=_HELP["http_port"])
+@click.option("--http/--no-http", default=True, help=_HELP["http"])
 @click.option("--device", default="auto", metavar="DEVICE", help=_HELP["device"])
 @click.option("--gpu-memory-mib", default=0, type=click.IntRange(0), help=_HELP["gpu_memory_mib"])
 @click.option("--threads", default=0, type=click.IntRange(0), help=_HELP["threads"])
@@ -37,11 +43,21 @@ _FILE = click.Path(path_type=Path)
 @click.option("--tls-client-ca", type=_FILE, metavar="FILE", help=_HELP["tls_client_ca"])
 @click.option("--tokens", type=_FILE, metavar="FILE", help=_HELP["tokens"])
 @click.option("--insecure", is_flag=True, help=_HELP["insecure"])
+@click.option("--traces", is_flag=True, help=_HELP["traces"])
+@click.option("--log-format", default="text", type=click.Choice(["text", "json"]), help=_HELP["log_format"])
+@click.option(
+    "--log-level",
+    default="warning",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help=_HELP["log_level"],
+)
 def command(
     encoder: Path,
     data: Path | None,
     host: str,
     port: int,
+    http_port: int,
+    http: bool,
     device: str,
     gpu_memory_mib: int,
     threads: int,
@@ -56,6 +72,9 @@ def command(
     tls_client_ca: Path | None,
     tokens: Path | None,
     insecure: bool,
+    traces: bool,
+    log_format: logs.Format,
+    log_level: logs.Level,
 ) -> None:
     """Serve embeddings and search over gRPC.
 
@@ -66,20 +85,20 @@ def command(
     embedserve serve encoder.onnx                  embeddings only, no collections
     embedserve serve encoder.onnx --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --tokens tokens.txt
     """
-    import logging
-
     # Otherwise every stranger who fails to shake hands writes a line of gRPC's into our log.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from embedserve.cli.output import say
-    from embedserve.server.app import run
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from embedserve.cli.output import say
+    from embedserve.server import logs
+    from embedserve.server.app import run
 
     config = ServerConfig(
         encoder=encoder,
         data=data,
         host=host,
         port=port,
+        http=http,
+        http_port=http_port,
         device=device,
         gpu_memory_mib=gpu_memory_mib,
         threads=threads,
@@ -92,6 +111,10 @@ def command(
         tls_client_ca=tls_client_ca,
         tokens=tokens,
         insecure=insecure,
+        traces=traces,
+        log_format=log_format,
+        log_level=log_level,
         limits=Limits(max_image_pixels=max_image_pixels, max_queue_images=max_queue_images),
     )
-    run(config, say=say)
+    logs.configure(config.log_format, config.log_level)
+    run(config, say=logs.say if config.log_format == "json" else say)

@@ -7,10 +7,9 @@ from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
 import grpc
-from grpc_status import rpc_status
 
-from embedserve import wire
 from embedserve.errors import EmbedserveError, PermissionDenied, Unauthenticated
+from embedserve.server.calls import abort
 from embedserve.server.tokens import Caller, Role, TokenFile
 
 _In = TypeVar("_In")
@@ -46,7 +45,7 @@ _HINT = "Client(…, token=…); on the command line --token-file FILE or EMBEDS
 class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls without a token of the role that they need, before anything of their request is read.
 
-    Has to be the first of the interceptors, since others remember handlers.
+    Comes after the interceptor that counts calls, so that refused ones are counted as well.
     """
 
     def __init__(self, tokens: TokenFile) -> None:
@@ -89,7 +88,7 @@ def _refusal(error: EmbedserveError) -> grpc.RpcMethodHandler[Any, Any]:
     """A handler that ends a call of any kind. As one of streams it need not read a request first."""
 
     async def refuse(_: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        await context.abort_with_status(rpc_status.to_status(wire.error_to_status(error)))
+        await abort(error, context)
         yield
 
     return grpc.stream_stream_rpc_method_handler(refuse)

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 
 import grpc
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -17,10 +18,13 @@ from embedserve.errors import SetupError
 from embedserve.server.collections import CollectionService
 from embedserve.server.config import ServerConfig
 from embedserve.server.embedding import EmbeddingService
-from embedserve.server.interceptor import ErrorInterceptor
+from embedserve.server.http import HttpServer, application
+from embedserve.server.interceptor import CallInterceptor
+from embedserve.server.metrics import Metrics
 from embedserve.server.search import SearchService
 from embedserve.server.security import Security
 from embedserve.server.state import ServerState
+from embedserve.server.tracing import Traces
 from embedserve.server.watch import watch
 from embedserve.store.local import LocalStore
 from embedserve.v1 import (
@@ -44,19 +48,31 @@ _LAST_BYTES_S = 0.5
 class Server:
     """A gRPC server for one encoder. ``listen``, then ``load``, and in the end ``stop``; all on one event loop.
 
+    Args:
+        config: how it is set up.
+        traces: where spans go, instead of where the configuration says.
+
     Raises:
-        SetupError: the files for TLS and tokens cannot be used, or strangers would reach an open port.
+        SetupError: the files for TLS and tokens cannot be used, strangers would reach an open port, or traces are
+            asked for and OpenTelemetry is not installed.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, *, traces: Traces | None = None) -> None:
         self._config = config
         self.security = Security(config)
         """Who may call."""
         self._watching: asyncio.Task[None] | None = None
         self._state = ServerState()
+        self._traces = Traces() if traces is None and config.traces else traces
+        self.metrics = Metrics(_methods())
+        """What is counted, whether or not it can be read over HTTP."""
+        self._http: HttpServer | None = None
         self._health = health.aio.HealthServicer()
         self._grpc = grpc.aio.server(
-            interceptors=[*self.security.interceptors, ErrorInterceptor(self._state)],
+            interceptors=[
+                CallInterceptor(self._state, self.metrics, self._traces),
+                *self.security.interceptors,
+            ],
             options=[
                 ("grpc.max_receive_message_length", config.limits.max_message_bytes),
                 ("grpc.max_send_message_length", config.limits.max_message_bytes),
@@ -67,13 +83,23 @@ class Server:
         self.port = 0
         """The port that is listened on."""
 
+    @property
+    def http_url(self) -> str | None:
+        """Where metrics and probes are; None without HTTP."""
+        return None if self._http is None else self._http.url
+
     async def listen(self) -> None:
-        """Take the port and answer health checks with NOT_SERVING; all other calls are UNAVAILABLE still.
+        """Take the ports and answer health checks with NOT_SERVING; all other calls are UNAVAILABLE still.
 
         Raises:
-            SetupError: the port is taken or not allowed.
+            SetupError: a port is taken or not allowed.
         """
         host = self._config.host
+        if self._config.http:
+            tls, tokens = self.security.tls, self.security.tokens
+            app = application(self._state, self.metrics.registry, tokens)
+            context = None if tls is None else tls.http_context()
+            self._http = HttpServer(app, host=host, port=self._config.http_port, tls=context)
         address = f"{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self._config.port}"
         embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingService(self._state), self._grpc)
         search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(self._state), self._grpc)
@@ -89,6 +115,8 @@ class Server:
             else:
                 self.port = self._grpc.add_secure_port(address, self.security.tls.grpc_credentials())
         except RuntimeError as error:
+            if self._http is not None:
+                await self._http.stop()
             raise SetupError(
                 f"cannot listen on {address}: the port is taken, or the address is not this machine's",
                 hint=f"choose another: embedserve serve … --port {self._config.port + 1}",
@@ -96,6 +124,8 @@ class Server:
         await self._grpc.start()
         if self.security.watched:
             self._watching = asyncio.create_task(watch(self.security.watched), name="watch")
+        if self._http is not None:
+            self._http.start()
 
     async def load(self, encoder: ImageEncoder | None = None) -> Engine:
         """Open encoder and collections, warm up, and be ready.
@@ -124,11 +154,13 @@ class Server:
                 limits=config.limits,
                 decode_threads=config.decode_threads,
                 max_batch=config.max_batch,
+                observer=self.metrics,
             )
         except BaseException:
             if store is not None:  # no engine owns it, so nobody else gives its directory free
                 store.close()
             raise
+        self.metrics.read_from(engine, ready=lambda: self._state.phase == "ready")
         self._state.ready(engine)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return engine
@@ -143,10 +175,19 @@ class Server:
         await self._grpc.stop(_LAST_BYTES_S)
         if engine is not None:
             await engine.close()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
+        if self._http is not None:  # last, so that whoever asks is told until the end that no calls are taken
+            await self._http.stop()
 
     async def _set_health(self, status: int) -> None:
         for name in ("", *SERVICES):
             await self._health.set(name, status)
+
+
+def _methods() -> list[str]:
+    services = map(descriptor_pool.Default().FindServiceByName, SERVICES)
+    return [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
 
 
 def run(config: ServerConfig, *, say: Callable[[str], None]) -> None:
@@ -209,4 +250,5 @@ async def _say_ready(config: ServerConfig, server: Server, engine: Engine, say: 
     say(f"callers      {server.security.summary}")
     if server.security.warning:
         say(f"warning      {server.security.warning}")
-    say(f"ready        gRPC on {config.host}:{server.port}")
+    http = "" if server.http_url is None else f"  HTTP on {server.http_url}"
+    say(f"ready        gRPC on {config.host}:{server.port}{http}")

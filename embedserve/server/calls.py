@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import Message
+from grpc_status import rpc_status
 
 from embedserve import wire
 from embedserve.embedder import Timings
 from embedserve.encoder import ImageEncoder
+from embedserve.errors import EmbedserveError
 from embedserve.types import CollectionInfo, Limits, Media, Metadata, metadata_bytes
 from embedserve.v1 import common_pb2
 
@@ -42,6 +44,13 @@ async def build(size_bytes: int, limits: Limits, make: Callable[[], _Response]) 
     response = make() if size_bytes < _LARGE_BYTES else await asyncio.to_thread(make)
     limits.check("max_message_bytes", response.ByteSize(), what)
     return response
+
+
+async def abort(error: EmbedserveError, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+    """End a call with an error: its status, and behind it whatever metadata has been set already."""
+    status = rpc_status.to_status(wire.error_to_status(error))
+    await context.abort(status.code, status.details, (*status.trailing_metadata, *context.trailing_metadata()))
+    raise AssertionError("abort always raises")
 
 
 def deadline_of(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:

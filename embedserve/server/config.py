@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from embedserve.types import Limits
 
@@ -16,6 +17,10 @@ class ServerConfig:
     data: Path | None = None
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 for every network."})
     port: int = field(default=50051, metadata={"help": "gRPC port; 0 for any free one."})
+    http: bool = field(
+        default=True, metadata={"help": "Answer HTTP too: /metrics for Prometheus, /healthz and /readyz for probes."}
+    )
+    http_port: int = field(default=8080, metadata={"help": "HTTP port, on the same address; 0 for any free one."})
     device: str = field(
         default="auto",
         metadata={
@@ -50,5 +55,15 @@ class ServerConfig:
     insecure: bool = field(
         default=False,
         metadata={"help": "Listen for other machines even without TLS or without asking who calls."},
+    )
+    traces: bool = field(
+        default=False,
+        metadata={"help": "Send OpenTelemetry traces to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names."},
+    )
+    log_format: Literal["text", "json"] = field(
+        default="text", metadata={"help": "Log on standard error as text for people or as JSON, one object a line."}
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = field(
+        default="warning", metadata={"help": "Log from this level on: info adds calls that failed, debug all calls."}
     )
     limits: Limits = field(default_factory=Limits)

@@ -1,83 +1,251 @@
-"""Every error of a call becomes a gRPC status in one place: ours with code and hint, anything else as INTERNAL."""
+"""What is done for every call of ours, in one place: its id, its end in one status, its counters, log line and span.
+
+Errors become statuses here: ours with code and hint, anything else as INTERNAL. A call is accounted for when its task
+ends, which is the one moment that comes for every call: also for one that was never read, or cancelled while its answer
+was sent. Health and reflection are left alone.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-from grpc_status import rpc_status
 
-from embedserve import wire
 from embedserve.errors import EmbedserveError, InternalError, InvalidInput
+from embedserve.server import logs
+from embedserve.server.access import caller
+from embedserve.server.calls import abort
+from embedserve.server.metrics import MethodMetrics, Metrics
 from embedserve.server.state import ServerState
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from embedserve.server.tracing import Traces
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
+_Context = grpc.aio.ServicerContext[Any, Any]
 _log = logging.getLogger("embedserve.server")
 
+_ROUNDING = 0.01
+"""gRPC rounds a deadline up by as much on its way to the server (two significant digits), which therefore sees the
+caller hang up shortly before the deadline passes here."""
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns exceptions of our own services into statuses; leaves health and reflection alone."""
 
-    def __init__(self, state: ServerState) -> None:
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One call, from when its headers came until its answer was sent."""
+
+    method: str
+    metrics: MethodMetrics
+    request_id: str
+    begun: float
+    """When it was read, on ``time.monotonic``'s clock."""
+    context: _Context | None = None
+    """None until it was read."""
+    code: str = ""
+    """The status that it was answered with."""
+    error: str = ""
+    """The code of the error, as ``embedserve.errors`` has it; empty if there was none."""
+    reason: str = ""
+    """Its message."""
+    span: Span | None = None
+    request: Any = None
+    response: Any = None
+    """Both kept for a span only; of streams there are neither."""
+
+
+_CODES: dict[object, str] = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0])}
+"""Names of the statuses. A context gives its own as a number, though it is declared otherwise."""
+
+_current: ContextVar[_Call] = ContextVar("_current")
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the calls of our own services. Has to be the first interceptor, so that it sees what others refuse.
+
+    Args:
+        state: which calls are under way.
+        metrics: where calls are counted.
+        traces: where spans go, if anywhere.
+    """
+
+    def __init__(self, state: ServerState, metrics: Metrics, traces: Traces | None = None) -> None:
         self._state = state
-        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._metrics = metrics
+        self._traces = traces
+        self._wrapped: dict[str, tuple[Any, grpc.RpcMethodHandler[Any, Any]]] = {}
+        """For each method its handler and the wrapped one."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[_In, _Out] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[_In, _Out] | None:
-        """The handler of a call, wrapped."""
+        """The handler of a call, wrapped. Runs in the task of the call, before the call is read."""
         method = handler_call_details.method
-        if method in self._wrapped:
-            return self._wrapped[method]
         handler = await continuation(handler_call_details)
-        if handler is None or not method.startswith("/embedserve."):
+        if method.startswith("/grpc."):
             return handler
-        wrapped = self._wrap(handler, method)
-        self._wrapped[method] = wrapped
+        metrics = self._metrics.method(method)
+        if handler is None:
+            metrics.ended("UNIMPLEMENTED", 0.0)
+            return None
+        inner, wrapped = self._wrapped.get(method, (None, None))
+        if inner is not handler or wrapped is None:
+            wrapped = self._wrap(handler)
+            if inner is None and metrics.known:
+                self._wrapped[method] = handler, wrapped
+        self._begin(method, metrics, handler_call_details.invocation_metadata)
         return wrapped
 
-    def _wrap(self, handler: grpc.RpcMethodHandler[_In, _Out], method: str) -> grpc.RpcMethodHandler[_In, _Out]:
-        assert handler.request_deserializer is not None
-        read = _readable(handler.request_deserializer)
+    # --- Begin and end --------------------------------------------------------------
+
+    def _begin(self, method: str, metrics: MethodMetrics, metadata: Any) -> None:
+        request_id = ""
+        for key, value in metadata:
+            if key == logs.REQUEST_ID and logs.is_sane(value):
+                request_id = value
+        call = _Call(method, metrics, request_id or logs.new_request_id(), time.monotonic())
+        fields = {"request_id": call.request_id}
+        if name := caller.get():
+            fields["caller"] = name
+        if self._traces is not None:
+            call.span, span_fields = self._traces.begin(method, dict(metadata))
+            fields |= span_fields
+        # The task is this call's alone, so what is set here ends with it.
+        _current.set(call)
+        logs.call_fields.set(fields)
+        self._metrics.calls_in_flight += 1
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        call = _current.get()
+        seconds = time.monotonic() - call.begun
+        code = _code_of(call, task)
+        self._metrics.calls_in_flight -= 1
+        call.metrics.ended(code, seconds)
+        if code == "CANCELLED":
+            self._metrics.cancelled.inc()
+        elif call.error:
+            self._metrics.on_error(call.error)
+        level = logging.DEBUG if code == "OK" else logging.INFO
+        if logs.access.isEnabledFor(level):
+            logs.access.log(level, "call", extra={"fields": _fields_of(call, code, seconds)})
+        if self._traces is not None and call.span is not None:
+            self._traces.end(
+                call.span,
+                code=code,
+                reason=call.reason,
+                request=call.request,
+                response=call.response,
+                request_id=call.request_id,
+            )
+
+    # --- Handlers -------------------------------------------------------------------
+
+    def _wrap(self, handler: grpc.RpcMethodHandler[_In, _Out]) -> grpc.RpcMethodHandler[_In, _Out]:
+        read = handler.request_deserializer and _readable(handler.request_deserializer)
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(handler.unary_unary, method), read, handler.response_serializer
+                self._unary(handler.unary_unary), read, handler.response_serializer
             )
-        assert handler.stream_stream is not None, f"{method} is neither unary nor bidirectional"
+        assert handler.stream_stream is not None, "the method is neither unary nor bidirectional"
         return grpc.stream_stream_rpc_method_handler(
-            self._stream(handler.stream_stream, method), read, handler.response_serializer
+            self._stream(handler.stream_stream), read, handler.response_serializer
         )
 
-    def _unary(self, inner: Any, method: str) -> Any:
-        async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    def _unary(self, inner: Any) -> Any:
+        async def handle(request: Any, context: _Context) -> Any:
+            call = _read(context)
             with self._state.call():
                 try:
-                    return await inner(_checked(request), context)
+                    response = await inner(_checked(request), context)
                 except Exception as error:
-                    await _abort(error, method, context)
+                    await _abort(error, call)
+            call.code = "OK"
+            if call.span is not None:
+                call.request, call.response = request, response
+            return response
 
         return handle
 
-    def _stream(self, inner: Any, method: str) -> Any:
+    def _stream(self, inner: Any) -> Any:
         async def checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
             async for request in requests:
                 yield _checked(request)
 
-        async def handle(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        async def handle(requests: Any, context: _Context) -> AsyncIterator[Any]:
+            call = _read(context)
             with self._state.call():
                 try:
                     async for response in inner(checked(requests), context):
                         yield response
                 except Exception as error:
-                    await _abort(error, method, context)
+                    await _abort(error, call)
+            call.code = "OK"
 
         return handle
+
+
+def _read(context: _Context) -> _Call:
+    """The call that is under way, whose request, or the beginning of its stream, has been read now."""
+    call = _current.get()
+    call.context, call.begun = context, time.monotonic()
+    context.set_trailing_metadata(((logs.REQUEST_ID, call.request_id),))
+    return call
+
+
+async def _abort(error: Exception, call: _Call) -> None:
+    assert call.context is not None
+    if isinstance(error, grpc.aio.AbortError):  # another interceptor's end of the call
+        call.code = call.error = _CODES.get(call.context.code(), "UNKNOWN")
+        call.reason = call.context.details()
+        raise error
+    if not isinstance(error, EmbedserveError):
+        _log.error("bug in %s", call.method, exc_info=error)
+        error = InternalError(
+            f"this is a bug in embedserve: {type(error).__name__}", hint="the server's log has the details"
+        )
+    call.code, call.error, call.reason = error.grpc_status, error.code, error.message
+    await abort(error, call.context)
+
+
+def _code_of(call: _Call, task: asyncio.Task[Any]) -> str:
+    """The gRPC status with which a call ended."""
+    if task.cancelling():  # by gRPC, since the caller is gone or his deadline has passed; it says not which
+        return "DEADLINE_EXCEEDED" if call.context is not None and _is_late(call, call.context) else "CANCELLED"
+    if call.context is None:  # the one reason for which gRPC refuses a call before it is read: the message's size
+        return "RESOURCE_EXHAUSTED"
+    return call.code or "UNKNOWN"
+
+
+def _is_late(call: _Call, context: _Context) -> bool:
+    remaining_s = context.time_remaining()
+    if remaining_s is None:
+        return False
+    return remaining_s <= _ROUNDING * (remaining_s + time.monotonic() - call.begun) + 0.005
+
+
+def _fields_of(call: _Call, code: str, seconds: float) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "method": call.method.removeprefix("/"),
+        "code": code,
+        "duration_ms": round(seconds * 1000, 3),
+        "peer": "" if call.context is None else call.context.peer(),
+    }
+    if call.error:
+        fields |= {"error": call.error, "reason": call.reason}
+    return fields
 
 
 @dataclass(frozen=True)
@@ -101,14 +269,3 @@ def _checked(request: Any) -> Any:
     if isinstance(request, _Unreadable):
         raise InvalidInput("the request cannot be read as its message type") from request.error
     return request
-
-
-async def _abort(error: Exception, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
-    if not isinstance(error, EmbedserveError):
-        _log.error("bug in %s", method, exc_info=error)
-        error = InternalError(
-            f"this is a bug in embedserve: {type(error).__name__}", hint="the server's log has the details"
-        )
-    await context.abort_with_status(rpc_status.to_status(wire.error_to_status(error)))

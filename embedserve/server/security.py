@@ -35,7 +35,7 @@ class Security:
 
     @property
     def interceptors(self) -> list[AccessInterceptor]:
-        """What comes before all other interceptors."""
+        """What comes right behind the interceptor that counts calls, and before all others."""
         return [] if self.tokens is None else [AccessInterceptor(self.tokens)]
 
     @property

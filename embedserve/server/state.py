@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from embedserve.errors import Unavailable
 
@@ -39,6 +39,13 @@ class ServerState:
         if self._engine is None:
             raise Unavailable("the server is starting", hint="try again in a second")
         return self._engine
+
+    @property
+    def phase(self) -> Literal["starting", "ready", "draining"]:
+        """Where in its life the server is."""
+        if self._draining:
+            return "draining"
+        return "starting" if self._engine is None else "ready"
 
     def ready(self, engine: Engine) -> None:
         """The engine is warm."""

@@ -49,7 +49,10 @@ SLIPS: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         lambda p: ["embed", p / "good", "-o", p / "no" / "v.npy"],
         "cannot be written",
     ),
-    "serving a file that is no encoder": (lambda p: ["serve", p / "file", "--port", "0"], "is no ONNX model"),
+    "serving a file that is no encoder": (
+        lambda p: ["serve", p / "file", "--port", "0", "--no-http"],
+        "is no ONNX model",
+    ),
 }
 
 

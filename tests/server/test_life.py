@@ -25,7 +25,10 @@ pytestmark = pytest.mark.slow
 def serve_fails(*arguments: str) -> str:
     """What `embedserve serve` says when it cannot start."""
     done = subprocess.run(
-        [sys.executable, "-m", "embedserve", "serve", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "embedserve", "serve", "--http-port", "0", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr

@@ -369,7 +369,18 @@ def test_the_command_says_who_may_call(tmp_path: Path, authority: Authority, enc
 
 
 def test_the_command_refuses_a_port_that_is_open_to_all(encoder_file: Path) -> None:
-    words = [sys.executable, "-m", "embedserve", "serve", str(encoder_file), "--host", "0.0.0.0", "--port", "0"]
+    words = [
+        sys.executable,
+        "-m",
+        "embedserve",
+        "serve",
+        str(encoder_file),
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "0",
+        "--no-http",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "error: on 0.0.0.0 other machines reach this server" in done.stderr

@@ -1,0 +1,182 @@
+"""The HTTP port: metrics and probes, on the event loop of the gRPC server.
+
+``/healthz`` answers as long as the event loop lives; ``/readyz`` only while calls are taken; ``/metrics`` is for
+Prometheus. Requests have no bodies that anyone reads, and connections are few and short-lived: whoever opens many, or
+sends slowly, loses them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+import embedserve
+from embedserve.errors import SetupError
+
+if TYPE_CHECKING:
+    from embedserve.server.state import ServerState
+    from embedserve.server.tokens import TokenFile
+
+MOST_CONNECTIONS = 64
+_REQUEST_S = 10.0
+"""How long a connection may take for a request, its headers and body, or idle."""
+_MOST_HEADER_BYTES = 16 * 1024
+
+_WHY_NOT = {
+    "starting": "the encoder and the collections are being opened",
+    "draining": "the server was told to stop and finishes what is running",
+}
+
+
+def application(state: ServerState, registry: CollectorRegistry, tokens: TokenFile | None = None) -> Starlette:
+    """The pages of the port. With tokens, the metrics need one of them; probes need none."""
+
+    async def index(request: Request) -> Response:
+        return PlainTextResponse(
+            f"embedserve {embedserve.__version__}\n\n"
+            "/healthz  200 while the process lives\n"
+            "/readyz   200 while calls are taken\n"
+            "/metrics  for Prometheus\n"
+        )
+
+    async def healthz(request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(request: Request) -> Response:
+        phase = state.phase
+        if phase == "ready":
+            return JSONResponse({"status": phase})
+        return JSONResponse({"status": phase, "reason": _WHY_NOT[phase]}, status_code=503)
+
+    async def metrics(request: Request) -> Response:
+        if tokens is not None and tokens.find_bearer(request.headers.get("authorization", "")) is None:
+            return PlainTextResponse("a token is needed\n", 401, {"www-authenticate": "Bearer"})
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"content-type": content_type})
+
+    pages = {"/": index, "/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
+    return Starlette(routes=[Route(path, page) for path, page in pages.items()])
+
+
+class HttpServer:
+    """Serves an application. The port is taken at once; it is answered on after ``start``.
+
+    Args:
+        app: the pages.
+        host: the address to listen on.
+        port: 0 for any free one.
+        tls: for HTTPS.
+
+    Raises:
+        SetupError: the port is taken or not allowed.
+    """
+
+    def __init__(self, app: Starlette, *, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        config = uvicorn.Config(
+            app,
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=1,
+            h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+        )
+        config.load()
+        config.ssl = tls
+        self._sockets = _listen(host, port)
+        self._server = _Server(config)
+        self._serving: asyncio.Task[None] | None = None
+        self._scheme = "http" if tls is None else "https"
+        self.port: int = self._sockets[0].getsockname()[1]
+        """The port that is listened on."""
+
+    @property
+    def url(self) -> str:
+        """Where it is reached."""
+        host = self._sockets[0].getsockname()[0]
+        return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def start(self) -> None:
+        """Answer."""
+        self._serving = asyncio.create_task(self._server.serve(self._sockets), name="http")
+
+    async def stop(self) -> None:
+        """Answer what has been asked, and give the port free."""
+        self._server.should_exit = True
+        if self._serving is not None:
+            await self._serving
+        for listening in self._sockets:
+            listening.close()
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to the server as a whole, which stops this part last."""
+        yield
+
+
+class _Connection(H11Protocol):
+    """uvicorn's, with bounds that it has not: on idle and slow connections, and on how many there are."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.abort()
+        self._wait()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _wait(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._waiting = self.loop.call_later(_REQUEST_S, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """A socket on each address that the host stands for, all with the same port."""
+    sockets: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            sockets.append(socket.create_server((address[0], port), family=family))
+            port = port or sockets[0].getsockname()[1]
+    except OSError as error:
+        for opened in sockets:
+            opened.close()
+        raise SetupError(
+            f"cannot listen on {host}:{port} for HTTP: {error.strerror}",
+            hint=f"choose another: embedserve serve … --http-port {port + 1}, or leave it out: --no-http",
+        ) from error
+    return sockets

@@ -1,0 +1,109 @@
+"""The server's log: text for people or JSON for programs, each line with the request id of the call it belongs to.
+
+Neither payloads nor credentials are ever logged; of the metadata only the request id.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import secrets
+import sys
+import time
+from contextvars import ContextVar
+from typing import Any, Literal
+
+Format = Literal["text", "json"]
+Level = Literal["debug", "info", "warning", "error"]
+
+REQUEST_ID = "x-request-id"
+"""Key of the metadata in which a caller may give his id, and is told the one that was used."""
+
+call_fields: ContextVar[dict[str, str] | None] = ContextVar("call_fields", default=None)
+"""What is added to every line that is logged within a call, such as its request id."""
+
+access = logging.getLogger("embedserve.access")
+"""One line for each call: at INFO if it failed, at DEBUG if it did not."""
+
+_life = logging.getLogger("embedserve.life")
+
+_MOST_ID_CHARACTERS = 128
+_PREFIX = secrets.token_hex(6)
+_numbers = itertools.count(1)
+
+
+def new_request_id() -> str:
+    """An id that no other call has, here or in another process."""
+    return f"{_PREFIX}-{next(_numbers):x}"
+
+
+def is_sane(request_id: str | bytes) -> bool:
+    """True if a caller's id can stand in a log line: 1–128 printable characters of ASCII, without spaces."""
+    return (
+        isinstance(request_id, str)
+        and 0 < len(request_id) <= _MOST_ID_CHARACTERS
+        and request_id.isascii()
+        and request_id.isprintable()
+        and " " not in request_id
+    )
+
+
+def configure(format: Format, level: Level) -> None:
+    """Log to standard error: our own lines from ``level`` on, those of libraries from WARNING on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("embedserve").setLevel(level.upper())
+    _life.setLevel(logging.INFO)
+
+
+def say(line: str) -> None:
+    """A line for the person who started the server, as a log line of whatever format; at every level."""
+    _life.info(" ".join(line.split()))
+
+
+def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return {**fields, **(call_fields.get() or {})}
+
+
+def _time_of(record: logging.LogRecord) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-03-01T12:00:00.000Z INFO embedserve.access: call  method=Embed code=OK request_id=…``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; a traceback follows on lines of its own."""
+        line = f"{_time_of(record)} {record.levelname} {record.name}: {record.getMessage()}"
+        fields = [f"{key}={_text(value)}" for key, value in _fields_of(record).items()]
+        if fields:
+            line = f"{line}  {' '.join(fields)}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object on one line, with the fields of the call among its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        document: dict[str, Any] = {
+            "time": _time_of(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields_of(record),
+        }
+        if record.exc_info:
+            document["exception"] = self.formatException(record.exc_info)
+        return json.dumps(document, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _text(value: Any) -> str:
+    """A value that cannot be taken for two, nor for a line of its own."""
+    text = str(value)
+    if text and text.isprintable() and not any(character in text for character in ' "='):
+        return text
+    return json.dumps(text)

@@ -1,0 +1,201 @@
+"""Prometheus metrics: how many calls and images, how long each part took, how full the server is.
+
+Every call and every image is counted once, when it is done with, by what became of it. What is true at a moment (how
+much is in work, which encoder runs) is read when somebody asks for the metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import embedserve
+from embedserve.observer import Observer, Outcome
+
+if TYPE_CHECKING:
+    from embedserve.engine import Engine
+
+SECONDS = (1e-4, 2.5e-4, 5e-4, *(m * 10.0**e for e in (-3, -2, -1, 0) for m in (1, 2.5, 5)), 10.0, 30.0, 60.0)
+"""Upper bounds of the time histograms: from what a call costs that does nothing to what nobody waits for."""
+
+BATCH_SIZES = tuple(float(2**power) for power in range(9))
+
+REJECTED = ("DEADLINE_EXCEEDED", "LIMIT_EXCEEDED", "OVERLOADED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE")
+"""Codes of the errors (those of ``embedserve.errors``) with which a call is turned away, not answered."""
+
+_OTHER = "other"
+
+Stage = Literal["decode", "queue", "inference", "search", "upsert"]
+
+
+class MethodMetrics:
+    """The counters of one method; finding them by name would cost more than counting."""
+
+    def __init__(self, metrics: Metrics, method: str) -> None:
+        self.known = method != _OTHER
+        """False for the one that stands for methods that we do not have."""
+        self._metrics, self._method = metrics, method
+        self._by_code: dict[str, Counter] = {}
+        self._seconds = metrics.seconds.labels(method)
+        self._ok = self._counter("OK")
+
+    def ended(self, code: str, seconds: float) -> None:
+        """A call ended with a gRPC status; each call ends once."""
+        (self._by_code.get(code) or self._counter(code)).inc()
+        self._seconds.observe(seconds)
+
+    def _counter(self, code: str) -> Counter:
+        counter = self._by_code[code] = self._metrics.calls.labels(self._method, code)
+        return counter
+
+
+class Metrics(Observer):
+    """All metrics of one server, in ``registry``.
+
+    Args:
+        methods: paths of the methods that are served, such as ``/embedserve.v1.EmbeddingService/Embed``.
+    """
+
+    def __init__(self, methods: Iterable[str]) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.calls_in_flight = 0
+        """Calls that have begun and not ended."""
+        self.calls = Counter(
+            "embedserve_requests",
+            "Calls that ended, by the gRPC status they ended with.",
+            ["method", "code"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "embedserve_request_duration_seconds",
+            "From when a call was read until its answer was sent.",
+            ["method"],
+            registry=registry,
+            buckets=SECONDS,
+        )
+        images = Counter(
+            "embedserve_images",
+            "Images that were let in and are done with, by what became of them.",
+            ["outcome"],
+            registry=registry,
+        )
+        rejected = Counter(
+            "embedserve_rejected", "Calls that were turned away, by the error's code.", ["reason"], registry=registry
+        )
+        self._rejected_images = Counter(
+            "embedserve_rejected_images",
+            "Images in calls that were refused since the queue was full.",
+            registry=registry,
+        )
+        self.cancelled = Counter(
+            "embedserve_cancelled", "Calls whose caller went away before the answer was sent.", registry=registry
+        )
+        stages = Histogram(
+            "embedserve_stage_duration_seconds",
+            "Parts of the work: decode and queue for each image, inference for each batch, search and upsert for each"
+            " call of the collections.",
+            ["stage"],
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self._batch_size = Histogram(
+            "embedserve_batch_size",
+            "Images in a batch that went through the encoder.",
+            registry=registry,
+            buckets=BATCH_SIZES,
+        )
+        Gauge("embedserve_requests_in_flight", "Calls that have begun and not ended.", registry=registry).set_function(
+            lambda: self.calls_in_flight
+        )
+        Info("embedserve_build", "The version that runs.", registry=registry).info({"version": embedserve.__version__})
+        self._now = _Now()
+        registry.register(self._now)
+        ProcessCollector(registry=registry)
+
+        self._methods = {path: MethodMetrics(self, path.rpartition("/")[2]) for path in methods}
+        self._other = MethodMetrics(self, _OTHER)
+        self._images = {outcome: images.labels(outcome) for outcome in get_args(Outcome)}
+        self._rejected = {code: rejected.labels(code) for code in REJECTED}
+        self._stages: dict[Stage, Histogram] = {stage: stages.labels(stage) for stage in get_args(Stage)}
+
+    def read_from(self, engine: Engine, *, ready: Callable[[], bool]) -> None:
+        """Where the gauges are read from, and whether calls are taken."""
+        self._now.engine, self._now.ready = engine, ready
+
+    # --- Calls: from the interceptor, on the event loop -----------------------------
+
+    def method(self, path: str) -> MethodMetrics:
+        """The counters of a method; those that we do not have share theirs, since callers choose their names."""
+        return self._methods.get(path, self._other)
+
+    def on_error(self, code: str) -> None:
+        """A call was answered with one of our errors, by the code that ``embedserve.errors`` gives it."""
+        if counter := self._rejected.get(code):
+            counter.inc()
+
+    # --- Images and batches: from the engine, on any thread -------------------------
+
+    def on_image(self, outcome: Outcome) -> None:
+        """See Observer."""
+        self._images[outcome].inc()
+
+    def on_decoded(self, seconds: float) -> None:
+        """See Observer."""
+        self._stages["decode"].observe(seconds)
+
+    def on_batch(self, waits_s: Sequence[float], inference_s: float) -> None:
+        """See Observer."""
+        self._batch_size.observe(len(waits_s))
+        self._stages["inference"].observe(inference_s)
+        observe = self._stages["queue"].observe
+        for wait_s in waits_s:
+            observe(wait_s)
+
+    def on_rejected(self, images: int) -> None:
+        """See Observer."""
+        self._rejected_images.inc(images)
+
+    def on_store(self, operation: Literal["search", "upsert"], seconds: float) -> None:
+        """See Observer."""
+        self._stages[operation].observe(seconds)
+
+
+class _Now(Collector):
+    """What is true at this moment; without samples as long as there is no engine."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.ready: Callable[[], bool] = lambda: False
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, read now."""
+        engine = self.engine
+        ready = GaugeMetricFamily("embedserve_ready", "1 while calls are taken, 0 while starting and draining.")
+        ready.add_metric([], float(self.ready()))
+        images = GaugeMetricFamily("embedserve_queue_images", "Images that were let in and are not answered yet.")
+        size = GaugeMetricFamily("embedserve_queue_bytes", "Bytes of the images that are not answered yet.")
+        most = GaugeMetricFamily("embedserve_queue_limit_images", "Images that may be in work at a time.")
+        largest = GaugeMetricFamily("embedserve_queue_limit_bytes", "Bytes of images that may be in work at a time.")
+        info = InfoMetricFamily("embedserve_encoder", "The encoder that runs.")
+        if engine is not None:
+            admission, encoder = engine.admission, engine.encoder
+            images.add_metric([], admission.images)
+            size.add_metric([], admission.bytes)
+            most.add_metric([], engine.limits.max_queue_images)
+            largest.add_metric([], engine.limits.max_queue_bytes)
+            metadata = encoder.metadata
+            info.add_metric(
+                [],
+                {
+                    "name": metadata.name,
+                    "fingerprint": encoder.fingerprint,
+                    "provider": encoder.provider,
+                    "precision": metadata.precision,
+                    "dimension": str(metadata.dimension),
+                },
+            )
+        return [ready, images, size, most, largest, info]
