@@ -25,8 +25,11 @@ WORKDIR /data
 VOLUME /data
 EXPOSE 50051 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-c", "\
-import sys, grpc; from grpc_health.v1 import health_pb2 as pb, health_pb2_grpc as rpc\n\
-sys.exit(rpc.HealthStub(grpc.insecure_channel('127.0.0.1:50051')).Check(pb.HealthCheckRequest(), timeout=4).status != 1)"]
+import ssl, sys; from http.client import HTTPConnection, HTTPSConnection\n\
+def ask(connection): connection.request('GET', '/readyz'); return connection.getresponse().status\n\
+try: status = ask(HTTPConnection('127.0.0.1', 8080, timeout=2))\n\
+except Exception: status = ask(HTTPSConnection('127.0.0.1', 8080, timeout=2, context=ssl._create_unverified_context()))\n\
+sys.exit(status != 200)"]
 ENTRYPOINT ["embedserve"]
 # It has to listen on all addresses of the container. --insecure: whether others reach them is decided outside, by -p.
 CMD ["serve", "/encoder.onnx", "--data", "/data", "--host", "0.0.0.0", "--insecure"]

@@ -101,7 +101,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         inner, wrapped = self._wrapped.get(method, (None, None))
         if inner is not handler or wrapped is None:
             wrapped = self._wrap(handler)
-            if inner is None and metrics.known:
+            # What another interceptor refuses with reads nothing, and is another handler each time.
+            if metrics.known and handler.request_deserializer is not None:
                 self._wrapped[method] = handler, wrapped
         self._begin(method, metrics, handler_call_details.invocation_metadata)
         return wrapped

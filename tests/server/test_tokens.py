@@ -23,6 +23,7 @@ from embedserve.client import ItemInput
 from embedserve.errors import PermissionDenied, SetupError, Unauthenticated
 from embedserve.server.access import NEEDED
 from embedserve.server.app import SERVICES
+from embedserve.server.interceptor import CallInterceptor
 from embedserve.server.tokens import Role, TokenFile
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
@@ -197,6 +198,19 @@ def test_a_call_that_is_missing_in_the_table_is_refused(guarded: str, monkeypatc
     path = "/embedserve.v1.EmbeddingService/GetServerInfo"
     monkeypatch.delitem(NEEDED, path)
     assert call(guarded, path, bearer(WRITE)) is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_refused_call_does_not_make_later_ones_dearer(
+    tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped: list[object] = []
+    wrap = CallInterceptor._wrap
+    monkeypatch.setattr(CallInterceptor, "_wrap", lambda self, handler: wrapped.append(handler) or wrap(self, handler))
+    with serving(FakeEncoder(), tmp_path / "data", tokens=tokens) as address:
+        path = "/embedserve.v1.EmbeddingService/GetServerInfo"
+        ends = [call(address, path, bearer(token)) for token in (WRONG, READ, READ, WRONG, READ)]
+    assert [end is grpc.StatusCode.OK for end in ends] == [False, True, True, False, True]
+    assert len(wrapped) == 3  # the two refusals, and the handler once
 
 
 def test_streams_are_let_in_by_role(guarded: str) -> None:
