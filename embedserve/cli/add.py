@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _LOOKED_UP_TOGETHER = 500
 """Ids in one question for what the collection holds already."""
 
+_HASHED_AT_ONCE = 4
+"""Files that are compared side by side with what the collection holds."""
+
 
 @dataclass(frozen=True)
 class _File:
@@ -46,6 +49,11 @@ class _Tally:
     changed: int = 0
     known: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def sent(self) -> int:
+        """Images that the collection has now and had not before."""
+        return self.added + self.changed
 
     def fail(self, path: Path, error: EmbedserveError, id: str = "") -> None:
         """Note a file that could not be added."""
@@ -98,26 +106,27 @@ def command(
     import time
 
     from embedserve.cli.options import connect
-    from embedserve.cli.output import print_json, progress, say, say_failed
+    from embedserve.cli.output import pace, print_json, progress, say, say_failed
 
     tally = _Tally()
     files = _find(folders, tally)
     if table is not None:
         files = _with_table(files, table)
     begun = time.monotonic()
-    with connect(server, timeout_s=300) as client:
+    with connect(server, timeout_s=120) as client:  # so long a server may be away before this is given up
         info = _collection(client, collection, keep)
         try:
             with progress(f"adding to {info.name}", len(files)) as bar:
                 _add(client, info, files, tally, bar)
         except (EmbedserveError, KeyboardInterrupt):
-            if tally.added or tally.changed:
-                say(f"stopped: {tally}; the same command goes on from here")
+            if tally.sent:
+                so_far = pace(tally.sent, time.monotonic() - begun)
+                say(f"stopped: {tally}, {so_far}; the same command goes on from here")
             raise
     seconds = time.monotonic() - begun
     for failure in tally.failed:
         say_failed(failure["path"], failure["error"])
-    say(f"{tally}, in {seconds:.1f} s")
+    say(f"{tally}, {pace(tally.sent, seconds)}")
     if as_json:
         print_json(
             {
@@ -127,6 +136,7 @@ def command(
                 "known": tally.known,
                 "failed": tally.failed,
                 "seconds": round(seconds, 3),
+                "images_per_s": round(tally.sent / seconds, 1),
             }
         )
     elif not tally.failed:
@@ -269,7 +279,7 @@ def _add(client: Client, info: CollectionInfo, files: Sequence[_File], tally: _T
         else:
             tally.added += 1
         bar.advance()
-        bar.note(f"{(tally.added + tally.changed) / (time.monotonic() - begun):.0f} img/s")
+        bar.note(f"{tally.sent / (time.monotonic() - begun):.0f} images/s")
 
 
 def _to_send(
@@ -281,18 +291,25 @@ def _to_send(
     sent: dict[str, tuple[_File, bool]],
 ) -> Iterator[ItemInput]:
     """The items that are new or changed; ``sent`` gets the file of each, and whether it is a change."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from embedserve.client import ItemInput
 
-    for start in range(0, len(files), _LOOKED_UP_TOGETHER):
-        block = files[start : start + _LOOKED_UP_TOGETHER]
-        for file, item in zip(block, _look_up(client, info.name, block), strict=True):
-            if item is not None and _is_same(file, item):
-                tally.known += 1
-                bar.advance()
-                continue
-            sent[file.id] = file, item is not None
-            metadata = {**item.metadata, **file.metadata} if item is not None else file.metadata
-            yield ItemInput(id=file.id, image=file.path, metadata=metadata)
+    with ThreadPoolExecutor(_HASHED_AT_ONCE, thread_name_prefix="hash") as pool:
+        try:
+            for start in range(0, len(files), _LOOKED_UP_TOGETHER):
+                block = files[start : start + _LOOKED_UP_TOGETHER]
+                items = _look_up(client, info.name, block)
+                for file, item, is_same in zip(block, items, pool.map(_is_same, block, items), strict=True):
+                    if is_same:
+                        tally.known += 1
+                        bar.advance()
+                        continue
+                    sent[file.id] = file, item is not None
+                    metadata = {**item.metadata, **file.metadata} if item is not None else file.metadata
+                    yield ItemInput(id=file.id, image=file.path, metadata=metadata)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _look_up(client: Client, collection: str, block: Sequence[_File]) -> list[Item | None]:
@@ -311,10 +328,12 @@ def _is_text(id: str) -> bool:
     return True
 
 
-def _is_same(file: _File, item: Item) -> bool:
+def _is_same(file: _File, item: Item | None) -> bool:
     """Whether the collection holds this very file, with all the metadata that it is to have."""
     import hashlib
 
+    if item is None:
+        return False
     for key, value in file.metadata.items():
         stored = item.metadata.get(key)
         # True equals 1 in Python, but not in a filter.

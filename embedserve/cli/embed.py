@@ -62,32 +62,44 @@ def command(paths: tuple[Path, ...], out: str, server: str, encoder_path: Path |
     if out != "-" and Path(out).suffix not in (".npy", ".jsonl"):
         raise click.BadParameter(f"{out!r} is neither NAME.npy, NAME.jsonl nor -", param_hint="'-o'")
 
-    from embedserve.cli.output import progress, say, say_failed
+    from embedserve.cli.output import pace, progress, say, say_failed
 
     images, unreadable = _find(paths)
     begun = time.monotonic()
     failed: list[tuple[str, str, str]] = [(str(path), DataError.code, why) for path, why in unreadable]
     rows: list[NDArray[np.float32]] = []
     named: list[str] = []
-    with _embedder(server, encoder_path) as embedder, _lines(out) as line, progress("embedding", len(images)) as bar:
-        for path, result in zip(images, embedder.embed(images), strict=True):
-            bar.advance()
-            if isinstance(result, EmbedserveError):
-                failed.append((str(path), result.code, result.message.removeprefix(f"{path} ")))
-                continue
-            named.append(path.as_posix())
-            bar.note(f"{len(named) / (time.monotonic() - begun):.0f} img/s")
-            if line is None:
-                rows.append(result)
-            else:
-                line(path.as_posix(), result, embedder.fingerprint)
+    try:
+        with (
+            _embedder(server, encoder_path) as embedder,
+            _lines(out) as line,
+            progress("embedding", len(images)) as bar,
+        ):
+            for path, result in zip(images, embedder.embed(images), strict=True):
+                bar.advance()
+                if isinstance(result, EmbedserveError):
+                    failed.append((str(path), result.code, result.message.removeprefix(f"{path} ")))
+                    continue
+                named.append(path.as_posix())
+                bar.note(f"{len(named) / (time.monotonic() - begun):.0f} images/s")
+                if line is None:
+                    rows.append(result)
+                else:
+                    line(path.as_posix(), result, embedder.fingerprint)
+    except (EmbedserveError, KeyboardInterrupt):
+        if named:
+            kept = "" if out == "-" else "; nothing was written"
+            say(f"stopped: embedded {len(named)} of {len(images)}, {pace(len(named), time.monotonic() - begun)}{kept}")
+        raise
+    seconds = time.monotonic() - begun
     for name, _code, why in failed:
         say_failed(name, why)
     if out.endswith(".npy"):
         _write_npy(Path(out), rows, named, failed, embedder)
     say(
         f"embedded {len(named)} of {len(named) + len(failed)} with {embedder.name} ({embedder.fingerprint[:12]}),"
-        f" {embedder.dimension} numbers per image" + ("" if out == "-" else f", into {out}")
+        f" {embedder.dimension} numbers per image, {pace(len(named), seconds)}"
+        + ("" if out == "-" else f", into {out}")
     )
     if failed:
         sys.exit(1)

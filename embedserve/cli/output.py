@@ -21,7 +21,7 @@ class Progress(Protocol):
         """Some more is done."""
 
     def note(self, text: str) -> None:
-        """Show a short text beside the bar, as in "96 img/s"."""
+        """Show a short text beside the bar, as in "96 images/s"."""
 
 
 def say(text: str = "") -> None:
@@ -32,6 +32,12 @@ def say(text: str = "") -> None:
 def say_failed(what: str, why: str) -> None:
     """Names one input that failed, on stderr."""
     click.echo(f"{click.style('failed', fg='red')}  {printable(what)}: {printable(why)}", err=True)
+
+
+def pace(images: int, seconds: float) -> str:
+    """How long it took, as in "in 2.5 s (96.1 images/s)"; without the rate where no image was sent."""
+    rate = f" ({images / seconds:.1f} images/s)" if images and seconds > 0 else ""
+    return f"in {seconds:.1f} s{rate}"
 
 
 def printable(text: str) -> str:

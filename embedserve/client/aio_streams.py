@@ -70,7 +70,7 @@ async def answers(
                     await stream.close()
                     stream = None
                     if not exchange.idle:
-                        await asyncio.sleep(exchange.pause_s(_reason(error)))
+                        await asyncio.sleep(exchange.pause_s(error if isinstance(error, grpc.RpcError) else None))
                         stream = _Stream(method, exchange.unanswered())
                         if exchange.ended:
                             stream.send(None)
@@ -157,10 +157,3 @@ class _Stream(Generic[RequestT, ResponseT]):
         self._outbox.put(None)  # where it has ended, gRPC's task for the requests would wait for the next one for ever
         self.reading.cancel()
         await asyncio.gather(self.reading, return_exceptions=True)
-
-
-def _reason(error: grpc.RpcError | asyncio.CancelledError) -> grpc.RpcError | None:
-    """Why a stream ended; None where a write failed and grpc.aio put words of its own in the place of the reason."""
-    if not isinstance(error, grpc.aio.AioRpcError) or error.details() == "Internal error from Core":
-        return None
-    return error

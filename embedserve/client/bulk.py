@@ -16,7 +16,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from embedserve import wire
-from embedserve.client.inputs import read_image, vector_to_proto, writing
+from embedserve.client.inputs import is_path, read_ahead, read_image, vector_to_proto, writing
 from embedserve.client.messages import encoder_ref
 from embedserve.client.parts import Entry, Part, images_per_call, pack, part_of, read_results, room_bytes_for
 from embedserve.client.values import AddResult, Embeddings, EncoderRef, ImageInput, ItemInput
@@ -80,17 +80,16 @@ def embed_parts(
         key="0" * 20, vector_encoding=wire.PACKED_F32, encoder_fingerprint=encoder_fingerprint
     )
 
-    def entries() -> Iterator[Entry[bytes]]:
-        for image in images:
-            try:
-                data = read_image(image, limits)
-                yield Entry(data, len(data), is_image=True)
-            except EmbedserveError as error:
-                yield Entry(error)
+    def entry(image: ImageInput) -> Entry[bytes]:
+        try:
+            data = read_image(image, limits)
+        except EmbedserveError as error:
+            return Entry(error)
+        return Entry(data, len(data), is_image=True)
 
     count = min(IMAGES_PER_MESSAGE, images_per_call(limits))
     groups = pack(
-        entries(),
+        read_ahead(images, is_path, entry),
         room_bytes=room_bytes_for(limits, empty),
         most=count,
         most_images=count,
@@ -202,7 +201,7 @@ def add_parts(
         return request
 
     groups = pack(
-        (_item_entry(item, limits) for item in items),
+        read_ahead(items, lambda item: is_path(item.image), lambda item: _item_entry(item, limits)),
         room_bytes=room_bytes_for(limits, empty),
         most=limits.max_items,
         most_images=min(IMAGES_PER_MESSAGE, images_per_call(limits)),

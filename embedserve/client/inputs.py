@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -19,6 +22,16 @@ from embedserve.v1 import common_pb2 as common_pb
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+InputT = TypeVar("InputT")
+ResultT = TypeVar("ResultT")
+
+_READERS = 4
+"""Files read side by side, ahead of what is sent: a disk or a network drive is asked for several at once."""
+
+_SLOW_READ_S = 0.001
+"""Mean time of reading a file from which on threads do it. Where files are in memory, threads cost more than reading:
+of 10 kB, 0.07 ms of CPU instead of 0.03."""
 
 
 @contextmanager
@@ -58,6 +71,45 @@ def read_image(image: ImageInput, limits: Limits) -> bytes:
     if size_bytes > limits.max_image_bytes:
         raise ImageTooLarge(f"the image has {size_bytes} bytes; max_image_bytes is {limits.max_image_bytes}")
     return data
+
+
+def read_ahead(
+    inputs: Iterable[InputT], is_file: Callable[[InputT], bool], read: Callable[[InputT], ResultT]
+) -> Iterator[ResultT]:
+    """What ``read`` makes of each input, in order; files that are slow to read by a few threads, a few files ahead."""
+    waiting: deque[Future[ResultT] | ResultT] = deque()
+    spent_s, count = 0.0, 5  # a few milliseconds more at the start mean nothing
+
+    def first() -> ResultT:
+        result = waiting.popleft()
+        return result.result() if isinstance(result, Future) else result
+
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="embedserve-read") as pool:
+        try:
+            for input in inputs:
+                if not is_file(input):
+                    waiting.append(read(input))
+                elif spent_s > _SLOW_READ_S * count:
+                    waiting.append(pool.submit(read, input))
+                else:
+                    begun = time.monotonic()
+                    waiting.append(read(input))
+                    spent_s, count = spent_s + time.monotonic() - begun, count + 1
+                while waiting and (len(waiting) > _READERS or _is_there(waiting[0])):
+                    yield first()
+            while waiting:
+                yield first()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_there(result: object) -> bool:
+    return not isinstance(result, Future) or result.done()
+
+
+def is_path(image: object) -> bool:
+    """Whether an image is given as the path of a file."""
+    return isinstance(image, (str, os.PathLike))
 
 
 def vector_to_proto(values: ArrayLike) -> common_pb.Vector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def test_every_image_of_a_folder_becomes_an_item_with_its_path_as_id(
     outcome = cli("add", photos, "--collection", collection)
     assert outcome.exit_code == 0
     assert ids(client, collection) == IDS
-    assert "added 5, changed 0, known 0, failed 0" in outcome.err
+    assert re.search(r"^added 5, changed 0, known 0, failed 0, in [\d.]+ s \([\d.]+ images/s\)$", outcome.err, re.M)
     assert outcome.out == ""
 
 
@@ -56,7 +57,7 @@ def test_without_a_terminal_progress_is_one_line_with_images_per_second(
 ) -> None:
     [line] = [line for line in cli("add", photos, "--collection", collection).err.splitlines() if " of " in line]
     assert line.startswith(f"adding to {collection}: 5 of 5 ")
-    assert line.endswith(" img/s")
+    assert line.endswith(" images/s")
 
 
 def test_metadata_are_the_folder_and_its_first_part(cli: Cli, client: Client, collection: str, photos: Path) -> None:
@@ -139,23 +140,42 @@ def test_files_are_looked_up_block_by_block(
     assert ids(client, collection) == IDS
 
 
+@pytest.mark.parametrize(
+    ("reason", "exit_code", "said"),
+    [
+        (Unavailable("the server is shutting down"), 1, "error: the server is shutting down"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+    ids=["server-gone", "ctrl-c"],
+)
 def test_a_run_that_broke_off_says_how_far_it_came_and_the_next_goes_on(
-    cli: Cli, client: Client, collection: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli,
+    client: Client,
+    collection: str,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: BaseException,
+    exit_code: int,
+    said: str,
 ) -> None:
     real: Callable[..., Any] = Client.add_each
 
     def breaking_off(self: Client, collection: str, items: Any) -> Iterator[Any]:
         for number, item in enumerate(items):
             if number == 2:
-                raise Unavailable("the server is shutting down")
+                raise reason
             yield from real(self, collection, [item])
 
     with monkeypatch.context() as patch:
         patch.setattr(Client, "add_each", breaking_off)
         outcome = cli("add", photos, "--collection", collection)
-    assert outcome.exit_code == 1
-    assert "stopped: added 2, changed 0, known 0, failed 0; the same command goes on from here" in outcome.err
-    assert "error: the server is shutting down" in outcome.err
+    assert outcome.exit_code == exit_code
+    assert re.search(
+        r"stopped: added 2, changed 0, known 0, failed 0, in [\d.]+ s \([\d.]+ images/s\);"
+        r" the same command goes on from here",
+        outcome.err,
+    )
+    assert said in outcome.err
     assert counts(cli("add", photos, "--collection", collection, "--json").json) == (3, 0, 2, 0)
 
 
@@ -199,6 +219,7 @@ def test_a_program_is_told_what_failed(cli: Cli, collection: str, bad: Path) -> 
     assert document["collection"] == collection
     assert counts(document) == (5, 0, 0, 3)
     assert document["seconds"] > 0
+    assert document["images_per_s"] > 0
     assert [(failure["path"], failure["id"], failure["code"]) for failure in document["failed"]] == [
         (f"{bad}/cats/text.png", "cats/text.png", "IMAGE_FORMAT"),
         (f"{bad}/cut.jpg", "cut.jpg", "IMAGE_UNDECODABLE"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from embedserve import encoder_file
+from embedserve import Client, encoder_file
 from embedserve.encoder_file import EncoderMetadata
 from embedserve.preprocess import PreprocessSpec, load
 from tests.cli.outcome import Cli
@@ -41,7 +43,11 @@ def test_an_array_holds_a_row_for_each_image_and_a_document_names_them(cli: Cli,
     }
     for path, vector in zip(document["paths"], vectors, strict=True):
         assert vector == pytest.approx(expected(Path(path)), abs=1e-6)
-    assert f"embedded 5 of 5 with fake (fafafafafafa), 16 numbers per image, into {tmp_path}/out.npy" in outcome.err
+    assert re.search(
+        r"embedded 5 of 5 with fake \(fafafafafafa\), 16 numbers per image, in [\d.]+ s \([\d.]+ images/s\),"
+        rf" into {tmp_path}/out\.npy",
+        outcome.err,
+    )
     assert outcome.out == ""
 
 
@@ -128,6 +134,25 @@ def test_a_run_that_breaks_off_leaves_the_earlier_output_as_it_was(
     assert cli("embed", photos, "-o", out).exit_code == 130
     assert out.read_text() == "from yesterday"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["out.npy", "out.jsonl", "-"])
+def test_an_interrupted_run_says_how_far_it_came(
+    cli: Cli, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    real: Callable[..., Any] = Client.embed_each
+
+    def interrupted(self: Client, images: Any, **options: Any) -> Iterator[Any]:
+        yield from real(self, images[:2], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "embed_each", interrupted)
+    outcome = cli("embed", photos, "-o", name if name == "-" else tmp_path / name)
+    assert outcome.exit_code == 130
+    ending = "" if name == "-" else "; nothing was written"
+    assert re.search(rf"^stopped: embedded 2 of 5, in [\d.]+ s \([\d.]+ images/s\){ending}$", outcome.err, re.M)
+    assert len(outcome.out.splitlines()) == (2 if name == "-" else 0)
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
 def test_a_file_name_that_is_no_text_is_written_as_an_escape(cli: Cli, tmp_path: Path) -> None:
