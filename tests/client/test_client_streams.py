@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from fake_server import FINGERPRINT, Connect, FakeServer, PlainAbort, serving, vector_of
 
-from embedserve.client import AddResult, ItemInput, calls, streams
+from embedserve.client import AddResult, ItemInput, bulk, calls, inputs, streams
 from embedserve.errors import (
     CollectionNotFound,
     DataError,
@@ -169,6 +170,38 @@ def test_what_the_inputs_raise_reaches_the_caller_and_ends_the_stream(connect: C
 
     with pytest.raises(ZeroDivisionError, match="of the caller"):
         list(connect(server.target).embed_each(images()))
+    assert no_client_thread_is_left()
+
+
+def test_slow_files_are_read_a_few_at_a_time_and_keep_their_order(
+    connect: Connect, server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "_SLOW_READ_S", 0.0)
+    together, lock, under_way, most = threading.Barrier(4), threading.Lock(), 0, 0
+    real = bulk.read_image
+
+    def slow(image: Any, limits: Limits) -> bytes:
+        nonlocal under_way, most
+        if threading.current_thread().name.startswith("embedserve-read"):
+            with lock:
+                under_way += 1
+                most = max(most, under_way)
+            with suppress(threading.BrokenBarrierError):
+                together.wait(20)  # breaks unless four are read at once
+            with lock:
+                under_way -= 1
+        return real(image, limits)
+
+    monkeypatch.setattr(bulk, "read_image", slow)
+    paths = [tmp_path / f"{number}.jpg" for number in range(41)]
+    for number, path in enumerate(paths):
+        if number != 30:
+            path.write_bytes(bytes([number + 1]))
+    results = list(connect(server.target).embed_each(paths))
+    assert most == 4
+    assert not together.broken
+    assert isinstance(results.pop(30), DataError)
+    assert [result[1] for result in results] == [number + 1 for number in range(41) if number != 30]
     assert no_client_thread_is_left()
 
 
