@@ -57,6 +57,10 @@ class Limits:
     max_queue_images: int = field(default=1024, metadata={"help": "Images admitted and not yet answered."})
     max_queue_bytes: int = field(default=512 << 20, metadata={"help": "Bytes of images admitted and not yet answered."})
     max_image_side_px: int = field(default=65_535, metadata={"help": "Width and height of one image."})
+    max_calls: int = field(default=2048, metadata={"help": "Calls at a time; health checks are not counted."})
+    max_connection_calls: int = field(
+        default=512, metadata={"help": "Calls at a time on one connection; more of them wait in the client."}
+    )
 
     def __post_init__(self) -> None:
         for limit in fields(self):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 
-def write_encoder_file(path: Path) -> Path:
+def write_encoder_file(path: Path, *, seed: int = 1) -> Path:
     """Flatten, project with random weights, normalise: D is 24, S is 32."""
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
@@ -20,7 +20,7 @@ def write_encoder_file(path: Path) -> Path:
     from embedserve.preprocess import PreprocessSpec
 
     size_px, dimension = 32, 24
-    weights = np.random.default_rng(1).standard_normal((size_px * size_px * 3, dimension)).astype(np.float32)
+    weights = np.random.default_rng(seed).standard_normal((size_px * size_px * 3, dimension)).astype(np.float32)
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Sub", ["float", "middle"], ["centred"]),

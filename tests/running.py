@@ -30,6 +30,7 @@ def serving(
     max_batch: int = 0,
     http: bool = False,
     traces: Traces | None = None,
+    open_encoder: Callable[[], ImageEncoder] | None = None,
     on_listening: Callable[[Server], None] = lambda server: None,
     **more: Any,
 ) -> Iterator[str]:
@@ -54,6 +55,7 @@ def serving(
                 grace_s=10,
                 **more,
             ),
+            open_encoder=open_encoder,
             traces=traces,
         )
         await server.listen()
@@ -133,6 +135,19 @@ class ServerProcess:
         """SIGTERM; its exit code."""
         self._process.send_signal(signal.SIGTERM)
         return self.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """A signal that does not end it."""
+        self._process.send_signal(number)
+
+    def wait_for_line(self, part: str) -> None:
+        """Until it says a line with this in it."""
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.said.append(line.rstrip())
+            if part in line:
+                return
+        raise AssertionError(f"it ended and did not say {part!r}: {self.said}")
 
     def wait(self) -> int:
         """Its exit code; what it still said is added to ``said``."""

@@ -30,6 +30,7 @@ from embedserve.client.values import (
     AddResult,
     Embeddings,
     EncoderInfo,
+    EncoderRef,
     ImageInput,
     ItemInput,
     Query,
@@ -37,8 +38,10 @@ from embedserve.client.values import (
 )
 from embedserve.errors import EmbedserveError, FailedPrecondition, Unavailable
 from embedserve.types import CollectionInfo, Filter, Hit, Item, Keep, Limits, SearchOptions
+from embedserve.v1 import admin_service_pb2 as admin_pb
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
+from embedserve.v1.admin_service_pb2_grpc import AdminServiceStub
 from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from embedserve.v1.search_service_pb2_grpc import SearchServiceStub
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
+    from embedserve.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
     from embedserve.v1.collection_service_pb2_grpc import CollectionServiceAsyncStub
     from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceAsyncStub
     from embedserve.v1.search_service_pb2_grpc import SearchServiceAsyncStub
@@ -67,6 +71,7 @@ class _Connection:
         self.embedding: EmbeddingServiceAsyncStub = EmbeddingServiceStub(self.channel)
         self.search: SearchServiceAsyncStub = SearchServiceStub(self.channel)
         self.collections: CollectionServiceAsyncStub = CollectionServiceStub(self.channel)
+        self.admin: AdminServiceAsyncStub = AdminServiceStub(self.channel)
         self.health: Any = health_pb2_grpc.HealthStub(self.channel)  # its stubs name no calls
 
 
@@ -368,6 +373,11 @@ class AsyncClient:
         info = messages.server_info(await self._answer(self._connection.embedding.GetServerInfo, request))
         self._known_limits = info.limits
         return info
+
+    async def replace_encoder(self, *, fingerprint: str = "") -> EncoderRef:
+        """As ``Client.replace_encoder``."""
+        request = messages.message(admin_pb.ReplaceEncoderRequest, fingerprint=fingerprint)
+        return messages.encoder_ref((await self._answer(self._connection.admin.ReplaceEncoder, request)).current)
 
     async def wait_ready(self, timeout_s: float = 60) -> None:
         """As ``Client.wait_ready``."""

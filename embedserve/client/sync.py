@@ -23,6 +23,7 @@ from embedserve.client.values import (
     AddResult,
     Embeddings,
     EncoderInfo,
+    EncoderRef,
     ImageInput,
     ItemInput,
     Query,
@@ -30,8 +31,10 @@ from embedserve.client.values import (
 )
 from embedserve.errors import EmbedserveError, FailedPrecondition, Unavailable
 from embedserve.types import CollectionInfo, Filter, Hit, Item, Keep, Limits, SearchOptions
+from embedserve.v1 import admin_service_pb2 as admin_pb
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
+from embedserve.v1.admin_service_pb2_grpc import AdminServiceStub
 from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from embedserve.v1.search_service_pb2_grpc import SearchServiceStub
@@ -108,6 +111,7 @@ class Client:
         self._embedding = EmbeddingServiceStub(self._channel)
         self._search = SearchServiceStub(self._channel)
         self._collections = CollectionServiceStub(self._channel)
+        self._admin = AdminServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)  # its stubs name no calls
         self._known_limits: Limits | None = None
         self._closed = False
@@ -444,6 +448,22 @@ class Client:
         info = messages.server_info(self._answer(self._embedding.GetServerInfo, embedding_pb.GetServerInfoRequest()))
         self._known_limits = info.limits
         return info
+
+    def replace_encoder(self, *, fingerprint: str = "") -> EncoderRef:
+        """Have the server read its encoder file again and serve what is in it, without a pause; which encoder that is.
+
+        The server has to ask for tokens, and this client has to have one of the role write.
+
+        Args:
+            fingerprint: what the file has to hold; empty for anything.
+
+        Raises:
+            EncoderFileError: the file cannot be used; the server goes on with the old encoder.
+            EncoderMismatch: the file holds another encoder than ``fingerprint`` says.
+            FailedPrecondition: the server has no tokens.
+        """
+        request = messages.message(admin_pb.ReplaceEncoderRequest, fingerprint=fingerprint)
+        return messages.encoder_ref(self._answer(self._admin.ReplaceEncoder, request).current)
 
     def wait_ready(self, timeout_s: float = 60) -> None:
         """Wait until the server says that it is ready.

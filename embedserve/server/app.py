@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -14,20 +17,26 @@ from grpc_reflection.v1alpha import reflection
 
 from embedserve.encoder import Encoder, ImageEncoder
 from embedserve.engine import Engine
-from embedserve.errors import SetupError
+from embedserve.errors import EmbedserveError, SetupError
+from embedserve.server.admin import AdminService
 from embedserve.server.collections import CollectionService
 from embedserve.server.config import ServerConfig
 from embedserve.server.embedding import EmbeddingService
+from embedserve.server.gate import Gate
 from embedserve.server.http import HttpServer, application
 from embedserve.server.interceptor import CallInterceptor
 from embedserve.server.metrics import Metrics
+from embedserve.server.replacing import EncoderReplacer
 from embedserve.server.search import SearchService
 from embedserve.server.security import Security
 from embedserve.server.state import ServerState
 from embedserve.server.tracing import Traces
 from embedserve.server.watch import watch
 from embedserve.store.local import LocalStore
+from embedserve.types import Limits
 from embedserve.v1 import (
+    admin_service_pb2,
+    admin_service_pb2_grpc,
     collection_service_pb2,
     collection_service_pb2_grpc,
     embedding_service_pb2,
@@ -40,9 +49,11 @@ SERVICES = (
     embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
     search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name,
     collection_service_pb2.DESCRIPTOR.services_by_name["CollectionService"].full_name,
+    admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
 )
 
 _LAST_BYTES_S = 0.5
+_log = logging.getLogger("embedserve.server")
 
 
 class Server:
@@ -50,6 +61,7 @@ class Server:
 
     Args:
         config: how it is set up.
+        open_encoder: makes the encoder, instead of reading the configured file.
         traces: where spans go, instead of where the configuration says.
 
     Raises:
@@ -57,12 +69,28 @@ class Server:
             asked for and OpenTelemetry is not installed.
     """
 
-    def __init__(self, config: ServerConfig, *, traces: Traces | None = None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        open_encoder: Callable[[], ImageEncoder] | None = None,
+        traces: Traces | None = None,
+    ) -> None:
         self._config = config
+        self._open_encoder = open_encoder or partial(
+            Encoder.open,
+            config.encoder,
+            device=config.device,
+            threads=config.threads,
+            max_batch=config.max_batch,
+            gpu_memory_bytes=config.gpu_memory_mib << 20,
+        )
         self.security = Security(config)
         """Who may call."""
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
         self._state = ServerState()
+        self._gate = Gate(config.limits)
+        self._replacer = EncoderReplacer(self._open_encoder, self._state)
         self._traces = Traces() if traces is None and config.traces else traces
         self.metrics = Metrics(_methods())
         """What is counted, whether or not it can be read over HTTP."""
@@ -70,15 +98,10 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._grpc = grpc.aio.server(
             interceptors=[
-                CallInterceptor(self._state, self.metrics, self._traces),
+                CallInterceptor(self._state, self._gate, self.metrics, self._traces),
                 *self.security.interceptors,
             ],
-            options=[
-                ("grpc.max_receive_message_length", config.limits.max_message_bytes),
-                ("grpc.max_send_message_length", config.limits.max_message_bytes),
-                # Otherwise a second server on the same port would silently get a share of the connections.
-                ("grpc.so_reuseport", 0),
-            ],
+            options=_grpc_options(config.limits),
         )
         self.port = 0
         """The port that is listened on."""
@@ -104,6 +127,8 @@ class Server:
         embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingService(self._state), self._grpc)
         search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(self._state), self._grpc)
         collection_service_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionService(self._state), self._grpc)
+        admin = AdminService(self._replacer, has_tokens=self.security.tokens is not None)
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if self._config.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -122,8 +147,9 @@ class Server:
                 hint=f"choose another: embedserve serve … --port {self._config.port + 1}",
             ) from error
         await self._grpc.start()
+        self._watching.append(asyncio.create_task(self._gate.watch(), name="gate"))
         if self.security.watched:
-            self._watching = asyncio.create_task(watch(self.security.watched), name="watch")
+            self._watching.append(asyncio.create_task(watch(self.security.watched), name="watch"))
         if self._http is not None:
             self._http.start()
 
@@ -138,14 +164,7 @@ class Server:
         """
         config = self._config
         if encoder is None:
-            encoder = await asyncio.to_thread(
-                Encoder.open,
-                config.encoder,
-                device=config.device,
-                threads=config.threads,
-                max_batch=config.max_batch,
-                gpu_memory_bytes=config.gpu_memory_mib << 20,
-            )
+            encoder = await asyncio.to_thread(self._open_encoder)
         store = None if config.data is None else await asyncio.to_thread(LocalStore.open, config.data)
         try:
             engine = await Engine.start(
@@ -165,10 +184,14 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return engine
 
+    async def replace_encoder(self) -> None:
+        """Serve what the encoder file holds now; see ``EncoderReplacer.replace``."""
+        await self._replacer.replace()
+
     async def stop(self) -> None:
         """Say NOT_SERVING, let running calls finish within the grace time, flush and close."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for watching in self._watching:
+            watching.cancel()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         engine = await self._state.drain(self._config.grace_s)
         # Our own calls are done; their last bytes are sent now. Health watches and reflection would stay open for ever.
@@ -183,6 +206,26 @@ class Server:
     async def _set_health(self, status: int) -> None:
         for name in ("", *SERVICES):
             await self._health.set(name, status)
+
+
+def _grpc_options(limits: Limits) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.max_concurrent_streams", limits.max_connection_calls),
+        # Otherwise a second server on the same port would silently get a share of the connections.
+        ("grpc.so_reuseport", 0),
+        # A connection whose other end is gone is found and closed within a minute and a half; its calls are cancelled.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # Clients may ask as often as every 10 seconds, also between calls; who asks more often is disconnected.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_ping_strikes", 3),
+        # A stranger who connects and says nothing, or only half of a TLS handshake.
+        ("grpc.server_handshake_timeout_ms", 20_000),
+        ("grpc.max_metadata_size", 16 << 10),
+    ]
 
 
 def _methods() -> list[str]:
@@ -213,6 +256,15 @@ async def _run(config: ServerConfig, say: Callable[[str], None]) -> None:
         loop.add_signal_handler(number, stop, number.name)
     server = Server(config)
     await server.listen()
+    replacing: set[asyncio.Task[None]] = set()
+
+    def replace_encoder() -> None:
+        task = loop.create_task(_replace_encoder(server))
+        replacing.add(task)
+        task.add_done_callback(replacing.discard)
+
+    if hasattr(signal, "SIGHUP"):
+        loop.add_signal_handler(signal.SIGHUP, replace_encoder)
     try:
         loading = asyncio.create_task(server.load())
         interrupted = asyncio.create_task(stopping.wait())
@@ -225,6 +277,15 @@ async def _run(config: ServerConfig, say: Callable[[str], None]) -> None:
     finally:
         await server.stop()
     say("stopped")
+
+
+async def _replace_encoder(server: Server) -> None:
+    try:
+        await server.replace_encoder()
+    except EmbedserveError as error:
+        _log.error("encoder not replaced: %s", error.message)
+    except Exception:
+        _log.exception("encoder not replaced: bug")
 
 
 async def _say_ready(config: ServerConfig, server: Server, engine: Engine, say: Callable[[str], None]) -> None:

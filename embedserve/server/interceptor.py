@@ -21,6 +21,7 @@ from embedserve.errors import EmbedserveError, InternalError, InvalidInput
 from embedserve.server import logs
 from embedserve.server.access import caller
 from embedserve.server.calls import abort
+from embedserve.server.gate import Gate
 from embedserve.server.metrics import MethodMetrics, Metrics
 from embedserve.server.state import ServerState
 
@@ -73,12 +74,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         state: which calls are under way.
+        gate: how many of them there may be.
         metrics: where calls are counted.
         traces: where spans go, if anywhere.
     """
 
-    def __init__(self, state: ServerState, metrics: Metrics, traces: Traces | None = None) -> None:
+    def __init__(self, state: ServerState, gate: Gate, metrics: Metrics, traces: Traces | None = None) -> None:
         self._state = state
+        self._gate = gate
         self._metrics = metrics
         self._traces = traces
         self._wrapped: dict[str, tuple[Any, grpc.RpcMethodHandler[Any, Any]]] = {}
@@ -157,7 +160,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap(self, handler: grpc.RpcMethodHandler[_In, _Out]) -> grpc.RpcMethodHandler[_In, _Out]:
         read = handler.request_deserializer and _readable(handler.request_deserializer)
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
+            # On the wire the same; here it leaves to us when, and whether, the request is received.
+            return grpc.stream_unary_rpc_method_handler(
                 self._unary(handler.unary_unary), read, handler.response_serializer
             )
         assert handler.stream_stream is not None, "the method is neither unary nor bidirectional"
@@ -166,13 +170,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
 
     def _unary(self, inner: Any) -> Any:
-        async def handle(request: Any, context: _Context) -> Any:
-            call = _read(context)
-            with self._state.call():
-                try:
-                    response = await inner(_checked(request), context)
-                except Exception as error:
-                    await _abort(error, call)
+        async def handle(_: AsyncIterator[Any], context: _Context) -> Any:
+            call = _accept(context)
+            try:
+                with self._gate.call():
+                    request = _checked(await self._gate.receive(context))
+                    call.begun = time.monotonic()
+                    with self._state.call():
+                        response = await inner(request, context)
+            except Exception as error:
+                await _abort(error, call)
             call.code = "OK"
             if call.span is not None:
                 call.request, call.response = request, response
@@ -186,11 +193,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 yield _checked(request)
 
         async def handle(requests: Any, context: _Context) -> AsyncIterator[Any]:
-            call = _read(context)
+            call = _accept(context)
             with self._state.call():
                 try:
-                    async for response in inner(checked(requests), context):
-                        yield response
+                    with self._gate.call():
+                        async for response in inner(checked(requests), context):
+                            yield response
                 except Exception as error:
                     await _abort(error, call)
             call.code = "OK"
@@ -198,8 +206,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return handle
 
 
-def _read(context: _Context) -> _Call:
-    """The call that is under way, whose request, or the beginning of its stream, has been read now."""
+def _accept(context: _Context) -> _Call:
+    """The call that is under way, nothing of which has been read yet."""
     call = _current.get()
     call.context, call.begun = context, time.monotonic()
     context.set_trailing_metadata(((logs.REQUEST_ID, call.request_id),))
@@ -225,8 +233,6 @@ def _code_of(call: _Call, task: asyncio.Task[Any]) -> str:
     """The gRPC status with which a call ended."""
     if task.cancelling():  # by gRPC, since the caller is gone or his deadline has passed; it says not which
         return "DEADLINE_EXCEEDED" if call.context is not None and _is_late(call, call.context) else "CANCELLED"
-    if call.context is None:  # the one reason for which gRPC refuses a call before it is read: the message's size
-        return "RESOURCE_EXHAUSTED"
     return call.code or "UNKNOWN"
 
 

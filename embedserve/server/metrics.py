@@ -92,7 +92,10 @@ class Metrics(Observer):
             registry=registry,
         )
         self.cancelled = Counter(
-            "embedserve_cancelled", "Calls whose caller went away before the answer was sent.", registry=registry
+            "embedserve_cancelled",
+            "Calls that were over before their answer was sent: the caller went away, or his message was larger than"
+            " max_message_bytes.",
+            registry=registry,
         )
         stages = Histogram(
             "embedserve_stage_duration_seconds",

@@ -19,6 +19,9 @@ from embedserve.client import bulk
 from embedserve.errors import EmbedserveError
 from embedserve.types import Limits
 from embedserve.v1 import (
+    admin_service_pb2_grpc as admin_grpc,
+)
+from embedserve.v1 import (
     collection_service_pb2 as collection_pb,
 )
 from embedserve.v1 import (
@@ -43,6 +46,7 @@ Connect = Callable[..., Any]
 METHODS = {
     embedding_grpc.EmbeddingServiceServicer: ("Embed", "EmbedStream", "GetEncoder", "GetServerInfo"),
     search_grpc.SearchServiceServicer: ("Search",),
+    admin_grpc.AdminServiceServicer: ("ReplaceEncoder",),
     collection_grpc.CollectionServiceServicer: (
         "CreateCollection",
         "GetCollection",
@@ -227,5 +231,7 @@ def _register(servicer: Any, server: grpc.Server) -> None:
         search_grpc.add_SearchServiceServicer_to_server(servicer, server)
     elif isinstance(servicer, collection_grpc.CollectionServiceServicer):
         collection_grpc.add_CollectionServiceServicer_to_server(servicer, server)
+    elif isinstance(servicer, admin_grpc.AdminServiceServicer):
+        admin_grpc.add_AdminServiceServicer_to_server(servicer, server)
     else:
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

@@ -68,6 +68,7 @@ def test_reflection_lists_every_service(reflected: Reflected) -> None:
         "embedserve.v1.EmbeddingService",
         "embedserve.v1.SearchService",
         "embedserve.v1.CollectionService",
+        "embedserve.v1.AdminService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }

@@ -1,0 +1,165 @@
+"""How many calls a server holds, and what it does with callers who take their time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+
+from embedserve import Client
+from embedserve.errors import Overloaded
+from embedserve.server import gate as gate_module
+from embedserve.server.gate import Gate
+from embedserve.types import Limits
+from embedserve.v1 import embedding_service_pb2 as pb
+from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
+from tests.fakes import FakeEncoder, picture
+from tests.running import serving, wait_until
+
+EMBED = "/embedserve.v1.EmbeddingService/Embed"
+MIB = 1 << 20
+
+
+class Sender:
+    """A caller whose request arrives when a test says so."""
+
+    def __init__(self, channel: grpc.Channel, request: bytes) -> None:
+        self.send = threading.Event()
+        self.call = channel.stream_unary(EMBED, response_deserializer=pb.EmbedResponse.FromString).future(
+            self._request(request), timeout=60
+        )
+
+    def _request(self, request: bytes):
+        self.send.wait(60)
+        yield request
+
+
+def request_of(seed: int) -> bytes:
+    return pb.EmbedRequest(images=[picture(seed)]).SerializeToString()
+
+
+def test_more_calls_than_max_calls_are_refused_and_told_when_to_try_again() -> None:
+    entered, released = threading.Event(), threading.Event()
+    armed = threading.Event()
+
+    def hold(images: np.ndarray) -> None:
+        if armed.is_set():
+            entered.set()
+            assert released.wait(20)
+
+    with serving(FakeEncoder(on_batch=hold), limits=Limits(max_calls=1)) as address:
+        armed.set()
+        with grpc.insecure_channel(address) as channel, Client(address, timeout_s=20) as client:
+            stub = EmbeddingServiceStub(channel)
+            first = stub.Embed.future(pb.EmbedRequest(images=[picture(1)]), timeout=20)
+            assert entered.wait(20)
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.Embed(pb.EmbedRequest(images=[picture(2)]), timeout=20)
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "max_calls is 1" in refused.value.details()
+            client.wait_ready()  # health is asked also of a full server
+            released.set()
+            assert first.result().results[0].HasField("vector")
+            wait_until(lambda: not isinstance(tried(client), Overloaded))
+
+
+def tried(client: Client) -> object:
+    try:
+        return client.embed([picture(3)])
+    except Overloaded as error:
+        return error
+
+
+def test_a_connection_has_no_more_calls_at_a_time_than_max_connection_calls() -> None:
+    together, most = 0, 0
+    lock = threading.Lock()
+
+    def count(images: np.ndarray) -> None:
+        nonlocal together, most
+        with lock:
+            together += 1
+            most = max(most, together)
+        time.sleep(0.01)
+        with lock:
+            together -= 1
+
+    encoder = FakeEncoder(on_batch=count, parallel_runs=8)
+    with (
+        serving(encoder, limits=Limits(max_connection_calls=2), max_batch=1) as address,
+        grpc.insecure_channel(address) as channel,
+    ):
+        stub = EmbeddingServiceStub(channel)
+        stub.Embed(pb.EmbedRequest(images=[picture(0)]), timeout=20)  # connected, so that both know the limit
+        waiting = {seed: stub.Embed.future(pb.EmbedRequest(images=[picture(seed)]), timeout=20) for seed in range(30)}
+        while waiting:  # HTTP/2 may refuse a stream whose predecessor is just about to end; nothing of it was done then
+            seed, call = waiting.popitem()
+            if call.code() is grpc.StatusCode.UNAVAILABLE:
+                waiting[seed] = stub.Embed.future(pb.EmbedRequest(images=[picture(seed)]), timeout=20)
+            else:
+                assert call.result().results[0].HasField("vector")
+    assert most == 2
+
+
+def test_a_request_that_does_not_come_ends_its_call_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "RECEIVE_TIMEOUT_S", 0.2)
+    with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
+        slow = Sender(channel, request_of(1))
+        assert EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(images=[picture(2)]), timeout=20).results
+        with pytest.raises(grpc.RpcError) as ended:
+            slow.call.result()
+        slow.send.set()
+        assert EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(images=[picture(2)]), timeout=20).results
+    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "request was not there" in ended.value.details()
+
+
+def test_slow_senders_hold_up_others_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "_WHILE_OTHERS_WAIT_S", 0.2)
+    limits = Limits(max_message_bytes=MIB, max_queue_bytes=4 * MIB)  # four requests are received at a time
+    with serving(FakeEncoder(), limits=limits) as address, grpc.insecure_channel(address) as channel:
+        slow = [Sender(channel, request_of(seed)) for seed in range(4)]
+        with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as other:
+            stub = EmbeddingServiceStub(other)
+            # Sent again and again, until the slow ones are known to be there: then it has had to wait for them.
+            codes = set()
+            while len(codes) < 4:
+                assert stub.Embed(pb.EmbedRequest(images=[picture(1)]), timeout=20).results[0].HasField("vector")
+                codes = {number for number, sender in enumerate(slow) if sender.call.done()}
+        for sender in slow:
+            sender.send.set()
+            assert sender.call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_caller_who_leaves_while_he_waits_to_be_received_gives_his_turn_to_the_next() -> None:
+    class Context:
+        def __init__(self) -> None:
+            self.arrived = asyncio.Event()
+
+        async def read(self) -> str:
+            await self.arrived.wait()
+            return "request"
+
+    async def scenario() -> tuple[bool, list[str]]:
+        gate = Gate(Limits(max_message_bytes=MIB, max_queue_bytes=4 * MIB))
+        contexts = [Context() for _ in range(6)]
+        reading = [asyncio.create_task(gate.receive(context)) for context in contexts]
+        await asyncio.sleep(0)
+        reading[4].cancel()
+        contexts[5].arrived.set()
+        await asyncio.sleep(0)
+        waits = not reading[5].done()
+        reading[0].cancel()  # gives its place up at the same moment
+        contexts[1].arrived.set()
+        results = await asyncio.gather(reading[1], reading[5])
+        for context in contexts:
+            context.arrived.set()
+        await asyncio.gather(*reading, return_exceptions=True)
+        again = [asyncio.create_task(gate.receive(context)) for context in contexts[:4]]
+        assert await asyncio.gather(*again) == ["request"] * 4
+        return waits, results
+
+    assert asyncio.run(scenario()) == (True, ["request", "request"])
