@@ -66,8 +66,10 @@ $(VENV)/.with-%: pyproject.toml scripts/venv.sh
 	@bash scripts/venv.sh .venv-peers train,dev,peers
 	@touch $@
 
-.venv-serve-peers/.with-peers: benchmarks/peers/requirements.txt
-	@echo "Installing other servers into .venv-serve-peers: about 650 MB on disk"
+.venv-serve-peers/.with-peers: benchmarks/peers/requirements.txt benchmarks/peers/requirements-mlserver.txt
+	@echo "Installing other servers into .venv-serve-peers: about 1.1 GB on disk"
 	@$(BIN)/python -m venv .venv-serve-peers
 	@.venv-serve-peers/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r $<
+	@$(BIN)/python -m venv .venv-serve-peers/mlserver
+	@.venv-serve-peers/mlserver/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r $(word 2,$^)
 	@touch $@

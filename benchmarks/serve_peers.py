@@ -1,4 +1,4 @@
-"""embedserve beside mosec, LitServe, BentoML, Ray Serve and a bare grpc.aio server, with the bare loop as ceiling.
+"""embedserve beside mosec, LitServe, BentoML, Ray Serve, MLServer and a bare grpc.aio server, under the bare loop.
 
     make serve-peers                                          installs the peers and runs all of it, in a quarter hour
     python benchmarks/serve_peers.py --quick --only embedserve --only mosec
@@ -21,7 +21,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,18 +49,19 @@ PARTS = ("throughput", "behaviour")
 def main() -> None:
     """Parse the arguments, measure, print, and write JSON if asked to."""
     arguments = parse()
-    python = arguments.environment / "bin/python"
-    found = installed(python)
-    chosen, skipped = [], {}
+    chosen, skipped, peer_versions = [], {}, {}
     for server in SERVERS.values():
         if arguments.only and server.name not in arguments.only:
             continue
-        missing = [name for name in server.packages if server.in_peers and name not in found]
+        python = server.python(arguments.environment)
+        found = installed(python)
+        missing = [name for name in server.packages if name not in found]
         if missing:
             skipped[server.name] = f"not installed in {arguments.environment.name}: {', '.join(missing)}"
             print(f"skipped: {server.name} ({skipped[server.name]}; `make serve-peers` installs it)")
         else:
             chosen.append(server)
+            peer_versions |= {name: found[name] for name in server.packages}
     if not chosen:
         raise SystemExit("nothing left to measure")
     document: dict[str, Any] = {
@@ -68,17 +69,17 @@ def main() -> None:
         "command": shlex.join(["python", "benchmarks/serve_peers.py", *sys.argv[1:]]),
         "hardware": {"cpu": cpu_model(), "cores": usable_cores(), "machine": platform.machine()},
         "versions": versions(),
-        "peer_versions": {name: found[name] for server in chosen for name in server.packages if name in found},
+        "peer_versions": peer_versions,
         "seconds": arguments.seconds,
         "rounds": arguments.rounds,
         "caveat": CAVEAT,
         "skipped": skipped,
         "servers": {server.name: describe(server) for server in chosen},
     }
-    bench = Bench(chosen, str(python), arguments)
+    bench = Bench(chosen, arguments)
     try:
         if arguments.tune:
-            asyncio.run(bench.tune())
+            asyncio.run(bench.tune(arguments.encoder))
             return
         if "throughput" in arguments.part:
             document["encoders"] = [asyncio.run(bench.throughput(name)) for name in arguments.encoder]
@@ -121,6 +122,7 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+@cache
 def installed(python: Path) -> dict[str, str]:
     """The packages of an environment, with their versions; none if there is no such environment."""
     if not python.exists():
@@ -255,8 +257,8 @@ class Meter:
 class Bench:
     """The servers that were chosen, and how long each is measured."""
 
-    def __init__(self, servers: list[Server], python: str, arguments: argparse.Namespace) -> None:
-        self._servers, self._python = servers, python
+    def __init__(self, servers: list[Server], arguments: argparse.Namespace) -> None:
+        self._servers, self._peers = servers, arguments.environment
         self._seconds, self._rounds, self._quick = arguments.seconds, arguments.rounds, arguments.quick
 
     async def throughput(self, name: str) -> dict[str, Any]:
@@ -309,7 +311,7 @@ class Bench:
         self, server: Server, settings: Settings, pictures: list[bytes], bare: Bare, into: Measured
     ) -> None:
         """Start it, put each kind of load on it, stop it."""
-        async with running(server, settings, self._python, pictures[0]) as run:
+        async with running(server, settings, self._peers, pictures[0]) as run:
             into.start_s.append(run.started_s)
             client = run.client()
             loads: dict[str, Callable[[Meter], Awaitable[Window]]] = {
@@ -375,7 +377,7 @@ class Bench:
         *,
         whole: bool,
     ) -> None:
-        async with running(server, settings, self._python, pictures[0]) as run:
+        async with running(server, settings, self._peers, pictures[0]) as run:
             client = run.client()
             await closed_loop(client, pictures, clients=16, per_call=1, seconds=0.5)
             into["poison"] = await behaviour.poison(client, pictures)
@@ -388,12 +390,12 @@ class Bench:
                 into["terminate"] = await behaviour.terminate(run, client, pictures)
             await client.close()
 
-    async def tune(self) -> None:
+    async def tune(self, encoders: list[str]) -> None:
         """Each peer with every setting that it may have, once."""
-        for name in ("heavy", "light"):
+        for name in encoders:
             path, _, pictures, encoder = opened(name)
             loop, speed = best_bare(encoder, pictures)
-            count = max(round(speed * self._seconds), 1)
+            count = max(round(speed * self._seconds / loop.batch), usable_cores()) * loop.batch
             for server in self._servers:
                 for settings in server.tried:
                     measured = Measured()

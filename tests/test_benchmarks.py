@@ -14,7 +14,15 @@ import numpy as np
 import onnx
 import pytest
 from measuring import behaviour
-from measuring.clients import HttpClient, Refused, TooLate, msgpack_body, multipart_body, read_response
+from measuring.clients import (
+    HttpClient,
+    Refused,
+    TooLate,
+    inference_request,
+    msgpack_body,
+    multipart_body,
+    read_response,
+)
 from measuring.loads import Call, Tally, closed_loop, images_within, open_loop, percentile_ms
 from measuring.machine import Tree, spent_s
 from measuring.tables import behaviour_cells
@@ -194,6 +202,15 @@ def test_bodies_of_the_http_client_are_what_servers_parse() -> None:
     boundary = media_type.partition(b"boundary=")[2]
     assert b"".join(parts).count(b"--" + boundary) == 3
     assert b"".join(parts).endswith(b"\r\ntwo!\r\n--" + boundary + b"--\r\n")
+
+
+def test_the_hand_written_inference_request_is_protobuf() -> None:
+    large = bytes(300)
+    assert inference_request([b"one", large]) == (
+        b"\x0a\x05embed"  # model_name
+        b"\x2a\x12\x0a\x06images\x12\x05BYTES\x1a\x01\x02"  # inputs: name, datatype, shape
+        b"\x3a\xb7\x02\x03\x00\x00\x00one\x2c\x01\x00\x00" + large  # raw_input_contents, 311 bytes
+    )
 
 
 @pytest.mark.parametrize(

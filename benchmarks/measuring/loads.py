@@ -61,8 +61,9 @@ class Window:
 
     @property
     def latencies_s(self) -> list[float]:
-        """Of the calls that were answered in it."""
-        return [call.answered - call.sent for call in self.calls if self.begin <= call.answered <= self.end]
+        """Of the calls that were answered in it; of all where each takes longer than it."""
+        within = [call for call in self.calls if self.begin <= call.answered <= self.end]
+        return [call.answered - call.sent for call in within or self.calls]
 
 
 async def closed_loop(

@@ -18,7 +18,17 @@ from pathlib import Path
 
 from peers.shared import Settings
 
-from measuring.clients import Client, Failed, GrpcClient, HttpClient, Refused, TooLate, msgpack_body, multipart_body
+from measuring.clients import (
+    Client,
+    Failed,
+    GrpcClient,
+    HttpClient,
+    InferenceClient,
+    Refused,
+    TooLate,
+    msgpack_body,
+    multipart_body,
+)
 from measuring.machine import Tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -44,14 +54,40 @@ class Server:
     tried: tuple[Settings, ...] = ()
     batching: Settings | None = None
     """Settings under which requests of several clients share a batch; None: it has no batches, or always."""
-    in_peers: bool = True
-    """Whether it runs in the environment of the peers; otherwise in that of embedserve."""
+    folder: str | None = ""
+    """Where it is installed, within the environment of the peers; None: in the environment of embedserve."""
+    environment: Callable[[Settings], dict[str, str]] = lambda _: {}
+    """More variables for its process."""
     streams: bool = False
     note: str = ""
+
+    def python(self, peers: Path) -> Path:
+        """The interpreter of the environment that it runs in."""
+        return Path(sys.executable) if self.folder is None else peers / self.folder / "bin/python"
 
     def settings(self, encoder: str) -> Settings:
         """The settings for an encoder; those for the heavy one where it is another file."""
         return self.best.get(encoder) or self.best.get("heavy") or Settings()
+
+
+def _mlserver(python: str, _settings: Settings) -> list[str]:
+    return [str(Path(python).with_name("mlserver")), "start", "."]
+
+
+def _mlserver_environment(settings: Settings) -> dict[str, str]:
+    return {
+        "MLSERVER_HOST": "127.0.0.1",
+        "MLSERVER_GRPC_PORT": str(settings.port),
+        "MLSERVER_HTTP_PORT": str(free_port()),
+        "MLSERVER_METRICS_PORT": str(free_port()),
+        "MLSERVER_GRPC_MAX_MESSAGE_LENGTH": str(1 << 28),
+        "MLSERVER_PARALLEL_WORKERS": str(settings.workers),
+        "MLSERVER_DEBUG": "false",
+        "MLSERVER_MODEL_NAME": "embed",
+        "MLSERVER_MODEL_IMPLEMENTATION": "mlserver_runtime.Embed",
+        "MLSERVER_MODEL_MAX_BATCH_SIZE": str(settings.max_batch if settings.max_batch > 1 else 0),
+        "MLSERVER_MODEL_MAX_BATCH_TIME": str(settings.max_wait_ms / 1000),
+    }
 
 
 def script(name: str) -> Callable[[str, Settings], list[str]]:
@@ -79,7 +115,9 @@ SIDE_BY_SIDE = Settings(workers=2, intra_op=1)
 ONE_BATCHED = Settings(workers=1, intra_op=2, max_batch=8, max_wait_ms=2)
 TWO_BATCHED = Settings(workers=2, intra_op=1, max_batch=8, max_wait_ms=2)
 TRIED = (SIDE_BY_SIDE, ONE_BATCHED, TWO_BATCHED)
-BEST = {"heavy": SIDE_BY_SIDE, "light": SIDE_BY_SIDE}
+# Batches cost images/s with the heavy encoder, and save the passing of requests between processes with the light one.
+BEST = {"heavy": SIDE_BY_SIDE, "light": TWO_BATCHED}
+ALWAYS_SINGLE = {"heavy": SIDE_BY_SIDE, "light": SIDE_BY_SIDE}
 
 SERVERS = {
     server.name: server
@@ -91,7 +129,7 @@ SERVERS = {
             protocol="gRPC",
             licence="Apache-2.0",
             packages=(),
-            in_peers=False,
+            folder=None,
             streams=True,
             note="as `embedserve serve encoder.onnx --device cpu` starts it",
         ),
@@ -124,17 +162,32 @@ SERVERS = {
             protocol="HTTP, multipart",
             licence="Apache-2.0",
             packages=("bentoml",),
-            best=BEST,
+            best=ALWAYS_SINGLE,
             tried=TRIED,
             batching=TWO_BATCHED,
         ),
         Server(
             name="Ray Serve",
+            environment=lambda _: {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+            note="with RAY_SERVE_THROUGHPUT_OPTIMIZED=1",
             command=script("ray_app.py"),
             client=lambda address: HttpClient(address, "/embed", msgpack_body),
             protocol="HTTP, msgpack",
             licence="Apache-2.0",
             packages=("ray", "msgpack"),
+            best=BEST,
+            tried=TRIED,
+            batching=TWO_BATCHED,
+        ),
+        Server(
+            name="MLServer",
+            command=_mlserver,
+            client=InferenceClient,
+            protocol="gRPC, Open Inference Protocol",
+            licence="Apache-2.0",
+            packages=("mlserver",),
+            folder="mlserver",
+            environment=_mlserver_environment,
             best=BEST,
             tried=TRIED,
             batching=TWO_BATCHED,
@@ -146,8 +199,8 @@ SERVERS = {
             protocol="gRPC",
             licence="Apache-2.0",
             packages=("grpcio",),
-            in_peers=False,
-            best=BEST,
+            folder=None,
+            best=ALWAYS_SINGLE,
             tried=(SIDE_BY_SIDE, Settings(workers=1, intra_op=2), Settings(workers=4, intra_op=1)),
             note="benchmarks/peers/grpc_aio_server.py, about 50 lines",
         ),
@@ -173,8 +226,10 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(server: Server, settings: Settings, python: str, image: bytes) -> AsyncIterator[Running]:
+async def running(server: Server, settings: Settings, peers: Path, image: bytes) -> AsyncIterator[Running]:
     """The server in a process of its own, from its first answer on; at the end nothing of it is left.
+
+    ``peers`` is the environment that the peers are installed in.
 
     Raises:
         Failed: it did not answer within START_WITHIN_S.
@@ -184,6 +239,7 @@ async def running(server: Server, settings: Settings, python: str, image: bytes)
     environment = {
         **os.environ,
         **settings.to_environment(),
+        **server.environment(settings),
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(PEERS)]),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
@@ -197,7 +253,7 @@ async def running(server: Server, settings: Settings, python: str, image: bytes)
         environment |= {"TMPDIR": own, "RAY_TMPDIR": own}
         begun = time.perf_counter()
         process = await asyncio.create_subprocess_exec(
-            *server.command(python if server.in_peers else sys.executable, settings),
+            *server.command(str(server.python(peers)), settings),
             env=environment,
             cwd=own,
             stdin=subprocess.DEVNULL,

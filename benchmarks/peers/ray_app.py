@@ -17,7 +17,7 @@ SETTINGS = Settings.of_environment()
 
 @serve.deployment(
     num_replicas=SETTINGS.workers,
-    max_ongoing_requests=max(SETTINGS.max_batch, 2),
+    max_ongoing_requests=100,
     ray_actor_options={"num_cpus": 1, "runtime_env": {"env_vars": SETTINGS.to_environment()}},
 )
 class Embed:
