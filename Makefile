@@ -48,7 +48,7 @@ dataset: $(VENV)/.with-train ## the whole of Fashion-MNIST as class folders of P
 peers: .venv-peers/.with-peers ## losses beside those of lightly, in an environment of its own
 	.venv-peers/bin/python -m pytest tests/lightly
 
-serve-peers: $(VENV)/.with-train .venv-serve-peers/.with-peers ## embedserve beside mosec, LitServe, BentoML, Ray Serve: a quarter hour
+serve-peers: $(VENV)/.with-train .venv-serve-peers/.with-peers ## embedserve beside mosec, LitServe, BentoML, Ray Serve, MLServer: twenty minutes
 	$(BIN)/python benchmarks/serve_peers.py $(PEER_ARGS)
 
 quality: dataset ## all five methods on Fashion-MNIST beside the baselines: two hours on two cores

@@ -1,6 +1,6 @@
 """embedserve beside mosec, LitServe, BentoML, Ray Serve, MLServer and a bare grpc.aio server, under the bare loop.
 
-    make serve-peers                                          installs the peers and runs all of it, in a quarter hour
+    make serve-peers                                          installs the peers and runs all of it, in twenty minutes
     python benchmarks/serve_peers.py --quick --only embedserve --only mosec
 
 Every server gets the same encoder file, the same images and the same function that prepares them. They take turns: only
@@ -101,7 +101,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--only", action="append", metavar="NAME", help=f"may be repeated: {', '.join(SERVERS)}")
     parser.add_argument("--part", action="append", choices=PARTS, help="may be repeated (both)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of one measurement (3)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement (2)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind (3)")
     parser.add_argument("--quick", action="store_true", help="one round of short measurements, to see that it works")
     parser.add_argument("--tune", action="store_true", help="measure each peer with every setting that it may have")
@@ -268,7 +268,7 @@ class Bench:
         bytes_each = sum(map(len, pictures)) / len(pictures)
         print(
             f"\n{name}: {metadata.backbone or metadata.name}, {metadata.preprocess.size_px} px; JPEGs of {size[0]} ×"
-            f" {size[1]}, {bytes_each / 1000:.1f} kB; {self._rounds} rounds of {self._seconds:g} s",
+            f" {size[1]}, {bytes_each / 1000:.1f} kB; {self._rounds} × {self._seconds:g} s each",
             flush=True,
         )
         loop, speed = best_bare(encoder, pictures)
@@ -347,7 +347,7 @@ class Bench:
         path, _, pictures, encoder = opened(name)
         loop, _ = best_bare(encoder, pictures)
         cpu_ms = Bare.of(loop, 16 * usable_cores()).cpu_ms_per_image
-        times = behaviour.Times(window=2.0, overload=2.0) if self._quick else behaviour.Times(window=4.0, overload=5.0)
+        times = behaviour.Times(window=2.0, overload=2.0) if self._quick else behaviour.Times(window=3.0, overload=5.0)
         results: dict[str, Any] = {}
         print(f"\nbehaviour, with the {name} encoder", flush=True)
         for server in self._servers:

@@ -97,7 +97,7 @@ def script(name: str) -> Callable[[str, Settings], list[str]]:
 
 def _embedserve(_python: str, settings: Settings) -> list[str]:
     command = [sys.executable, "-m", "embedserve", "serve", settings.encoder, "--port", str(settings.port), "--no-http"]
-    return [*command, "--device", "cpu"]
+    return [*command, "--http-port", "0", "--device", "cpu"]
 
 
 def _mosec(python: str, settings: Settings) -> list[str]:
