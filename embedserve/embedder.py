@@ -15,7 +15,7 @@ from embedserve import images, preprocess, reference
 from embedserve.admission import Admission
 from embedserve.batcher import Batcher, Encoded, Stages
 from embedserve.encoder import ImageEncoder, usable_cores
-from embedserve.errors import EmbedserveError
+from embedserve.errors import EmbedserveError, Overloaded
 from embedserve.observer import Observer
 from embedserve.types import Keep, Media
 
@@ -66,6 +66,7 @@ class Embedder:
         self.admission = admission
         self._limits = admission.limits
         spec, on_cpu = encoder.metadata.preprocess, encoder.provider == "CPUExecutionProvider"
+        self._observer = observer
         self.batcher: Batcher[_Source, Media | None] = Batcher(
             self._prepare,
             encoder.encode,
@@ -133,7 +134,11 @@ class Embedder:
         turn, size_bytes = object(), sum(map(len, encoded))
         expected_ms = self.batcher.expected_ms(len(encoded), turn)
         remaining_ms = None if deadline is None else (deadline - time.monotonic()) * 1000
-        self.admission.enter(len(encoded), size_bytes, expected_ms=expected_ms, remaining_ms=remaining_ms)
+        try:
+            self.admission.enter(len(encoded), size_bytes, expected_ms=expected_ms, remaining_ms=remaining_ms)
+        except Overloaded:
+            self._observer.on_rejected(len(encoded))
+            raise
         try:
             return _embedded(await self.submit(encoded, keep=keep, deadline=deadline, timings=timings, turn=turn))
         finally:

@@ -88,7 +88,7 @@ class Metrics(Observer):
         )
         self._rejected_images = Counter(
             "embedserve_rejected_images",
-            "Images in calls that were refused since the queue was full.",
+            "Images in calls that were refused with OVERLOADED.",
             registry=registry,
         )
         self.cancelled = Counter(

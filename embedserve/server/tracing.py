@@ -5,6 +5,7 @@ Where spans go, which are sampled and how the service is called is told by the s
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _PARTS = ("decode", "queue", "inference", "store")
 """Of ``Timings``, in the order in which they follow each other."""
+
+_LAST_SPANS_S = 3.0
 
 _COUNTED = ("images", "items", "queries", "ids", "results")
 
@@ -78,8 +81,10 @@ class Traces:
         span.end()
 
     def close(self) -> None:
-        """Send what has not been sent; blocks."""
-        self._provider.shutdown()
+        """Send what has not been sent; blocks, but not for long: a collector that is away holds no server up."""
+        sending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        sending.start()
+        sending.join(_LAST_SPANS_S)
 
     def _describe(self, span: Span, request: Any, response: Any) -> None:
         fields = {} if request is None else request.DESCRIPTOR.fields_by_name

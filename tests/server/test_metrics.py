@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -221,3 +222,55 @@ def test_counting_from_many_threads_loses_nothing() -> None:
         thread.join()
     assert metrics.registry.get_sample_value("embedserve_images_total", {"outcome": "embedded"}) == 8000
     assert metrics.registry.get_sample_value("embedserve_stage_duration_seconds_count", {"stage": "decode"}) == 8000
+
+
+def test_every_image_that_was_let_in_has_one_outcome() -> None:
+    limits = replace(Limits(), max_queue_images=4)
+    with counted(FakeEncoder(), limits=limits) as (address, sample), grpc.insecure_channel(address) as channel:
+        stub = EmbeddingServiceStub(channel)
+        stub.Embed(pb.EmbedRequest(images=[picture(1), b"no image", picture(2)]))
+        requests = [pb.EmbedStreamRequest(key=str(seed), image=picture(seed)) for seed in range(5)]
+        assert len(list(stub.EmbedStream(iter(requests)))) == 5
+        outcomes = {name: sample("embedserve_images_total", outcome=name) for name in ("embedded", "refused", "failed")}
+        assert outcomes == {"embedded": 7, "refused": 1, "failed": 0}
+        assert sample("embedserve_batch_size_sum") == 7
+        assert sample("embedserve_stage_duration_seconds_count", stage="decode") == 8
+
+
+def test_images_of_calls_that_were_refused_in_overload_are_counted() -> None:
+    entered, released, armed = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(images: np.ndarray) -> None:
+        if armed.is_set():
+            entered.set()
+            released.wait(20)
+
+    limits = replace(Limits(), max_queue_images=4)
+    with counted(FakeEncoder(on_batch=hold), limits=limits) as (address, sample):
+        with grpc.insecure_channel(address) as channel:
+            stub = EmbeddingServiceStub(channel)
+            armed.set()
+            accepted = stub.Embed.future(pb.EmbedRequest(images=[picture(1)] * 3), timeout=20)
+            assert entered.wait(20)
+            with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
+                stub.Embed(pb.EmbedRequest(images=[picture(1)] * 2))
+            released.set()
+            accepted.result()
+        wait_until(lambda: sample("embedserve_rejected_total", reason="OVERLOADED") == 1)
+        assert sample("embedserve_rejected_images_total") == 2
+
+
+def test_the_documented_metrics_are_those_there_are() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs/operations.md"
+    rows = re.findall(r"^\| `(embedserve_\w+)` \| (\w+) \| (.*?) \| (.*) \|$", page.read_text("utf-8"), re.MULTILINE)
+    servers: list[Server] = []
+    with serving(FakeEncoder(), on_listening=servers.append):
+        families = list(servers[0].metrics.registry.collect())
+    there = []
+    for family in families:
+        if family.name.startswith("embedserve_"):
+            suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+            labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+            kind = "gauge" if family.type == "info" else family.type
+            there.append((family.name + suffix, kind, ", ".join(labels) or "–", family.documentation))
+    assert rows == there, "\n".join(f"| `{name}` | {' | '.join(rest)} |" for name, *rest in there)

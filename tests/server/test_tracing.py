@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tests.running import serving, wait_until
 
 pytest.importorskip("opentelemetry.sdk")
 
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -137,3 +138,19 @@ def test_a_server_that_does_not_trace_loads_no_opentelemetry() -> None:
     program = "import sys, embedserve.server.app; print([name for name in sys.modules if 'opentelemetry' in name])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_collector_that_is_away_does_not_hold_the_stop_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedserve.server.tracing._LAST_SPANS_S", 0.05)
+    back = threading.Event()
+
+    class Away(SpanProcessor):
+        def shutdown(self) -> None:
+            back.wait(20)
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(Away())
+    with serving(FakeEncoder(), traces=Traces(provider)):
+        pass
+    assert not back.is_set()
+    back.set()
