@@ -53,12 +53,12 @@ def test_every_call_is_counted_once_with_the_code_that_its_client_saw() -> None:
     limits = replace(Limits(), max_message_bytes=200_000, max_images=4)
     with counted(FakeEncoder(on_batch=hold), limits=limits) as (address, sample):
         seen = asyncio.run(_calls_of_every_kind(address, picture_of_nothing(), sample))
+        wait_until(lambda: sample("embedserve_requests_in_flight") == 0)  # the server has seen who hung up
         released.set()
         assert {"OK", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"} <= seen.keys()
         # gRPC itself ends a call with too large a message, and tells the server no more than that it is over.
         seen["CANCELLED"] += seen.pop("RESOURCE_EXHAUSTED")
         total = sum(seen.values())
-        wait_until(lambda: sample("embedserve_requests_in_flight") == 0)
         assert calls_of(sample, "Embed") == seen
         assert sample("embedserve_request_duration_seconds_count", method="Embed") == total
         assert sample("embedserve_cancelled_total") == seen["CANCELLED"]
