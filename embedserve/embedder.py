@@ -65,6 +65,7 @@ class Embedder:
         self.encoder = encoder
         self.admission = admission
         self._limits = admission.limits
+        self._observer = observer
         spec, on_cpu = encoder.metadata.preprocess, encoder.provider == "CPUExecutionProvider"
         self._observer = observer
         self.batcher: Batcher[_Source, Media | None] = Batcher(

@@ -447,3 +447,69 @@ def test_a_thumbnail_is_a_jpeg_of_at_most_256_pixels_with_the_same_aspect() -> N
 def test_a_small_image_is_its_own_thumbnail() -> None:
     with Image.open(io.BytesIO(images.thumbnail(np.zeros((20, 30, 3), np.uint8)))) as image:
         assert image.size == (30, 20)
+
+
+# --- simplejpeg beside Pillow ---------------------------------------------------------------------------------------
+
+
+def through_pillow(data: bytes, min_side_px: int) -> NDArray[np.uint8]:
+    """What Pillow alone makes of a JPEG."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_simplejpeg", lambda: None)
+        return images.decode(data, min_side_px=min_side_px)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    width=st.integers(1, 700),
+    height=st.integers(1, 700),
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    quality=st.integers(5, 100),
+    subsampling=st.integers(0, 2),
+    progressive=st.booleans(),
+    orientation=st.sampled_from([None, *range(1, 9)]),
+    min_side_px=st.sampled_from([0, 1, 16, 64, 100, 256]),
+    seed=st.integers(0, 9),
+)
+def test_a_jpeg_has_the_same_pixels_with_and_without_simplejpeg(
+    width: int,
+    height: int,
+    mode: str,
+    quality: int,
+    subsampling: int,
+    progressive: bool,
+    orientation: int | None,
+    min_side_px: int,
+    seed: int,
+) -> None:
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 9 + 1, width // 9 + 1, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    data = encoded(
+        picture,
+        "JPEG",
+        quality=quality,
+        subsampling=subsampling,
+        progressive=progressive,
+        **({} if orientation is None else {"exif": exif}),
+    )
+    np.testing.assert_array_equal(images.decode(data, min_side_px=min_side_px), through_pillow(data, min_side_px))
+
+
+def test_an_ordinary_jpeg_does_not_go_through_pillows_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = quarters("JPEG")
+    expected = images.decode(data)
+
+    def load(self: object) -> None:
+        raise AssertionError("Pillow decodes")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    np.testing.assert_array_equal(images.decode(data), expected)
+
+
+def test_a_jpeg_with_warnings_is_what_pillow_makes_of_it() -> None:
+    data = quarters("JPEG")
+    garbled = data[:-2] + b"\x00\x17\x42" + data[-2:]  # extraneous bytes before the end: Pillow reads over them
+    np.testing.assert_array_equal(images.decode(garbled), through_pillow(garbled, 0))

@@ -36,6 +36,13 @@ _FILE = click.Path(path_type=Path)
 @click.option("--max-batch", default=0, type=click.IntRange(0), help=_HELP["max_batch"])
 @click.option("--max-image-pixels", default=Limits().max_image_pixels, help=_HELP["max_image_pixels"])
 @click.option("--max-queue-images", default=Limits().max_queue_images, help=_HELP["max_queue_images"])
+@click.option(
+    "--limit",
+    "more_limits",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other limit by the name that errors and GetServerInfo give it, such as max_images=16; may be repeated.",
+)
 @click.option("--grace-s", default=30.0, type=click.FloatRange(0), help=_HELP["grace_s"])
 @click.option("--reflection/--no-reflection", default=True, help=_HELP["reflection"])
 @click.option("--tls-cert", type=_FILE, metavar="FILE", help=_HELP["tls_cert"])
@@ -65,6 +72,7 @@ def command(
     max_batch: int,
     max_image_pixels: int,
     max_queue_images: int,
+    more_limits: tuple[str, ...],
     grace_s: float,
     reflection: bool,
     tls_cert: Path | None,
@@ -114,7 +122,27 @@ def command(
         traces=traces,
         log_format=log_format,
         log_level=log_level,
-        limits=Limits(max_image_pixels=max_image_pixels, max_queue_images=max_queue_images),
+        limits=Limits(
+            **{"max_image_pixels": max_image_pixels, "max_queue_images": max_queue_images, **_parse(more_limits)}
+        ),
     )
     logs.configure(config.log_format, config.log_level)
     run(config, say=logs.say if config.log_format == "json" else say)
+
+
+def _parse(limits: tuple[str, ...]) -> dict[str, int]:
+    """Name → value.
+
+    Raises:
+        BadParameter: one is no limit, or has no number.
+    """
+    known = [field.name for field in fields(Limits)]
+    parsed = {}
+    for text in limits:
+        name, _, value = text.partition("=")
+        if name not in known or not value.isdecimal():
+            raise click.BadParameter(
+                f"{text!r} is not NAME=NUMBER with one of {', '.join(known)}", param_hint="--limit"
+            )
+        parsed[name] = int(value)
+    return parsed

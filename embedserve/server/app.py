@@ -292,7 +292,7 @@ async def _say_ready(config: ServerConfig, server: Server, engine: Engine, say: 
     metadata, encoder = engine.encoder.metadata, engine.encoder
     say(
         f"encoder      {metadata.name}  {metadata.dimension} numbers per image  {metadata.preprocess.size_px} px"
-        f"  {encoder.provider}  {encoder.fingerprint[:12]}"
+        f"  {encoder.provider}, batches up to {engine.embedder.batcher.max_batch}  {encoder.fingerprint[:12]}"
     )
     if isinstance(encoder, Encoder) and encoder.note:
         say(f"warning      on the CPU although there is a GPU: {encoder.note}")

@@ -410,9 +410,9 @@ class Timings(_message.Message):
     STORE_MS_FIELD_NUMBER: _builtins.int
     TOTAL_MS_FIELD_NUMBER: _builtins.int
     decode_ms: _builtins.float
-    """Waiting for a decode worker, and decoding, resizing and cropping."""
+    """Decoding, resizing and cropping."""
     queue_ms: _builtins.float
-    """Waiting for the encoder."""
+    """Waiting for a worker and for the encoder."""
     inference_ms: _builtins.float
     """Running the encoder."""
     store_ms: _builtins.float
