@@ -134,7 +134,10 @@ class Client:
     def embed(
         self, images: Iterable[ImageInput], *, errors: str = "raise", encoder_fingerprint: str = ""
     ) -> Embeddings:
-        """The embeddings of any number of images, several calls at a time.
+        """The embeddings of any number of images.
+
+        What fits one message (16 images, 1 MiB) is one call. More goes over a stream, which is opened again where it
+        breaks; ``timeout_s`` then bounds the time without an answer, not the whole.
 
         Args:
             images: encoded bytes or paths; taken one by one, so that an iterator may give more than fits in memory.
@@ -159,6 +162,9 @@ class Client:
         self, images: Iterable[ImageInput], *, encoder_fingerprint: str = ""
     ) -> Iterator[NDArray[np.float32] | EmbedserveError]:
         """The embeddings of any number of images, one by one, for more than fits in memory.
+
+        Images are taken in the caller's thread, a bounded number ahead of the results that have been taken. Closing the
+        iterator cancels what is under way.
 
         Yields:
             For each image, in order, its vector (float32 [D], unit norm) or the error that says why there is none.
@@ -281,8 +287,9 @@ class Client:
     def add(self, collection: str, items: Iterable[ItemInput], *, encoder_fingerprint: str = "") -> list[AddResult]:
         """Write items, replacing those with the same ids. What is returned as written is on the server's disk.
 
-        An item that cannot be used fails alone. Where the whole call fails, items before may have been written;
-        adding them again does no harm.
+        An item that cannot be used fails alone; of an id that comes twice, the later item counts. Many items go over a
+        stream, as in ``embed``. Where that fails for good, items without a result may have been written; adding them
+        again under the same ids does no harm.
 
         Args:
             collection: name or alias.
