@@ -47,9 +47,10 @@ class Authority:
         self.file = folder / f"{name}.pem"
         self._ca.cert_pem.write_to_path(self.file)
 
-    def issue(self, *names: str, expired: bool = False) -> Pair:
-        """A certificate for names and addresses; localhost unless told otherwise."""
-        span = {"not_before": _NOW - 9 * _DAY, "not_after": _NOW - _DAY} if expired else {"not_after": _NOW + 30 * _DAY}
+    def issue(self, *names: str, expired: bool = False, early: bool = False) -> Pair:
+        """A certificate for names and addresses, localhost unless told otherwise; ``early`` is one of tomorrow."""
+        days = (-9, -1) if expired else (1, 9) if early else (-9, 30)
+        span = dict(zip(("not_before", "not_after"), (_NOW + day * _DAY for day in days), strict=True))
         issued = self._ca.issue_cert(*(names or ("localhost", "127.0.0.1")), **span)
         self._issued += 1
         pair = Pair(*(self._folder / f"{self._name}-{self._issued}-{kind}.pem" for kind in ("certificate", "key")))

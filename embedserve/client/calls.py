@@ -229,6 +229,10 @@ def _handshake_failure(text: str, target: str) -> Failure | None:
             f"the certificate of the server at {target} has expired",
             hint="whoever runs the server has to renew it; if it is new, set the clock of this machine",
         )
+    elif "certificate is not yet valid" in text:
+        error = Unavailable(
+            f"the certificate of the server at {target} is not valid yet", hint="set the clock of this machine"
+        )
     elif "CERTIFICATE_VERIFY_FAILED" in text:
         why = text.rpartition("CERTIFICATE_VERIFY_FAILED: ")[2].removesuffix(": OK")
         why = why.removeprefix("certificate verify failed: ")

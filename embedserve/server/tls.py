@@ -97,8 +97,11 @@ class ServerTls:
         pair = pem.read_pair(self._certificate, self._key)
         roots = None if self._client_ca is None else pem.read_certificates(self._client_ca, "the CA of clients")
         configuration = grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)], roots)
-        context = _context(self._certificate, self._key)
-        return _Loaded(configuration, context, _valid_until_s(context, pair))
+        try:
+            context = _context(self._certificate, self._key)
+            return _Loaded(configuration, context, _valid_until_s(context, pair))
+        except (ssl.SSLError, OSError) as error:  # both were fine a moment ago
+            raise SetupError(f"{self._certificate} is being replaced right now", hint="try again") from error
 
     def _warn_if_expired(self) -> None:
         if self.valid_until_s < time.time():

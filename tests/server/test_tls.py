@@ -89,6 +89,7 @@ def test_everything_works_over_tls_with_a_token(tmp_path: Path, authority: Autho
     ("flaw", "says"),
     [
         ("expired", "the certificate of the server at {} has expired"),
+        ("early", "the certificate of the server at {} is not valid yet"),
         ("foreign", "the certificate of the server at {} is not trusted"),
         ("other-name", "the certificate of the server at {} is made out to another name"),
     ],
@@ -98,6 +99,7 @@ def test_a_server_that_cannot_be_trusted_is_refused_at_once_with_the_reason(
 ) -> None:
     pair = {
         "expired": lambda: authority.issue(expired=True),
+        "early": lambda: authority.issue(early=True),
         "foreign": stranger.issue,
         "other-name": lambda: authority.issue("elsewhere.example"),
     }[flaw]()
