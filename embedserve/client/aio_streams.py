@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Generic, Self, TypeVar
 
 import grpc
@@ -16,6 +17,8 @@ from embedserve.errors import Unavailable
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
+
+_ADMISSION_S = 1.0
 
 
 async def answers(
@@ -91,6 +94,8 @@ class _Outbox(Generic[RequestT]):
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[RequestT | None] = asyncio.Queue()
+        self.admission: Callable[[], Awaitable[object]] | None = None
+        """What is awaited, but not for long, before the first request is given."""
 
     def put(self, request: RequestT | None) -> None:
         self._queue.put_nowait(request)
@@ -99,6 +104,10 @@ class _Outbox(Generic[RequestT]):
         return self
 
     async def __anext__(self) -> RequestT:
+        admission, self.admission = self.admission, None
+        if admission is not None:
+            with suppress(TimeoutError):  # something in between may hold headers back until there is more
+                await asyncio.wait_for(admission(), _ADMISSION_S)
         request = await self._queue.get()
         if request is None:
             raise StopAsyncIteration
@@ -109,7 +118,8 @@ class _Stream(Generic[RequestT, ResponseT]):
     """One stream, with a task that waits for its next response.
 
     Where a write meets a stream that the server has ended, grpc.aio forgets why it did. A stream that follows one that
-    broke therefore sends the rest of ``again`` only when the first of it was answered: it will know.
+    broke therefore sends the first of ``again`` only when the server has let it in, as its headers say, and the rest
+    only when the first was answered: it will know.
     """
 
     def __init__(self, method: Any, again: Sequence[RequestT] = ()) -> None:
@@ -120,6 +130,8 @@ class _Stream(Generic[RequestT, ResponseT]):
             if self._held is None:
                 self._held = []
         self._call = method(self._outbox)
+        if again:
+            self._outbox.admission = self._call.initial_metadata
         self.reading: asyncio.Task[Any] = asyncio.create_task(self._call.read())
 
     def send(self, request: RequestT | None) -> None:

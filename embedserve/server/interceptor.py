@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -166,7 +167,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
         assert handler.stream_stream is not None, "the method is neither unary nor bidirectional"
         return grpc.stream_stream_rpc_method_handler(
-            self._stream(handler.stream_stream), read, handler.response_serializer
+            self._stream(handler.stream_stream, admitted=read is not None), read, handler.response_serializer
         )
 
     def _unary(self, inner: Any) -> Any:
@@ -187,7 +188,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return handle
 
-    def _stream(self, inner: Any) -> Any:
+    def _stream(self, inner: Any, *, admitted: bool) -> Any:
         async def checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
             async for request in requests:
                 yield _checked(request)
@@ -195,6 +196,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def handle(requests: Any, context: _Context) -> AsyncIterator[Any]:
             call = _accept(context)
             with self._state.call():
+                if admitted:  # a client is told at once that it is let in, and not with the first answer
+                    with suppress(grpc.aio.BaseError):  # where it is gone already
+                        await context.send_initial_metadata(())
                 try:
                     with self._gate.call():
                         async for response in inner(checked(requests), context):

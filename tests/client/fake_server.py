@@ -124,6 +124,7 @@ class FakeServer:
 
     def converse(self, method: str, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         """A stream: each message is answered by the script of its method as it comes."""
+        context.send_initial_metadata(())  # as our server does, so that nobody waits for it
         context.add_callback(self.ended.release)
         with self._lock:
             self.streams.append((method, context.time_remaining()))
