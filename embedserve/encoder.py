@@ -142,7 +142,7 @@ class Encoder:
                 placement = providers.Placement(providers.CPU, note=error.message)
             else:
                 return cls(metadata, fingerprint, placement.provider, slots.count, "", slots.encode, slots)
-        session = providers.cpu_session(model)
+        session = providers.cpu_session(model, fp16=metadata.precision == "fp16")
         _check_graph(session, metadata)
 
         def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:

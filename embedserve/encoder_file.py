@@ -45,6 +45,9 @@ class EncoderMetadata:
     """How it was trained, as in "simclr"."""
     backbone: str = ""
     precision: str = "fp32"
+    """"fp32", "fp16" or "int8": that of the network; input and output are the same for all."""
+    fidelity: dict[str, Any] = field(default_factory=dict)
+    """What less precision has left of the vectors and neighbours, as measured at export."""
     training: dict[str, Any] = field(default_factory=dict)
     """The whole configuration of the run."""
     data: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +73,8 @@ class EncoderMetadata:
             "versions": self.versions,
             "licence": self.licence,
         }
+        if self.fidelity:
+            document["fidelity"] = self.fidelity
         if self.reference is not None:
             packed = self.reference.astype("<f4").tobytes()
             document["reference_f32_base64"] = base64.b64encode(packed).decode("ascii")
@@ -105,6 +110,7 @@ class EncoderMetadata:
                 method=str(document.get("method", "")),
                 backbone=str(document.get("backbone", "")),
                 precision=str(document.get("precision", "fp32")),
+                fidelity=dict(document.get("fidelity", {})),
                 training=dict(document.get("training", {})),
                 data=dict(document.get("data", {})),
                 versions=dict(document.get("versions", {})),

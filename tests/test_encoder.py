@@ -44,13 +44,13 @@ def test_a_file_that_changes_while_it_is_opened_is_refused(
     copy.write_bytes(path.read_bytes())
     real = providers.cpu_session
 
-    def open_late(model: Any) -> Any:
+    def open_late(model: Any, **more: Any) -> Any:
         if change == "replaced":
             other.write_bytes(path.read_bytes())
             other.replace(copy)
         else:
             copy.write_bytes(path.read_bytes() + b"\x78\x00")
-        return real(model)
+        return real(model, **more)
 
     monkeypatch.setattr(providers, "cpu_session", open_late)
     with pytest.raises(EncoderFileError, match="changed while it was loaded"):

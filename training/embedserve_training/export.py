@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,11 @@ from torch import nn
 from embedserve import encoder_file, reference
 from embedserve.encoder import SAME_VECTOR_COSINE, Encoder
 from embedserve.encoder_file import EncoderFile, EncoderMetadata
-from embedserve.errors import ExportError, SetupError, TrainingError
+from embedserve.errors import EmbedserveError, ExportError, SetupError, TrainingError
 from embedserve.preprocess import PreprocessSpec
-from embedserve_training import checkpoint, embed
+from embedserve_training import checkpoint, comparison, embed, fidelity
 from embedserve_training.embed import ServedEncoder
+from embedserve_training.precision import to_fp16, to_int8
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,20 +30,39 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 OPSET = 18
 """Old enough for every onnxruntime that is supported, new enough for every operator that is used."""
+LIMITS: dict[str, dict[str, float]] = {
+    "fp16": {"lowest_cosine": 0.999, "as_near_at_10": 0.999, "same_label": 0.99},
+    "int8": {"mean_cosine": 0.95, "recall_at_10": 0.8},
+}
+"""What must be left of the exact vectors. fp16 has to find the same neighbours but for ties, which rounding turns over;
+int8 buys speed with some of them, and how many is said, but not with most."""
 CHECKED_BATCHES = (1, 7)
 """Two sizes, one of them odd: a graph that has a batch size baked in agrees at one size only."""
 
 
-def export(run: Path, out: Path, *, report: Report) -> EncoderFile:
+def export(
+    run: Path,
+    out: Path,
+    *,
+    precision: str = "fp32",
+    calibration: Path | None = None,
+    force: bool = False,
+    report: Report,
+) -> EncoderFile:
     """Write the encoder of a run to one file, if and only if it computes what PyTorch computes.
 
     Args:
         run: a run folder, finished or stopped.
         out: the file to write, replaced atomically.
+        precision: "fp32"; "fp16", for GPUs; or "int8", for CPUs. The last two are compared with PyTorch by what they
+            are for, which is finding neighbours.
+        calibration: a folder of images to compare, and for int8 to calibrate, with; None for the run's own folder.
+        force: write a less precise file even if it has lost more than it should.
         report: takes lines for a person.
 
     Raises:
         TrainingError: the folder holds no run.
+        DataError: the calibration folder holds no images.
         ExportError: the file would not give the embeddings that PyTorch gives; nothing is written.
         EncoderFileError: ``out`` cannot be written.
     """
@@ -66,9 +87,60 @@ def export(run: Path, out: Path, *, report: Report) -> EncoderFile:
     samples = _samples(run)
     lowest = verify(file, network, samples)
     report(f"ONNX agrees with PyTorch on {len(samples)} images: lowest cosine {lowest:.6f}")
+    if precision != "fp32":
+        folder = calibration or Path(str(stored.data["folder"]))
+        images = comparison.gather(folder, spec, samples, must_exist=calibration is not None, report=report)
+        file = _less_precise(file, precision, network, images, force=force, report=report)
     encoder_file.write(file, out)
     report(f"wrote {out}: {len(file.model) / 1e6:.1f} MB, fingerprint {file.fingerprint[:12]}…")
     return file
+
+
+def _less_precise(
+    exact: EncoderFile,
+    precision: str,
+    network: ServedEncoder,
+    images: comparison.Images,
+    *,
+    force: bool,
+    report: Report,
+) -> EncoderFile:
+    """The encoder in fp16 or int8, compared with PyTorch.
+
+    Raises:
+        ExportError: it has lost too much.
+    """
+    if precision == "int8":
+        report(f"calibrating with {len(images.calibration_NSSC)} images")
+        model = to_int8(exact.model, images.calibration_NSSC)
+    else:
+        model = to_fp16(exact.model)
+    metadata = replace(exact.metadata, precision=precision, reference=None)
+    encoder = Encoder.from_file(encoder_file.pack(model, metadata), device="cpu")
+    ours_ND = np.concatenate(
+        [encoder.encode(images.held_out_NSSC[start : start + 16]) for start in range(0, len(images.held_out_NSSC), 16)]
+    )
+    kept = fidelity.compare(embed.embed(network, images.held_out_NSSC), ours_ND, images.labels)
+    report(f"{precision} beside PyTorch on {kept.images} other images: {kept}")
+    gain = fidelity.speed(encoder, Encoder.from_file(exact, device="cpu"), images.held_out_NSSC)
+    on_gpus = "; it is for GPUs, and CPUs compute it in fp32" if precision == "fp16" else ""
+    report(f"{precision} on this CPU: {gain:.2f} times the images per second of fp32{on_gpus}")
+    if problem := _lost_too_much(kept, LIMITS[precision]):
+        if not force:
+            raise ExportError(f"{precision}: {problem}; no file was written", hint="--force writes it all the same")
+        report(f"warning: {problem}; written all the same, since it is forced")
+    # Those of this graph: what they are compared with later is whether it still computes the same.
+    vectors = encoder.encode(reference.draw(metadata.preprocess.size_px))
+    return encoder_file.pack(model, replace(metadata, reference=vectors, fidelity=kept.to_json()))
+
+
+def _lost_too_much(kept: fidelity.Fidelity, limits: dict[str, float]) -> str:
+    """Which limit is not kept, or nothing."""
+    for name, least in limits.items():
+        value = getattr(kept, name)
+        if value is not None and value < least:
+            return f"{name.replace('_', ' ')} is {value:.4f}, at least {least} is required"
+    return ""
 
 
 def to_onnx(network: ServedEncoder, size_px: int) -> bytes:
@@ -131,8 +203,6 @@ def verify(file: EncoderFile, network: nn.Module, images_NSSC: NDArray[np.uint8]
     Raises:
         ExportError: it is below 0.9999, or the file does not run.
     """
-    from embedserve.errors import EmbedserveError
-
     assert isinstance(network, ServedEncoder)
     expected_ND = embed.embed(network, images_NSSC)
     lowest = 1.0
