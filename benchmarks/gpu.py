@@ -1,6 +1,6 @@
-"""Images per second on one GPU: training (step only and end to end) and encoding, each beside its ceiling.
+"""Images per second on one GPU: training (step only and end to end), encoding and serving, each beside its ceiling.
 
-    python benchmarks/gpu.py [--out results.json] [--seconds 8]
+    python benchmarks/gpu.py [--out results.json] [--seconds 8] [--only serving]
 
 Needs torch, numpy and pillow. torchvision's ResNet-18 is used where it is installed, else the same network built here;
 encoding runs in onnxruntime where that has CUDA and the onnx packages are there, else in torch. Downloads nothing: the
@@ -11,6 +11,10 @@ Without a CUDA GPU it prints one line and exits 0.
 "End to end" is what the trainer does in a step: take a batch from the decoded images, draw its views, step. An image
 counts once, not once per view. All five methods run in bf16 with the plan's choices for one GPU; two of them once more
 with the network compiled. Results are written as they come.
+
+Serving is measured where onnxruntime has CUDA and the packages of the server are there: a bare onnxruntime loop with
+I/O binding, embedserve's encoder, and the whole server over gRPC with calls of 16 images and with a stream, in fp32 and
+fp16. Clients and server share the machine. `--device cpu` runs this part on the CPU, to see that it works.
 """
 
 from __future__ import annotations
@@ -21,13 +25,17 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "training")]  # so that it runs from a checkout without an installation
+sys.path[:0] = [
+    str(ROOT),
+    str(ROOT / "training"),
+    str(ROOT / "benchmarks"),
+]  # so that it runs from a checkout without an installation
 
 from embedserve_training.config import METHODS  # noqa: E402
 
@@ -52,6 +60,11 @@ CASES = [
     Case("ResNet-18, 224 px", "resnet18", 224, 258, compiled=()),
     Case("ResNet-18 with 3 × 3 stem, 32 px", "resnet18", 32, 32, compiled=("simclr", "moco")),
 ]
+ON_THE_CPU = Case("small-cnn, 32 px", "small-cnn", 32, 32, compiled=())
+SERVING_S = 90
+"""No part of serving is begun later: most of it is finding the fastest algorithms for each size of batch."""
+ENOUGH_S = 270
+"""No network is compiled later, so that `make gpu` stays below ten minutes."""
 ENCODE_BATCHES = (1, 8, 64, 256)
 
 
@@ -60,22 +73,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
     parser.add_argument("--seconds", type=float, default=1.5, help="measured seconds per repeat (default 1.5)")
+    parser.add_argument("--only", choices=["training", "serving"], help="one part only")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: serving, with a small network")
     arguments = parser.parse_args()
+    on_gpu, started = arguments.device == "cuda", time.monotonic()
     try:
         import torch
     except ImportError:
         print("skipped: PyTorch is not installed")
         return 0
-    if not torch.cuda.is_available():
+    if on_gpu and not torch.cuda.is_available():
         print("skipped: no CUDA GPU")
         return 0
     results: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
-        "hardware": hardware(),
+        "hardware": hardware(arguments.device),
         "versions": versions(),
         "images": f"{IMAGES} synthetic images drawn on the machine; decoding from disk is not measured",
         "training": [],
         "encoding": [],
+        "serving": [],
     }
 
     def add(kind: str, result: dict[str, Any]) -> None:
@@ -84,23 +101,36 @@ def main() -> int:
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
-    for case in CASES:
-        for method in METHODS:
-            add("training", training(case, method, arguments.seconds, compiled=False))
-        add("encoding", encoding(case, arguments.seconds))
-    for case in CASES:
-        for method in case.compiled:
-            add("training", training(case, method, arguments.seconds, compiled=True))
+    if on_gpu and arguments.only != "serving":
+        for case in CASES:
+            for method in METHODS:
+                add("training", training(case, method, arguments.seconds, compiled=False))
+            add("encoding", encoding(case, arguments.seconds))
+    if arguments.only != "training":
+        until = time.monotonic() + SERVING_S
+        for case in CASES if on_gpu else [ON_THE_CPU]:
+            for result in serving(case, arguments.device, arguments.seconds / 3, until):
+                add("serving", result)
+    if on_gpu and arguments.only != "serving":  # last, since compiling takes longest
+        for case in CASES:
+            for method in case.compiled:
+                if time.monotonic() - started > ENOUGH_S:
+                    skipped = {"case": case.name, "method": method, "compiled": True, "skipped": "no time was left"}
+                    add("training", skipped)
+                    continue
+                add("training", training(case, method, arguments.seconds, compiled=True))
     print(json.dumps(results, indent=2, ensure_ascii=False))
     return 0
 
 
-def hardware() -> dict[str, Any]:
+def hardware(device: str) -> dict[str, Any]:
     """What the figures were measured on."""
     import os
 
     import torch
 
+    if device == "cpu":
+        return {"gpu": None, "cores": len(os.sched_getaffinity(0)), "machine": platform.machine()}
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,
@@ -290,6 +320,41 @@ def encoding(case: Case, seconds: float) -> dict[str, Any]:
     result = {"case": case.name, "runs_in": runs_in, "by_batch": rates}
     print(f"{case.name}: {result}", file=sys.stderr)
     return result
+
+
+def serving(case: Case, device: str, seconds: float, until: float) -> Iterator[dict[str, Any]]:
+    """The encoder in a bare loop, in embedserve and behind its server; or why that cannot be measured here."""
+    import torch
+
+    from embedserve_training.embed import ServedEncoder
+
+    why_not = None
+    try:
+        from measuring import gpu_serving
+
+        why_not = gpu_serving.problem(device)
+    except ImportError as error:  # a machine that trains has not all that a server needs
+        why_not = f"{error.name} is not installed"
+    if why_not is not None:
+        print(f"{case.name}, serving: skipped: {why_not}", file=sys.stderr)
+        yield {"case": case.name, "skipped": why_not}
+        return
+
+    def used_mib() -> float:
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / 2**20
+
+    if device == "cuda":
+        torch.cuda.empty_cache()  # what training has left would not be there for the server
+    yield from gpu_serving.serving(
+        case.name,
+        ServedEncoder(network(case.backbone, case.size_px)).eval(),
+        case.size_px,
+        device=device,
+        seconds=seconds,
+        until=until,
+        gpu_memory_mib=used_mib if device == "cuda" else None,
+    )
 
 
 def onnx_session(served: Any, size_px: int) -> tuple[Any, str]:

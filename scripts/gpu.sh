@@ -37,10 +37,10 @@ elif [ "${#files[@]}" -eq 0 ]; then
 else
     # Without the settings in pyproject.toml: plug-ins that they name may be missing here, and warnings of versions that
     # the project is not developed with are no failures.
-    timeout 270 "$python" -m pytest -c /dev/null --rootdir . -o "markers=gpu: needs a CUDA GPU" -m gpu "${files[@]}" ||
+    timeout 230 "$python" -m pytest -c /dev/null --rootdir . -o "markers=gpu: needs a CUDA GPU" -m gpu "${files[@]}" ||
         failed=$?
     if [ "$failed" -eq 5 ]; then failed=0; fi # nothing was selected
 fi
 
-timeout 310 "$python" benchmarks/gpu.py --out benchmarks/results/gpu.json "$@" || failed=$?
+timeout 360 "$python" benchmarks/gpu.py --out benchmarks/results/gpu.json "$@" || failed=$?
 exit "$failed"

@@ -330,3 +330,19 @@ def test_serve_peers_measures_embedserve_itself(tiny_encoder: Path, tmp_path: Pa
         assert f"{one['legs']['list']['images_per_s']:.1f}" in said
     assert measured["servers"]["embedserve"]["legs"].keys() == {"single", "list", "stream", "stream_list"}
     assert document["caveat"] in said
+
+
+def test_the_gpu_benchmark_measures_serving_and_can_be_tried_on_the_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    run("gpu.py", "--device", "cpu", "--seconds", "0.3", "--out", str(out))
+    document = json.loads(out.read_text(encoding="utf-8"))
+    assert [result["precision"] for result in document["serving"]] == ["fp32", "fp16"]
+    for result in document["serving"]:
+        assert "skipped" not in result, result
+        assert result["cosine_to_pytorch"] > 0.999
+        for leg in ("bare", "session_run", "encoder"):
+            assert result[leg].keys() == {"1", "8", "32", "64"}
+            assert min(result[leg].values()) > 0, leg
+        assert min(result["server"]["16_per_call"], result["server"]["stream"], result["server"]["p99_ms"]) > 0
+        assert result["server_over_limit"].keys() == {"16_per_call", "stream"}
+    assert document["training"] == []

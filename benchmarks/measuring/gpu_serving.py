@@ -1,0 +1,283 @@
+"""An encoder on a GPU: a bare onnxruntime loop, embedserve's encoder, and the whole server over gRPC.
+
+The bare loop copies each batch to the GPU, runs it through I/O binding and copies the vectors back, in as many threads
+as the encoder has runs in flight. It decodes nothing. What decoding alone allows is measured beside it: the server can
+be no faster than the slower of the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedserve import encoder_file, preprocess, providers, reference
+from embedserve.encoder import Encoder, usable_cores
+from embedserve.errors import EmbedserveError
+from measuring.bare import jpeg
+from measuring.machine import memory_mb
+
+BATCHES = (1, 8, 32, 64)
+PRECISIONS = ("fp32", "fp16")
+PICTURES = 64
+TURNS = 3
+CLIENTS, PER_CALL = 32, 16
+_START_S = 90
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def problem(device: str) -> str | None:
+    """Why nothing of this can be measured here, or None."""
+    try:
+        import grpc  # noqa: F401
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        return f"{error.name} is not installed"
+    return providers.cuda_problem() if device == "cuda" else None
+
+
+def serving(
+    case: str,
+    network: Any,
+    size_px: int,
+    *,
+    device: str,
+    seconds: float,
+    until: float,
+    gpu_memory_mib: Callable[[], float] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """One result for each precision.
+
+    Args:
+        case: its name.
+        network: a ServedEncoder with random weights, on the CPU.
+        size_px: side of its images.
+        device: "cuda" or "cpu".
+        seconds: how long each figure is measured; the server's three times as long.
+        until: nothing is begun later, on time.monotonic's clock.
+        gpu_memory_mib: memory of the GPU that is in use.
+    """
+    pictures = [jpeg(size_px * 8 // 7, size_px * 8 // 7, seed) for seed in range(PICTURES)]
+    spec = preprocess.PreprocessSpec(size_px=size_px, resize_px=size_px * 8 // 7, filter="bicubic")
+    squares = np.stack([preprocess.load(spec, picture) for picture in pictures])
+    decoding = round(_rate(lambda: preprocess.load(spec, pictures[0]), usable_cores(), 1, seconds), 1)
+    with tempfile.TemporaryDirectory() as folder:
+        for precision in PRECISIONS:
+            path = Path(folder) / f"{precision}.onnx"
+            result: dict[str, Any] = {"case": case, "precision": precision, "device": device}
+            if time.monotonic() > until:
+                yield {**result, "skipped": "there was no time left"}
+                continue
+            try:
+                _write(network, spec, precision, path)
+                result["decoding_images_per_s"] = decoding
+                result |= _in_process(path, squares, device, seconds)
+                result["server"] = _server(path, pictures, device, 3 * seconds, gpu_memory_mib)
+                _compare(result)
+            except (EmbedserveError, OSError, RuntimeError, ValueError, ExceptionGroup) as error:
+                result["skipped"] = f"{type(error).__name__}: {error}"
+            print(f"{case}, {precision}: {result}", file=sys.stderr)
+            yield result
+
+
+def _write(network: Any, spec: preprocess.PreprocessSpec, precision: str, path: Path) -> None:
+    """Write the encoder file, with what PyTorch makes of the reference images."""
+    from embedserve_training import embed
+    from embedserve_training.export import to_onnx
+    from embedserve_training.precision import to_fp16
+
+    expected = embed.embed(network, reference.draw(spec.size_px))
+    metadata = encoder_file.EncoderMetadata(
+        name="random", dimension=expected.shape[1], preprocess=spec, precision=precision, reference=expected
+    )
+    model = to_onnx(network, spec.size_px)
+    encoder_file.write(encoder_file.pack(to_fp16(model) if precision == "fp16" else model, metadata), path)
+
+
+def _in_process(path: Path, squares: Any, device: str, seconds: float) -> dict[str, Any]:
+    """Images/s of the bare loop, of plain ``session.run``, and of the encoder, in turns, for each size of batch."""
+    begun = time.perf_counter()
+    encoder = Encoder.open(path, device=device, max_batch=max(BATCHES))
+    found: dict[str, Any] = {
+        "seconds_to_open": round(time.perf_counter() - begun, 1),
+        "cosine_to_pytorch": round(encoder.reference_cosine(), 6),
+        "largest_batch": encoder.largest_batch,
+        "runs_in_flight": encoder.parallel_runs,
+        **{name: {} for name in ("bare", "session_run", "encoder", "encoder_over_bare")},
+    }
+    threads = encoder.parallel_runs
+    session = _session(path, device)
+    for batch in BATCHES:
+        images = np.ascontiguousarray(squares[:batch])
+        legs: dict[str, list[Callable[[], Any]]] = {
+            "bare": [_bound(session, images, encoder.metadata.dimension, device) for _ in range(threads)],
+            "session_run": [partial(session.run, None, {"images": images})] * threads,
+            "encoder": [partial(encoder.encode, images)] * threads,
+        }
+        rates: dict[str, list[float]] = {name: [] for name in legs}
+        for _ in range(TURNS):
+            for name, runs in legs.items():
+                rates[name].append(_rate_of(runs, batch, seconds / TURNS))
+        for name, measured in rates.items():
+            found[name][str(batch)] = round(statistics.median(measured), 1)
+        ratios = [ours / bare for ours, bare in zip(rates["encoder"], rates["bare"], strict=True)]
+        found["encoder_over_bare"][str(batch)] = round(statistics.median(ratios), 3)
+    return found
+
+
+def _session(path: Path, device: str) -> Any:
+    import onnxruntime
+
+    if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    names = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(str(path), options, providers=names)
+
+
+def _bound(session: Any, images: Any, dimension: int, device: str) -> Callable[[], Any]:
+    """One run: copy to the device, compute there, copy back."""
+    from onnxruntime import OrtValue
+
+    pixels = OrtValue.ortvalue_from_shape_and_type(images.shape, np.uint8, device, 0)
+    vectors = OrtValue.ortvalue_from_shape_and_type((len(images), dimension), np.float32, device, 0)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("images", pixels)
+    binding.bind_ortvalue_output("embeddings", vectors)
+
+    def run() -> Any:
+        pixels.update_inplace(images)
+        session.run_with_iobinding(binding)
+        return vectors.numpy()
+
+    return run
+
+
+def _rate(run: Callable[[], Any], threads: int, batch: int, seconds: float) -> float:
+    return _rate_of([run] * threads, batch, seconds)
+
+
+def _rate_of(runs: list[Callable[[], Any]], batch: int, seconds: float) -> float:
+    """Images/s of these runs, each in a thread, over and over. Runs of before all are warm do not count."""
+    warm = threading.Barrier(len(runs))
+    times: list[tuple[float, float, int]] = []
+
+    def work(run: Callable[[], Any]) -> None:
+        for _ in range(3):
+            run()
+        warm.wait()
+        begun, count = time.perf_counter(), 0
+        while time.perf_counter() - begun < seconds:
+            run()
+            count += 1
+        times.append((begun, time.perf_counter(), count))
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        list(pool.map(work, runs))
+    return sum(count * batch / (end - begun) for begun, end, count in times)
+
+
+def _server(
+    path: Path, pictures: list[bytes], device: str, seconds: float, gpu_memory_mib: Callable[[], float] | None
+) -> dict[str, Any]:
+    """Images/s of `embedserve serve` with calls of 16 images and with a stream, and its memory."""
+    before = gpu_memory_mib() if gpu_memory_mib else 0.0
+    begun = time.perf_counter()
+    with _serving(path, device) as (process, address):
+        started_s = time.perf_counter() - begun
+        found = asyncio.run(_load(address, pictures, seconds))
+        found |= {
+            "seconds_to_ready": round(started_s, 1),
+            "peak_memory_mb": memory_mb(process.pid, "VmHWM"),
+            "gpu_memory_mib": round(gpu_memory_mib() - before) if gpu_memory_mib else None,
+        }
+    return found
+
+
+async def _load(address: str, pictures: list[bytes], seconds: float) -> dict[str, Any]:
+    from measuring.clients import GrpcClient
+    from measuring.loads import closed_loop, percentile_ms, stream_loop
+
+    client = GrpcClient(address)
+    try:
+        calls = await closed_loop(client, pictures, clients=CLIENTS, per_call=PER_CALL, seconds=seconds)
+        stream = await stream_loop(client, pictures, per_message=PER_CALL, seconds=seconds)
+    finally:
+        await client.close()
+    return {
+        f"{PER_CALL}_per_call": round(calls.images_per_s, 1),
+        "p50_ms": percentile_ms(calls.latencies_s, 50),
+        "p99_ms": percentile_ms(calls.latencies_s, 99),
+        "stream": round(stream.images_per_s, 1),
+    }
+
+
+@contextmanager
+def _serving(path: Path, device: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server that is ready, and its address.
+
+    Raises:
+        RuntimeError: it did not become ready; with the last that it said.
+    """
+    command = [sys.executable, "-m", "embedserve", "serve", str(path), "--port", "0", "--http-port", "0"]
+    parts = [str(REPOSITORY), str(REPOSITORY / "training"), os.environ.get("PYTHONPATH", "")]
+    process = subprocess.Popen(
+        [*command, "--device", device],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, parts)), "PYTHONUNBUFFERED": "1"},
+    )
+    too_late = threading.Timer(_START_S, process.kill)
+    too_late.start()
+    try:
+        said: list[str] = []
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line.strip())
+            if ready := re.search(r"gRPC on (\S+:\d+)", line):
+                break
+        else:
+            raise RuntimeError(f"the server did not start: {' / '.join(said[-3:])}")
+        too_late.cancel()
+        # Whatever else it says must not fill the pipe.
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield process, ready[1].rstrip(",;")
+    finally:
+        too_late.cancel()
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _compare(result: dict[str, Any]) -> None:
+    """The server's images/s over what decoding and the GPU allow."""
+    limit = min(result["decoding_images_per_s"], max(result["bare"].values()))
+    result["limit_images_per_s"] = limit
+    result["server_over_limit"] = {
+        leg: round(result["server"][leg] / limit, 3) for leg in (f"{PER_CALL}_per_call", "stream")
+    }
