@@ -36,9 +36,8 @@ _Out = TypeVar("_Out")
 _Context = grpc.aio.ServicerContext[Any, Any]
 _log = logging.getLogger("embedserve.server")
 
-_ROUNDING = 0.01
-"""gRPC rounds a deadline up by as much on its way to the server (two significant digits), which therefore sees the
-caller hang up shortly before the deadline passes here."""
+_ON_THE_WAY_S = 0.02
+"""How long the beginning of a call may have been on its way to us."""
 
 
 @dataclass(slots=True, eq=False)
@@ -236,15 +235,18 @@ async def _abort(error: Exception, call: _Call) -> None:
 def _code_of(call: _Call, task: asyncio.Task[Any]) -> str:
     """The gRPC status with which a call ended."""
     if task.cancelling():  # by gRPC, since the caller is gone or his deadline has passed; it says not which
-        return "DEADLINE_EXCEEDED" if call.context is not None and _is_late(call, call.context) else "CANCELLED"
+        remaining_s = None if call.context is None else call.context.time_remaining()
+        return "DEADLINE_EXCEEDED" if is_late(remaining_s, time.monotonic() - call.begun) else "CANCELLED"
     return call.code or "UNKNOWN"
 
 
-def _is_late(call: _Call, context: _Context) -> bool:
-    remaining_s = context.time_remaining()
-    if remaining_s is None:
-        return False
-    return remaining_s <= _ROUNDING * (remaining_s + time.monotonic() - call.begun) + 0.005
+def is_late(remaining_s: float | None, after_s: float) -> bool:
+    """Whether who hung up ``after_s`` seconds did so because his time was up, with ``remaining_s`` left by our clock.
+
+    gRPC rounds a deadline up by as much as a hundredth on its way to us, and we count from when the call came, so we
+    see the caller hang up shortly before it passes here.
+    """
+    return remaining_s is not None and remaining_s <= 0.01 * (remaining_s + after_s) + _ON_THE_WAY_S
 
 
 def _fields_of(call: _Call, code: str, seconds: float) -> dict[str, Any]:
