@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Results: TypeAlias = "asyncio.Future[list[Encoded[Media | None] | EmbedserveError]]"
+Embedded: TypeAlias = Encoded[Media | None]
+"""The vector of an image, float32 [D] with unit norm, and, as its ``extra``, what is kept of the image."""
+
+Results: TypeAlias = "asyncio.Future[list[Embedded | EmbedserveError]]"
 """For each image its embedding, or the error that concerns it alone; to come."""
 
 _LARGEST_BATCH = 64
@@ -38,16 +41,6 @@ class Timings(Stages):
     """Where the time of a call went, in milliseconds."""
 
     store_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """What became of a good image."""
-
-    vector: NDArray[np.float32]
-    """float32 [D], unit norm."""
-    media: Media | None
-    """What is kept of the image, if anything was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +104,15 @@ class Embedder:
         await self.batcher.close()
 
     async def embed(
-        self, encoded: Sequence[bytes], *, keep: Keep, deadline: float | None, timings: Timings, stream: object = None
+        self, encoded: Sequence[bytes], *, keep: Keep, deadline: float | None, timings: Timings
     ) -> list[Embedded | EmbedserveError]:
-        """The vector of each image, or why there is none.
+        """The vector of each image of a call, or why there is none.
 
         Args:
             encoded: bytes of image files.
             keep: what to make of the images beside their vectors.
             deadline: when the answer is no longer wanted, on ``time.monotonic``'s clock; None for never.
             timings: where to note the time.
-            stream: stands for the stream that the images are part of. Its images take turns with other calls as one,
-                and have been admitted by whoever reads it.
 
         Raises:
             Overloaded: as many images are in work as may be, or so many that this call's could not be answered within
@@ -130,8 +121,6 @@ class Embedder:
         """
         if not encoded:
             return []
-        if stream is not None:
-            return _embedded(await self.submit(encoded, keep=keep, deadline=deadline, timings=timings, turn=stream))
         turn, size_bytes = object(), sum(map(len, encoded))
         expected_ms = self.batcher.expected_ms(len(encoded), turn)
         remaining_ms = None if deadline is None else (deadline - time.monotonic()) * 1000
@@ -141,7 +130,7 @@ class Embedder:
             self._observer.on_rejected(len(encoded))
             raise
         try:
-            return _embedded(await self.submit(encoded, keep=keep, deadline=deadline, timings=timings, turn=turn))
+            return await self.submit(encoded, keep=keep, deadline=deadline, timings=timings, turn=turn)
         finally:
             self.admission.leave(len(encoded), size_bytes)
 
@@ -165,10 +154,6 @@ class Embedder:
                 return Media(data=source.data, media_type=images.media_type(source.data))
             case Keep.NONE:
                 return None
-
-
-def _embedded(results: list[Encoded[Media | None] | EmbedserveError]) -> list[Embedded | EmbedserveError]:
-    return [Embedded(result.vector, result.extra) if isinstance(result, Encoded) else result for result in results]
 
 
 def _warm_up(encoder: ImageEncoder, max_batch: int) -> int:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from embedserve import binding, vectors
 from embedserve.admission import Admission
-from embedserve.embedder import Embedded, Embedder, Timings
+from embedserve.batcher import Encoded
+from embedserve.embedder import Embedded, Embedder, Results, Timings
 from embedserve.encoder import ImageEncoder
 from embedserve.errors import EmbedserveError, FailedPrecondition, InvalidInput, ItemNotFound, LimitExceeded
 from embedserve.observer import Observer
@@ -141,7 +142,7 @@ class Engine:
         self.limits.check("max_images", len(images), "images in one call")
         embedder = self.embedder
         results = await embedder.embed(images, keep=Keep.NONE, deadline=deadline, timings=timings or Timings())
-        vectors = [r.vector if isinstance(r, Embedded) else r for r in results]
+        vectors = [r.vector if isinstance(r, Encoded) else r for r in results]
         return embedder.encoder, positioned("image", vectors)
 
     # --- Collections ----------------------------------------------------------------
@@ -197,52 +198,101 @@ class Engine:
 
     async def upsert(
         self,
-        collection: str | CollectionInfo,
+        collection: str,
         items: Sequence[NewItem | EmbedserveError],
         *,
         encoder_fingerprint: str = "",
         deadline: float | None = None,
         timings: Timings | None = None,
-        stream: object = None,
     ) -> tuple[CollectionInfo, list[str | EmbedserveError]]:
         """Write items; for each the id under which it is now on disk, or why it was not written.
 
-        An item that is an error already, since it could not be read, keeps its place. ``collection`` is a name, an
-        alias, or what an earlier call gave; ``encoder_fingerprint`` says which encoder made the vectors; ``stream`` is
-        that of ``embed``, and its errors have no positions, for only whoever reads the stream knows them.
+        An item that is an error already, since it could not be read, keeps its place. ``encoder_fingerprint`` says
+        which encoder made the vectors.
 
         Raises:
             EncoderMismatch: the vectors could not be compared with the collection's.
             LimitExceeded, Overloaded, DiskFull: nothing was written.
         """
         timings = timings or Timings()
-        self.limits.check("max_items", len(items), "items in one call")
-        pictures = sum(isinstance(item, NewItem) and item.image is not None for item in items)
-        self.limits.check("max_images", pictures, "images in one call")
-        info = collection if isinstance(collection, CollectionInfo) else await self.get_collection(collection)
+        info = await self.get_collection(collection)
         embedder = self.embedder
-        binding.check(
-            info,
-            embedder.encoder,
-            encoder_fingerprint,
-            has_images=pictures > 0,
-            has_vectors=any(isinstance(item, NewItem) and item.vector is not None for item in items),
-        )
-        checked = [item if isinstance(item, EmbedserveError) else self._checked(item, info) for item in items]
-        images = [item.image for item in checked if isinstance(item, NewItem) and item.image is not None]
-        embedded = iter(await embedder.embed(images, keep=info.keep, deadline=deadline, timings=timings, stream=stream))
+        checked = self._check_items(info, embedder.encoder, items, encoder_fingerprint)
+        embedded = await embedder.embed(_images(checked), keep=info.keep, deadline=deadline, timings=timings)
+        [results] = await self._write(info, [(checked, embedded)], timings)
+        return info, positioned("item", results)
+
+    def begin_upsert(
+        self,
+        info: CollectionInfo,
+        items: Sequence[NewItem | EmbedserveError],
+        *,
+        encoder_fingerprint: str,
+        deadline: float | None,
+        turn: object,
+    ) -> tuple[list[NewItem | EmbedserveError], Results]:
+        """The first half of ``upsert`` for a message of a stream, whose images have been admitted: embed them.
+
+        Returns:
+            What ``finish_upsert`` takes once the second of them, which is to come, is there.
+
+        Raises:
+            EncoderMismatch, LimitExceeded: as ``upsert``.
+        """
+        embedder = self.embedder
+        checked = self._check_items(info, embedder.encoder, items, encoder_fingerprint)
+        images = _images(checked)
+        return checked, embedder.submit(images, keep=info.keep, deadline=deadline, timings=Timings(), turn=turn)
+
+    async def finish_upsert(
+        self,
+        info: CollectionInfo,
+        begun: Sequence[tuple[list[NewItem | EmbedserveError], list[Embedded | EmbedserveError]]],
+    ) -> list[list[str | EmbedserveError]]:
+        """The second half: write what several messages hold in one transaction.
+
+        Returns:
+            For each message what ``upsert`` returns for its items; errors have no positions, for only whoever reads the
+            stream knows them.
+
+        Raises:
+            DiskFull: nothing was written.
+        """
+        return await self._write(info, begun, Timings())
+
+    def _check_items(
+        self,
+        info: CollectionInfo,
+        encoder: ImageEncoder,
+        items: Sequence[NewItem | EmbedserveError],
+        encoder_fingerprint: str,
+    ) -> list[NewItem | EmbedserveError]:
+        """The items, each refused if it cannot be written."""
+        images = sum(isinstance(item, NewItem) and item.image is not None for item in items)
+        self.limits.check("max_items", len(items), "items in one call")
+        self.limits.check("max_images", images, "images in one call")
+        has_vectors = any(isinstance(item, NewItem) and item.vector is not None for item in items)
+        binding.check(info, encoder, encoder_fingerprint, has_images=images > 0, has_vectors=has_vectors)
+        return [item if isinstance(item, EmbedserveError) else self._checked(item, info) for item in items]
+
+    async def _write(
+        self,
+        info: CollectionInfo,
+        begun: Sequence[tuple[list[NewItem | EmbedserveError], list[Embedded | EmbedserveError]]],
+        timings: Timings,
+    ) -> list[list[str | EmbedserveError]]:
         writes: list[Item] = []
-        results: list[str | EmbedserveError] = []
-        for item in checked:
-            write = _to_item(item, embedded)
-            if isinstance(write, Item):
-                writes.append(write)
-            results.append(write.id if isinstance(write, Item) else write)
+        results: list[list[str | EmbedserveError]] = []
+        for items, embedded in begun:
+            remaining = iter(embedded)
+            done = [_to_item(item, remaining) for item in items]
+            writes += [item for item in done if isinstance(item, Item)]
+            results.append([item.id if isinstance(item, Item) else item for item in done])
         if writes:
-            begun = time.monotonic()
+            begun_at = time.monotonic()
             await self._in_store(lambda store: store.upsert(info.name, writes, uid=info.uid))
-            timings.store_ms = self._stored("upsert", begun)
-        return info, results if stream is not None else positioned("item", results)
+            timings.store_ms = self._stored("upsert", begun_at)
+        return results
 
     async def get_items(
         self, collection: str, ids: Sequence[str], include: Include
@@ -435,6 +485,10 @@ def positioned(noun: str, results: list[_T | EmbedserveError]) -> list[_T | Embe
     ]
 
 
+def _images(items: Sequence[NewItem | EmbedserveError]) -> list[bytes]:
+    return [item.image for item in items if isinstance(item, NewItem) and item.image is not None]
+
+
 def _to_item(item: NewItem | EmbedserveError, embedded: Iterator[Embedded | EmbedserveError]) -> Item | EmbedserveError:
     if isinstance(item, EmbedserveError):
         return item
@@ -449,7 +503,7 @@ def _to_item(item: NewItem | EmbedserveError, embedded: Iterator[Embedded | Embe
         metadata=item.metadata,
         vector=result.vector,
         content_sha256=hashlib.sha256(item.image).digest(),
-        media=result.media,
+        media=result.extra,
     )
 
 
@@ -462,7 +516,7 @@ def _query_vector(
     match query:
         case ImageQuery():
             result = next(embedded)
-            return result.vector if isinstance(result, Embedded) else result
+            return result.vector if isinstance(result, Encoded) else result
         case VectorQuery(vector):
             try:
                 return vectors.unit(vector, info.dimension)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from itertools import islice
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from embedserve import wire
-from embedserve.embedder import Timings
+from embedserve.embedder import Results, Timings
 from embedserve.errors import EmbedserveError, InvalidInput
 from embedserve.requests import NewItem
 from embedserve.server.calls import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
 from embedserve.server.state import ServerState
-from embedserve.server.streams import Intake, Weight, grouped
+from embedserve.server.streams import Intake, Weight, ordered
 from embedserve.types import CollectionInfo, Include, Item, Limits
 from embedserve.v1 import collection_service_pb2 as pb
 from embedserve.v1 import collection_service_pb2_grpc as pb_grpc
@@ -23,8 +23,20 @@ from embedserve.v1 import collection_service_pb2_grpc as pb_grpc
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
-_STREAM_GROUP = 16
-"""Items of a stream that are embedded together and written in one transaction; as many are read ahead."""
+_STREAM_WINDOW = 128
+"""Items of one stream in work at a time. Those that are embedded are written while others are embedded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A message of a stream whose images are being embedded."""
+
+    items: list[NewItem | EmbedserveError]
+    refusal: EmbedserveError | None
+    """Why none of its items is looked at."""
+    inputs: int
+    has_several: bool
+    """Whether it holds a list of items, and is answered with a list."""
 
 
 class CollectionService(pb_grpc.CollectionServiceServicer):
@@ -89,40 +101,44 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         self, request_iterator: AsyncIterator[pb.UpsertStreamRequest], context: Context
     ) -> AsyncIterator[pb.UpsertStreamResponse]:
         """Write the items of a stream, each group in one transaction, answering in order."""
-        engine, stream, deadline = self._state.engine, object(), deadline_of(context)
+        engine, turn, deadline = self._state.engine, object(), deadline_of(context)
         limits = engine.limits
-        intake: Intake[pb.UpsertStreamRequest] = Intake(
-            window=min(_STREAM_GROUP, limits.max_images, limits.max_items, limits.max_queue_images),
-            admission=engine.admission,
-            weigh=_weight,
-            readers=self._state.readers,
-        )
         collection: CollectionInfo | None = None
         fingerprint, index = "", 0
-        async for group in grouped(request_iterator, intake):
-            if collection is None:
-                fingerprint = group[0].encoder_fingerprint
-                collection = await engine.get_collection(group[0].collection)
-            refusals = [_refusal(request, limits) for request in group]
-            usable = [request for request, refusal in zip(group, refusals, strict=True) if refusal is None]
-            _, results = await engine.upsert(
-                collection,
-                [_new_item(item) for request in usable for item in _items(request)],
-                encoder_fingerprint=fingerprint,
-                deadline=deadline,
-                stream=stream,
+
+        async def opened() -> AsyncIterator[pb.UpsertStreamRequest]:
+            nonlocal collection, fingerprint
+            async for request in request_iterator:
+                if collection is None:
+                    fingerprint = request.encoder_fingerprint
+                    collection = await engine.get_collection(request.collection)
+                yield request
+
+        def begin(request: pb.UpsertStreamRequest) -> tuple[_Begun, Results]:
+            assert collection is not None
+            refusal = _refusal(request, limits)
+            items = [] if refusal else [_new_item(item) for item in _items(request)]
+            checked, embedded = engine.begin_upsert(
+                collection, items, encoder_fingerprint=fingerprint, deadline=deadline, turn=turn
             )
-            remaining = map(_upsert_result, results)
-            for request, refusal in zip(group, refusals, strict=True):
+            return _Begun(checked, refusal, len(_items(request)), bool(request.items)), embedded
+
+        intake: Intake[pb.UpsertStreamRequest] = Intake(
+            window=_STREAM_WINDOW, admission=engine.admission, weigh=_weight, readers=self._state.readers
+        )
+        async for group in ordered(opened(), begin, intake):
+            assert collection is not None
+            written = await engine.finish_upsert(collection, [(begun.items, embedded) for begun, embedded in group])
+            for (begun, _), results in zip(group, written, strict=True):
                 response = pb.UpsertStreamResponse(index=index)
-                if refusal is not None:
-                    response.result.CopyFrom(_upsert_result(refusal))
-                elif request.items:
-                    response.results.extend(islice(remaining, len(request.items)))
+                if begun.refusal is not None:
+                    response.result.CopyFrom(_upsert_result(begun.refusal))
+                elif begun.has_several:
+                    response.results.extend(map(_upsert_result, results))
                 else:
-                    response.result.CopyFrom(next(remaining))
+                    response.result.CopyFrom(_upsert_result(results[0]))
                 yield response
-                index += len(_items(request))
+                index += begun.inputs
 
     async def GetItems(self, request: pb.GetItemsRequest, context: Context) -> pb.GetItemsResponse:
         """Read items by id."""

@@ -44,8 +44,11 @@ async def ordered(
     requests: AsyncIterator[_In],
     begin: Callable[[_In], tuple[_Begun, asyncio.Future[_Out]]],
     intake: Intake[_In],
-) -> AsyncIterator[tuple[_Begun, _Out]]:
+) -> AsyncIterator[list[tuple[_Begun, _Out]]]:
     """What was begun with every request, a window at a time, and its result, in the order of the requests.
+
+    Results come in groups: the next one as soon as it is there, and those behind it that are there by then too. More
+    requests are read and worked on while a group is answered.
 
     Args:
         requests: the stream.
@@ -53,73 +56,64 @@ async def ordered(
             ends the stream.
         intake: how far to read ahead.
     """
-    begun: asyncio.Queue[tuple[_Begun, asyncio.Future[_Out]] | None] = asyncio.Queue()
-    current: tuple[_Begun, asyncio.Future[_Out]] | None = None
-    reading = _Reading(
-        requests, intake, put=lambda request: begun.put_nowait(begin(request)), end=lambda: begun.put_nowait(None)
-    )
+    reading = _Reading(requests, begin, intake)
     try:
-        while (current := await begun.get()) is not None:
-            yield current[0], await current[1]
-            reading.answered(1)  # an answer that the client has not taken yet keeps its room
-        reading.check()
-    finally:
-        reading.close()
-        while current is not None or not begun.empty():
-            if current is not None:
-                current[1].cancel()
-            current = None if begun.empty() else begun.get_nowait()
-
-
-async def grouped(requests: AsyncIterator[_In], intake: Intake[_In]) -> AsyncIterator[list[_In]]:
-    """The requests in groups of up to a window: whatever has come while the group before was worked on."""
-    arrived: asyncio.Queue[_In | None] = asyncio.Queue()
-    reading = _Reading(requests, intake, put=arrived.put_nowait, end=lambda: arrived.put_nowait(None))
-    try:
-        request = await arrived.get()
-        while request is not None:
-            group = [request]
-            while not arrived.empty() and (request := arrived.get_nowait()) is not None:
-                group.append(request)
+        while await reading.has_more():
+            await asyncio.wait([reading.begun[0][1]])
+            group = []
+            while reading.begun and reading.begun[0][1].done():
+                begun, future = reading.begun.popleft()
+                group.append((begun, future.result()))
             yield group
-            reading.answered(len(group))
-            if request is not None:
-                request = await arrived.get()
+            reading.answered(len(group))  # an answer that the client has not taken yet keeps its room
         reading.check()
     finally:
         reading.close()
 
 
-class _Reading(Generic[_In]):
-    """Reads a stream in a task of its own, as far ahead as its intake allows.
-
-    The queues that it fills are unbounded by themselves, so that their end can always be put in.
-    """
+class _Reading(Generic[_In, _Begun, _Out]):
+    """Reads a stream in a task of its own, as far ahead as its intake allows."""
 
     def __init__(
-        self, requests: AsyncIterator[_In], intake: Intake[_In], *, put: Callable[[_In], None], end: Callable[[], None]
+        self,
+        requests: AsyncIterator[_In],
+        begin: Callable[[_In], tuple[_Begun, asyncio.Future[_Out]]],
+        intake: Intake[_In],
     ) -> None:
+        self.begun: deque[tuple[_Begun, asyncio.Future[_Out]]] = deque()
+        """What has no answer yet, the oldest first."""
         self._intake = intake
         self._held: deque[Weight] = deque()
         self._inputs = 0
         self._left = asyncio.Event()
-        self._task = asyncio.create_task(self._read(requests, put, end))
+        self._changed = asyncio.Event()
+        self._task = asyncio.create_task(self._read(requests, begin))
         intake.readers.add(self._task)
         self._task.add_done_callback(intake.readers.discard)
+        self._task.add_done_callback(lambda _: self._changed.set())
 
-    async def _read(self, requests: AsyncIterator[_In], put: Callable[[_In], None], end: Callable[[], None]) -> None:
-        try:
-            async for request in requests:
-                weight = self._intake.weigh(request)
-                while self._held and self._inputs + weight.inputs > self._intake.window:
-                    self._left.clear()
-                    await self._left.wait()
-                await self._intake.admission.enter_stream(weight.images, weight.bytes)
-                self._held.append(weight)
-                self._inputs += weight.inputs
-                put(request)
-        finally:
-            end()
+    async def _read(
+        self, requests: AsyncIterator[_In], begin: Callable[[_In], tuple[_Begun, asyncio.Future[_Out]]]
+    ) -> None:
+        async for request in requests:
+            weight = self._intake.weigh(request)
+            while self._held and self._inputs + weight.inputs > self._intake.window:
+                self._left.clear()
+                await self._left.wait()
+            await self._intake.admission.enter_stream(weight.images, weight.bytes)
+            self._held.append(weight)
+            self._inputs += weight.inputs
+            self.begun.append(begin(request))
+            self._changed.set()
+
+    async def has_more(self) -> bool:
+        """Wait until something is begun; False when all is answered and nothing comes any more."""
+        while not self.begun:
+            if self._task.done():
+                return False
+            self._changed.clear()
+            await self._changed.wait()
+        return True
 
     def answered(self, count: int) -> None:
         """The oldest requests have been answered: there is room for as many others."""
@@ -135,12 +129,14 @@ class _Reading(Generic[_In]):
         """
         if self._task.cancelled():
             raise Unavailable("the server is shutting down", hint="send what was not answered again")
-        if self._task.done() and (error := self._task.exception()) is not None:
+        if (error := self._task.exception()) is not None:
             raise error
 
     def close(self) -> None:
-        """Stop reading and give the room free of whatever was not answered."""
+        """Stop reading, take back what has no answer, and give its room free."""
         self._task.cancel()
+        for _, future in self.begun:
+            future.cancel()
         while self._held:
             self._leave()
 

@@ -10,7 +10,7 @@ import pytest
 from embedserve import Client
 from embedserve.admission import Admission
 from embedserve.errors import Unavailable
-from embedserve.server.streams import Intake, Weight, grouped, ordered
+from embedserve.server.streams import Intake, Weight, ordered
 from embedserve.types import Limits
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as pb
@@ -71,8 +71,8 @@ def test_results_come_in_the_order_of_the_requests_whichever_is_done_first() -> 
     assert asyncio.run(scenario()) == [(number, number * 10) for number in range(6)]
 
 
-async def collect(results: AsyncIterator[tuple[int, int]]) -> list[tuple[int, int]]:
-    return [result async for result in results]
+async def collect(results: AsyncIterator[list[tuple[int, int]]]) -> list[tuple[int, int]]:
+    return [result async for group in results for result in group]
 
 
 def test_no_more_than_the_window_is_in_work() -> None:
@@ -97,7 +97,7 @@ def test_work_that_nobody_waits_for_is_cancelled() -> None:
         first = asyncio.ensure_future(anext(results))
         await settle()
         work.futures[0].set_result(0)
-        assert await first == (0, 0)
+        assert await first == [(0, 0)]
         await results.aclose()
         return [future.cancelled() for future in work.futures]
 
@@ -109,28 +109,35 @@ def test_what_reading_raises_is_raised_after_what_was_read() -> None:
         yield 1
         raise ConnectionError("gone")
 
-    async def scenario() -> list[tuple[str, int]]:
+    async def scenario() -> list[list[tuple[str, int]]]:
         results = ordered(broken(), done, intake(2))
         got = [await anext(results)]
         with pytest.raises(ConnectionError, match="gone"):
             await anext(results)
         return got
 
-    assert asyncio.run(scenario()) == [("key 1", 1)]
+    assert asyncio.run(scenario()) == [[("key 1", 1)]]
 
 
-def test_groups_hold_what_came_meanwhile_and_lose_nothing() -> None:
-    async def scenario() -> list[list[int]]:
-        groups = []
-        async for group in grouped(numbers(23), intake(5)):
-            groups.append(group)
-            for _ in range(10):
-                await asyncio.sleep(0)
-        return groups
+def test_results_that_are_there_together_come_as_one_group_and_what_comes_meanwhile_is_begun() -> None:
+    async def scenario() -> tuple[list[list[int]], int]:
+        work = Work()
+        results = ordered(numbers(8), work.begin, intake(4))
+        first = asyncio.ensure_future(anext(results))
+        await settle()
+        for number in (1, 2, 0):
+            work.futures[number].set_result(number)
+        groups = [[number for number, _ in await first]]
+        second = asyncio.ensure_future(anext(results))  # the first group has been answered, so three more are read
+        await settle()
+        begun = len(work.futures)
+        for future in work.futures[3:]:
+            future.set_result(0)
+        groups.append([number for number, _ in await second])
+        await results.aclose()
+        return groups, begun
 
-    groups = asyncio.run(scenario())
-    assert [number for group in groups for number in group] == list(range(23))
-    assert all(1 <= len(group) <= 5 for group in groups)
+    assert asyncio.run(scenario()) == ([[0, 1, 2], [3, 4, 5, 6]], 7)
 
 
 def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
@@ -173,19 +180,6 @@ def test_an_answer_that_is_not_taken_keeps_its_room() -> None:
     assert asyncio.run(scenario()) == (4, 0)
 
 
-def test_a_group_that_is_left_gives_its_room_free() -> None:
-    async def scenario() -> tuple[int, int]:
-        admission = Admission(Limits())
-        groups = grouped(numbers(20), intake(4, admission))
-        await anext(groups)
-        await settle()
-        held = admission.images
-        await groups.aclose()
-        return held, admission.images + admission.bytes
-
-    assert asyncio.run(scenario()) == (4, 0)
-
-
 def test_a_server_that_drains_answers_what_was_read_and_then_ends_the_stream() -> None:
     async def scenario() -> list[int]:
         readers: set[asyncio.Task] = set()
@@ -196,7 +190,9 @@ def test_a_server_that_drains_answers_what_was_read_and_then_ends_the_stream() -
             await asyncio.Event().wait()  # an idle client
 
         results = ordered(requests(), done, intake(4, readers=readers))
-        got = [(await anext(results))[1], (await anext(results))[1]]
+        got: list[int] = []
+        while len(got) < 2:
+            got += [number for _, number in await anext(results)]
         for reader in list(readers):
             reader.cancel()
         with pytest.raises(Unavailable, match="shutting down"):
@@ -353,7 +349,7 @@ def test_a_stream_has_no_more_images_in_work_than_its_window_however_large_its_m
 
         for window in (16, 4):
             sevens = Intake(window=window, admission=admission, weigh=lambda _: Weight(7, 7, 10), readers=set())
-            assert [number async for number, _ in ordered(numbers(50), begin, sevens)] == list(range(50))
+            assert [number for number, _ in await collect(ordered(numbers(50), begin, sevens))] == list(range(50))
         assert admission.images == 0
         return most
 
