@@ -165,7 +165,7 @@ class Batcher(Generic[SourceT, ExtraT]):
         """Embed images; cancelling the future takes back whatever no worker has begun.
 
         Args:
-            sources: at least one image, as ``prepare`` takes it.
+            sources: the images, as ``prepare`` takes them.
             turn: whose turn they take; turns come one after the other.
             deadline: when the answer is no longer wanted, on ``time.monotonic``'s clock.
             stages: where to note the time.
@@ -186,6 +186,9 @@ class Batcher(Generic[SourceT, ExtraT]):
             [None] * len(sources),
             len(sources),
         )
+        if not sources:
+            call.future.set_result([])
+            return call.future
         with self._lock:
             if self._stopping:
                 raise Unavailable("the server is shutting down")

@@ -137,7 +137,13 @@ class Embedder:
     def submit(
         self, encoded: Sequence[bytes], *, keep: Keep, deadline: float | None, timings: Timings, turn: object
     ) -> Results:
-        """Put admitted images into the queue; see ``Batcher.submit``."""
+        """Embed images that have been admitted, as those of a stream are by whoever reads it.
+
+        Args:
+            turn: stands for the call or stream that the images are part of; turns come one after the other.
+
+        The other arguments are those of ``embed``; see also ``Batcher.submit``.
+        """
         return self.batcher.submit(
             [_Source(data, keep) for data in encoded], turn=turn, deadline=deadline, stages=timings
         )

@@ -229,6 +229,16 @@ def test_an_image_that_cannot_be_prepared_keeps_its_place_and_costs_no_other(dec
     assert sum(batches) == 3
 
 
+def test_a_call_without_images_is_answered_at_once() -> None:
+    async def scenario() -> list[object]:
+        batcher = batcher_of(numbers_of)
+        results = await submit(batcher, [], "call")
+        await batcher.close()
+        return results
+
+    assert asyncio.run(scenario()) == []
+
+
 @SHAPES
 def test_closing_answers_everything_that_was_submitted_and_takes_no_more(decode_threads: int) -> None:
     async def scenario() -> list[float]:
