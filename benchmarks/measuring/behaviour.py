@@ -13,7 +13,7 @@ from typing import Any
 from measuring.clients import Client, Failed, Refused, TooLate
 from measuring.loads import closed_loop, open_loop, percentile_ms
 from measuring.machine import spent_s
-from measuring.servers import Running
+from measuring.servers import Running, kill
 
 POISON_REPEATS = 5
 DROPPED = 40
@@ -21,6 +21,8 @@ DROPPED_AFTER_S = 0.4
 BULK = 64
 OVERLOAD = 4.0
 CLIENTS = 16
+ACCEPTED_AFTER_S = 0.1
+"""A call that was sent so long ago has reached the server."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ async def overload(server: Running, client: Client, pictures: list[bytes], times
 async def terminate(server: Running, client: Client, pictures: list[bytes]) -> dict[str, Any]:
     """SIGTERM while 16 clients wait: calls sent 100 ms before or earlier have been accepted, and may not be lost."""
     sent: dict[int, float] = {}
+    ended: dict[int, float] = {}
     outcomes: dict[int, str] = {}
     numbers = itertools.count()
     stopped = False
@@ -173,10 +176,14 @@ async def terminate(server: Running, client: Client, pictures: list[bytes]) -> d
             except (Refused, Failed, TooLate) as error:
                 outcomes[number] = f"{type(error).__name__}: {error}"
                 return
-            outcomes[number] = "answered"
+            else:
+                outcomes[number] = "answered"
+            finally:
+                ended[number] = time.perf_counter()
 
     tasks = [asyncio.create_task(one()) for _ in range(CLIENTS)]
     await asyncio.sleep(2)
+    everything = set(server.tree.pids())
     signalled = time.perf_counter()
     server.process.send_signal(signal.SIGTERM)
     exited = asyncio.create_task(server.process.wait())
@@ -184,12 +191,13 @@ async def terminate(server: Running, client: Client, pictures: list[bytes]) -> d
         await asyncio.wait_for(asyncio.shield(exited), 30)
     exit_s = time.perf_counter() - signalled
     stopped = True
+    await kill(everything, server.tree)  # as in a container, where the end of the first process is that of all
     await asyncio.gather(*tasks)
     exited.cancel()
-    accepted = [number for number, when in sent.items() if when < signalled - 0.1]
+    accepted = [n for n, when in sent.items() if when < signalled - ACCEPTED_AFTER_S and ended[n] > signalled]
     lost = [number for number in accepted if outcomes[number] != "answered"]
     return {
-        "in_flight": CLIENTS,
+        "in_flight": len(accepted),
         "lost": len(lost),
         "how": sorted({outcomes[number][:120] for number in lost}),
         "exit_s": round(exit_s, 2),

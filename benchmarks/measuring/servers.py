@@ -309,16 +309,21 @@ async def _stop(process: asyncio.subprocess.Process, tree: Tree) -> None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), 20)
+    await kill(everything, tree)
+    if process.returncode is None:
+        await process.wait()
+
+
+async def kill(everything: set[int], tree: Tree) -> None:
+    """End what is left of a server: the processes that were found before, and those that carry its mark."""
     for _ in range(50):
         left = [pid for pid in everything | set(tree.pids()) if _is_of(pid, tree, everything)]
         if not left:
-            break
+            return
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await asyncio.sleep(0.1)
-    if process.returncode is None:
-        await process.wait()
 
 
 def _is_of(pid: int, tree: Tree, everything: set[int]) -> bool:
