@@ -1,6 +1,6 @@
 """An embedserve server whose encoder takes a fixed time and no CPU: what is left is the server itself.
 
-    python benchmarks/measuring/fixed_time_server.py --ms 10 --runs 2 [--max-queue-images N]
+    python benchmarks/measuring/fixed_time_server.py --ms 10 --runs 2 [--max-queue-images N] [--max-queue-mib N]
 
 Says the same line as `embedserve serve` when it is ready, and stops on SIGTERM.
 """
@@ -70,8 +70,9 @@ def main() -> None:
     parser.add_argument("--ms", type=float, default=10.0, help="time for an image (10)")
     parser.add_argument("--runs", type=int, default=2, help="images encoded at a time (2)")
     parser.add_argument("--max-queue-images", type=int, default=Limits().max_queue_images)
+    parser.add_argument("--max-queue-mib", type=int, default=Limits().max_queue_bytes >> 20)
     arguments = parser.parse_args()
-    limits = Limits(max_queue_images=arguments.max_queue_images)
+    limits = Limits(max_queue_images=arguments.max_queue_images, max_queue_bytes=arguments.max_queue_mib << 20)
     config = ServerConfig(encoder=Path("none"), port=0, http_port=0, max_batch=1, limits=limits)
     asyncio.run(serve(config, FixedTimeEncoder(arguments.ms, arguments.runs)))
 

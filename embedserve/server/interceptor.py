@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 
@@ -170,20 +170,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
 
     def _unary(self, inner: Any) -> Any:
-        async def handle(_: AsyncIterator[Any], context: _Context) -> Any:
-            call = _accept(context)
-            try:
-                with self._gate.call():
-                    request = _checked(await self._gate.receive(context))
-                    call.begun = time.monotonic()
-                    with self._state.call():
-                        response = await inner(request, context)
-            except Exception as error:
-                await _abort(error, call)
-            call.code = "OK"
+        async def answer(call: _Call, context: _Context) -> Any:
+            with self._gate.call():
+                request = _checked(await self._gate.receive(context))
+                call.begun = time.monotonic()
+                with self._state.call():
+                    response = await inner(request, context)
             if call.span is not None:
                 call.request, call.response = request, response
             return response
+
+        async def handle(_: AsyncIterator[Any], context: _Context) -> Any:
+            call = _accept(context)
+            try:
+                response = await answer(call, context)
+            except Exception as error:
+                failure = _failure(error, call)
+            else:
+                call.code = "OK"
+                return response
+            await _abort(failure, context)
 
         return handle
 
@@ -194,6 +200,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def handle(requests: Any, context: _Context) -> AsyncIterator[Any]:
             call = _accept(context)
+            failure: EmbedserveError | grpc.aio.AbortError | None = None
             with self._state.call():
                 if admitted:  # a client is told at once that it is let in, and not with the first answer
                     with suppress(grpc.aio.BaseError):  # where it is gone already
@@ -203,7 +210,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         async for response in inner(checked(requests), context):
                             yield response
                 except Exception as error:
-                    await _abort(error, call)
+                    failure = _failure(error, call)
+                if failure is not None:
+                    await _abort(failure, context)
             call.code = "OK"
 
         return handle
@@ -217,19 +226,35 @@ def _accept(context: _Context) -> _Call:
     return call
 
 
-async def _abort(error: Exception, call: _Call) -> None:
+def _failure(error: Exception, call: _Call) -> EmbedserveError | grpc.aio.AbortError:
+    """What a call ends with, noted. It refers to no frame any more.
+
+    gRPC keeps the exception that ends a call, in a cycle with the call: the requests in the frames behind it, up to
+    32 MiB each, would stay until Python's garbage collector comes, which counts objects and not bytes.
+    """
     assert call.context is not None
+    failure: EmbedserveError | grpc.aio.AbortError
     if isinstance(error, grpc.aio.AbortError):  # another interceptor's end of the call
         call.code = call.error = _CODES.get(call.context.code(), "UNKNOWN")
         call.reason = call.context.details()
-        raise error
-    if not isinstance(error, EmbedserveError):
-        _log.error("bug in %s", call.method, exc_info=error)
-        error = InternalError(
-            f"this is a bug in embedserve: {type(error).__name__}", hint="the server's log has the details"
-        )
-    call.code, call.error, call.reason = error.grpc_status, error.code, error.message
-    await abort(error, call.context)
+        failure = error
+    else:
+        if isinstance(error, EmbedserveError):
+            failure = error
+        else:
+            _log.error("bug in %s", call.method, exc_info=error)
+            failure = InternalError(
+                f"this is a bug in embedserve: {type(error).__name__}", hint="the server's log has the details"
+            )
+        call.code, call.error, call.reason = failure.grpc_status, failure.code, failure.message
+    failure.__traceback__ = failure.__context__ = failure.__cause__ = None
+    return failure
+
+
+async def _abort(failure: EmbedserveError | grpc.aio.AbortError, context: _Context) -> NoReturn:
+    if isinstance(failure, grpc.aio.AbortError):
+        raise failure
+    await abort(failure, context)
 
 
 def _code_of(call: _Call, task: asyncio.Task[Any]) -> str:
