@@ -13,18 +13,15 @@ threads and the client compete for the cores. Exit code 1 if the server does not
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from measuring.bare import BUILT_IN, PICTURES, encoder_of, jpeg
+from measuring.bare import PICTURES, encoder_of, jpeg
 from measuring.child import Child, fixed_time_server, real_server
 from measuring.machine import busy_s, cpu_model, cpu_s, memory_mb, versions
 
@@ -86,9 +83,7 @@ class Result:
 def main() -> None:
     """Parse the arguments, measure, print, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description="A server under several times the load that it can take.")
-    parser.add_argument(
-        "--encoder", action="append", metavar="fixed|heavy|FILE", help="may be repeated (fixed, heavy)"
-    )
+    parser.add_argument("--encoder", action="append", metavar="fixed|heavy|FILE", help="may be repeated (fixed, heavy)")
     parser.add_argument("--times", type=float, default=4.0, help="load, as a multiple of what is possible (4)")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the overload (20)")
     parser.add_argument("--deadline-ms", type=float, default=1000.0, help="deadline of a call (1000)")
@@ -107,7 +102,9 @@ def main() -> None:
     for case in cases:
         results.append(run(measure(case, arguments)))
         print(row(results[-1]), flush=True)
-    violations = [f"{result.encoder}, queue {result.max_queue_images}: {v}" for result in results for v in result.violations]
+    violations = [
+        f"{result.encoder}, queue {result.max_queue_images}: {v}" for result in results for v in result.violations
+    ]
     document = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmarks/overload.py", *sys.argv[1:]]),
@@ -159,7 +156,9 @@ async def measure(case: Case, arguments: argparse.Namespace) -> Result:
         finally:
             await senders.close(channels)
     seconds = measured.seconds + measured.warmup_s
-    return result_of(case, arguments, most, measured, memory, [(b - a) / seconds for a, b in zip(before, after, strict=True)])
+    return result_of(
+        case, arguments, most, measured, memory, [(b - a) / seconds for a, b in zip(before, after, strict=True)]
+    )
 
 
 class Memory:

@@ -45,7 +45,10 @@ class Timings(Stages):
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    data: bytes
+    """One of several images. Its bytes are taken out when its turn comes: out of a message, that makes a copy."""
+
+    encoded: Sequence[bytes]
+    position: int
     keep: Keep
 
 
@@ -145,19 +148,22 @@ class Embedder:
         The other arguments are those of ``embed``; see also ``Batcher.submit``.
         """
         return self.batcher.submit(
-            [_Source(data, keep) for data in encoded], turn=turn, deadline=deadline, stages=timings
+            [_Source(encoded, position, keep) for position in range(len(encoded))],
+            turn=turn,
+            deadline=deadline,
+            stages=timings,
         )
 
     def _prepare(self, source: _Source, row: NDArray[np.uint8]) -> Media | None:
         """Runs in a worker thread."""
-        spec = self.encoder.metadata.preprocess
-        pixels = images.decode(source.data, self._limits, min_side_px=spec.min_decoded_side_px)
+        spec, data = self.encoder.metadata.preprocess, source.encoded[source.position]
+        pixels = images.decode(data, self._limits, min_side_px=spec.min_decoded_side_px)
         row[:] = preprocess.apply(spec, pixels)
         match source.keep:
             case Keep.THUMBNAILS:
                 return Media(data=images.thumbnail(pixels), media_type="image/jpeg")
             case Keep.ORIGINALS:
-                return Media(data=source.data, media_type=images.media_type(source.data))
+                return Media(data=data, media_type=images.media_type(data))
             case Keep.NONE:
                 return None
 

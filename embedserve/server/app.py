@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from embedserve.encoder import Encoder, ImageEncoder
 from embedserve.engine import Engine
 from embedserve.errors import EmbedserveError, SetupError
+from embedserve.server import memory
 from embedserve.server.admin import AdminService
 from embedserve.server.collections import CollectionService
 from embedserve.server.config import ServerConfig
@@ -53,6 +54,8 @@ SERVICES = (
 )
 
 _LAST_BYTES_S = 0.5
+_UNASKED_BYTES = 1 << 20
+"""20 MB/s from a client that is 50 ms away, on each of its connections."""
 _log = logging.getLogger("embedserve.server")
 
 
@@ -148,6 +151,8 @@ class Server:
             ) from error
         await self._grpc.start()
         self._watching.append(asyncio.create_task(self._gate.watch(), name="gate"))
+        if (trim := memory.trimmer()) is not None:
+            self._watching.append(asyncio.create_task(memory.give_back(trim), name="memory"))
         if self.security.watched:
             self._watching.append(asyncio.create_task(watch(self.security.watched), name="watch"))
         if self._http is not None:
@@ -225,6 +230,10 @@ def _grpc_options(limits: Limits) -> list[tuple[str, Any]]:
         # A stranger who connects and says nothing, or only half of a TLS handshake.
         ("grpc.server_handshake_timeout_ms", 20_000),
         ("grpc.max_metadata_size", 16 << 10),
+        # What a connection may send before anybody has asked for it. By default gRPC measures how much fits the line
+        # and lets every connection send several MiB, however many there are.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _UNASKED_BYTES),
     ]
 
 

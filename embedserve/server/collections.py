@@ -124,7 +124,10 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             return _Begun(checked, refusal, len(_items(request)), bool(request.items)), embedded
 
         intake: Intake[pb.UpsertStreamRequest] = Intake(
-            window=_STREAM_WINDOW, admission=engine.admission, weigh=_weight, readers=self._state.readers
+            window=_STREAM_WINDOW,
+            admission=engine.admission,
+            weigh=_weight,
+            readers=self._state.readers,
         )
         async for group in ordered(opened(), begin, intake):
             assert collection is not None

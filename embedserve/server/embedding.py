@@ -93,7 +93,11 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
             return asked, embedder.submit(images, keep=Keep.NONE, deadline=deadline, timings=Timings(), turn=turn)
 
         intake: Intake[pb.EmbedStreamRequest] = Intake(
-            window=_STREAM_WINDOW, admission=engine.admission, weigh=_weight, readers=self._state.readers
+            window=_STREAM_WINDOW,
+            admission=engine.admission,
+            weigh=_weight,
+            keeps_inputs=False,
+            readers=self._state.readers,
         )
         async for group in ordered(request_iterator, begin, intake):
             for asked, results in group:

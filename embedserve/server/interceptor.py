@@ -189,7 +189,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             else:
                 call.code = "OK"
                 return response
-            await _abort(failure, context)
+            return await _abort(failure, context)
 
         return handle
 
@@ -197,6 +197,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
             async for request in requests:
                 yield _checked(request)
+                del request  # while the next one is waited for, which may be long
 
         async def handle(requests: Any, context: _Context) -> AsyncIterator[Any]:
             call = _accept(context)

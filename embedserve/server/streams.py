@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from embedserve.admission import Admission
@@ -36,6 +37,10 @@ class Intake(Generic[_In]):
     window: int
     admission: Admission
     weigh: Callable[[_In], Weight]
+    keeps_inputs: bool = True
+    """Whether what was begun still refers to the inputs when its work is done. They count in admission until they are
+    answered then, and otherwise until the work is done: answers that a client does not take hold up his own stream, by
+    its window, and no other."""
     readers: set[asyncio.Task[Any]]
     """Where the reading task is kept while it runs; cancelling it there ends the stream for a server that drains."""
 
@@ -65,10 +70,19 @@ async def ordered(
                 begun, future = reading.begun.popleft()
                 group.append((begun, future.result()))
             yield group
-            reading.answered(len(group))  # an answer that the client has not taken yet keeps its room
+            reading.answered(len(group))
         reading.check()
     finally:
         reading.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A request that was read and whose answer has not been taken."""
+
+    weight: Weight
+    counts: bool = True
+    """In admission."""
 
 
 class _Reading(Generic[_In, _Begun, _Out]):
@@ -83,7 +97,7 @@ class _Reading(Generic[_In, _Begun, _Out]):
         self.begun: deque[tuple[_Begun, asyncio.Future[_Out]]] = deque()
         """What has no answer yet, the oldest first."""
         self._intake = intake
-        self._held: deque[Weight] = deque()
+        self._held: deque[_Held] = deque()
         self._inputs = 0
         self._left = asyncio.Event()
         self._changed = asyncio.Event()
@@ -101,10 +115,15 @@ class _Reading(Generic[_In, _Begun, _Out]):
                 self._left.clear()
                 await self._left.wait()
             await self._intake.admission.enter_stream(weight.images, weight.bytes)
-            self._held.append(weight)
+            held = _Held(weight)
+            self._held.append(held)
             self._inputs += weight.inputs
-            self.begun.append(begin(request))
+            entry = begin(request)
+            if not self._intake.keeps_inputs:
+                entry[1].add_done_callback(partial(self._let_go, held))
+            self.begun.append(entry)
             self._changed.set()
+            del request  # while the next one is waited for, which may be long
 
     async def has_more(self) -> bool:
         """Wait until something is begun; False when all is answered and nothing comes any more."""
@@ -141,6 +160,11 @@ class _Reading(Generic[_In, _Begun, _Out]):
             self._leave()
 
     def _leave(self) -> None:
-        weight = self._held.popleft()
-        self._inputs -= weight.inputs
-        self._intake.admission.leave_stream(weight.images, weight.bytes)
+        held = self._held.popleft()
+        self._inputs -= held.weight.inputs
+        self._let_go(held)
+
+    def _let_go(self, held: _Held, _: object = None) -> None:
+        if held.counts:
+            held.counts = False
+            self._intake.admission.leave_stream(held.weight.images, held.weight.bytes)

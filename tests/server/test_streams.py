@@ -20,11 +20,14 @@ from tests.fakes import FakeEncoder, picture
 from tests.running import serving
 
 
-def intake(window: int, admission: Admission | None = None, readers: set | None = None) -> Intake[int]:
+def intake(
+    window: int, admission: Admission | None = None, readers: set | None = None, *, keeps_inputs: bool = False
+) -> Intake[int]:
     return Intake(
         window=window,
         admission=admission or Admission(Limits()),
         weigh=lambda _: Weight(1, 1, 10),
+        keeps_inputs=keeps_inputs,
         readers=set() if readers is None else readers,
     )
 
@@ -167,17 +170,24 @@ def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
     assert results == list(range(20))
 
 
-def test_an_answer_that_is_not_taken_keeps_its_room() -> None:
-    async def scenario() -> tuple[int, int]:
-        admission = Admission(Limits())
-        results = ordered(numbers(20), done, intake(4, admission))
-        await anext(results)
+@pytest.mark.parametrize("keeps_inputs", [False, True])
+def test_answers_that_are_not_taken_hold_up_their_own_stream_and_keep_room_only_for_inputs(keeps_inputs: bool) -> None:
+    async def scenario() -> tuple[int, int, int]:
+        admission, work = Admission(Limits()), Work()
+        results = ordered(numbers(20), work.begin, intake(4, admission, keeps_inputs=keeps_inputs))
+        first = asyncio.ensure_future(anext(results))
         await settle()
         held = admission.images
+        for future in work.futures:
+            future.set_result(0)
+        await first
+        await settle()
+        begun, held_then = len(work.futures), admission.images
         await results.aclose()
-        return held, admission.images + admission.bytes
+        assert admission.images == admission.bytes == 0
+        return held, held_then, begun
 
-    assert asyncio.run(scenario()) == (4, 0)
+    assert asyncio.run(scenario()) == (4, 4 if keeps_inputs else 0, 4)
 
 
 def test_a_server_that_drains_answers_what_was_read_and_then_ends_the_stream() -> None:
