@@ -133,6 +133,8 @@ class Batcher(Generic[SourceT, ExtraT]):
         """Images that no worker has taken."""
         self.in_work = 0
         """Images that a worker has taken and that have no result."""
+        self.failures_in_a_row = 0
+        """Images that the encoder failed on since it last did not."""
         self.ms_per_image = 0.0
         """Running mean of the time from one image to the next while there is work, over all workers together."""
         self._prepare, self._encode, self._shape, self._observer = prepare, encode, shape, observer
@@ -397,11 +399,13 @@ class Batcher(Generic[SourceT, ExtraT]):
             vectors = list(self._encode(np.asarray(rows)))
             if len(vectors) != len(rows):
                 raise ValueError(f"the encoder gave {len(vectors)} vectors for {len(rows)} images")
+            self.failures_in_a_row = 0
             return vectors
         except Exception as error:
             if len(rows) > 1:
                 middle = len(rows) // 2
                 return self._encode_each(rows[:middle]) + self._encode_each(rows[middle:])
+            self.failures_in_a_row += 1
             _log.error("the encoder failed on an image", exc_info=error)
             if isinstance(error, EmbedserveError):
                 return [error]

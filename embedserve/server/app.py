@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from embedserve.encoder import Encoder, ImageEncoder
 from embedserve.engine import Engine
 from embedserve.errors import EmbedserveError, SetupError
-from embedserve.server import memory
+from embedserve.server import canary, memory
 from embedserve.server.admin import AdminService
 from embedserve.server.collections import CollectionService
 from embedserve.server.config import ServerConfig
@@ -153,6 +153,7 @@ class Server:
         self._watching.append(asyncio.create_task(self._gate.watch(), name="gate"))
         if (trim := memory.trimmer()) is not None:
             self._watching.append(asyncio.create_task(memory.give_back(trim), name="memory"))
+        self._watching.append(asyncio.create_task(canary.watch(self._state, self._tell_health), name="canary"))
         if self.security.watched:
             self._watching.append(asyncio.create_task(watch(self.security.watched), name="watch"))
         if self._http is not None:
@@ -207,6 +208,10 @@ class Server:
             await asyncio.to_thread(self._traces.close)
         if self._http is not None:  # last, so that whoever asks is told until the end that no calls are taken
             await self._http.stop()
+
+    async def _tell_health(self) -> None:
+        status = health_pb2.HealthCheckResponse
+        await self._set_health(status.SERVING if self._state.phase == "ready" else status.NOT_SERVING)
 
     async def _set_health(self, status: int) -> None:
         for name in ("", *SERVICES):

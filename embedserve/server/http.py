@@ -37,6 +37,7 @@ _MOST_HEADER_BYTES = 16 * 1024
 
 _WHY_NOT = {
     "starting": "the encoder and the collections are being opened",
+    "failing": "the encoder fails on every image; it is tried again every second",
     "draining": "the server was told to stop and finishes what is running",
 }
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ServerState:
-    """Starting → ready → draining; never back."""
+    """Starting → ready → draining; never back. While it is ready, the encoder may fail and recover."""
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
@@ -24,6 +24,8 @@ class ServerState:
         self._idle = asyncio.Event()
         self._idle.set()
         self.ready_unix_s = 0.0
+        self.failing = False
+        """The encoder fails on everything; calls are taken still, but whoever has another server should ask that."""
         self.readers: set[asyncio.Task[Any]] = set()
         """Tasks that read streams; draining ends them."""
 
@@ -41,11 +43,13 @@ class ServerState:
         return self._engine
 
     @property
-    def phase(self) -> Literal["starting", "ready", "draining"]:
+    def phase(self) -> Literal["starting", "ready", "failing", "draining"]:
         """Where in its life the server is."""
         if self._draining:
             return "draining"
-        return "starting" if self._engine is None else "ready"
+        if self._engine is None:
+            return "starting"
+        return "failing" if self.failing else "ready"
 
     def ready(self, engine: Engine) -> None:
         """The engine is warm."""
