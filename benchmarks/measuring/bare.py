@@ -102,7 +102,7 @@ def encoder_of(name: str) -> tuple[Path, tuple[int, int]]:
     return path, picture_px
 
 
-def make_encoder(backbone: str, size_px: int, path: Path) -> None:
+def make_encoder(backbone: str, size_px: int, path: Path, *, seed: int = 0) -> None:
     """Write an encoder with random weights: its speed is that of a trained one."""
     import torch
 
@@ -110,7 +110,7 @@ def make_encoder(backbone: str, size_px: int, path: Path) -> None:
     from embedserve_training.embed import ServedEncoder
     from embedserve_training.export import to_onnx
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = ServedEncoder(backbones.build(backbone, size_px)).eval()
     metadata = encoder_file.EncoderMetadata(
         name=backbone,

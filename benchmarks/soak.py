@@ -1,0 +1,325 @@
+"""Mixed traffic for ten minutes, good and bad, while the encoder is replaced every 20 seconds: nothing may go wrong.
+
+    make soak                                     ten minutes with two light encoders
+    python benchmarks/soak.py --minutes 1 --encoder a.onnx --encoder b.onnx --json out.json
+
+`embedserve serve` runs in a process of its own, with collections and tokens. Its callers embed, stream, write, search
+and delete; others cancel, run out of time, hang up in the middle, send bad images or no HTTP/2 at all. The encoder file
+is replaced in turn by a call of AdminService and by SIGHUP, and sometimes by a broken file. What is checked:
+
+- every good call is answered, and rightly: vectors are those of the one encoder that the response names;
+- memory, descriptors and threads, read every second, do not grow after the warm-up: the line through them rises by no
+  more than noise, which is twice their deviation from it, or the allowance in ALLOWED if that is more;
+- the server's counters are the client's own count, by method and code; only a call that its client left may be counted
+  as OK, RESOURCE_EXHAUSTED, CANCELLED, DEADLINE_EXCEEDED or not at all;
+- at the end nothing is in flight, no image has failed by a fault of the server, and SIGTERM ends it with exit code 0.
+
+Exit code 1 if anything of that does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring.bare import BUILT_IN, jpeg, make_encoder
+from measuring.child import Child, real_server
+from measuring.ledger import counted_calls, scrape, value_of
+from measuring.machine import cpu_model, memory_mb, versions
+from measuring.traffic import Material, Traffic
+
+from embedserve import AsyncClient, preprocess
+from embedserve.client.access import access
+from embedserve.encoder import Encoder, usable_cores
+from embedserve.errors import EncoderFileError
+
+TOKEN = "soak-soak-soak-soak"
+PICTURES = 24
+REPLACED_WITHIN_S = 15.0
+ALLOWED = {"memory_mb": 16.0, "descriptors": 3.0, "threads": 2.0}
+"""Rise over the run that is never taken for growth."""
+
+
+@dataclass
+class Samples:
+    """The server's process, looked at every second."""
+
+    at_s: list[float] = field(default_factory=list)
+    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in ALLOWED})
+
+    async def watch(self, pid: int) -> None:
+        """Until it is cancelled."""
+        begun = time.monotonic()
+        while True:
+            self.at_s.append(time.monotonic() - begun)
+            self.values["memory_mb"].append(memory_mb(pid, "VmRSS") or 0.0)
+            self.values["descriptors"].append(len(list(Path(f"/proc/{pid}/fd").iterdir())))
+            self.values["threads"].append(len(list(Path(f"/proc/{pid}/task").iterdir())))
+            await asyncio.sleep(1)
+
+    def growth(self, name: str, warmup_s: float) -> dict[str, float]:
+        """Rise of the line through the samples after the warm-up, and the noise."""
+        times, values = np.array(self.at_s), np.array(self.values[name])
+        after = times >= min(warmup_s, times[-1] / 2)
+        times, values = times[after], values[after]
+        slope, start = np.polyfit(times, values, 1)
+        deviation = float(np.std(values - (slope * times + start)))
+        return {
+            "first": float(np.median(values[: max(len(values) // 10, 1)])),
+            "last": float(np.median(values[-max(len(values) // 10, 1) :])),
+            "most": float(values.max()),
+            "rise": round(float(slope * (times[-1] - times[0])), 2),
+            "noise": round(max(2 * deviation, ALLOWED[name]), 2),
+        }
+
+
+@dataclass
+class Replacing:
+    """Replaces the encoder file in turn by another, in both ways."""
+
+    child: Child
+    client: AsyncClient
+    material: Material
+    served: Path
+    files: dict[str, Path]
+    calls: Counter[tuple[str, str]]
+    every_s: float
+    count: int = 0
+    refused: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Until it is stopped."""
+        while not stopping.is_set():
+            try:
+                await asyncio.wait_for(stopping.wait(), self.every_s)
+            except TimeoutError:
+                if self.count % 3 == 2:
+                    await self.try_broken()
+                await self.replace(by_signal=self.count % 2 == 1)
+
+    async def replace(self, *, by_signal: bool) -> None:
+        """Serve the other encoder."""
+        [other] = [fingerprint for fingerprint in self.files if fingerprint != self.material.serving]
+        self._put(self.files[other].read_bytes())
+        self.material.replaced += 1
+        if by_signal:
+            self.child.process.send_signal(signal.SIGHUP)
+        else:
+            await self.client.replace_encoder(fingerprint=other)
+            self.calls["ReplaceEncoder", "OK"] += 1
+        given_up = time.monotonic() + REPLACED_WITHIN_S
+        while await self._serving() != other:
+            if time.monotonic() > given_up:
+                self.wrong.append(f"the encoder was not replaced (by {'SIGHUP' if by_signal else 'AdminService'})")
+                return
+            await asyncio.sleep(0.1)
+        self.material.serving = other
+        self.material.replaced += 1
+        self.count += 1
+
+    async def try_broken(self) -> None:
+        """A file that cannot be used changes nothing."""
+        self._put(self.files[self.material.serving].read_bytes()[:-1000])
+        try:
+            await self.client.replace_encoder()
+            self.wrong.append("a broken encoder file was taken")
+        except EncoderFileError:
+            self.refused += 1
+            self.calls["ReplaceEncoder", "FAILED_PRECONDITION"] += 1
+        if await self._serving() != self.material.serving:
+            self.wrong.append("a broken encoder file changed the encoder")
+
+    async def _serving(self) -> str:
+        fingerprint = (await self.client.encoder()).fingerprint
+        self.calls["GetEncoder", "OK"] += 1
+        return fingerprint
+
+    def _put(self, data: bytes) -> None:
+        beside = self.served.with_suffix(".new")
+        beside.write_bytes(data)
+        beside.replace(self.served)
+
+
+def main() -> None:
+    """Parse the arguments, soak, print, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(description="Mixed traffic and replaced encoders: nothing may go wrong.")
+    parser.add_argument("--minutes", type=float, default=10.0, help="length of the traffic (10)")
+    parser.add_argument("--every-s", type=float, default=20.0, help="seconds between replacements (20)")
+    parser.add_argument("--encoder", action="append", type=Path, help="two encoder files (two light ones)")
+    parser.add_argument("--seed", type=int, default=0, help="of the traffic (0)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything that was measured to this file")
+    arguments = parser.parse_args()
+    if len(arguments.encoder or [0, 0]) != 2:
+        parser.error("--encoder is given twice, or not at all")
+    with tempfile.TemporaryDirectory(prefix="soak") as folder:
+        document = asyncio.run(soak(arguments, Path(folder)))
+    print_report(document)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        print(f"written to {arguments.json}")
+    if document["violations"]:
+        raise SystemExit(1)
+
+
+def light_encoders(folder: Path) -> list[Path]:
+    """Two encoders with different random weights."""
+    backbone, size_px, _ = BUILT_IN["light"]
+    paths = [folder / "a.onnx", folder / "b.onnx"]
+    for seed, path in enumerate(paths):
+        make_encoder(backbone, size_px, path, seed=seed)
+    return paths
+
+
+def material_of(paths: list[Path]) -> tuple[Material, dict[str, Path]]:
+    """Pictures, and their vectors by both encoders."""
+    pictures = [jpeg(160, 120, seed) for seed in range(PICTURES)]
+    vectors, files = {}, {}
+    for path in paths:
+        encoder = Encoder.open(path, device="cpu")
+        squares = np.stack([preprocess.load(encoder.metadata.preprocess, picture) for picture in pictures])
+        vectors[encoder.fingerprint], files[encoder.fingerprint] = encoder.encode(squares), path
+    if len(vectors) != 2:
+        raise SystemExit("the two files hold the same encoder")
+    return Material(pictures, vectors, bad=pictures[0][: len(pictures[0]) // 2]), files
+
+
+async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The run, as a document."""
+    material, files = material_of(arguments.encoder or light_encoders(folder))
+    served, tokens = folder / "served.onnx", folder / "tokens"
+    material.serving = next(iter(files))
+    shutil.copy(files[material.serving], served)
+    tokens.write_text(f"write {TOKEN} soak\n")
+    tokens.chmod(0o600)
+    samples, calls = Samples(), Counter[tuple[str, str]]()
+    server = real_server(served, "--data", str(folder / "data"), "--tokens", str(tokens))
+    with server as child:
+        target = access(child.address, token=TOKEN)
+        traffic = Traffic(target, material, arguments.seed)
+        async with AsyncClient(child.address, token=TOKEN, timeout_s=60) as client:
+            replacing = Replacing(child, client, material, served, files, calls, arguments.every_s)
+            for _ in range(2):  # a collection for each of the two
+                name = f"soak-{material.serving[:8]}"
+                await client.create_collection(name)
+                material.collections[material.serving] = name
+                calls["CreateCollection", "OK"] += 1
+                await replacing.replace(by_signal=False)
+            watching = asyncio.create_task(samples.watch(child.process.pid))
+            stopping = asyncio.Event()
+            running = [asyncio.create_task(traffic.run(stopping)), asyncio.create_task(replacing.run(stopping))]
+            await progress(arguments.minutes * 60, traffic, samples, running)
+            stopping.set()
+            await asyncio.gather(*running)
+            watching.cancel()
+            rest, metrics = await at_rest(child, traffic)
+        exit_code = child.stop()
+    ledger = traffic.findings.ledger
+    ledger.known.update(calls)
+    # Not waited for: what the typed client asked beside its calls; it is no part of the traffic.
+    counted = counted_calls(metrics)
+    for method in ("GetServerInfo",):
+        for key in [key for key in counted if key[0] == method]:
+            del counted[key]
+    warmup_s = min(60.0, arguments.minutes * 60 / 3)
+    growth = {name: samples.growth(name, warmup_s) for name in ALLOWED}
+    violations = [*traffic.findings.wrong, *replacing.wrong, *rest, *ledger.differences(counted)]
+    violations += [
+        f"{name} grew by {found['rise']} within the run; noise is {found['noise']}"
+        for name, found in growth.items()
+        if found["rise"] > found["noise"]
+    ]
+    if exit_code:
+        violations.append(f"SIGTERM ended it with exit code {exit_code}")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "benchmarks/soak.py", *sys.argv[1:]]),
+        "hardware": {"cpu": cpu_model(), "cores": usable_cores(), "machine": platform.machine()},
+        "versions": versions(),
+        "minutes": arguments.minutes,
+        "violations": violations,
+        "replaced": replacing.count,
+        "broken_files_refused": replacing.refused,
+        "good_calls": dict(sorted(traffic.findings.good.items())),
+        "images_right": traffic.findings.images,
+        "asked_to_come_again": dict(traffic.findings.shed),
+        "left_by_their_caller": dict(ledger.left),
+        "calls": {f"{method} {code}": count for (method, code), count in sorted(ledger.known.items())},
+        "server_counted": {f"{method} {code}": count for (method, code), count in sorted(counted.items())},
+        "images": {
+            outcome: value_of(metrics, f'embedserve_images_total{{outcome="{outcome}"}}')
+            for outcome in ("embedded", "refused", "cancelled", "expired", "failed")
+        },
+        "growth": growth,
+        "log": [line for line in child.said if "replaced" not in line][-20:],
+    }
+
+
+async def progress(seconds: float, traffic: Traffic, samples: Samples, running: list[asyncio.Task[None]]) -> None:
+    """Wait, saying now and then how it goes; not on, if something breaks."""
+    ends = time.monotonic() + seconds
+    while (left := ends - time.monotonic()) > 0:
+        done, _ = await asyncio.wait(running, timeout=min(left, 30), return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        now = {name: values[-1] for name, values in samples.values.items() if values}
+        findings = traffic.findings
+        print(
+            f"{seconds - max(ends - time.monotonic(), 0):5.0f} s  {findings.good.total():>7} good calls"
+            f"  {findings.shed.total()} shed  {findings.ledger.left.total()} left  {len(findings.wrong)} wrong  {now}",
+            flush=True,
+        )
+
+
+async def at_rest(child: Child, traffic: Traffic) -> tuple[list[str], str]:
+    """What is not as it should be when nobody calls any more, and the metrics then."""
+    gauges = ("embedserve_requests_in_flight", "embedserve_queue_images", "embedserve_queue_bytes")
+    metrics = ""
+    for _ in range(100):
+        metrics = await asyncio.to_thread(scrape, child.http_url, TOKEN)
+        busy = {name: value for name in gauges if (value := value_of(metrics, name))}
+        if not busy:
+            break
+        await asyncio.sleep(0.1)
+    wrong = [f"{name} is {value:g} at the end" for name, value in busy.items()]
+    if failed := value_of(metrics, 'embedserve_images_total{outcome="failed"}'):
+        wrong.append(f"{failed:g} images failed by a fault of the server")
+    embedded = value_of(metrics, 'embedserve_images_total{outcome="embedded"}')
+    if embedded < traffic.findings.images:
+        wrong.append(f"the server counts {embedded:g} embedded images, the client got {traffic.findings.images}")
+    return wrong, metrics
+
+
+def print_report(document: dict[str, Any]) -> None:
+    """What happened, and what should not have."""
+    good, left = document["good_calls"], document["left_by_their_caller"]
+    print(f"{sum(good.values()):,} good calls: " + ", ".join(f"{name} {count:,}" for name, count in good.items()))
+    print(f"{document['images_right']:,} vectors, each the right one of the encoder that the response names")
+    print(f"{sum(left.values()):,} calls left by their caller; asked to come again: {document['asked_to_come_again']}")
+    print(f"encoder replaced {document['replaced']} times; {document['broken_files_refused']} broken files refused")
+    for name, found in document["growth"].items():
+        print(
+            f"{name:<12} {found['first']:.0f} → {found['last']:.0f} (most {found['most']:.0f});"
+            f" rise {found['rise']:+.1f}, noise {found['noise']:.1f}"
+        )
+    for violation in document["violations"]:
+        print(f"VIOLATION  {violation}")
+    print("nothing went wrong" if not document["violations"] else f"{len(document['violations'])} violations")
+
+
+if __name__ == "__main__":
+    main()
