@@ -8,6 +8,7 @@ laid on white, 16-bit grey is scaled by 1/257, of an animation the first frame c
 from __future__ import annotations
 
 import io
+import re
 import stat
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,10 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF87a", b"GIF8
 _EXIF_ORIENTATION = 0x0112
 _MAY_TURN = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/")
 """What an EXIF or XMP block in a JPEG begins with."""
+_MAX_SCANS = 100
+"""Scans of a JPEG; ordinary ones have up to about 12. Each goes over all pixels, however few bytes it has: without a
+limit 270 KB of them keep a core busy for a minute, and 16 MiB for hours. libtiff has the same limit."""
+_JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xda-\xfe])", re.DOTALL)
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -70,6 +75,7 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
     if Image.MAX_IMAGE_PIXELS is not None and limits.max_image_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
     try:
+        _check_scans(data)
         if (pixels := _decode_jpeg(data, limits, min_side_px)) is not None:
             return pixels
         if (canvas := _webp_canvas(data)) is not None:
@@ -137,6 +143,21 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
         raise ImageTooLarge(
             f"the image is {width} × {height} = {width * height} pixels; max_image_pixels is {limits.max_image_pixels}"
         )
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG with more scans than any encoder writes, without decoding it."""
+    start_of_scan = b"\xff\xda"
+    if not data.startswith(b"\xff\xd8\xff") or data.count(start_of_scan) <= _MAX_SCANS:
+        return
+    # Not all of these bytes need be markers: an EXIF block may hold a JPEG, and a profile anything.
+    scans, position = 0, 2
+    while (found := _JPEG_MARKER.search(data, position)) is not None and (marker := found[1]) != b"\xd9":
+        scans += marker == b"\xda"
+        if scans > _MAX_SCANS:
+            raise ImageUndecodable(f"the JPEG has more than {_MAX_SCANS} scans")
+        length = int.from_bytes(data[found.end() : found.end() + 2], "big")
+        position = found.end() + max(length, 2)
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:

@@ -126,6 +126,11 @@ class ServerProcess:
                     self.http_url = found[1]
                 break
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def kill(self) -> None:
         """SIGKILL: nothing can be flushed."""
         self._process.kill()

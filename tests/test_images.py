@@ -106,6 +106,24 @@ def test_media_type_is_told_by_the_content() -> None:
     assert images.media_type(quarters("WEBP")) == "image/webp"
 
 
+def with_scans(count: int, *, metadata: bytes = b"") -> bytes:
+    """A progressive JPEG whose last scan, of a few bytes, comes so many times more."""
+    data = encoded(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    block = b"\xff\xe5" + struct.pack(">H", len(metadata) + 2) + metadata
+    return data[:2] + block + data[2:last] + data[last:-2] * (count + 1) + data[-2:]
+
+
+def test_a_jpeg_with_more_scans_than_any_encoder_writes_is_refused_since_each_costs_all_pixels_again() -> None:
+    assert images.decode(with_scans(80)).shape == (64, 64, 3)
+    with pytest.raises(ImageUndecodable, match="scans"):
+        images.decode(with_scans(100))
+
+
+def test_what_looks_like_a_scan_in_metadata_is_none() -> None:
+    assert images.decode(with_scans(1, metadata=b"\xff\xda" * 5000)).shape == (64, 64, 3)
+
+
 # --- Damage --------------------------------------------------------------------------------------------------------
 
 
