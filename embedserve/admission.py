@@ -55,7 +55,7 @@ class Admission:
             LimitExceeded: there never would be room.
         """
         self._check_possible(images, size_bytes)
-        if not self._fits(images, size_bytes):
+        if not self._fits_call(images, size_bytes):
             raise _overloaded(
                 f"{self.images} images of at most {self.limits.max_queue_images} and {self.bytes >> 20} MiB of at most"
                 f" {self.limits.max_queue_bytes >> 20} are in work",
@@ -91,11 +91,12 @@ class Admission:
         try:
             await waiter.let_in
         except asyncio.CancelledError:
-            if waiter.let_in.done() and not waiter.let_in.cancelled():
-                self.leave_stream(images, size_bytes)
-            else:
-                self._waiting.remove(waiter)
+            if waiter.let_in.cancelled():
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
                 self._let_streams_in()
+            else:  # it was let in at this very moment
+                self.leave_stream(images, size_bytes)
             raise
 
     def leave_stream(self, images: int, size_bytes: int) -> None:
@@ -105,10 +106,14 @@ class Admission:
         self.leave(images, size_bytes)
 
     def _let_streams_in(self) -> None:
-        while self._waiting and self._fits_stream(self._waiting[0].images, self._waiting[0].size_bytes):
-            waiter = self._waiting.popleft()
-            self._add_stream(waiter.images, waiter.size_bytes)
-            waiter.let_in.set_result(None)
+        while self._waiting:
+            waiter = self._waiting[0]
+            if not waiter.let_in.done():  # else it was cancelled, and its task has not run since
+                if not self._fits_stream(waiter.images, waiter.size_bytes):
+                    return
+                self._add_stream(waiter.images, waiter.size_bytes)
+                waiter.let_in.set_result(None)
+            self._waiting.popleft()
 
     def _add_stream(self, images: int, size_bytes: int) -> None:
         self._stream_images += images
@@ -122,12 +127,23 @@ class Admission:
             and self.bytes + size_bytes <= self.limits.max_queue_bytes
         )
 
+    def _fits_call(self, images: int, size_bytes: int) -> bool:
+        """Whether there is room for a call. What comes free is kept for the stream that has waited longest: calls
+        are smaller than its messages, and would take it away piece by piece."""
+        if self._waiting and self._fits_half((first := self._waiting[0]).images, first.size_bytes):
+            images, size_bytes = images + first.images, size_bytes + first.size_bytes
+        return self._fits(images, size_bytes)
+
     def _fits_stream(self, images: int, size_bytes: int) -> bool:
+        return self._fits(images, size_bytes) and self._fits_half(images, size_bytes)
+
+    def _fits_half(self, images: int, size_bytes: int) -> bool:
+        """Whether all streams would have no more than half of the room; the first one may."""
         within_half = (
             2 * (self._stream_images + images) <= self.limits.max_queue_images
             and 2 * (self._stream_bytes + size_bytes) <= self.limits.max_queue_bytes
         )
-        return self._fits(images, size_bytes) and (within_half or not (self._stream_images or self._stream_bytes))
+        return within_half or not (self._stream_images or self._stream_bytes)
 
     def _check_possible(self, images: int, size_bytes: int) -> None:
         self.limits.check("max_queue_images", images, "images at once")

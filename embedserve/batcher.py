@@ -22,7 +22,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from embedserve.errors import DeadlineExceeded, EmbedserveError, ImageError, InternalError, Unavailable
 from embedserve.observer import Observer, Outcome
@@ -115,6 +115,7 @@ class Batcher(Generic[SourceT, ExtraT]):
         decode_threads: threads that prepare images; 0 where each run is to prepare its own.
         max_batch: images in a batch at most.
         observer: is told what becomes of every image.
+        ms_per_image: what ``ms_per_image`` begins with, if it is known.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Batcher(Generic[SourceT, ExtraT]):
         decode_threads: int,
         max_batch: int,
         observer: Observer,
+        ms_per_image: float = 0.0,
     ) -> None:
         self.max_batch = max_batch
         self.waiting = 0
@@ -135,7 +137,7 @@ class Batcher(Generic[SourceT, ExtraT]):
         """Images that a worker has taken and that have no result."""
         self.failures_in_a_row = 0
         """Images that the encoder failed on since it last did not."""
-        self.ms_per_image = 0.0
+        self.ms_per_image = ms_per_image
         """Running mean of the time from one image to the next while there is work, over all workers together."""
         self._prepare, self._encode, self._shape, self._observer = prepare, encode, shape, observer
         self._runs, self._decode_threads = runs, decode_threads
@@ -224,6 +226,8 @@ class Batcher(Generic[SourceT, ExtraT]):
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
         self._deliver()
+        # Both lead to the encoder, and back to us: a cycle that would keep it in memory until it is found.
+        self._prepare = self._encode = _closed
 
     def _take_back(self, call: _Call[SourceT, ExtraT]) -> None:
         with self._lock:
@@ -237,6 +241,9 @@ class Batcher(Generic[SourceT, ExtraT]):
                 if not entry.calls:
                     del self._turns[call.turn]
             self.in_work -= left - untaken
+            if self._stopping:
+                self._arrived.notify_all()
+                self._prepared.notify_all()
         for _ in range(left):
             self._observer.on_image("cancelled")
 
@@ -265,6 +272,7 @@ class Batcher(Generic[SourceT, ExtraT]):
                     until = time.monotonic() + _GATHERING_S
                 if (image := self._prepared_image(*work, rows[len(batch)])) is not None:
                     batch.append(image)
+                del image  # an idle worker shall not keep the last request in memory
                 if len(batch) < self.max_batch and time.monotonic() < until:
                     continue
             if batch:
@@ -272,19 +280,20 @@ class Batcher(Generic[SourceT, ExtraT]):
                 batch = []
             elif not work:
                 return
+            work = None
 
     def _prepare_ahead(self) -> None:
         """Prepare images for the batches to come, and no more than those need."""
-        import numpy as np
-
         while True:
             with self._lock:
                 while self._assembling >= 2 * self._runs * self.max_batch or not (work := self._next()):
                     if self._stopping and not self._turns:
+                        self._arrived.notify_all()
+                        self._prepared.notify_all()
                         return
                     self._arrived.wait()
                 self._assembling += 1
-            image = self._prepared_image(*work, np.empty(self._shape, dtype=np.uint8))
+            image = self._prepared_image(*work, None)
             with self._lock:
                 if image is None:
                     self._assembling -= 1
@@ -292,6 +301,7 @@ class Batcher(Generic[SourceT, ExtraT]):
                 else:
                     self._ready.append(image)
                 self._prepared.notify()
+            del image, work  # an idle worker shall not keep the last request in memory
 
     def _encode_ready(self) -> None:
         """Encode what is ready, as much of it as fits a batch."""
@@ -304,8 +314,12 @@ class Batcher(Generic[SourceT, ExtraT]):
                     self._prepared.wait()
                 batch = [self._ready.popleft() for _ in range(min(len(self._ready), self.max_batch))]
                 self._assembling -= len(batch)
-                self._arrived.notify(len(batch))
+                if self._stopping:
+                    self._arrived.notify_all()
+                else:
+                    self._arrived.notify(len(batch))
             self._encode_batch(batch, [image.row for image in batch])
+            del batch
 
     def _next(self) -> tuple[_Call[SourceT, ExtraT], int] | None:
         """The image whose turn it is. Needs the lock."""
@@ -327,14 +341,18 @@ class Batcher(Generic[SourceT, ExtraT]):
         return call, position
 
     def _prepared_image(
-        self, call: _Call[SourceT, ExtraT], position: int, row: NDArray[np.uint8]
+        self, call: _Call[SourceT, ExtraT], position: int, row: NDArray[np.uint8] | None
     ) -> _Image[SourceT, ExtraT] | None:
-        """The image with its pixels in the row; None if it is not wanted any more or cannot be prepared."""
+        """The image with its pixels in the row, or in one of its own; None if it is not wanted or is bad."""
+        import numpy as np
+
         begun = time.monotonic()
         if not self._is_wanted(call, position, begun):
             return None
         error: EmbedserveError
         try:
+            if row is None:
+                row = np.empty(self._shape, dtype=np.uint8)
             extra = self._prepare(call.sources[position], row)
         except EmbedserveError as refused:
             error = refused
@@ -419,6 +437,9 @@ class Batcher(Generic[SourceT, ExtraT]):
             for call, position, result in settled:
                 if call.gone:
                     continue
+                if isinstance(result, EmbedserveError):
+                    # Its frames hold the call, which holds the result: a cycle with all bytes of the request in it.
+                    result.__traceback__ = result.__context__ = result.__cause__ = None
                 call.results[position] = result
                 call.left -= 1
                 self.in_work -= 1
@@ -442,3 +463,7 @@ def _outcome(result: object) -> Outcome:
             return "expired"
         case _:
             return "failed"
+
+
+def _closed(*_: object) -> Any:
+    raise Unavailable("the batcher has been closed")

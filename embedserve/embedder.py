@@ -56,7 +56,14 @@ class Embedder:
     """One encoder and the threads that feed it. Make it with ``start``."""
 
     def __init__(
-        self, encoder: ImageEncoder, admission: Admission, *, decode_threads: int, max_batch: int, observer: Observer
+        self,
+        encoder: ImageEncoder,
+        admission: Admission,
+        *,
+        decode_threads: int,
+        max_batch: int,
+        observer: Observer,
+        ms_per_image: float,
     ) -> None:
         self.encoder = encoder
         self.admission = admission
@@ -72,6 +79,7 @@ class Embedder:
             decode_threads=0 if on_cpu else decode_threads or usable_cores(),
             max_batch=max_batch,
             observer=observer,
+            ms_per_image=ms_per_image,
         )
 
     @classmethod
@@ -93,13 +101,14 @@ class Embedder:
             max_batch: images in a batch at most; 0 for the size that ``best_batch`` finds.
             observer: is told what becomes of images.
         """
-        max_batch = await asyncio.to_thread(_warm_up, encoder, max_batch)
+        max_batch, ms_per_image = await asyncio.to_thread(_warm_up, encoder, max_batch)
         return cls(
             encoder,
             admission,
             decode_threads=decode_threads,
             max_batch=max_batch,
             observer=observer or Observer(),
+            ms_per_image=ms_per_image,
         )
 
     async def close(self) -> None:
@@ -168,9 +177,16 @@ class Embedder:
                 return None
 
 
-def _warm_up(encoder: ImageEncoder, max_batch: int) -> int:
-    """Run the encoder with batches of every size up to the largest, whose size is returned."""
-    square = reference.draw(encoder.metadata.preprocess.size_px)[:1]
+def _warm_up(encoder: ImageEncoder, max_batch: int) -> tuple[int, float]:
+    """Run the encoder with batches of every size that it will get.
+
+    Returns:
+        The largest size, and about how many milliseconds lie between two images when there is work.
+    """
+    spec = encoder.metadata.preprocess
+    square = reference.draw(spec.size_px)[:1]
+    preprocess.load(spec, images.thumbnail(square[0]))  # the first image that is decoded would load the decoder
+    taken_s: dict[int, float] = {}
 
     def seconds(size: int) -> float:
         batch = square.repeat(size, axis=0)
@@ -178,12 +194,17 @@ def _warm_up(encoder: ImageEncoder, max_batch: int) -> int:
         encoder.encode(batch)
         return time.perf_counter() - begun
 
-    if max_batch:
-        for size in sorted({1, max_batch}):
-            seconds(size)
-        return max_batch
+    def fastest(size: int) -> float:
+        taken_s[size] = min(seconds(size) for _ in range(3))
+        return taken_s[size]
+
     seconds(1)  # the very first run also sets up
-    return best_batch(lambda size: min(seconds(size) for _ in range(3)))
+    if max_batch:
+        for size in {1, max_batch}:
+            fastest(size)
+    else:
+        max_batch = best_batch(fastest)
+    return max_batch, taken_s[max_batch] * 1000 / max_batch / encoder.parallel_runs
 
 
 def best_batch(seconds: Callable[[int], float]) -> int:

@@ -114,8 +114,14 @@ class Engine:
         returns it has.
         """
         async with self._replacing:
-            old, self.embedder = self.embedder, await self._start_embedder(encoder)
+            embedder = await self._start_embedder(encoder)
+            old, self.embedder = self.embedder, embedder
             await old.close()
+
+    def refuse(self, images: int) -> None:
+        """Images of a stream that have been admitted are not looked at, since their message cannot be used."""
+        for _ in range(images):
+            self._observer.on_image("refused")
 
     @property
     def has_collections(self) -> bool:
@@ -156,7 +162,8 @@ class Engine:
             InvalidInput: the name or the dimension is not allowed.
             AlreadyExists: the name is taken.
         """
-        ours = self.encoder.metadata
+        encoder = self.encoder  # once: it may be replaced before the store's thread runs
+        ours = encoder.metadata
         if external and not 1 <= dimension <= 65536:
             raise InvalidInput(f"an external collection needs a dimension of 1–65536, not {dimension}")
         if not external and dimension not in (0, ours.dimension):
@@ -167,7 +174,7 @@ class Engine:
         return await self._in_store(
             lambda store: store.create_collection(
                 name,
-                fingerprint=EXTERNAL if external else self.encoder.fingerprint,
+                fingerprint=EXTERNAL if external else encoder.fingerprint,
                 encoder_name="" if external else ours.name,
                 dimension=dimension if external else ours.dimension,
                 keep=keep,

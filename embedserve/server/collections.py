@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from embedserve import wire
-from embedserve.embedder import Results, Timings
+from embedserve.embedder import Embedded, Results, Timings
 from embedserve.errors import EmbedserveError, InvalidInput
 from embedserve.requests import NewItem
 from embedserve.server.calls import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
@@ -117,21 +117,21 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         def begin(request: pb.UpsertStreamRequest) -> tuple[_Begun, Results]:
             assert collection is not None
             refusal = _refusal(request, limits)
+            if refusal is not None:
+                engine.refuse(_weight(request).images)
             items = [] if refusal else [_new_item(item) for item in _items(request)]
             checked, embedded = engine.begin_upsert(
                 collection, items, encoder_fingerprint=fingerprint, deadline=deadline, turn=turn
             )
             return _Begun(checked, refusal, len(_items(request)), bool(request.items)), embedded
 
-        intake: Intake[pb.UpsertStreamRequest] = Intake(
-            window=_STREAM_WINDOW,
-            admission=engine.admission,
-            weigh=_weight,
-            readers=self._state.readers,
-        )
-        async for group in ordered(opened(), begin, intake):
+        async def finish(
+            group: list[tuple[_Begun, list[Embedded | EmbedserveError]]],
+        ) -> list[pb.UpsertStreamResponse]:
+            nonlocal index
             assert collection is not None
             written = await engine.finish_upsert(collection, [(begun.items, embedded) for begun, embedded in group])
+            responses = []
             for (begun, _), results in zip(group, written, strict=True):
                 response = pb.UpsertStreamResponse(index=index)
                 if begun.refusal is not None:
@@ -140,8 +140,16 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
                     response.results.extend(map(_upsert_result, results))
                 else:
                     response.result.CopyFrom(_upsert_result(results[0]))
-                yield response
+                responses.append(response)
                 index += begun.inputs
+            return responses
+
+        intake: Intake[pb.UpsertStreamRequest] = Intake(
+            window=_STREAM_WINDOW, admission=engine.admission, weigh=_weight, readers=self._state.readers
+        )
+        async for responses in ordered(opened(), begin, finish, intake):
+            for response in responses:
+                yield response
 
     async def GetItems(self, request: pb.GetItemsRequest, context: Context) -> pb.GetItemsResponse:
         """Read items by id."""

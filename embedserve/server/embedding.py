@@ -87,21 +87,21 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
                 if request.image and request.images:
                     raise InvalidInput("the message has both image and images", hint="send one of the two")
             except EmbedserveError as error:
+                engine.refuse(len(images))
                 refused: Results = asyncio.get_running_loop().create_future()
                 refused.set_result([error])
                 return replace(asked, has_several=False), refused
             return asked, embedder.submit(images, keep=Keep.NONE, deadline=deadline, timings=Timings(), turn=turn)
 
+        async def finish(group: list[tuple[_Asked, list[Embedded | EmbedserveError]]]) -> list[pb.EmbedStreamResponse]:
+            return [_answer(asked, results) for asked, results in group]
+
         intake: Intake[pb.EmbedStreamRequest] = Intake(
-            window=_STREAM_WINDOW,
-            admission=engine.admission,
-            weigh=_weight,
-            keeps_inputs=False,
-            readers=self._state.readers,
+            window=_STREAM_WINDOW, admission=engine.admission, weigh=_weight, readers=self._state.readers
         )
-        async for group in ordered(request_iterator, begin, intake):
-            for asked, results in group:
-                yield _answer(asked, results)
+        async for responses in ordered(request_iterator, begin, finish, intake):
+            for response in responses:
+                yield response
 
     async def GetEncoder(self, request: pb.GetEncoderRequest, context: Context) -> pb.GetEncoderResponse:
         """What the encoder is."""

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
 
-from embedserve.errors import DeadlineExceeded, InvalidInput, Overloaded
+from embedserve.errors import InvalidInput, Overloaded
 from embedserve.server.calls import abort
 from embedserve.types import Limits
 
@@ -24,10 +22,10 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 RECEIVE_TIMEOUT_S = 30.0
 """A request has to be there this long after its call began: 16 MiB take as long at 4 Mbit/s."""
 
-_WHILE_OTHERS_WAIT_S = 3.0
-"""Where others wait for their turn to be received, the time for one is this."""
+_WHILE_OTHERS_WAIT_S = 10.0
+"""Where others wait for their turn to be received, as many as those wait are ended that have taken longer than this."""
 
-_LEAST_RECEIVED = 4
+_LEAST_RECEIVED = 32
 _RETRY_AFTER_MS = 1000
 _ENDED_S = 0.1
 
@@ -47,9 +45,8 @@ class Gate:
         self._ended: set[_Context] = set()
         self.calls = 0
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """A call is under way.
+    def enter(self) -> None:
+        """A call begins; it counts until its task ends, when also its answer has been sent.
 
         Raises:
             Overloaded: there are max_calls already.
@@ -60,11 +57,13 @@ class Gate:
                 hint=f"try again in {_RETRY_AFTER_MS} ms",
                 retry_after_ms=_RETRY_AFTER_MS,
             )
+        task = asyncio.current_task()
+        assert task is not None
         self.calls += 1
-        try:
-            yield
-        finally:
-            self.calls -= 1
+        task.add_done_callback(self._leave)
+
+    def _leave(self, _: object) -> None:
+        self.calls -= 1
 
     async def receive(self, context: _Context) -> Any:
         """The one request of a call.
@@ -82,9 +81,9 @@ class Gate:
             try:
                 await turn
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
+                if not turn.cancelled():  # it came at this very moment
                     self._pass_on()
-                else:
+                elif turn in self._waiting:
                     self._waiting.remove(turn)
                 raise
         self._receiving[context] = asyncio.get_running_loop().time()
@@ -107,18 +106,24 @@ class Gate:
 
     async def watch(self) -> None:
         """End calls whose request takes too long; runs until it is cancelled."""
+        ending: set[asyncio.Task[None]] = set()  # each by itself: to tell one that hangs may take long
         while True:
             await asyncio.sleep(1)
             now = asyncio.get_running_loop().time()
-            allowed_s = _WHILE_OTHERS_WAIT_S if self._waiting else RECEIVE_TIMEOUT_S
-            for context, begun in list(self._receiving.items()):
+            waiting = sum(not turn.done() for turn in self._waiting)
+            for number, (context, begun) in enumerate(list(self._receiving.items())):  # the oldest first
+                allowed_s = _WHILE_OTHERS_WAIT_S if number < waiting else RECEIVE_TIMEOUT_S
                 if now - begun > allowed_s and context not in self._ended:
                     self._ended.add(context)
-                    await self._end(context, allowed_s)
+                    task = asyncio.create_task(self._end(context, allowed_s))
+                    ending.add(task)
+                    task.add_done_callback(ending.discard)
 
     async def _end(self, context: _Context, allowed_s: float) -> None:
-        error = DeadlineExceeded(
-            f"the request was not there after {allowed_s:g} s", hint="send fewer or smaller images in a call"
+        error = Overloaded(
+            f"the request was not there after {allowed_s:g} s",
+            hint="send fewer or smaller images in a call",
+            retry_after_ms=_RETRY_AFTER_MS,
         )
         try:
             await abort(error, context)

@@ -171,11 +171,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, inner: Any) -> Any:
         async def answer(call: _Call, context: _Context) -> Any:
-            with self._gate.call():
-                request = _checked(await self._gate.receive(context))
-                call.begun = time.monotonic()
-                with self._state.call():
-                    response = await inner(request, context)
+            self._gate.enter()
+            request = _checked(await self._gate.receive(context))
+            call.begun = time.monotonic()
+            with self._state.call():
+                response = await inner(request, context)
             if call.span is not None:
                 call.request, call.response = request, response
             return response
@@ -203,13 +203,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call = _accept(context)
             failure: EmbedserveError | grpc.aio.AbortError | None = None
             with self._state.call():
-                if admitted:  # a client is told at once that it is let in, and not with the first answer
-                    with suppress(grpc.aio.BaseError):  # where it is gone already
-                        await context.send_initial_metadata(())
                 try:
-                    with self._gate.call():
-                        async for response in inner(checked(requests), context):
-                            yield response
+                    self._gate.enter()
+                    if admitted:  # a client is told at once that it is let in, and not with the first answer
+                        with suppress(grpc.aio.BaseError):  # where it is gone already
+                            await context.send_initial_metadata(())
+                    async for response in inner(checked(requests), context):
+                        yield response
                 except Exception as error:
                     failure = _failure(error, call)
                 if failure is not None:

@@ -40,6 +40,11 @@ class EncoderReplacer:
             EncoderMismatch: it holds another encoder than expected.
             Unavailable: the server is starting or stopping.
         """
+        # In a task of its own: a thread that loads cannot be stopped, so if a caller who goes away gave the lock free,
+        # the next one would load beside it.
+        return await asyncio.shield(asyncio.create_task(self._replace(fingerprint)))
+
+    async def _replace(self, fingerprint: str) -> tuple[ImageEncoder, ImageEncoder]:
         async with self._lock:
             before = self._state.engine.encoder
             encoder = await asyncio.to_thread(self._open)
@@ -51,6 +56,12 @@ class EncoderReplacer:
                 )
             if encoder.fingerprint == before.fingerprint:
                 return before, before
+            if encoder.provider != before.provider:
+                raise EncoderFileError(
+                    f"encoder {encoder.metadata.name} would run on {encoder.provider}; the one that runs is on"
+                    f" {before.provider}",
+                    hint="is there memory for both on the GPU? the server's log says more; otherwise start it anew",
+                )
             await asyncio.to_thread(_verify, encoder)
             await self._state.engine.replace_encoder(encoder)
             _log.warning(

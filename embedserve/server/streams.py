@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from embedserve.admission import Admission
@@ -19,6 +18,7 @@ from embedserve.errors import Unavailable
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _Begun = TypeVar("_Begun")
+_Answer = TypeVar("_Answer")
 
 
 class Weight(NamedTuple):
@@ -37,10 +37,6 @@ class Intake(Generic[_In]):
     window: int
     admission: Admission
     weigh: Callable[[_In], Weight]
-    keeps_inputs: bool = True
-    """Whether what was begun still refers to the inputs when its work is done. They count in admission until they are
-    answered then, and otherwise until the work is done: answers that a client does not take hold up his own stream, by
-    its window, and no other."""
     readers: set[asyncio.Task[Any]]
     """Where the reading task is kept while it runs; cancelling it there ends the stream for a server that drains."""
 
@@ -48,123 +44,124 @@ class Intake(Generic[_In]):
 async def ordered(
     requests: AsyncIterator[_In],
     begin: Callable[[_In], tuple[_Begun, asyncio.Future[_Out]]],
+    finish: Callable[[list[tuple[_Begun, _Out]]], Awaitable[Sequence[_Answer]]],
     intake: Intake[_In],
-) -> AsyncIterator[list[tuple[_Begun, _Out]]]:
-    """What was begun with every request, a window at a time, and its result, in the order of the requests.
+) -> AsyncIterator[Sequence[_Answer]]:
+    """An answer for every request, in the order of the requests, a window of them in work at a time.
 
-    Results come in groups: the next one as soon as it is there, and those behind it that are there by then too. More
-    requests are read and worked on while a group is answered.
+    Requests are finished in groups: the next one as soon as its result is there, and those behind it whose are there by
+    then too. More requests are read, begun and finished while a group's answers are taken. What is finished counts in
+    admission no more; so a client that takes no answers holds up its own stream, by the window, and no other.
 
     Args:
         requests: the stream.
-        begin: starts the work on a request; returns what is needed to answer it, and its result to come. What it raises
-            ends the stream.
+        begin: starts the work on a request; returns what is needed to answer it, and its result to come.
+        finish: makes the answers of a group; from then on nothing may refer to their requests.
         intake: how far to read ahead.
+
+    What ``begin`` and ``finish`` raise ends the stream.
     """
-    reading = _Reading(requests, begin, intake)
+    work = _Work(requests, begin, finish, intake)
     try:
-        while await reading.has_more():
-            await asyncio.wait([reading.begun[0][1]])
-            group = []
-            while reading.begun and reading.begun[0][1].done():
-                begun, future = reading.begun.popleft()
-                group.append((begun, future.result()))
-            yield group
-            reading.answered(len(group))
-        reading.check()
+        while (answers := await work.answers.get()) is not None:
+            yield answers
+            work.answered(len(answers))
+        work.check()
     finally:
-        reading.close()
+        work.close()
 
 
-@dataclass(slots=True, eq=False)
-class _Held:
-    """A request that was read and whose answer has not been taken."""
-
-    weight: Weight
-    counts: bool = True
-    """In admission."""
-
-
-class _Reading(Generic[_In, _Begun, _Out]):
-    """Reads a stream in a task of its own, as far ahead as its intake allows."""
+class _Work(Generic[_In, _Begun, _Out, _Answer]):
+    """A task that reads a stream and begins, as far ahead as its intake allows, and one that finishes."""
 
     def __init__(
         self,
         requests: AsyncIterator[_In],
         begin: Callable[[_In], tuple[_Begun, asyncio.Future[_Out]]],
+        finish: Callable[[list[tuple[_Begun, _Out]]], Awaitable[Sequence[_Answer]]],
         intake: Intake[_In],
     ) -> None:
-        self.begun: deque[tuple[_Begun, asyncio.Future[_Out]]] = deque()
-        """What has no answer yet, the oldest first."""
+        self.answers: asyncio.Queue[Sequence[_Answer] | None] = asyncio.Queue()
+        """No more than a window of them; None is the end."""
         self._intake = intake
-        self._held: deque[_Held] = deque()
-        self._inputs = 0
+        self._begun: deque[tuple[_Begun, asyncio.Future[_Out]]] = deque()
+        self._weights: deque[Weight] = deque()
+        """Of what was begun and counts in admission, the oldest first."""
+        self._inputs: deque[int] = deque()
+        """How many inputs each request has that was read and whose answer has not been taken, the oldest first."""
+        self._in_window = 0
         self._left = asyncio.Event()
         self._changed = asyncio.Event()
-        self._task = asyncio.create_task(self._read(requests, begin))
-        intake.readers.add(self._task)
-        self._task.add_done_callback(intake.readers.discard)
-        self._task.add_done_callback(lambda _: self._changed.set())
+        self._reading = asyncio.create_task(self._read(requests, begin))
+        intake.readers.add(self._reading)
+        self._reading.add_done_callback(intake.readers.discard)
+        self._reading.add_done_callback(lambda _: self._changed.set())
+        self._finishing = asyncio.create_task(self._finish(finish))
+        self._finishing.add_done_callback(lambda _: self.answers.put_nowait(None))
 
     async def _read(
         self, requests: AsyncIterator[_In], begin: Callable[[_In], tuple[_Begun, asyncio.Future[_Out]]]
     ) -> None:
         async for request in requests:
             weight = self._intake.weigh(request)
-            while self._held and self._inputs + weight.inputs > self._intake.window:
+            while self._inputs and self._in_window + weight.inputs > self._intake.window:
                 self._left.clear()
                 await self._left.wait()
             await self._intake.admission.enter_stream(weight.images, weight.bytes)
-            held = _Held(weight)
-            self._held.append(held)
-            self._inputs += weight.inputs
-            entry = begin(request)
-            if not self._intake.keeps_inputs:
-                entry[1].add_done_callback(partial(self._let_go, held))
-            self.begun.append(entry)
+            self._weights.append(weight)
+            self._inputs.append(weight.inputs)
+            self._in_window += weight.inputs
+            self._begun.append(begin(request))
             self._changed.set()
             del request  # while the next one is waited for, which may be long
 
-    async def has_more(self) -> bool:
-        """Wait until something is begun; False when all is answered and nothing comes any more."""
-        while not self.begun:
-            if self._task.done():
-                return False
-            self._changed.clear()
-            await self._changed.wait()
-        return True
+    async def _finish(self, finish: Callable[[list[tuple[_Begun, _Out]]], Awaitable[Sequence[_Answer]]]) -> None:
+        while True:
+            while not self._begun:
+                if self._reading.done():
+                    return
+                self._changed.clear()
+                await self._changed.wait()
+            await asyncio.wait([self._begun[0][1]])
+            group = []
+            while self._begun and self._begun[0][1].done():
+                begun, future = self._begun.popleft()
+                group.append((begun, future.result()))
+            answers = await finish(group)
+            for _ in group:
+                self._let_go()
+            del group
+            self.answers.put_nowait(answers)
 
     def answered(self, count: int) -> None:
-        """The oldest requests have been answered: there is room for as many others."""
+        """The oldest answers have been taken: there is room in the window."""
         for _ in range(count):
-            self._leave()
+            self._in_window -= self._inputs.popleft()
         self._left.set()
 
     def check(self) -> None:
-        """Raise what reading raised.
+        """Raise what reading, beginning or finishing raised.
 
         Raises:
             Unavailable: the server drains, and the client may have had more to send.
         """
-        if self._task.cancelled():
+        if (failure := self._finishing.exception()) is not None:
+            raise failure
+        if self._reading.cancelled():
             raise Unavailable("the server is shutting down", hint="send what was not answered again")
-        if (error := self._task.exception()) is not None:
-            raise error
+        if (failure := self._reading.exception()) is not None:
+            raise failure
 
     def close(self) -> None:
         """Stop reading, take back what has no answer, and give its room free."""
-        self._task.cancel()
-        for _, future in self.begun:
+        self._reading.cancel()
+        self._finishing.cancel()
+        for _, future in self._begun:
             future.cancel()
-        while self._held:
-            self._leave()
+        while self._weights:
+            self._let_go()
 
-    def _leave(self) -> None:
-        held = self._held.popleft()
-        self._inputs -= held.weight.inputs
-        self._let_go(held)
-
-    def _let_go(self, held: _Held, _: object = None) -> None:
-        if held.counts:
-            held.counts = False
-            self._intake.admission.leave_stream(held.weight.images, held.weight.bytes)
+    def _let_go(self) -> None:
+        if self._weights:  # else all has been let go, since the stream was closed meanwhile
+            weight = self._weights.popleft()
+            self._intake.admission.leave_stream(weight.images, weight.bytes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -250,6 +252,61 @@ def test_closing_answers_everything_that_was_submitted_and_takes_no_more(decode_
         return [(await call)[0].vector[0] for call in calls]
 
     assert asyncio.run(scenario()) == list(range(50))
+
+
+@pytest.mark.parametrize(("decode_threads", "runs", "max_batch"), [(16, 2, 2), (16, 1, 1), (3, 2, 1)])
+def test_closing_ends_every_thread_however_many_there_are(decode_threads: int, runs: int, max_batch: int) -> None:
+    async def scenario() -> int:
+        batcher = batcher_of(numbers_of, runs=runs, max_batch=max_batch, decode_threads=decode_threads)
+        calls = [submit(batcher, list(range(number, number + 5)), number) for number in range(20)]
+        calls[3].cancel()
+        async with asyncio.timeout(20):
+            await batcher.close()
+        return sum(call.done() for call in calls)
+
+    assert asyncio.run(scenario()) == 20
+
+
+@SHAPES
+def test_nothing_of_a_request_is_kept_when_it_is_answered(decode_threads: int) -> None:
+    class Request:
+        """Something that can be seen to go."""
+
+    def prepare_request(request: Request, row: np.ndarray) -> None:
+        row[:] = 0
+        if len(alive) % 2:
+            raise ImageUndecodable("bad")
+
+    alive: list[weakref.ref[Request]] = []
+
+    async def scenario() -> int:
+        batcher: Batcher[Request, None] = Batcher(
+            prepare_request,
+            numbers_of,
+            shape=(1, 1, 3),
+            runs=1,
+            decode_threads=decode_threads,
+            max_batch=4,
+            observer=Observer(),
+        )
+        for _ in range(10):
+            request = Request()
+            alive.append(weakref.ref(request))
+            await batcher.submit([request], turn=object(), deadline=None, stages=Stages())
+            del request
+        for _ in range(200):
+            if not any(reference() for reference in alive):
+                break
+            await asyncio.sleep(0.01)
+        left = sum(reference() is not None for reference in alive)
+        await batcher.close()
+        return left
+
+    gc.disable()  # reference counts alone have to do it: the collector counts objects, not bytes
+    try:
+        assert asyncio.run(scenario()) == 0
+    finally:
+        gc.enable()
 
 
 def test_no_more_images_are_prepared_ahead_than_the_next_batches_need() -> None:

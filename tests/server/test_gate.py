@@ -113,12 +113,13 @@ def test_a_request_that_does_not_come_ends_its_call_and_no_other(monkeypatch: py
             slow.call.result()
         slow.send.set()
         assert EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(images=[picture(2)]), timeout=20).results
-    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "request was not there" in ended.value.details()
 
 
 def test_slow_senders_hold_up_others_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_module, "_WHILE_OTHERS_WAIT_S", 0.2)
+    monkeypatch.setattr(gate_module, "_LEAST_RECEIVED", 4)
     limits = Limits(max_message_bytes=MIB, max_queue_bytes=4 * MIB)  # four requests are received at a time
     with serving(FakeEncoder(), limits=limits) as address, grpc.insecure_channel(address) as channel:
         slow = [Sender(channel, request_of(seed)) for seed in range(4)]
@@ -131,10 +132,14 @@ def test_slow_senders_hold_up_others_for_a_moment_only(monkeypatch: pytest.Monke
                 codes = {number for number, sender in enumerate(slow) if sender.call.done()}
         for sender in slow:
             sender.send.set()
-            assert sender.call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert sender.call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_a_caller_who_leaves_while_he_waits_to_be_received_gives_his_turn_to_the_next() -> None:
+def test_a_caller_who_leaves_while_he_waits_to_be_received_gives_his_turn_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate_module, "_LEAST_RECEIVED", 4)
+
     class Context:
         def __init__(self) -> None:
             self.arrived = asyncio.Event()

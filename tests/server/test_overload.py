@@ -165,6 +165,30 @@ def test_a_stream_that_leaves_at_the_moment_it_is_let_in_gives_its_room_back() -
     assert asyncio.run(scenario()) == (0, 0)
 
 
+def test_small_calls_do_not_take_away_what_comes_free_for_a_stream() -> None:
+    async def scenario() -> int:
+        admission = Admission(Limits(max_queue_images=16))
+        let_in(admission, 8)
+        for _ in range(8):
+            let_in(admission)
+        stream = asyncio.create_task(admission.enter_stream(4, 40))
+        await asyncio.sleep(0)
+        refused = 0
+        for _ in range(100):  # one leaves, and one more would like to come in, again and again
+            if stream.done():
+                break
+            admission.leave(1, 10)
+            try:
+                let_in(admission)
+            except Overloaded:
+                refused += 1
+            await asyncio.sleep(0)
+        assert stream.done()
+        return refused
+
+    assert asyncio.run(scenario()) == 4
+
+
 def test_a_call_that_could_not_be_answered_in_time_is_refused_unless_nothing_is_in_work() -> None:
     admission = Admission(Limits())
     admission.enter(1, 10, expected_ms=5000.0, remaining_ms=100.0)

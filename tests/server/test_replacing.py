@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +138,68 @@ def test_another_encoder_than_expected_is_not_served_and_the_same_one_is_not_loa
         await engine.close()
 
     asyncio.run(scenario())
+
+
+def test_a_caller_who_goes_away_does_not_let_the_next_one_load_beside_him() -> None:
+    loading, most = 0, 0
+
+    def slowly() -> ImageEncoder:
+        nonlocal loading, most
+        loading += 1
+        most = max(most, loading)
+        time.sleep(0.05)
+        loading -= 1
+        return FakeEncoder(fingerprint=NEW)
+
+    async def scenario() -> str:
+        engine, state = await engine_of(FakeEncoder())
+        replacer = EncoderReplacer(slowly, state)
+        for _ in range(4):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(replacer.replace(), 0.005)
+        await replacer.replace()
+        fingerprint = engine.encoder.fingerprint
+        await engine.close()
+        return fingerprint
+
+    assert asyncio.run(scenario()) == NEW
+    assert most == 1
+
+
+def test_an_encoder_that_would_run_elsewhere_is_not_served() -> None:
+    async def scenario() -> None:
+        encoder, moved = FakeEncoder(), FakeEncoder(fingerprint=NEW)
+        moved.provider = "CUDAExecutionProvider"
+        engine, state = await engine_of(encoder)
+        with pytest.raises(EncoderFileError, match="would run on CUDA"):
+            await EncoderReplacer(lambda: moved, state).replace()
+        assert engine.encoder is encoder
+        await engine.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_encoder_that_was_replaced_is_given_free_at_once() -> None:
+    async def scenario() -> bool:
+        encoder = FakeEncoder()
+        gone = weakref.ref(encoder)
+        engine, state = await engine_of(encoder)
+        await engine.embed([picture(1)])
+        del encoder
+        await EncoderReplacer(lambda: FakeEncoder(fingerprint=NEW), state).replace()
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            if gone() is None:
+                break
+        left = gone()
+        await engine.close()
+        return left is None
+
+    gc.disable()
+    try:
+        assert asyncio.run(scenario())
+    finally:
+        gc.enable()
 
 
 def test_a_stream_that_named_its_encoder_ends_when_that_is_replaced_and_one_that_did_not_goes_on(tokens: Path) -> None:

@@ -20,14 +20,11 @@ from tests.fakes import FakeEncoder, picture
 from tests.running import serving
 
 
-def intake(
-    window: int, admission: Admission | None = None, readers: set | None = None, *, keeps_inputs: bool = False
-) -> Intake[int]:
+def intake(window: int, admission: Admission | None = None, readers: set | None = None) -> Intake[int]:
     return Intake(
         window=window,
         admission=admission or Admission(Limits()),
         weigh=lambda _: Weight(1, 1, 10),
-        keeps_inputs=keeps_inputs,
         readers=set() if readers is None else readers,
     )
 
@@ -55,6 +52,11 @@ class Work:
         return number, self.futures[-1]
 
 
+async def same(group: list) -> list:
+    """Answers are what was begun and its result."""
+    return group
+
+
 async def settle() -> None:
     """Let every task go as far as it can."""
     for _ in range(50):
@@ -64,7 +66,7 @@ async def settle() -> None:
 def test_results_come_in_the_order_of_the_requests_whichever_is_done_first() -> None:
     async def scenario() -> list[tuple[int, int]]:
         work = Work()
-        results = asyncio.ensure_future(collect(ordered(numbers(6), work.begin, intake(6))))
+        results = asyncio.ensure_future(collect(ordered(numbers(6), work.begin, same, intake(6))))
         await settle()
         for number in (5, 1, 3, 0, 4, 2):
             work.futures[number].set_result(number * 10)
@@ -81,7 +83,7 @@ async def collect(results: AsyncIterator[list[tuple[int, int]]]) -> list[tuple[i
 def test_no_more_than_the_window_is_in_work() -> None:
     async def scenario() -> list[int]:
         work = Work()
-        results = asyncio.ensure_future(collect(ordered(numbers(12), work.begin, intake(5))))
+        results = asyncio.ensure_future(collect(ordered(numbers(12), work.begin, same, intake(5))))
         running = []
         for answered in range(12):
             await settle()
@@ -96,7 +98,7 @@ def test_no_more_than_the_window_is_in_work() -> None:
 def test_work_that_nobody_waits_for_is_cancelled() -> None:
     async def scenario() -> list[bool]:
         work = Work()
-        results = ordered(numbers(4), work.begin, intake(4))
+        results = ordered(numbers(4), work.begin, same, intake(4))
         first = asyncio.ensure_future(anext(results))
         await settle()
         work.futures[0].set_result(0)
@@ -113,7 +115,7 @@ def test_what_reading_raises_is_raised_after_what_was_read() -> None:
         raise ConnectionError("gone")
 
     async def scenario() -> list[list[tuple[str, int]]]:
-        results = ordered(broken(), done, intake(2))
+        results = ordered(broken(), done, same, intake(2))
         got = [await anext(results)]
         with pytest.raises(ConnectionError, match="gone"):
             await anext(results)
@@ -122,25 +124,34 @@ def test_what_reading_raises_is_raised_after_what_was_read() -> None:
     assert asyncio.run(scenario()) == [[("key 1", 1)]]
 
 
-def test_results_that_are_there_together_come_as_one_group_and_what_comes_meanwhile_is_begun() -> None:
+def test_results_that_are_there_together_are_finished_together_while_others_are_begun() -> None:
     async def scenario() -> tuple[list[list[int]], int]:
-        work = Work()
-        results = ordered(numbers(8), work.begin, intake(4))
+        work, groups, go_on = Work(), [], asyncio.Event()
+
+        async def finish(group: list[tuple[int, int]]) -> list[int]:
+            groups.append([number for number, _ in group])
+            await go_on.wait()
+            return [number for number, _ in group]
+
+        results = ordered(numbers(8), work.begin, finish, intake(6))
         first = asyncio.ensure_future(anext(results))
         await settle()
         for number in (1, 2, 0):
             work.futures[number].set_result(number)
-        groups = [[number for number, _ in await first]]
-        second = asyncio.ensure_future(anext(results))  # the first group has been answered, so three more are read
+        await settle()
+        for number in (3, 4):  # while the first group is being finished
+            work.futures[number].set_result(number)
         await settle()
         begun = len(work.futures)
-        for future in work.futures[3:]:
-            future.set_result(0)
-        groups.append([number for number, _ in await second])
+        go_on.set()
+        assert await first == [0, 1, 2]
+        assert await anext(results) == [3, 4]
         await results.aclose()
         return groups, begun
 
-    assert asyncio.run(scenario()) == ([[0, 1, 2], [3, 4, 5, 6]], 7)
+    groups, begun = asyncio.run(scenario())
+    assert groups == [[0, 1, 2], [3, 4]]
+    assert begun == 6
 
 
 def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
@@ -155,7 +166,7 @@ def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
                 yield number
 
         work = Work()
-        results = asyncio.ensure_future(collect(ordered(requests(), work.begin, intake(16, admission))))
+        results = asyncio.ensure_future(collect(ordered(requests(), work.begin, same, intake(16, admission))))
         await settle()
         taken_before, held_before = taken, admission.images
         for number in range(20):
@@ -170,11 +181,10 @@ def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
     assert results == list(range(20))
 
 
-@pytest.mark.parametrize("keeps_inputs", [False, True])
-def test_answers_that_are_not_taken_hold_up_their_own_stream_and_keep_room_only_for_inputs(keeps_inputs: bool) -> None:
+def test_answers_that_are_not_taken_hold_up_their_own_stream_and_no_room() -> None:
     async def scenario() -> tuple[int, int, int]:
         admission, work = Admission(Limits()), Work()
-        results = ordered(numbers(20), work.begin, intake(4, admission, keeps_inputs=keeps_inputs))
+        results = ordered(numbers(20), work.begin, same, intake(4, admission))
         first = asyncio.ensure_future(anext(results))
         await settle()
         held = admission.images
@@ -187,7 +197,40 @@ def test_answers_that_are_not_taken_hold_up_their_own_stream_and_keep_room_only_
         assert admission.images == admission.bytes == 0
         return held, held_then, begun
 
-    assert asyncio.run(scenario()) == (4, 4 if keeps_inputs else 0, 4)
+    assert asyncio.run(scenario()) == (4, 0, 4)
+
+
+def test_a_stream_that_ends_while_it_waits_for_room_leaves_none_behind_and_hurts_nobody() -> None:
+    async def scenario() -> tuple[int, int]:
+        admission, work = Admission(Limits(max_queue_images=8)), Work()
+        results = ordered(numbers(20), work.begin, same, intake(16, admission))
+        first = asyncio.ensure_future(anext(results))
+        await settle()
+        assert admission.images == 4  # the fifth waits for room
+        work.futures[0].set_result(0)
+        await first
+        await settle()
+        await results.aclose()
+        await settle()
+        after = admission.images
+        others = await collect(ordered(numbers(6), done, same, intake(16, admission)))
+        assert len(others) == 6
+        return after, admission.images
+
+    assert asyncio.run(scenario()) == (0, 0)
+
+
+def test_what_finishing_raises_ends_the_stream() -> None:
+    async def broken(group: list) -> list:
+        raise ConnectionError("the disk is gone")
+
+    async def scenario() -> int:
+        admission = Admission(Limits())
+        with pytest.raises(ConnectionError, match="the disk is gone"):
+            await collect(ordered(numbers(6), done, broken, intake(4, admission)))
+        return admission.images
+
+    assert asyncio.run(scenario()) == 0
 
 
 def test_a_server_that_drains_answers_what_was_read_and_then_ends_the_stream() -> None:
@@ -199,7 +242,7 @@ def test_a_server_that_drains_answers_what_was_read_and_then_ends_the_stream() -
             yield 2
             await asyncio.Event().wait()  # an idle client
 
-        results = ordered(requests(), done, intake(4, readers=readers))
+        results = ordered(requests(), done, same, intake(4, readers=readers))
         got: list[int] = []
         while len(got) < 2:
             got += [number for _, number in await anext(results)]
@@ -359,7 +402,7 @@ def test_a_stream_has_no_more_images_in_work_than_its_window_however_large_its_m
 
         for window in (16, 4):
             sevens = Intake(window=window, admission=admission, weigh=lambda _: Weight(7, 7, 10), readers=set())
-            assert [number for number, _ in await collect(ordered(numbers(50), begin, sevens))] == list(range(50))
+            assert [number for number, _ in await collect(ordered(numbers(50), begin, same, sevens))] == list(range(50))
         assert admission.images == 0
         return most
 
