@@ -1,10 +1,12 @@
 # The server without PyTorch. Build and run, from this folder:
 #
 #   docker build -t embedserve .
-#   docker run -p 127.0.0.1:50051:50051 -v "$PWD/encoder.onnx:/encoder.onnx:ro" -v embedserve-data:/data embedserve
+#   docker run -p 127.0.0.1:50051:50051 -v "$PWD/encoders:/encoders:ro" -v embedserve-data:/data embedserve
 #
-# Other commands work the same: docker run --rm -v "$PWD/encoder.onnx:/encoder.onnx:ro" embedserve doctor /encoder.onnx
-# The container listens on all of its addresses (HTTP on 8080), so it is -p that decides who can reach it; it has no log-in.
+# encoders/ holds encoder.onnx. It is the folder that is mounted: a file would stay the old one when it is replaced.
+# Other commands work the same: docker run --rm -v "$PWD/encoders:/encoders:ro" embedserve doctor /encoders/encoder.onnx
+# The container listens on all of its addresses (HTTP on 8080), so it is -p that decides who can reach it; who may call is
+# decided by tokens and certificates, if they are given.
 
 FROM python:3.11-slim AS build
 WORKDIR /source
@@ -32,4 +34,4 @@ except Exception: status = ask(HTTPSConnection('127.0.0.1', 8080, timeout=2, con
 sys.exit(status != 200)"]
 ENTRYPOINT ["embedserve"]
 # It has to listen on all addresses of the container. --insecure: whether others reach them is decided outside, by -p.
-CMD ["serve", "/encoder.onnx", "--data", "/data", "--host", "0.0.0.0", "--insecure"]
+CMD ["serve", "/encoders/encoder.onnx", "--data", "/data", "--host", "0.0.0.0", "--insecure"]

@@ -56,11 +56,10 @@ class Admission:
         """
         self._check_possible(images, size_bytes)
         if not self._fits_call(images, size_bytes):
-            raise _overloaded(
-                f"{self.images} images of at most {self.limits.max_queue_images} and {self.bytes >> 20} MiB of at most"
-                f" {self.limits.max_queue_bytes >> 20} are in work",
-                expected_ms / 2,
-            )
+            full = f"{self.images} images are in work; max_queue_images is {self.limits.max_queue_images}"
+            if self.images + images <= self.limits.max_queue_images:
+                full = f"{self.bytes} bytes of images are in work; max_queue_bytes is {self.limits.max_queue_bytes}"
+            raise _overloaded(full, expected_ms / 2)
         # With nothing in work the call is tried: what is expected then is about the encoder, and no queue.
         if self.images and remaining_ms is not None and expected_ms > _SURE_ENOUGH * remaining_ms:
             raise _overloaded(

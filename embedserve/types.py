@@ -58,9 +58,7 @@ class Limits:
     max_queue_bytes: int = field(default=512 << 20, metadata={"help": "Bytes of images admitted and not yet answered."})
     max_image_side_px: int = field(default=65_535, metadata={"help": "Width and height of one image."})
     max_calls: int = field(default=2048, metadata={"help": "Calls at a time; health checks are not counted."})
-    max_connection_calls: int = field(
-        default=512, metadata={"help": "Calls at a time on one connection; more of them wait in the client."}
-    )
+    max_connection_calls: int = field(default=512, metadata={"help": "Calls at a time on one connection."})
 
     def __post_init__(self) -> None:
         for limit in fields(self):

@@ -145,6 +145,11 @@ class ServerProcess:
         """A signal that does not end it."""
         self._process.send_signal(number)
 
+    def close_standard_error(self) -> None:
+        """Nobody reads it any more, as when the terminal is closed."""
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
     def wait_for_line(self, part: str) -> None:
         """Until it says a line with this in it."""
         assert self._process.stderr is not None
@@ -157,6 +162,9 @@ class ServerProcess:
     def wait(self) -> int:
         """Its exit code; what it still said is added to ``said``."""
         try:
+            assert self._process.stderr is not None
+            if self._process.stderr.closed:
+                return self._process.wait(timeout=30)
             _, rest = self._process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()

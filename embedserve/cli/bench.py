@@ -65,7 +65,7 @@ def command() -> None:
 
 
 @command.command("serve")
-@click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path), metavar="IMAGES...")
+@click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path), metavar="[IMAGES]...")
 @server_option
 @click.option(
     "--clients",

@@ -136,13 +136,19 @@ def _parse(limits: tuple[str, ...]) -> dict[str, int]:
     Raises:
         BadParameter: one is no limit, or has no number.
     """
+    import difflib
+
     known = [field.name for field in fields(Limits)]
     parsed = {}
     for text in limits:
-        name, _, value = text.partition("=")
-        if name not in known or not value.isdecimal():
-            raise click.BadParameter(
-                f"{text!r} is not NAME=NUMBER with one of {', '.join(known)}", param_hint="--limit"
-            )
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} has no value: NAME=NUMBER", param_hint="--limit")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise click.BadParameter(f"there is no limit {name!r}; {meant}", param_hint="--limit")
+        if not value.isdecimal():
+            raise click.BadParameter(f"{name} is {value!r}, which is no whole number", param_hint="--limit")
         parsed[name] = int(value)
     return parsed

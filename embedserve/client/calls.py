@@ -29,7 +29,10 @@ from embedserve.errors import (
 )
 
 DEFAULT_PORT = 50051
-START_HINT = "start one: embedserve serve encoder.onnx --data data/"
+START_HINT = (
+    "start one: embedserve serve encoder.onnx --data data/; if one runs there, it may speak TLS: Client(…, ca=…), or"
+    " tls=True; on the command line --ca FILE or --tls"
+)
 
 CALLS_IN_FLIGHT = 4
 """Calls that one method keeps under way: the server works on some while the next ones are read and sent."""

@@ -10,7 +10,7 @@ import grpc
 
 from embedserve.errors import EmbedserveError, PermissionDenied, Unauthenticated
 from embedserve.server.calls import abort
-from embedserve.server.tokens import Caller, Role, TokenFile
+from embedserve.server.tokens import Role, TokenFile
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -62,7 +62,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         if needed is not None:
             given = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
             try:
-                caller.set(self._admit(given, needed, method).name)
+                self._admit(given, needed, method)
             except EmbedserveError as error:
                 return _refusal(error)
         handler = await continuation(handler_call_details)
@@ -70,18 +70,18 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             return _refusal(PermissionDenied(f"{method} is not among the calls that tokens allow"))
         return handler
 
-    def _admit(self, given: list[str | bytes], needed: Role, method: str) -> Caller:
+    def _admit(self, given: list[str | bytes], needed: Role, method: str) -> None:
         if not given:
             raise Unauthenticated("this server asks for a token, and the call has none", hint=_HINT)
         found = self._tokens.find_bearer(str(given[0])) if len(given) == 1 else None
         if found is None:
             raise Unauthenticated("the token of the call is none that this server knows", hint=_HINT)
+        caller.set(found.name)  # also of one who is refused: the log shall name him
         if not found.role.covers(needed):
             raise PermissionDenied(
                 f"{method.rpartition('/')[2]} needs a token of the role {needed}; the call has one of {found.role}",
                 hint="ask whoever runs the server for one",
             )
-        return found
 
 
 def _refusal(error: EmbedserveError) -> grpc.RpcMethodHandler[Any, Any]:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -222,7 +223,8 @@ def _grpc_options(limits: Limits) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", limits.max_message_bytes),
-        ("grpc.max_concurrent_streams", limits.max_connection_calls),
+        # More than we let in: what HTTP/2 itself refuses has neither a reason nor a time to try again.
+        ("grpc.max_concurrent_streams", 2 * limits.max_calls),
         # Otherwise a second server on the same port would silently get a share of the connections.
         ("grpc.so_reuseport", 0),
         # A connection whose other end is gone is found and closed within a minute and a half; its calls are cancelled.
@@ -259,11 +261,15 @@ def run(config: ServerConfig, *, say: Callable[[str], None]) -> None:
 async def _run(config: ServerConfig, say: Callable[[str], None]) -> None:
     stopping = asyncio.Event()
 
+    def tell(line: str) -> None:
+        with suppress(OSError):  # whoever read standard error may be gone, which is no reason to do anything else
+            say(line)
+
     def stop(name: str) -> None:
         if stopping.is_set():
             os._exit(130)
-        say(f"{name}: finishing what is running (at most {config.grace_s:g} s)")
         stopping.set()
+        tell(f"{name}: finishing what is running (at most {config.grace_s:g} s)")
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -286,18 +292,18 @@ async def _run(config: ServerConfig, say: Callable[[str], None]) -> None:
         # A load that was interrupted is let finish: it holds the data directory.
         engine = await loading
         if not stopping.is_set():
-            await _say_ready(config, server, engine, say)
+            await _say_ready(config, server, engine, tell)
         await interrupted
     finally:
         await server.stop()
-    say("stopped")
+    tell("stopped")
 
 
 async def _replace_encoder(server: Server) -> None:
     try:
         await server.replace_encoder()
     except EmbedserveError as error:
-        _log.error("encoder not replaced: %s", error.message)
+        _log.error("encoder not replaced: %s%s", error.message, f"; {error.hint}" if error.hint else "")
     except Exception:
         _log.exception("encoder not replaced: bug")
 

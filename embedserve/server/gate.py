@@ -34,7 +34,7 @@ class Gate:
     """Counts calls from their headers to their end.
 
     Args:
-        limits: max_calls, and what bounds the bytes that are received at a time.
+        limits: max_calls, max_connection_calls, and what bounds the bytes that are received at a time.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -43,27 +43,40 @@ class Gate:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._receiving: dict[_Context, float] = {}
         self._ended: set[_Context] = set()
+        self._peers: dict[str, int] = {}
         self.calls = 0
 
-    def enter(self) -> None:
+    def enter(self, peer: str) -> None:
         """A call begins; it counts until its task ends, when also its answer has been sent.
 
+        Args:
+            peer: address and port of the connection.
+
         Raises:
-            Overloaded: there are max_calls already.
+            Overloaded: there are max_calls already, or max_connection_calls on this connection.
         """
-        if self.calls >= self._limits.max_calls:
-            raise Overloaded(
-                f"the server is busy: {self.calls} calls are under way; max_calls is {self._limits.max_calls}",
-                hint=f"try again in {_RETRY_AFTER_MS} ms",
-                retry_after_ms=_RETRY_AFTER_MS,
-            )
+        of_peer = self._peers.get(peer, 0)
+        for name, calls, where in (
+            ("max_calls", self.calls, ""),
+            ("max_connection_calls", of_peer, " on this connection"),
+        ):
+            if calls >= (most := getattr(self._limits, name)):
+                raise Overloaded(
+                    f"the server is busy: {calls} calls are under way{where}; {name} is {most}",
+                    hint=f"try again in {_RETRY_AFTER_MS} ms",
+                    retry_after_ms=_RETRY_AFTER_MS,
+                )
         task = asyncio.current_task()
         assert task is not None
         self.calls += 1
-        task.add_done_callback(self._leave)
+        self._peers[peer] = of_peer + 1
+        task.add_done_callback(lambda _: self._leave(peer))
 
-    def _leave(self, _: object) -> None:
+    def _leave(self, peer: str) -> None:
         self.calls -= 1
+        self._peers[peer] -= 1
+        if not self._peers[peer]:
+            del self._peers[peer]
 
     async def receive(self, context: _Context) -> Any:
         """The one request of a call.

@@ -171,7 +171,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, inner: Any) -> Any:
         async def answer(call: _Call, context: _Context) -> Any:
-            self._gate.enter()
+            self._gate.enter(context.peer())
             request = _checked(await self._gate.receive(context))
             call.begun = time.monotonic()
             with self._state.call():
@@ -204,7 +204,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             failure: EmbedserveError | grpc.aio.AbortError | None = None
             with self._state.call():
                 try:
-                    self._gate.enter()
+                    self._gate.enter(context.peer())
                     if admitted:  # a client is told at once that it is let in, and not with the first answer
                         with suppress(grpc.aio.BaseError):  # where it is gone already
                             await context.send_initial_metadata(())

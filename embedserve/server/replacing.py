@@ -55,6 +55,7 @@ class EncoderReplacer:
                     hint="copy the right file to where the server reads it, then ask again",
                 )
             if encoder.fingerprint == before.fingerprint:
+                _log.warning("encoder kept: the file holds the one that runs (%s)", before.fingerprint[:12])
                 return before, before
             if encoder.provider != before.provider:
                 raise EncoderFileError(
@@ -71,6 +72,10 @@ class EncoderReplacer:
                 encoder.metadata.name,
                 encoder.fingerprint[:12],
             )
+            if self._state.engine.has_collections:
+                for info in await self._state.engine.list_collections():
+                    if not info.external and info.fingerprint != encoder.fingerprint:
+                        _log.warning("collection %r is bound to another encoder: it takes no images now", info.name)
             return before, encoder
 
 

@@ -467,7 +467,7 @@ class ServerLimits(_message.Message):
     max_calls: _builtins.int
     """Calls at a time, over all connections; one more is refused with RESOURCE_EXHAUSTED (OVERLOADED)."""
     max_connection_calls: _builtins.int
-    """Calls at a time on one connection; more of them wait in the client until one ends."""
+    """Calls at a time on one connection; one more is refused in the same way."""
     def __init__(
         self,
         *,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import grpc
 import numpy as np
@@ -74,34 +73,38 @@ def tried(client: Client) -> object:
         return error
 
 
-def test_a_connection_has_no_more_calls_at_a_time_than_max_connection_calls() -> None:
-    together, most = 0, 0
-    lock = threading.Lock()
+def test_more_calls_than_max_connection_calls_are_refused_on_that_connection_and_on_no_other() -> None:
+    released = threading.Event()
+    armed = threading.Event()
+    running = threading.Semaphore(0)
 
-    def count(images: np.ndarray) -> None:
-        nonlocal together, most
-        with lock:
-            together += 1
-            most = max(most, together)
-        time.sleep(0.01)
-        with lock:
-            together -= 1
+    def hold(images: np.ndarray) -> None:
+        if armed.is_set():
+            running.release()
+            assert released.wait(20)
 
-    encoder = FakeEncoder(on_batch=count, parallel_runs=8)
+    encoder = FakeEncoder(on_batch=hold, parallel_runs=8)
     with (
         serving(encoder, limits=Limits(max_connection_calls=2), max_batch=1) as address,
-        grpc.insecure_channel(address) as channel,
+        grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
+        grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as other_channel,
     ):
-        stub = EmbeddingServiceStub(channel)
-        stub.Embed(pb.EmbedRequest(images=[picture(0)]), timeout=20)  # connected, so that both know the limit
-        waiting = {seed: stub.Embed.future(pb.EmbedRequest(images=[picture(seed)]), timeout=20) for seed in range(30)}
-        while waiting:  # HTTP/2 may refuse a stream whose predecessor is just about to end; nothing of it was done then
-            seed, call = waiting.popitem()
-            if call.code() is grpc.StatusCode.UNAVAILABLE:
-                waiting[seed] = stub.Embed.future(pb.EmbedRequest(images=[picture(seed)]), timeout=20)
-            else:
-                assert call.result().results[0].HasField("vector")
-    assert most == 2
+        stub, other = EmbeddingServiceStub(channel), EmbeddingServiceStub(other_channel)
+        request = pb.EmbedRequest(images=[picture(0)])
+        armed.set()
+        calls = [stub.Embed.future(request, timeout=20) for _ in range(2)]
+        for _ in calls:
+            assert running.acquire(timeout=20)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.Embed(request, timeout=20)
+        calls.append(other.Embed.future(request, timeout=20))
+        assert running.acquire(timeout=20)
+        released.set()
+        for call in calls:
+            assert call.result().results[0].HasField("vector")
+        wait_until(lambda: stub.Embed.future(request, timeout=20).code() is grpc.StatusCode.OK)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "max_connection_calls is 2" in refused.value.details()
 
 
 def test_a_request_that_does_not_come_ends_its_call_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,3 +140,9 @@ def test_a_file_that_is_no_encoder_is_one_sentence_and_a_hint(tmp_path: Path, co
 
 def test_a_missing_encoder_file_is_named(tmp_path: Path) -> None:
     assert f"there is no encoder file {tmp_path / 'none.onnx'}" in serve_fails(str(tmp_path / "none.onnx"))
+
+
+def test_a_server_whose_log_nobody_reads_any_more_stops_when_it_is_told_to(encoder_file: Path) -> None:
+    server = ServerProcess(str(encoder_file))
+    server.close_standard_error()
+    assert server.terminate() == 0
