@@ -8,6 +8,8 @@
 #   TESTS     test: what pytest is given, as in TESTS="tests/test_images.py -x"; without it everything
 #   OUT       dataset: where the class folders go (data/fashion-mnist)
 #   PEER_ARGS serve-peers: more words for benchmarks/serve_peers.py, such as --quick
+#   MINUTES   soak: how long; without it 10
+#   FUZZ_CASES, FUZZ_SEED  fuzz: how many files, and which ones
 #   GPU       gpu: the number of the GPU to use, as CUDA counts them; without it the first
 #   GPU_ARGS  gpu: more words for benchmarks/gpu.py
 
@@ -21,7 +23,7 @@ export PYTHON PIP_ARGS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips at once would spoil one environment
-.PHONY: help demo test lint proto dataset gpu peers quality serve-peers
+.PHONY: help demo test lint proto dataset gpu peers quality serve-peers overload soak fuzz
 
 help: ## list these tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +52,15 @@ peers: .venv-peers/.with-peers ## losses beside those of lightly, in an environm
 
 serve-peers: $(VENV)/.with-train .venv-serve-peers/.with-peers ## embedserve beside mosec, LitServe, BentoML, Ray Serve, MLServer: twenty minutes
 	$(BIN)/python benchmarks/serve_peers.py $(PEER_ARGS)
+
+overload: $(VENV)/.with-train ## four times the load that a server can take: goodput, refusals, memory; two minutes
+	$(BIN)/python benchmarks/overload.py --json benchmarks/results/overload.json
+
+soak: $(VENV)/.with-train ## mixed and hostile traffic with encoders replaced, every answer checked: MINUTES=10
+	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),10) --json benchmarks/results/soak.json
+
+fuzz: $(VENV)/.with-dev ## a hundred thousand damaged images and messages: FUZZ_CASES=100000, FUZZ_SEED=0
+	FUZZ_CASES=$(or $(FUZZ_CASES),100000) FUZZ_SEED=$(or $(FUZZ_SEED),0) $(BIN)/python -m pytest -s tests/test_fuzz.py
 
 quality: dataset ## all five methods on Fashion-MNIST beside the baselines: two hours on two cores
 	$(BIN)/python benchmarks/quality.py "$(OUT)" --out benchmarks/results/quality.json

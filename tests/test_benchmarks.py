@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from measuring.clients import (
     multipart_body,
     read_response,
 )
+from measuring.ledger import Ledger
 from measuring.loads import Call, Tally, closed_loop, images_within, open_loop, percentile_ms
 from measuring.machine import Tree, spent_s
 from measuring.tables import behaviour_cells
@@ -32,6 +34,7 @@ from peers.shared import Settings
 from embedserve import encoder_file
 from embedserve.encoder_file import EncoderMetadata
 from embedserve.preprocess import PreprocessSpec
+from tests.encoders import write_encoder_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
@@ -346,3 +349,44 @@ def test_the_gpu_benchmark_measures_serving_and_can_be_tried_on_the_cpu(tmp_path
         assert min(result["server"]["16_per_call"], result["server"]["stream"], result["server"]["p99_ms"]) > 0
         assert result["server_over_limit"].keys() == {"16_per_call", "stream"}
     assert document["training"] == []
+
+
+@pytest.mark.slow
+def test_a_short_soak_goes_without_a_violation_and_accounts_for_every_call(tmp_path: Path) -> None:
+    encoders = [write_encoder_file(tmp_path / f"{seed}.onnx", seed=seed) for seed in (1, 2)]
+    chosen = [part for encoder in encoders for part in ("--encoder", str(encoder))]
+    said = run("soak.py", "--minutes", "0.3", "--every-s", "4", "--json", str(tmp_path / "soak.json"), *chosen)
+    document = json.loads((tmp_path / "soak.json").read_text())
+    assert "nothing went wrong" in said
+    assert document["violations"] == []
+    assert document["replaced"] >= 2
+    assert min(document["good_calls"].values()) > 0
+    assert document["left_by_their_caller"]["Embed"] > 0
+
+
+def test_the_ledger_tells_calls_that_the_server_lost_or_made_up() -> None:
+    ledger = Ledger(known=Counter({("Embed", "OK"): 10, ("Embed", "INTERNAL"): 1}), left=Counter({"Embed": 3}))
+    right = Counter({("Embed", "OK"): 11, ("Embed", "CANCELLED"): 2, ("Embed", "INTERNAL"): 1})
+    assert ledger.differences(right) == []
+    assert ledger.differences(right - Counter({("Embed", "OK"): 2})) == [
+        "Embed OK: the server counts 9, the client 10 and 3 that it left"
+    ]
+    assert ledger.differences(right + Counter({("Embed", "INTERNAL"): 1})) == [
+        "Embed INTERNAL: the server counts 2, the client 1",
+        "Embed: the server counts 1 calls that nobody made",
+    ]
+    assert ledger.differences(right + Counter({("Search", "OK"): 1})) == [
+        "Search OK: the server counts 1, the client 0",
+        "Search: the server counts 1 calls that nobody made",
+    ]
+
+
+@pytest.mark.slow
+def test_a_short_overload_says_what_was_answered_and_what_was_refused(tmp_path: Path) -> None:
+    command = ["--encoder", "fixed", "--seconds", "2", "--max-queue-images", "32", "--json", str(tmp_path / "out.json")]
+    with contextlib.suppress(AssertionError):  # exit code 1 where another process takes the cores: figures are no test
+        run("overload.py", *command)
+    [result] = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert result["codes"]["OK"] > 0
+    assert result["codes"]["OVERLOADED"] > result["codes"]["OK"]
+    assert set(result["codes"]) <= {"OK", "OVERLOADED", "DEADLINE_EXCEEDED"}

@@ -38,7 +38,7 @@ class Ledger:
                         + (f" and {spare} that it left" if spare else "")
                     )
             if extra > self.left[method]:
-                found.append(f"{method}: the server counts {extra} calls that nobody made")
+                found.append(f"{method}: the server counts {extra - self.left[method]} calls that nobody made")
         return found
 
 
