@@ -1,0 +1,51 @@
+"""When the heap is trimmed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from embedserve.server import memory
+
+MIB = 1 << 20
+
+
+def trims(monkeypatch: pytest.MonkeyPatch, sizes_mib: list[int], *, after_mib: int) -> list[int]:
+    """At which of these sizes the heap is trimmed, when trimming leaves ``after_mib``."""
+    seen: Iterator[int] = iter(sizes_mib)
+    trimmed: list[int] = []
+    current = 0
+
+    def resident_bytes() -> int:
+        nonlocal current
+        is_right_after_a_trim = bool(trimmed) and trimmed[-1] == current
+        current = after_mib if is_right_after_a_trim else next(seen)
+        return current * MIB
+
+    monkeypatch.setattr(memory, "EVERY_S", 0)
+    monkeypatch.setattr(memory, "_resident_bytes", resident_bytes)
+
+    async def watch() -> None:
+        with pytest.raises((StopIteration, RuntimeError)):
+            await memory.give_back(lambda: trimmed.append(current))
+
+    asyncio.run(watch())
+    return trimmed
+
+
+def test_the_heap_is_trimmed_after_growth_and_not_again_while_what_has_grown_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert trims(monkeypatch, [100, 130, 150, 164, 201, 210, 264, 266], after_mib=201) == [164, 266]
+
+
+def test_what_a_process_had_at_its_smallest_is_what_it_has_grown_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trims(monkeypatch, [300, 310, 100, 150, 165], after_mib=100) == [165]
+
+
+def test_a_system_without_malloc_trim_goes_without() -> None:
+    trim = memory.trimmer()
+    if trim is not None:
+        trim()
