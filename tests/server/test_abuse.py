@@ -11,6 +11,7 @@ import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import cache
 from pathlib import Path
 
 import grpc
@@ -260,6 +261,7 @@ def png(width: int, height: int, *chunks: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
 
 
+@cache
 def zeros(size: int) -> bytes:
     """Compressed a thousand times."""
     packer = zlib.compressobj(9)
