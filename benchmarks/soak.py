@@ -52,8 +52,10 @@ PICTURES = 24
 REPLACED_WITHIN_S = 15.0
 LEAST_MINUTES = 2.0
 """A shorter run is all warm-up: it says nothing of growth."""
-ALLOWED = {"memory_mb": 16.0, "descriptors": 3.0, "threads": 2.0}
-"""Rise over the run that is never taken for growth."""
+ALLOWED = {"memory_mb": 24.0, "descriptors": 3.0, "threads": 2.0}
+"""Rise over the run that is never taken for growth. Memory: writes alone raise it by 12 to 15 MB until some 70,000
+items have been written (caches of SQLite and of the allocator), and by no more after that: 89, 91, 91, 94, 98, 102, 96,
+103, 99, 99, 101, 104, 105, 101 MB after each 12,000 items of which 300 stay."""
 
 
 @dataclass
@@ -260,6 +262,7 @@ async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "images_right": traffic.findings.images,
         "asked_to_come_again": dict(traffic.findings.shed),
         "left_by_their_caller": dict(ledger.left),
+        "status_lost_by_the_client": dict(ledger.lost),
         "calls": {f"{method} {code}": count for (method, code), count in sorted(ledger.known.items())},
         "server_counted": {f"{method} {code}": count for (method, code), count in sorted(counted.items())},
         "images": {

@@ -369,7 +369,7 @@ def test_the_ledger_tells_calls_that_the_server_lost_or_made_up() -> None:
     right = Counter({("Embed", "OK"): 11, ("Embed", "CANCELLED"): 2, ("Embed", "INTERNAL"): 1})
     assert ledger.differences(right) == []
     assert ledger.differences(right - Counter({("Embed", "OK"): 2})) == [
-        "Embed OK: the server counts 9, the client 10 and 3 that it left"
+        "Embed OK: the server counts 9, the client 10 and 3 without a status"
     ]
     assert ledger.differences(right + Counter({("Embed", "INTERNAL"): 1})) == [
         "Embed INTERNAL: the server counts 2, the client 1",

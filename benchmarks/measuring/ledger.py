@@ -20,25 +20,29 @@ class Ledger:
     """Calls with a status from the server."""
     left: Counter[str] = field(default_factory=Counter)
     """By method, calls that the client left or gave up before it had a status."""
+    lost: Counter[str] = field(default_factory=Counter)
+    """By method, calls whose status grpc.aio's client lost: it was writing to the stream when the server ended it."""
 
     def differences(self, counted: Counter[tuple[str, str]]) -> list[str]:
-        """Where a server's count cannot be the same calls: for each method and code it has those that are known, and of
-        the calls that were left at most all, under one of OPEN_ENDS."""
+        """Where a server's count cannot be the same calls: for each method and code it has those that are known, of
+        the calls that were left at most all, under one of OPEN_ENDS, and those that were lost under any code."""
         found = []
-        for method in sorted({method for method, _ in [*self.known, *counted]} | set(self.left)):
+        for method in sorted({method for method, _ in [*self.known, *counted]} | set(self.left) | set(self.lost)):
             codes = {code for other, code in [*self.known, *counted] if other == method}
-            extra = 0
+            extra, without_status = 0, self.left[method] + self.lost[method]
             for code in sorted(codes):
                 ours, theirs = self.known[method, code], counted[method, code]
-                spare = self.left[method] if code in OPEN_ENDS else 0
+                spare = without_status if code in OPEN_ENDS else self.lost[method]
                 extra += theirs - ours
                 if not ours <= theirs <= ours + spare:
                     found.append(
                         f"{method} {code}: the server counts {theirs}, the client {ours}"
-                        + (f" and {spare} that it left" if spare else "")
+                        + (f" and {spare} without a status" if spare else "")
                     )
-            if extra > self.left[method]:
-                found.append(f"{method}: the server counts {extra - self.left[method]} calls that nobody made")
+            if extra > without_status:
+                found.append(f"{method}: the server counts {extra - without_status} calls that nobody made")
+            elif extra < self.lost[method]:
+                found.append(f"{method}: the server does not count {self.lost[method] - extra} calls")
         return found
 
 

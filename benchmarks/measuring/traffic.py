@@ -138,6 +138,9 @@ class Traffic:
 
     def _note_failure(self, method: str, error: grpc.aio.AioRpcError, allowed: tuple[str, ...]) -> None:
         failure = calls.failure_of(error, self._server.target, TIMEOUT_S)
+        if error.code() is grpc.StatusCode.INTERNAL and isinstance(failure.error, Unavailable):
+            self.findings.ledger.lost[_name(method)] += 1
+            return
         self.findings.ledger.known[_name(method), error.code().name] += 1
         if failure.retry_after_s is not None and isinstance(failure.error, (Overloaded, Unavailable)):
             self.findings.shed[_name(method)] += 1
