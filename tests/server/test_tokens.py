@@ -260,18 +260,26 @@ def test_tokens_added_and_taken_out_count_from_the_next_call_on(
         old.server_info()
         with pytest.raises(Unauthenticated):
             new.server_info()
-        tokens.write_text(f"write {WRONG}\n")
+        _put(tokens, f"write {WRONG}\n")
         eventually(lambda: _lets_in(new))
         with pytest.raises(Unauthenticated):
             old.server_info()
         with caplog.at_level(logging.ERROR, "embedserve.server"):
-            tokens.write_text("write short\n")
+            _put(tokens, "write short\n")
             eventually(lambda: "the old tokens stay in use" in caplog.text)
         new.server_info()
         tokens.unlink()
         new.server_info()
     assert "line 1" in caplog.text
     assert WRONG not in caplog.text
+
+
+def _put(path: Path, text: str) -> None:
+    """The whole file at once: one that is half written would be read as such."""
+    beside = path.with_name("beside")
+    beside.write_text(text)
+    beside.chmod(0o600)
+    beside.replace(path)
 
 
 def _lets_in(client: Client) -> bool:
