@@ -154,7 +154,7 @@ def behaviour_table() -> str:
     from benchmarks.measuring.tables import behaviour_cells
 
     result = _read("serve_peers.json", missing_ok=True)
-    if result is None:
+    if result is None or "behaviour" not in result:  # --part throughput
         return _UNMEASURED
     rows = [
         [name if kind == "best" else f"{name}, batches of 8", *behaviour_cells(one)]
