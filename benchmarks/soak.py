@@ -272,7 +272,7 @@ async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         },
         "growth": growth,
         "every_10_s": {name: values[::10] for name, values in samples.values.items()},
-        "log": [line for line in child.said if "replaced" not in line][-20:],
+        "log": [line.replace(str(folder), "…") for line in child.said if "replaced" not in line][-20:],
     }
 
 
