@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MetadataValue: TypeAlias = str | int | float | bool | Sequence[str]
 Metadata: TypeAlias = Mapping[str, MetadataValue]
 
+DEFAULT_TARGET_RECALL = 0.95
+"""recall@10 that approximate search is tuned to unless a collection or a query says otherwise."""
+
 EXTERNAL = "external"
 """The fingerprint of a collection whose vectors come from outside; no encoder of ours is bound to it."""
 
@@ -280,8 +283,8 @@ class Hit:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CollectionInfo:
-    """What a collection is and holds."""
+class Bound:
+    """What a collection is for good: which vectors it holds. Known without a look at its files."""
 
     name: str
     fingerprint: str
@@ -289,12 +292,6 @@ class CollectionInfo:
     encoder_name: str
     dimension: int
     keep: Keep
-    created_unix_s: float
-    items: int = 0
-    aliases: tuple[str, ...] = ()
-    index: str = ""
-    """What answers its searches, in words, as in "exact (flat inner product)"."""
-    disk_bytes: int = 0
     uid: str = ""
     """Tells it from another one that had or will have its name; known to the store only."""
 
@@ -302,6 +299,73 @@ class CollectionInfo:
     def external(self) -> bool:
         """True if its vectors come from outside, so that images cannot be compared with them."""
         return self.fingerprint == EXTERNAL
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recall:
+    """How many of the ten nearest items approximate search finds, measured against exact search."""
+
+    value: float
+    """Mean recall@10 over the queries, in [0, 1]."""
+    queries: int
+    """How many queries it was measured with."""
+    real: bool
+    """True if they were sampled from those that clients asked, False if made from the collection's own vectors."""
+    measured_unix_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CollectionInfo(Bound):
+    """What a collection is and holds."""
+
+    created_unix_s: float
+    items: int = 0
+    aliases: tuple[str, ...] = ()
+    index: str = ""
+    """What answers its searches, in words, as in "exact (flat inner product)"."""
+    disk_bytes: int = 0
+    index_spec: str = "auto"
+    """How the index was asked for when the collection was made, as in "auto" or "hnsw:m=32"."""
+    target_recall: float = DEFAULT_TARGET_RECALL
+    """The recall@10 that approximate search is tuned to."""
+    filter_keys: tuple[str, ...] = ()
+    """Metadata keys with an index of their own, so that filters on them need not read all items."""
+    recall: Recall | None = None
+    """As last measured; None while every search is exact, or nothing was measured yet."""
+    building: bool = False
+    """True while parts of the index are built or merged in the background."""
+    segments: int = 0
+    """Sealed parts of the index."""
+    unsealed: int = 0
+    """Items that are not in a sealed part yet; they are compared one by one."""
+    dead: int = 0
+    """Rows of the index whose items are gone; merging removes them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckReport:
+    """What a check of a collection found."""
+
+    items: int
+    """Rows read and compared with their checksums."""
+    segments: int
+    """Sealed parts of the index whose files were compared with their hashes."""
+    searched: int
+    """Items that were searched for by their own vectors."""
+    recall: Recall | None
+    """Measured during the check; None if every search is exact."""
+    problems: tuple[str, ...]
+    """What is wrong, one sentence each, with the file or item; empty if nothing is."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckProgress:
+    """How far a check is."""
+
+    stage: str
+    """What is being checked: "items", "segments", "search" or "recall"."""
+    done: int
+    total: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -315,5 +379,12 @@ class SearchOptions:
     """Metadata key; at most one hit, the closest, for each of its values. Items without the key each stand alone."""
     exact: bool = False
     """Bypass approximate structures."""
+    ef: int = 0
+    """Candidates that HNSW keeps while it searches; 0: what the target recall needs. At most one of ef, nprobe and
+    target_recall is given, and with exact none."""
+    nprobe: int = 0
+    """Lists that IVF looks through; 0: what the target recall needs."""
+    target_recall: float | None = None
+    """recall@10 to search for, in (0, 1]; None: the collection's own."""
     include_metadata: bool = True
     include_vectors: bool = False

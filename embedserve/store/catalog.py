@@ -12,7 +12,7 @@ from pathlib import Path
 
 from embedserve.errors import InvalidInput
 from embedserve.store.database import open_database, reported, transaction
-from embedserve.types import Keep
+from embedserve.types import DEFAULT_TARGET_RECALL, Bound, Keep
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
@@ -50,6 +50,23 @@ class Entry:
     dimension: int
     keep: Keep
     created_unix_s: float
+    index: str = "auto"
+    """How its index was asked for; ``index.spec`` reads it."""
+    target_recall: float = DEFAULT_TARGET_RECALL
+    filter_keys: tuple[str, ...] = ()
+    """Metadata keys whose values are kept in an index of their own."""
+
+    @property
+    def bound(self) -> Bound:
+        """What callers check their vectors with."""
+        return Bound(
+            name=self.name,
+            uid=self.uid,
+            fingerprint=self.fingerprint,
+            encoder_name=self.encoder_name,
+            dimension=self.dimension,
+            keep=self.keep,
+        )
 
 
 def check_name(name: str) -> None:

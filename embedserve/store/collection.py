@@ -105,6 +105,9 @@ class Collection:
             index=self._index.description,
             disk_bytes=disk_bytes,
             uid=self.entry.uid,
+            index_spec=self.entry.index,
+            target_recall=self.entry.target_recall,
+            filter_keys=self.entry.filter_keys,
         )
 
     def close(self) -> None:

@@ -15,10 +15,10 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,20 @@ from embedserve.store.catalog import Catalog, Entry, check_name
 from embedserve.store.collection import Collection
 from embedserve.store.database import damaged, reported
 from embedserve.store.lock import DirectoryLock
-from embedserve.types import CollectionInfo, Filter, Hit, Include, Item, Keep, Page, SearchOptions
+from embedserve.types import (
+    DEFAULT_TARGET_RECALL,
+    Bound,
+    CheckProgress,
+    CheckReport,
+    CollectionInfo,
+    Filter,
+    Hit,
+    Include,
+    Item,
+    Keep,
+    Page,
+    SearchOptions,
+)
 
 _UID = re.compile(r"[0-9a-f]{32}")
 
@@ -76,7 +89,16 @@ class LocalStore:
         self.close()
 
     def create_collection(
-        self, name: str, *, fingerprint: str, encoder_name: str, dimension: int, keep: Keep
+        self,
+        name: str,
+        *,
+        fingerprint: str,
+        encoder_name: str,
+        dimension: int,
+        keep: Keep,
+        index: str = "auto",
+        target_recall: float = DEFAULT_TARGET_RECALL,
+        filter_keys: Sequence[str] = (),
     ) -> CollectionInfo:
         """Make an empty collection.
 
@@ -94,6 +116,9 @@ class LocalStore:
             dimension=dimension,
             keep=keep,
             created_unix_s=time.time(),
+            index=index,
+            target_recall=target_recall,
+            filter_keys=tuple(dict.fromkeys(filter_keys)),
         )
         with self._changing:
             self._check_open()
@@ -123,6 +148,19 @@ class LocalStore:
             with self._names:
                 self._collections[name] = collection
             return collection.info(())
+
+    def bound(self, name: str) -> Bound:
+        """What the collection is bound to; does not wait.
+
+        Raises:
+            CollectionNotFound: as every call below that takes a collection.
+        """
+        with self._names:
+            self._check_open()
+            found = self._collections.get(self._aliases.get(name, name))
+        if found is None:
+            raise _not_found(name)
+        return found.entry.bound
 
     def get_collection(self, name: str) -> CollectionInfo:
         """What the collection is and holds.
@@ -242,6 +280,18 @@ class LocalStore:
         """The nearest items for each query; see VectorStore."""
         with self._used(collection, uid) as found:
             return found.search(queries, options, exclude_ids)
+
+    def check_collection(self, name: str, on_progress: Callable[[CheckProgress], None]) -> CheckReport:
+        """Compare everything that is kept more than once; see VectorStore."""
+        raise NotImplementedError
+
+    def backup_collection(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """One file with the collection as it is at this moment; see VectorStore."""
+        raise NotImplementedError
+
+    def restore_collection(self, name: str, chunks: Iterable[bytes]) -> CollectionInfo:
+        """Make a collection with this new name from a backup; see VectorStore."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Wait for calls that are under way, then close all files and give the data directory free."""

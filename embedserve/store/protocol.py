@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from embedserve.types import CollectionInfo, Filter, Hit, Include, Item, Keep, Page, SearchOptions
+from embedserve.types import (
+    DEFAULT_TARGET_RECALL,
+    Bound,
+    CheckProgress,
+    CheckReport,
+    CollectionInfo,
+    Filter,
+    Hit,
+    Include,
+    Item,
+    Keep,
+    Page,
+    SearchOptions,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,13 +36,39 @@ class VectorStore(Protocol):
     """
 
     def create_collection(
-        self, name: str, *, fingerprint: str, encoder_name: str, dimension: int, keep: Keep
+        self,
+        name: str,
+        *,
+        fingerprint: str,
+        encoder_name: str,
+        dimension: int,
+        keep: Keep,
+        index: str = "auto",
+        target_recall: float = DEFAULT_TARGET_RECALL,
+        filter_keys: Sequence[str] = (),
     ) -> CollectionInfo:
         """Make an empty collection.
 
+        Args:
+            name: 1–64 characters; see ``catalog.check_name``.
+            fingerprint: of the encoder it is bound to, or EXTERNAL.
+            encoder_name: of that encoder.
+            dimension: D.
+            keep: what is kept of images.
+            index: "auto", or the kind of index with its parameters, as in "hnsw:m=32".
+            target_recall: recall@10 that approximate search is tuned to.
+            filter_keys: metadata keys to keep an index of.
+
         Raises:
-            InvalidInput: the name is not allowed.
+            InvalidInput: the name, the index or a key is not allowed.
             AlreadyExists: a collection or an alias has the name.
+        """
+
+    def bound(self, name: str) -> Bound:
+        """What the collection is bound to. Never waits, so that the event loop may ask before every call.
+
+        Raises:
+            CollectionNotFound: as every call below that takes a collection.
         """
 
     def get_collection(self, name: str) -> CollectionInfo:
@@ -107,6 +147,36 @@ class VectorStore(Protocol):
 
         Returns:
             For each query its hits, closest first, ties broken by id; min(k, matching items) of them.
+        """
+
+    def check_collection(self, name: str, on_progress: Callable[[CheckProgress], None]) -> CheckReport:
+        """Compare everything that is kept more than once, while the collection is used.
+
+        Every row with its checksum, the index's files with their hashes, the rows of the index with the items, and
+        every item's own vector with what a search for it finds; and measure recall. What is wrong with the index is
+        rebuilt from the items.
+
+        Args:
+            name: name or alias.
+            on_progress: called now and then, in the same thread; what it raises ends the check.
+        """
+
+    def backup_collection(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """One file with the collection as it is at this moment, open for reading; gone when the block is left.
+
+        Raises:
+            DiskFull: there is no room for the copy.
+        """
+
+    def restore_collection(self, name: str, chunks: Iterable[bytes]) -> CollectionInfo:
+        """Make a collection with this new name from a backup, whose bytes come in chunks.
+
+        It is there only once all of it has been received, checked and written to disk.
+
+        Raises:
+            InvalidInput: the name is not allowed, or the bytes are no backup, are cut, or damaged.
+            AlreadyExists: a collection or an alias has the name.
+            DiskFull: nothing was made.
         """
 
     def close(self) -> None:
