@@ -27,7 +27,8 @@ _AMONG = "rid IN (SELECT value FROM json_each(?))"
 _IDS = 500
 """Ids bound to one statement."""
 _ROWS = 4096
-"""Rows of a batch when all are read."""
+"""Rows of a batch when many are read."""
+_LAST_RID = 2**63 - 1
 
 
 class View:
@@ -52,25 +53,41 @@ class View:
         """Items; reads the whole index of ids."""
         return int(self._connection.execute("SELECT COUNT(*) FROM item").fetchone()[0])
 
+    def all_rids(self) -> NDArray[np.int64]:
+        """All row numbers, ascending: int64 [N]. Reads the index of ids only, not the rows."""
+        return row_numbers(self._connection, "SELECT rid FROM item INDEXED BY sqlite_autoindex_item_1")
+
     def vectors(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """All row numbers, ascending, and their vectors in batches: int64 [n], float32 [n, D].
 
         Raises:
             StoreError: a row is damaged; names the item.
         """
-        with closing(self._connection.execute(f"SELECT {_COLUMNS} FROM item ORDER BY rid")) as cursor:
+        return ((rids, vectors) for rids, _, vectors in self.rows_between(0, _LAST_RID))
+
+    def rows_between(
+        self, first: int, last: int
+    ) -> Iterator[tuple[NDArray[np.int64], list[bytes], NDArray[np.float32]]]:
+        """The rows with numbers from ``first`` to ``last``, both included, ascending and in batches.
+
+        Yields:
+            Row numbers int64 [n], ids in UTF-8, vectors float32 [n, D].
+
+        Raises:
+            StoreError: a row is damaged; names the item.
+        """
+        query = f"SELECT {_COLUMNS} FROM item WHERE rid BETWEEN ? AND ? ORDER BY rid"
+        with closing(self._connection.execute(query, (first, last))) as cursor:
             while batch := cursor.fetchmany(_ROWS):
                 rows = [self._row(columns) for columns in batch]
                 rids = np.fromiter((rid for rid, _ in rows), np.int64, len(rows))
                 packed = np.frombuffer(b"".join(row.vec for _, row in rows), "<f4")
-                yield rids, packed.reshape(len(rows), self._dimension)
+                yield rids, [row.id for _, row in rows], packed.reshape(len(rows), self._dimension)
 
     def matching(self, filter: Filter) -> NDArray[np.int64]:
         """Row numbers of the items that a filter holds for, ascending: int64 [M]."""
         where = condition(filter)
-        cursor = self._connection.execute(f"SELECT rid FROM item WHERE {where.sql} ORDER BY rid", where.values)
-        with closing(cursor):
-            return np.fromiter((rid for (rid,) in cursor), np.int64)
+        return row_numbers(self._connection, f"SELECT rid FROM item WHERE {where.sql}", where.values)
 
     def rid(self, id: str) -> int | None:
         """The row number of an item."""
@@ -159,6 +176,18 @@ class View:
 def media_crc(media_type: str, data: bytes) -> int:
     """crc32 over type and bytes of an image."""
     return zlib.crc32(data, zlib.crc32(media_type.encode()))
+
+
+def row_numbers(
+    connection: sqlite3.Connection, query: str, values: Sequence[str | int | float | bytes] = ()
+) -> NDArray[np.int64]:
+    """What a query for a column named rid finds, ascending: int64 [M]."""
+    # As one text, which NumPy parses: 1,000,000 numbers took 0.10 s, one row for each 0.30 s, and most of it is
+    # inside SQLite, which lets other threads run. SQLite's longest text holds about 100 million row numbers.
+    (text,) = connection.execute(f"SELECT group_concat(rid) FROM ({query})", values).fetchone()
+    rids = np.empty(0, np.int64) if text is None else np.fromstring(text, np.int64, sep=",")
+    rids.sort()
+    return rids
 
 
 def _list(rids: Sequence[int]) -> str:
