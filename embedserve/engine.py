@@ -20,13 +20,14 @@ from embedserve import binding, vectors
 from embedserve.admission import Admission
 from embedserve.batcher import Encoded
 from embedserve.embedder import Embedded, Embedder, Results, Timings
-from embedserve.encoder import ImageEncoder
+from embedserve.encoder import ImageEncoder, usable_cores
 from embedserve.errors import EmbedserveError, FailedPrecondition, InvalidInput, ItemNotFound, LimitExceeded
 from embedserve.observer import Observer
 from embedserve.requests import ImageQuery, ItemQuery, NewItem, Query, VectorQuery
 from embedserve.store.protocol import VectorStore
 from embedserve.types import (
     EXTERNAL,
+    Bound,
     CollectionInfo,
     Filter,
     Hit,
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _STORE_THREADS = 4
+"""Of calls that are neither reads nor writes of items: making collections, removing them, naming them."""
+_WRITERS = 16
+"""They mostly wait for the disk. Writes that come while it is busy are committed together, so more of them at a time
+make fewer commits."""
 
 
 class Engine:
@@ -71,7 +76,10 @@ class Engine:
         self._start_embedder = start_embedder
         self._replacing = asyncio.Lock()
         self._store = store
+        # Pools of their own, or a few writes that wait for the disk would hold up every search.
         self._store_pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
+        self._readers = ThreadPoolExecutor(usable_cores(), thread_name_prefix="read")
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._observer = observer
 
     @classmethod
@@ -98,7 +106,8 @@ class Engine:
     async def close(self) -> None:
         """Finish what was admitted, then give threads and store free."""
         await self.embedder.close()
-        self._store_pool.shutdown()
+        for pool in (self._readers, self._writers, self._store_pool):
+            pool.shutdown()
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
 
@@ -181,6 +190,14 @@ class Engine:
             )
         )
 
+    def bound(self, name: str) -> Bound:
+        """What a collection, by name or alias, is bound to; does not wait.
+
+        Raises:
+            CollectionNotFound: as every call that takes a collection.
+        """
+        return self._the_store().bound(name)
+
     async def get_collection(self, name: str) -> CollectionInfo:
         """What a collection, by name or alias, is and holds.
 
@@ -211,7 +228,7 @@ class Engine:
         encoder_fingerprint: str = "",
         deadline: float | None = None,
         timings: Timings | None = None,
-    ) -> tuple[CollectionInfo, list[str | EmbedserveError]]:
+    ) -> tuple[Bound, list[str | EmbedserveError]]:
         """Write items; for each the id under which it is now on disk, or why it was not written.
 
         An item that is an error already, since it could not be read, keeps its place. ``encoder_fingerprint`` says
@@ -222,16 +239,16 @@ class Engine:
             LimitExceeded, Overloaded, DiskFull: nothing was written.
         """
         timings = timings or Timings()
-        info = await self.get_collection(collection)
+        bound = self.bound(collection)
         embedder = self.embedder
-        checked = self._check_items(info, embedder.encoder, items, encoder_fingerprint)
-        embedded = await embedder.embed(_images(checked), keep=info.keep, deadline=deadline, timings=timings)
-        [results] = await self._write(info, [(checked, embedded)], timings)
-        return info, positioned("item", results)
+        checked = self._check_items(bound, embedder.encoder, items, encoder_fingerprint)
+        embedded = await embedder.embed(_images(checked), keep=bound.keep, deadline=deadline, timings=timings)
+        [results] = await self._write(bound, [(checked, embedded)], timings)
+        return bound, positioned("item", results)
 
     def begin_upsert(
         self,
-        info: CollectionInfo,
+        bound: Bound,
         items: Sequence[NewItem | EmbedserveError],
         *,
         encoder_fingerprint: str,
@@ -247,13 +264,13 @@ class Engine:
             EncoderMismatch, LimitExceeded: as ``upsert``.
         """
         embedder = self.embedder
-        checked = self._check_items(info, embedder.encoder, items, encoder_fingerprint)
+        checked = self._check_items(bound, embedder.encoder, items, encoder_fingerprint)
         images = _images(checked)
-        return checked, embedder.submit(images, keep=info.keep, deadline=deadline, timings=Timings(), turn=turn)
+        return checked, embedder.submit(images, keep=bound.keep, deadline=deadline, timings=Timings(), turn=turn)
 
     async def finish_upsert(
         self,
-        info: CollectionInfo,
+        bound: Bound,
         begun: Sequence[tuple[list[NewItem | EmbedserveError], list[Embedded | EmbedserveError]]],
     ) -> list[list[str | EmbedserveError]]:
         """The second half: write what several messages hold in one transaction.
@@ -265,11 +282,11 @@ class Engine:
         Raises:
             DiskFull: nothing was written.
         """
-        return await self._write(info, begun, Timings())
+        return await self._write(bound, begun, Timings())
 
     def _check_items(
         self,
-        info: CollectionInfo,
+        bound: Bound,
         encoder: ImageEncoder,
         items: Sequence[NewItem | EmbedserveError],
         encoder_fingerprint: str,
@@ -279,12 +296,12 @@ class Engine:
         self.limits.check("max_items", len(items), "items in one call")
         self.limits.check("max_images", images, "images in one call")
         has_vectors = any(isinstance(item, NewItem) and item.vector is not None for item in items)
-        binding.check(info, encoder, encoder_fingerprint, has_images=images > 0, has_vectors=has_vectors)
-        return [item if isinstance(item, EmbedserveError) else self._checked(item, info) for item in items]
+        binding.check(bound, encoder, encoder_fingerprint, has_images=images > 0, has_vectors=has_vectors)
+        return [item if isinstance(item, EmbedserveError) else self._checked(item, bound) for item in items]
 
     async def _write(
         self,
-        info: CollectionInfo,
+        bound: Bound,
         begun: Sequence[tuple[list[NewItem | EmbedserveError], list[Embedded | EmbedserveError]]],
         timings: Timings,
     ) -> list[list[str | EmbedserveError]]:
@@ -297,20 +314,20 @@ class Engine:
             results.append([item.id if isinstance(item, Item) else item for item in done])
         if writes:
             begun_at = time.monotonic()
-            await self._in_store(lambda store: store.upsert(info.name, writes, uid=info.uid))
+            await self._in_store(lambda store: store.upsert(bound.name, writes, uid=bound.uid), self._writers)
             timings.store_ms = self._stored("upsert", begun_at)
         return results
 
     async def get_items(
         self, collection: str, ids: Sequence[str], include: Include
-    ) -> tuple[CollectionInfo, list[Item | EmbedserveError]]:
+    ) -> tuple[Bound, list[Item | EmbedserveError]]:
         """The items with these ids, in order; in the place of one that is not there, ItemNotFound.
 
         Raises:
             LimitExceeded: too many ids, or more media than one message holds.
         """
         self.limits.check("max_items", len(ids), "ids in one call")
-        info = await self.get_collection(collection)
+        bound = self.bound(collection)
         found: dict[str, Item | EmbedserveError] = {bad: error for bad in ids if (error := self._bad_id(bad))}
         wanted = [item_id for item_id in dict.fromkeys(ids) if item_id not in found]
         # Media one by one: a thousand originals at once would be more than this machine's memory.
@@ -318,8 +335,8 @@ class Engine:
         media_bytes = 0
         for start in range(0, len(wanted), step):
             part = wanted[start : start + step]
-            for item_id, item in zip(part, await self._read_items(info, part, include), strict=True):
-                found[item_id] = item or _item_not_found(item_id, info)
+            for item_id, item in zip(part, await self._read_items(bound, part, include), strict=True):
+                found[item_id] = item or _item_not_found(item_id, bound)
                 if item is not None and item.media is not None:
                     media_bytes += len(item.media.data) * ids.count(item_id)
             if media_bytes > self.limits.max_message_bytes:
@@ -328,10 +345,12 @@ class Engine:
                     " (max_message_bytes)",
                     hint="ask for fewer ids at once",
                 )
-        return info, [found[item_id] for item_id in ids]
+        return bound, [found[item_id] for item_id in ids]
 
-    async def _read_items(self, info: CollectionInfo, ids: Sequence[str], include: Include) -> list[Item | None]:
-        return await self._in_store(lambda store: store.get_items(info.name, ids, include, uid=info.uid))
+    async def _read_items(self, bound: Bound, ids: Sequence[str], include: Include) -> list[Item | None]:
+        return await self._in_store(
+            lambda store: store.get_items(bound.name, ids, include, uid=bound.uid), self._readers
+        )
 
     async def delete_items(self, collection: str, ids: Sequence[str]) -> int:
         """Remove items; how many of them there were.
@@ -343,23 +362,24 @@ class Engine:
         for item_id in ids:
             if error := self._bad_id(item_id):
                 raise error
-        return await self._in_store(lambda store: store.delete_items(collection, ids))
+        return await self._in_store(lambda store: store.delete_items(collection, ids), self._writers)
 
     async def list_items(
         self, collection: str, *, page_size: int, page_token: str, filter: Filter | None, include: Include
-    ) -> tuple[CollectionInfo, Page]:
+    ) -> tuple[Bound, Page]:
         """A page of items in the order of their ids; ``page_size`` 0 means 100."""
         size = page_size or 100
         self.limits.check("max_page_size", size, "items on a page")
         if filter is not None:
             check_filter(filter, self.limits)
-        info = await self.get_collection(collection)
+        bound = self.bound(collection)
         page = await self._in_store(
             lambda store: store.list_items(
-                info.name, page_size=size, page_token=page_token, filter=filter, include=include, uid=info.uid
-            )
+                bound.name, page_size=size, page_token=page_token, filter=filter, include=include, uid=bound.uid
+            ),
+            self._readers,
         )
-        return info, page
+        return bound, page
 
     # --- Search ---------------------------------------------------------------------
 
@@ -372,7 +392,7 @@ class Engine:
         encoder_fingerprint: str = "",
         deadline: float | None = None,
         timings: Timings | None = None,
-    ) -> tuple[CollectionInfo, list[list[Hit] | EmbedserveError]]:
+    ) -> tuple[Bound, list[list[Hit] | EmbedserveError]]:
         """The nearest items for each query, closest first, or why it could not be answered.
 
         A query that is an error already, since it could not be read, keeps its place. ``encoder_fingerprint`` says
@@ -389,18 +409,13 @@ class Engine:
             raise InvalidInput("the call has no queries")
         self.limits.check("max_queries", len(queries), "queries in one call")
         self._check_options(options)
-        info = await self.get_collection(collection)
+        bound = self.bound(collection)
         images = [query.image for query in queries if isinstance(query, ImageQuery)]
-        vector_bytes = 4 * info.dimension * len(queries) * min(options.k, max(info.items, 1))
-        if options.include_vectors and vector_bytes > self.limits.max_message_bytes:
-            raise LimitExceeded(
-                f"the vectors of so many hits have {vector_bytes} bytes; max_message_bytes is"
-                f" {self.limits.max_message_bytes}",
-                hint="ask for fewer hits or queries at once, or leave the vectors out",
-            )
+        if options.include_vectors:
+            await self._check_vector_bytes(collection, bound.dimension * len(queries), options.k)
         embedder = self.embedder
         binding.check(
-            info,
+            bound,
             embedder.encoder,
             encoder_fingerprint,
             has_images=bool(images),
@@ -410,12 +425,12 @@ class Engine:
         begun = time.monotonic()
         queries = [(self._bad_id(query.id) or query) if isinstance(query, ItemQuery) else query for query in queries]
         ids = [query.id for query in queries if isinstance(query, ItemQuery)]
-        stored = await self._read_items(info, ids, Include(vectors=True)) if ids else []
+        stored = await self._read_items(bound, ids, Include(vectors=True)) if ids else []
         neighbours = iter(stored)
         results: list[list[Hit] | EmbedserveError] = []
         answerable: list[tuple[int, NDArray[np.float32], str | None]] = []
         for position, query in enumerate(queries):
-            vector = _query_vector(query, info, embedded, neighbours)
+            vector = _query_vector(query, bound, embedded, neighbours)
             if isinstance(vector, EmbedserveError):
                 results.append(vector)
             else:
@@ -424,13 +439,28 @@ class Engine:
         if answerable:
             matrix = np.stack([vector for _, vector, _ in answerable])
             excluded = [item_id for _, _, item_id in answerable]
-            found = await self._in_store(lambda store: store.search(info.name, matrix, options, excluded, uid=info.uid))
+            found = await self._in_store(
+                lambda store: store.search(bound.name, matrix, options, excluded, uid=bound.uid), self._readers
+            )
             for (position, _, _), hits in zip(answerable, found, strict=True):
                 results[position] = hits
         timings.store_ms = self._stored("search", begun)
-        return info, positioned("query", results)
+        return bound, positioned("query", results)
 
     # --- Checks ---------------------------------------------------------------------
+
+    async def _check_vector_bytes(self, collection: str, numbers: int, k: int) -> None:
+        """Refuse a search whose hits' vectors do not fit one message; ``numbers`` is Q × D."""
+        most = self.limits.max_message_bytes
+        if 4 * numbers * k <= most:
+            return
+        items = (await self.get_collection(collection)).items
+        vector_bytes = 4 * numbers * min(k, max(items, 1))
+        if vector_bytes > most:
+            raise LimitExceeded(
+                f"the vectors of so many hits have {vector_bytes} bytes; max_message_bytes is {most}",
+                hint="ask for fewer hits or queries at once, or leave the vectors out",
+            )
 
     def _check_options(self, options: SearchOptions) -> None:
         if options.k < 1:
@@ -443,7 +473,7 @@ class Engine:
         if options.filter is not None:
             check_filter(options.filter, self.limits)
 
-    def _checked(self, item: NewItem, info: CollectionInfo) -> NewItem | EmbedserveError:
+    def _checked(self, item: NewItem, bound: Bound) -> NewItem | EmbedserveError:
         """The item with its vector, if it has one, at unit norm; or why it cannot be written."""
         try:
             if item.id and (error := self._bad_id(item.id)):
@@ -453,7 +483,7 @@ class Engine:
             if (item.image is None) == (item.vector is None):
                 raise InvalidInput("the item has neither an image nor a vector")
             if item.vector is not None:
-                return replace(item, vector=vectors.unit(item.vector, info.dimension))
+                return replace(item, vector=vectors.unit(item.vector, bound.dimension))
         except EmbedserveError as refused:
             return refused
         return item
@@ -472,14 +502,17 @@ class Engine:
         self._observer.on_store(operation, seconds)
         return seconds * 1000
 
-    async def _in_store(self, work: Callable[[VectorStore], _T]) -> _T:
-        store = self._store
-        if store is None:
+    async def _in_store(self, work: Callable[[VectorStore], _T], pool: ThreadPoolExecutor | None = None) -> _T:
+        store = self._the_store()
+        return await asyncio.get_running_loop().run_in_executor(pool or self._store_pool, work, store)
+
+    def _the_store(self) -> VectorStore:
+        if self._store is None:
             raise FailedPrecondition(
                 "the server has no data directory, so it has no collections",
                 hint="start it with: embedserve serve encoder.onnx --data DIR",
             )
-        return await asyncio.get_running_loop().run_in_executor(self._store_pool, lambda: work(store))
+        return self._store
 
 
 def positioned(noun: str, results: list[_T | EmbedserveError]) -> list[_T | EmbedserveError]:
@@ -516,7 +549,7 @@ def _to_item(item: NewItem | EmbedserveError, embedded: Iterator[Embedded | Embe
 
 def _query_vector(
     query: Query | EmbedserveError,
-    info: CollectionInfo,
+    bound: Bound,
     embedded: Iterator[Embedded | EmbedserveError],
     neighbours: Iterator[Item | None],
 ) -> NDArray[np.float32] | EmbedserveError:
@@ -526,15 +559,15 @@ def _query_vector(
             return result.vector if isinstance(result, Encoded) else result
         case VectorQuery(vector):
             try:
-                return vectors.unit(vector, info.dimension)
+                return vectors.unit(vector, bound.dimension)
             except EmbedserveError as error:
                 return error
         case ItemQuery(item_id):
             item = next(neighbours)
-            return _item_not_found(item_id, info) if item is None or item.vector is None else item.vector
+            return _item_not_found(item_id, bound) if item is None or item.vector is None else item.vector
         case _:
             return query
 
 
-def _item_not_found(item_id: str, info: CollectionInfo) -> ItemNotFound:
-    return ItemNotFound(f"collection {info.name!r} has no item {item_id!r}")
+def _item_not_found(item_id: str, bound: Bound) -> ItemNotFound:
+    return ItemNotFound(f"collection {bound.name!r} has no item {item_id!r}")

@@ -95,6 +95,10 @@ def command(
     """
     # Otherwise every stranger who fails to shake hands writes a line of gRPC's into our log.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # Every search keeps to one thread, and there are as many as cores: threads that OpenMP and OpenBLAS would start
+    # beside them take cores from the encoder. Both are read once, when FAISS and numpy are loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from embedserve.cli.output import say
     from embedserve.server import logs

@@ -15,7 +15,7 @@ from embedserve import wire
 from embedserve.embedder import Timings
 from embedserve.encoder import ImageEncoder
 from embedserve.errors import EmbedserveError
-from embedserve.types import CollectionInfo, Limits, Media, Metadata, metadata_bytes
+from embedserve.types import Bound, Limits, Media, Metadata, metadata_bytes
 from embedserve.v1 import common_pb2
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def encoder_ref_of(encoder: ImageEncoder) -> common_pb2.EncoderRef:
     return wire.encoder_ref(encoder.metadata.name, encoder.fingerprint, encoder.metadata.dimension)
 
 
-def collection_encoder_ref(info: CollectionInfo) -> common_pb2.EncoderRef:
+def collection_encoder_ref(bound: Bound) -> common_pb2.EncoderRef:
     """The encoder that the collection is bound to."""
-    return wire.encoder_ref(info.encoder_name, info.fingerprint, info.dimension)
+    return wire.encoder_ref(bound.encoder_name, bound.fingerprint, bound.dimension)
 
 
 def timings_to_proto(timings: Timings, begun: float) -> common_pb2.Timings:

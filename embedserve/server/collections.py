@@ -16,7 +16,7 @@ from embedserve.requests import NewItem
 from embedserve.server.calls import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
 from embedserve.server.state import ServerState
 from embedserve.server.streams import Intake, Weight, ordered
-from embedserve.types import CollectionInfo, Include, Item, Limits
+from embedserve.types import Bound, Include, Item, Limits
 from embedserve.v1 import collection_service_pb2 as pb
 from embedserve.v1 import collection_service_pb2_grpc as pb_grpc
 
@@ -84,7 +84,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         begun, engine, timings = time.monotonic(), self._state.engine, Timings()
         # Before anything is converted: that costs more than refusing it.
         engine.limits.check("max_items", len(request.items), "items in one call")
-        info, results = await engine.upsert(
+        bound, results = await engine.upsert(
             request.collection,
             [_new_item(item) for item in request.items],
             encoder_fingerprint=request.encoder_fingerprint,
@@ -93,7 +93,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         )
         return pb.UpsertResponse(
             results=map(_upsert_result, results),
-            encoder=collection_encoder_ref(info),
+            encoder=collection_encoder_ref(bound),
             timings=timings_to_proto(timings, begun),
         )
 
@@ -103,7 +103,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         """Write the items of a stream, each group in one transaction, answering in order."""
         engine, turn, deadline = self._state.engine, object(), deadline_of(context)
         limits = engine.limits
-        collection: CollectionInfo | None = None
+        collection: Bound | None = None
         fingerprint, index = "", 0
 
         async def opened() -> AsyncIterator[pb.UpsertStreamRequest]:
@@ -111,7 +111,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             async for request in request_iterator:
                 if collection is None:
                     fingerprint = request.encoder_fingerprint
-                    collection = await engine.get_collection(request.collection)
+                    collection = engine.bound(request.collection)
                 yield request
 
         def begin(request: pb.UpsertStreamRequest) -> tuple[_Begun, Results]:
@@ -158,7 +158,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         include = Include(
             metadata=request.include_metadata, vectors=request.include_vectors, media=request.include_media
         )
-        info, results = await engine.get_items(request.collection, list(request.ids), include)
+        bound, results = await engine.get_items(request.collection, list(request.ids), include)
         return await build(
             sum(_item_bytes(result) for result in results if isinstance(result, Item)),
             engine.limits,
@@ -169,7 +169,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
                     else pb.GetItemsResult(item=wire.item_to_proto(result, request.vector_encoding))
                     for result in results
                 ],
-                encoder=collection_encoder_ref(info),
+                encoder=collection_encoder_ref(bound),
             ),
         )
 
@@ -182,7 +182,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         """Read a page of items."""
         engine = self._state.engine
         wire.check_encoding(request.vector_encoding)
-        info, page = await engine.list_items(
+        bound, page = await engine.list_items(
             request.collection,
             page_size=request.page_size,
             page_token=request.page_token,
@@ -195,7 +195,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             lambda: pb.ListItemsResponse(
                 items=[wire.item_to_proto(item, request.vector_encoding) for item in page.items],
                 next_page_token=page.next_page_token,
-                encoder=collection_encoder_ref(info),
+                encoder=collection_encoder_ref(bound),
             ),
         )
 

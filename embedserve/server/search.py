@@ -43,7 +43,7 @@ class SearchService(pb_grpc.SearchServiceServicer):
             include_metadata=request.include_metadata,
             include_vectors=request.include_vectors,
         )
-        info, results = await engine.search(
+        bound, results = await engine.search(
             request.collection,
             [_query(query) for query in request.queries],
             options,
@@ -63,7 +63,7 @@ class SearchService(pb_grpc.SearchServiceServicer):
                     else pb.SearchResult(hits=wire.hits_to_proto(result, request.vector_encoding))
                     for result in results
                 ],
-                encoder=collection_encoder_ref(info),
+                encoder=collection_encoder_ref(bound),
                 timings=timings_to_proto(timings, begun),
             ),
         )
