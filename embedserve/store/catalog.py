@@ -5,36 +5,52 @@ Used by one thread at a time.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from embedserve.errors import InvalidInput
-from embedserve.store.database import open_database, reported, transaction
-from embedserve.types import DEFAULT_TARGET_RECALL, Bound, Keep
+from embedserve.store.database import damaged, open_database, reported, transaction
+from embedserve.types import DEFAULT_TARGET_RECALL, Bound, Keep, check_metadata_key
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
-_VERSION = 1
-_SCHEMA = (
-    """
-    CREATE TABLE collection (
-        name TEXT PRIMARY KEY,
-        uid TEXT NOT NULL UNIQUE,
-        fingerprint TEXT NOT NULL,
-        encoder_name TEXT NOT NULL,
-        dimension INTEGER NOT NULL,
-        keep TEXT NOT NULL,
-        created_unix_s REAL NOT NULL
-    )
-    """,
-    """
-    CREATE TABLE alias (
-        name TEXT PRIMARY KEY,
-        collection TEXT NOT NULL REFERENCES collection (name) ON DELETE CASCADE
-    )
-    """,
+MAX_FILTER_KEYS = 64
+"""Declared keys of a collection; each costs a row for each item that has it."""
+
+_VERSIONS = (
+    (
+        """
+        CREATE TABLE collection (
+            name TEXT PRIMARY KEY,
+            uid TEXT NOT NULL UNIQUE,
+            fingerprint TEXT NOT NULL,
+            encoder_name TEXT NOT NULL,
+            dimension INTEGER NOT NULL,
+            keep TEXT NOT NULL,
+            created_unix_s REAL NOT NULL
+        )
+        """,
+        """
+        CREATE TABLE alias (
+            name TEXT PRIMARY KEY,
+            collection TEXT NOT NULL REFERENCES collection (name) ON DELETE CASCADE
+        )
+        """,
+    ),
+    (
+        "ALTER TABLE collection ADD COLUMN index_spec TEXT NOT NULL DEFAULT 'auto'",
+        "ALTER TABLE collection ADD COLUMN target_recall REAL NOT NULL DEFAULT 0.95",
+        # A list as JSON.
+        "ALTER TABLE collection ADD COLUMN filter_keys TEXT NOT NULL DEFAULT '[]'",
+    ),
+)
+_COLUMNS = (
+    "name, uid, fingerprint, encoder_name, dimension, keep, created_unix_s, index_spec, target_recall, filter_keys"
 )
 
 
@@ -82,6 +98,23 @@ def check_name(name: str) -> None:
         )
 
 
+def check_filter_keys(keys: Sequence[str]) -> tuple[str, ...]:
+    """The keys that a collection is declared with, each once, in the order they were given.
+
+    Raises:
+        InvalidInput: a key is not allowed, or there are more than 64.
+    """
+    for key in keys:
+        check_metadata_key(key)
+    different = tuple(dict.fromkeys(keys))
+    if len(different) > MAX_FILTER_KEYS:
+        raise InvalidInput(
+            f"{len(different)} filter keys are declared; a collection has at most {MAX_FILTER_KEYS}",
+            hint="declare the keys that most filters use; filters on other keys work too, and read all metadata",
+        )
+    return different
+
+
 class Catalog:
     """Each change is on disk when its call returns.
 
@@ -96,24 +129,13 @@ class Catalog:
 
     def __init__(self, path: Path, *, create: bool) -> None:
         self._path = path
-        self._connection = open_database(path, create=create, version=_VERSION, schema=_SCHEMA, page_size=4096)
+        self._connection = open_database(path, create=create, versions=_VERSIONS, page_size=4096)
 
     def entries(self) -> list[Entry]:
         """All collections."""
-        query = "SELECT name, uid, fingerprint, encoder_name, dimension, keep, created_unix_s FROM collection"
+        query = f"SELECT {_COLUMNS} FROM collection"
         with reported(self._path), closing(self._connection.execute(query)) as rows:
-            return [
-                Entry(
-                    name=name,
-                    uid=uid,
-                    fingerprint=fingerprint,
-                    encoder_name=encoder_name,
-                    dimension=dimension,
-                    keep=Keep(keep),
-                    created_unix_s=created_unix_s,
-                )
-                for name, uid, fingerprint, encoder_name, dimension, keep, created_unix_s in rows
-            ]
+            return [self._entry(columns) for columns in rows]
 
     def aliases(self) -> dict[str, str]:
         """Names of collections by alias."""
@@ -123,8 +145,7 @@ class Catalog:
     def add(self, entry: Entry) -> None:
         """Record a new collection."""
         self._write(
-            "INSERT INTO collection (name, uid, fingerprint, encoder_name, dimension, keep, created_unix_s)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO collection ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             entry.name,
             entry.uid,
             entry.fingerprint,
@@ -132,6 +153,9 @@ class Catalog:
             entry.dimension,
             entry.keep.value,
             entry.created_unix_s,
+            entry.index,
+            entry.target_recall,
+            json.dumps(entry.filter_keys, ensure_ascii=False),
         )
 
     def remove(self, name: str) -> None:
@@ -149,6 +173,26 @@ class Catalog:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+    def _entry(self, columns: tuple[Any, ...]) -> Entry:
+        name, uid, fingerprint, encoder_name, dimension, keep, created_unix_s, index, target_recall, filter_keys = (
+            columns
+        )
+        try:
+            return Entry(
+                name=name,
+                uid=uid,
+                fingerprint=fingerprint,
+                encoder_name=encoder_name,
+                dimension=dimension,
+                keep=Keep(keep),
+                created_unix_s=created_unix_s,
+                index=index,
+                target_recall=target_recall,
+                filter_keys=tuple(json.loads(filter_keys)),
+            )
+        except ValueError as error:
+            raise damaged(self._path, f"collection {name!r}: {error}") from error
 
     def _write(self, statement: str, *values: str | int | float) -> None:
         with reported(self._path), transaction(self._connection):

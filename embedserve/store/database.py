@@ -29,10 +29,15 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def open_database(
-    path: Path, *, create: bool, version: int, schema: Sequence[str], page_size: int
-) -> sqlite3.Connection:
-    """A connection for writing to a database with this schema; only ``create`` makes a new one.
+def open_database(path: Path, *, create: bool, versions: Sequence[Sequence[str]], page_size: int) -> sqlite3.Connection:
+    """A connection for writing to a database of the newest version; only ``create`` makes a new one.
+
+    Args:
+        path: the file.
+        create: make it if it is missing or empty.
+        versions: the statements that make version 1, those that make version 2 of it, and so on. A file of an older
+            version is brought to the newest one in one transaction.
+        page_size: of a new file, in bytes.
 
     Raises:
         StoreError: the file cannot be opened, is missing or damaged, or was written by a newer release.
@@ -56,18 +61,19 @@ def open_database(
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             found = connection.execute("PRAGMA user_version").fetchone()[0]
-            if found > version:
+            if found > len(versions):
                 raise StoreError(
-                    f"{path} has format {found}; this release reads up to {version}",
+                    f"{path} has format {found}; this release reads up to {len(versions)}",
                     hint="upgrade embedserve, or open a copy of the data made before",
                 )
             if found == 0 and not create:
                 raise damaged(path, "it is empty")
-            if found == 0:
+            if found < len(versions):
                 with transaction(connection):
-                    for statement in schema:
-                        connection.execute(statement)
-                    connection.execute(f"PRAGMA user_version = {version:d}")
+                    for statements in versions[found:]:
+                        for statement in statements:
+                            connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version = {len(versions):d}")
     except BaseException:
         connection.close()
         raise

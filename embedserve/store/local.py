@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.errors import AlreadyExists, CollectionNotFound, EmbedserveError, StoreError
-from embedserve.store.catalog import Catalog, Entry, check_name
+from embedserve.store.catalog import Catalog, Entry, check_filter_keys, check_name
 from embedserve.store.collection import Collection
 from embedserve.store.database import damaged, reported
 from embedserve.store.lock import DirectoryLock
@@ -103,7 +103,7 @@ class LocalStore:
         """Make an empty collection.
 
         Raises:
-            InvalidInput: the name is not allowed.
+            InvalidInput: the name or a filter key is not allowed, or there are too many filter keys.
             AlreadyExists: a collection or an alias has the name.
             DiskFull: nothing was made.
         """
@@ -118,7 +118,7 @@ class LocalStore:
             created_unix_s=time.time(),
             index=index,
             target_recall=target_recall,
-            filter_keys=tuple(dict.fromkeys(filter_keys)),
+            filter_keys=check_filter_keys(filter_keys),
         )
         with self._changing:
             self._check_open()

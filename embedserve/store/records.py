@@ -21,31 +21,32 @@ from embedserve.store.rows import Row
 from embedserve.store.view import View, media_crc
 from embedserve.types import Media
 
-_VERSION = 1
-_SCHEMA = (
-    # The vector comes last: a filter reads the columns before it only.
-    """
-    CREATE TABLE item (
-        rid INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE COLLATE BINARY,
-        seq INTEGER NOT NULL,
-        crc INTEGER NOT NULL,
-        sha BLOB NOT NULL,
-        meta TEXT NOT NULL,
-        vec BLOB NOT NULL
-    )
-    """,
-    # In a table of its own, so that reading all vectors does not read all images.
-    """
-    CREATE TABLE media (
-        rid INTEGER PRIMARY KEY REFERENCES item (rid) ON DELETE CASCADE,
-        type TEXT NOT NULL,
-        crc INTEGER NOT NULL,
-        data BLOB NOT NULL
-    )
-    """,
-    "CREATE TABLE state (seq INTEGER NOT NULL)",
-    "INSERT INTO state (seq) VALUES (0)",
+_VERSIONS = (
+    (
+        # The vector comes last: a filter reads the columns before it only.
+        """
+        CREATE TABLE item (
+            rid INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE COLLATE BINARY,
+            seq INTEGER NOT NULL,
+            crc INTEGER NOT NULL,
+            sha BLOB NOT NULL,
+            meta TEXT NOT NULL,
+            vec BLOB NOT NULL
+        )
+        """,
+        # In a table of its own, so that reading all vectors does not read all images.
+        """
+        CREATE TABLE media (
+            rid INTEGER PRIMARY KEY REFERENCES item (rid) ON DELETE CASCADE,
+            type TEXT NOT NULL,
+            crc INTEGER NOT NULL,
+            data BLOB NOT NULL
+        )
+        """,
+        "CREATE TABLE state (seq INTEGER NOT NULL)",
+        "INSERT INTO state (seq) VALUES (0)",
+    ),
 )
 
 _IDS = 500
@@ -86,7 +87,7 @@ class Records:
         # So that a page of a table holds at least three rows: with 4 KiB pages and 512 numbers half of the file was
         # empty, and writing took twice as long.
         page_size = 8192 if dimension <= 512 else 16384
-        self._connection = open_database(path, create=create, version=_VERSION, schema=_SCHEMA, page_size=page_size)
+        self._connection = open_database(path, create=create, versions=_VERSIONS, page_size=page_size)
         self._readers = Readers(path)
         self._refused = ""
         self._trim_above = _LOG_BYTES

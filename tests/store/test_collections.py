@@ -11,7 +11,7 @@ from embedserve.errors import AlreadyExists, CollectionNotFound, DiskFull, Inval
 from embedserve.store.catalog import Catalog, Entry
 from embedserve.store.local import LocalStore
 from embedserve.store.protocol import VectorStore
-from embedserve.types import Include, Item, Keep, SearchOptions
+from embedserve.types import EXTERNAL, Include, Item, Keep, SearchOptions
 
 
 def test_a_local_store_is_a_vector_store(store: LocalStore) -> None:
@@ -225,3 +225,33 @@ def test_an_emptied_items_file_is_named(data: Path) -> None:
     items_file(data).write_bytes(b"")
     with pytest.raises(StoreError, match=r"items\.sqlite is damaged: it is empty"):
         LocalStore.open(data)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["ok", 'a"b'], "is not allowed"),
+        ([""], "is not allowed"),
+        (["x" * 129], "is not allowed"),
+        ([f"key-{n}" for n in range(65)], "65 filter keys are declared; a collection has at most 64"),
+    ],
+)
+def test_filter_keys_that_cannot_be_kept_are_refused_and_nothing_is_made(
+    data: Path, keys: list[str], message: str
+) -> None:
+    with LocalStore.open(data) as store:
+        with pytest.raises(InvalidInput, match=message):
+            store.create_collection(
+                "photos", fingerprint=EXTERNAL, encoder_name="", dimension=4, keep=Keep.NONE, filter_keys=keys
+            )
+        assert store.list_collections() == []
+    assert list((data / "collections").iterdir()) == []
+
+
+def test_filter_keys_given_twice_count_once(data: Path) -> None:
+    keys = [f"key-{n}" for n in range(64)]
+    with LocalStore.open(data) as store:
+        info = store.create_collection(
+            "photos", fingerprint=EXTERNAL, encoder_name="", dimension=4, keep=Keep.NONE, filter_keys=keys * 2
+        )
+    assert info.filter_keys == tuple(keys)

@@ -110,14 +110,14 @@ def test_calls_after_closing_say_so(data: Path) -> None:
             call()
 
 
-@pytest.mark.parametrize("name", ["catalog.sqlite", "items.sqlite"])
-def test_a_file_of_a_newer_release_is_refused(data: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "newest"), [("catalog.sqlite", 2), ("items.sqlite", 1)])
+def test_a_file_of_a_newer_release_is_refused(data: Path, name: str, newest: int) -> None:
     with LocalStore.open(data) as store:
         new_collection(store)
     (path,) = data.rglob(name)
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
-    with pytest.raises(StoreError, match=rf"{name} has format 2; this release reads up to 1"):
+        connection.execute(f"PRAGMA user_version = {newest + 1}")
+    with pytest.raises(StoreError, match=rf"{name} has format {newest + 1}; this release reads up to {newest}"):
         LocalStore.open(data)
 
 
