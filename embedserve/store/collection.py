@@ -45,7 +45,7 @@ class Collection:
         self.gate = Gate()
         self._directory = directory
         self._write_lock = threading.Lock()
-        self._records = Records(directory / _FILE, entry.dimension, create=create)
+        self._records = Records(directory / _FILE, entry.dimension, create=create, filter_keys=entry.filter_keys)
         try:
             with self._records.reading() as view:
                 self._index = ExactIndex(self._rebuilt(view))

@@ -1,4 +1,6 @@
-"""A filter as an SQL condition on the column ``item.meta``; every value and key is bound, never pasted.
+"""A filter as an SQL condition on a row of the table item; every value and key is bound, never pasted.
+
+Declared keys are looked up in the table of facets, others are read out of the column ``meta``.
 
 Each condition is 1 or 0 and never NULL, so that NOT is a plain negation.
 """
@@ -6,13 +8,15 @@ Each condition is 1 or 0 and never NULL, so that NOT is a plain negation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from embedserve.store.facets import boolean
 from embedserve.store.rows import escaped
 from embedserve.types import And, Eq, Exists, Filter, In, Not, Or, Range, check_metadata_key
 
-Value = str | int | float
+Value = str | int | float | bytes
+Leaf = Eq | In | Range | Exists
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,30 +31,77 @@ NEVER = Condition("0")
 ALWAYS = Condition("1")
 
 
-def condition(node: Filter) -> Condition:
+def condition(
+    node: Filter, filter_keys: Sequence[str] = (), worthwhile: Callable[[Leaf], bool] = lambda leaf: True
+) -> Condition:
     """The SQL condition that holds for the items that the filter holds for.
+
+    Args:
+        node: the filter.
+        filter_keys: the declared keys.
+        worthwhile: false for those conditions on declared keys that are to be read out of the metadata all the same.
 
     Raises:
         InvalidInput: a key is not allowed.
     """
     match node:
         case And(filters):
-            return _joined([condition(child) for child in filters], "AND", ALWAYS)
+            return _joined([condition(child, filter_keys, worthwhile) for child in filters], "AND", ALWAYS)
         case Or(filters):
-            return _joined([condition(child) for child in filters], "OR", NEVER)
+            return _joined([condition(child, filter_keys, worthwhile) for child in filters], "OR", NEVER)
         case Not(child):
-            inner = condition(child)
+            inner = condition(child, filter_keys, worthwhile)
             return Condition(f"NOT ({inner.sql})", inner.values)
+        case Eq(key) | In(key) | Range(key) | Exists(key) if key in filter_keys and worthwhile(node):
+            among = facet_condition(node, filter_keys)
+            return Condition(f"item.rid IN (SELECT rid FROM facet WHERE {among.sql})", among.values)
         case Eq(key, value):
             return _one_of(path_of(key), [value])
         case In(key, values):
             return _one_of(path_of(key), values)
-        case Range(key, gt, gte, lt, lte):
-            bounds = [(">", gt), (">=", gte), ("<", lt), ("<=", lte)]
-            tests = [(f"number {sign} ?", bound) for sign, bound in bounds if bound is not None]
+        case Range(key):
+            tests = [(f"number {sign} ?", bound) for sign, bound in _bounds(node)]
             return _number(path_of(key), " AND ".join(sql for sql, _ in tests), [bound for _, bound in tests])
         case Exists(key):
             return Condition("json_type(item.meta, ?) IS NOT NULL", (path_of(key),))
+
+
+def facet_condition(node: Leaf, filter_keys: Sequence[str]) -> Condition:
+    """The SQL condition on rows of the table facet, for a filter on a declared key.
+
+    An item may have several rows that it holds for.
+    """
+    number = filter_keys.index(node.key)
+    match node:
+        case Eq(_, value):
+            return _facet_among(number, [value])
+        case In(_, values):
+            return _facet_among(number, values)
+        case Range():
+            tests: list[tuple[str, Value]] = [(f"value {sign} ?", bound) for sign, bound in _bounds(node)]
+            if node.lt is None and node.lte is None:
+                # Texts come after all numbers, the empty one first, and then blobs.
+                tests.append(("value < ?", ""))
+            return Condition(" AND ".join(["key = ?", *(sql for sql, _ in tests)]), (number, *(v for _, v in tests)))
+        case Exists():
+            return Condition("key = ?", (number,))
+
+
+def _facet_among(number: int, wanted: Sequence[str | int | float | bool]) -> Condition:
+    values: list[Value] = []
+    for value in wanted:
+        if isinstance(value, bool):
+            values.append(boolean(value))
+        elif isinstance(value, str):
+            values.append(escaped(value))
+        elif (comparable := _comparable(value)) is not None:
+            values.append(comparable)
+    return Condition(f"key = ? AND value IN ({_marks(values)})", (number, *values)) if values else NEVER
+
+
+def _bounds(node: Range) -> list[tuple[str, float]]:
+    bounds = [(">", node.gt), (">=", node.gte), ("<", node.lt), ("<=", node.lte)]
+    return [(sign, bound) for sign, bound in bounds if bound is not None]
 
 
 def path_of(key: str) -> str:

@@ -5,6 +5,7 @@ The row number of an item is never used again, so the index can use it: replacin
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.errors import StoreError
+from embedserve.store import facets
 from embedserve.store.database import BUSY_MS, damaged, open_database, reported, transaction
+from embedserve.store.facets import Facets
 from embedserve.store.readers import Readers
 from embedserve.store.rows import Row
 from embedserve.store.view import View, media_crc
@@ -47,6 +50,7 @@ _VERSIONS = (
         "CREATE TABLE state (seq INTEGER NOT NULL)",
         "INSERT INTO state (seq) VALUES (0)",
     ),
+    facets.TABLES,
 )
 
 _IDS = 500
@@ -75,19 +79,30 @@ class Records:
         path: the SQLite file.
         dimension: D.
         create: make it.
+        filter_keys: metadata keys whose values are kept in a table of their own; the same as when it was made.
 
     Raises:
         StoreError: the file cannot be used.
         DiskFull: the file cannot be made.
     """
 
-    def __init__(self, path: Path, dimension: int, *, create: bool) -> None:
+    def __init__(self, path: Path, dimension: int, *, create: bool, filter_keys: Sequence[str] = ()) -> None:
         self._path = path
         self._dimension = dimension
+        self._filter_keys = tuple(filter_keys)
+        self._facets = Facets(filter_keys)
         # So that a page of a table holds at least three rows: with 4 KiB pages and 512 numbers half of the file was
         # empty, and writing took twice as long.
         page_size = 8192 if dimension <= 512 else 16384
         self._connection = open_database(path, create=create, versions=_VERSIONS, page_size=page_size)
+        try:
+            with reported(path):
+                if create:
+                    facets.declare(self._connection, self._filter_keys)
+                facets.check_declared(self._connection, path, self._filter_keys)
+        except BaseException:
+            self._connection.close()
+            raise
         self._readers = Readers(path)
         self._refused = ""
         self._trim_above = _LOG_BYTES
@@ -100,7 +115,7 @@ class Records:
             StoreError: the file cannot be read, or what was read is damaged.
         """
         with self._readers.transaction() as connection:
-            yield View(connection, self._path, self._dimension)
+            yield View(connection, self._path, self._dimension, self._filter_keys)
 
     @contextmanager
     def writing(self) -> Iterator[Writing]:
@@ -116,7 +131,7 @@ class Records:
         with reported(self._path):
             try:
                 with transaction(self._connection):
-                    yield Writing(self._connection, self._path)
+                    yield Writing(self._connection, self._path, self._facets)
             except sqlite3.OperationalError as error:
                 if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
                     self._refused = f"{self._path} takes no writes since one failed: {error}"
@@ -149,9 +164,10 @@ class Records:
 class Writing:
     """What can be done inside one write."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, facets: Facets) -> None:
         self._connection = connection
         self._path = path
+        self._facets = facets
 
     def upsert(self, rows: Sequence[tuple[Row, Media | None]]) -> Change:
         """Put rows with different ids, replacing those with the same ids."""
@@ -172,6 +188,11 @@ class Writing:
                 if media is not None
             ),
         )
+        if self._facets:
+            self._connection.executemany(
+                "INSERT INTO facet (key, value, rid) VALUES (?, ?, ?)",
+                (facet for rid, (row, _) in numbered for facet in self._facets.rows(rid, row.meta)),
+            )
         return Change(seq, removed, np.arange(first, first + len(rows), dtype=np.int64))
 
     def delete(self, ids: Sequence[str]) -> Change:
@@ -186,10 +207,29 @@ class Writing:
         return int(row[0])
 
     def _remove(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        removed: list[int] = []
+        removed: list[tuple[int, bytes]] = []
         for start in range(0, len(ids), _IDS):
             some = ids[start : start + _IDS]
-            query = f"SELECT rid FROM item WHERE id IN ({', '.join('?' * len(some))})"
-            removed += [rid for (rid,) in self._connection.execute(query, some)]
-        self._connection.executemany("DELETE FROM item WHERE rid = ?", ((rid,) for rid in removed))
-        return np.array(removed, np.int64)
+            columns = "rid, CAST(meta AS BLOB)" if self._facets else "rid, NULL"
+            query = f"SELECT {columns} FROM item WHERE id IN ({', '.join('?' * len(some))})"
+            removed += self._connection.execute(query, some)
+        rids = [rid for rid, _ in removed]
+        self._connection.executemany("DELETE FROM item WHERE rid = ?", ((rid,) for rid in rids))
+        if self._facets:
+            self._remove_facets(removed)
+        return np.array(rids, np.int64)
+
+    def _remove_facets(self, removed: Sequence[tuple[int, bytes]]) -> None:
+        """``removed``: row numbers and metadata."""
+        # The metadata says where the rows are: an index over row numbers would double the table.
+        try:
+            expected = [facet for rid, meta in removed for facet in self._facets.rows(rid, meta)]
+        except ValueError:
+            expected = None
+        if expected is not None:
+            cursor = self._connection.executemany("DELETE FROM facet WHERE key = ? AND value = ? AND rid = ?", expected)
+            if cursor.rowcount == len(expected) or not expected:
+                return
+        # Damaged metadata: the whole table is read, so that nothing stays.
+        rids = json.dumps([rid for rid, _ in removed])
+        self._connection.execute("DELETE FROM facet WHERE rid IN (SELECT value FROM json_each(?))", (rids,))

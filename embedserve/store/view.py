@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from embedserve.errors import StoreError
 from embedserve.store.database import damaged
-from embedserve.store.filters import condition, path_of
+from embedserve.store.filters import Leaf, condition, facet_condition, path_of
 from embedserve.store.rows import Row, from_json
 from embedserve.types import Filter, Include, Item, Media
 
@@ -28,6 +28,8 @@ _IDS = 500
 """Ids bound to one statement."""
 _ROWS = 4096
 """Rows of a batch when many are read."""
+_FEW = 20_000
+"""Items with a value that are looked up one by one for a page; 10,000 took 25 ms."""
 _LAST_RID = 2**63 - 1
 
 
@@ -38,12 +40,16 @@ class View:
         connection: inside a transaction.
         path: of the database, for messages.
         dimension: D.
+        filter_keys: metadata keys whose values are in the table of facets.
     """
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, dimension: int) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, path: Path, dimension: int, filter_keys: Sequence[str] = ()
+    ) -> None:
         self._connection = connection
         self._path = path
         self._dimension = dimension
+        self._filter_keys = filter_keys
 
     def seq(self) -> int:
         """Sequence number of the last write."""
@@ -86,7 +92,7 @@ class View:
 
     def matching(self, filter: Filter) -> NDArray[np.int64]:
         """Row numbers of the items that a filter holds for, ascending: int64 [M]."""
-        where = condition(filter)
+        where = condition(filter, self._filter_keys)
         return row_numbers(self._connection, f"SELECT rid FROM item WHERE {where.sql}", where.values)
 
     def rid(self, id: str) -> int | None:
@@ -133,10 +139,20 @@ class View:
         Raises:
             StoreError: a row is damaged; names the item.
         """
-        where = condition(filter) if filter else None
+        where = condition(filter, self._filter_keys, self._few) if filter else None
         query = f"SELECT {_COLUMNS} FROM item WHERE id > ?{f' AND {where.sql}' if where else ''} ORDER BY id LIMIT ?"
         values = (after, *(where.values if where else ()), size)
         return [self._item(columns, include) for columns in self._connection.execute(query, values).fetchall()]
+
+    def _few(self, leaf: Leaf) -> bool:
+        """True if few items have the value of a declared key.
+
+        Then all of them are looked up and sorted for one page. Of many a page is full sooner if items are read in the
+        order of their ids: of 1,000,000 items, 900,000 of which had the value, 100 came in 0.2 ms and not 310 ms.
+        """
+        among = facet_condition(leaf, self._filter_keys)
+        query = f"SELECT COUNT(*) FROM (SELECT 1 FROM facet WHERE {among.sql} LIMIT {_FEW + 1})"
+        return int(self._connection.execute(query, among.values).fetchone()[0]) <= _FEW
 
     def _item(self, columns: tuple[Any, ...], include: Include) -> Item:
         rid, row = self._row(columns)

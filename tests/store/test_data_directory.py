@@ -110,7 +110,7 @@ def test_calls_after_closing_say_so(data: Path) -> None:
             call()
 
 
-@pytest.mark.parametrize(("name", "newest"), [("catalog.sqlite", 2), ("items.sqlite", 1)])
+@pytest.mark.parametrize(("name", "newest"), [("catalog.sqlite", 2), ("items.sqlite", 2)])
 def test_a_file_of_a_newer_release_is_refused(data: Path, name: str, newest: int) -> None:
     with LocalStore.open(data) as store:
         new_collection(store)

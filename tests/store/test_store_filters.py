@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,13 @@ from store_cases import holds
 
 from embedserve.errors import InvalidInput
 from embedserve.store.database import connect
+from embedserve.store.facets import TABLES, Facets
 from embedserve.store.filters import condition
 from embedserve.store.rows import from_json, to_json
 from embedserve.types import And, Eq, Exists, Filter, In, Metadata, Not, Or, Range
 
-KEYS = st.sampled_from(["a", "a.b", "b[0]", "$", "#-1", "ключ", "two words", "{%?}"])
+ALL_KEYS = ("a", "a.b", "b[0]", "$", "#-1", "ключ", "two words", "{%?}")
+KEYS = st.sampled_from(ALL_KEYS)
 TEXTS = st.one_of(
     st.sampled_from(
         ["", "5", "5.0", "true", "null", "a", "A", "a\x00b", "a\x01b", "a\x01\x02", '"', "\\u0001", "é", "é"]
@@ -59,30 +61,51 @@ CONDITIONS = st.recursive(
 def table() -> Iterator[sqlite3.Connection]:
     connection = connect(Path(":memory:"))
     connection.execute("CREATE TABLE item (rid INTEGER PRIMARY KEY, meta TEXT)")
+    for statement in TABLES:
+        connection.execute(statement)
     yield connection
     connection.close()
 
 
-def matches(table: sqlite3.Connection, node: Filter, *documents: Metadata) -> list[bool]:
+def matches(
+    table: sqlite3.Connection, node: Filter, *documents: Metadata, declared: Sequence[str] | None = None
+) -> list[bool]:
+    """Which documents a filter holds for, with these declared keys; with None the same for none and for all of them."""
+    if declared is None:
+        without, declared_all = (matches(table, node, *documents, declared=keys) for keys in ((), ALL_KEYS))
+        assert without == declared_all
+        return without
     table.execute("DELETE FROM item")
-    table.executemany("INSERT INTO item (meta) VALUES (?)", [(to_json(document),) for document in documents])
-    where = condition(node)
+    table.execute("DELETE FROM facet")
+    facets = Facets(declared)
+    for rid, document in enumerate(documents, 1):
+        meta = to_json(document)
+        table.execute("INSERT INTO item (rid, meta) VALUES (?, ?)", (rid, meta))
+        table.executemany("INSERT INTO facet (key, value, rid) VALUES (?, ?, ?)", facets.rows(rid, meta.encode()))
+    where = condition(node, declared)
     rids = {rid for (rid,) in table.execute(f"SELECT rid FROM item WHERE {where.sql}", where.values)}
     return [rid in rids for rid in range(1, len(documents) + 1)]
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(METADATA, min_size=1, max_size=5), CONDITIONS)
-@example([{"a": 2**53 + 1}, {"a": 2.0**53}], Eq("a", 2**53))
-@example([{"a": 2**63 - 1}], Eq("a", 2.0**63))
-@example([{"a": 2**63 - 1}], In("a", (2.0**63, 2**63 - 1)))
-@example([{"a": True}, {"a": 1}, {"a": "1"}, {"a": 1.0}], In("a", (1, "x")))
-@example([{"a": []}, {}], Not(Exists("a")))
-@example([{"a": ["x", "5"]}, {"a": "5"}, {"a": 5}], Eq("a", "5"))
+@given(st.lists(METADATA, min_size=1, max_size=5), CONDITIONS, st.sets(KEYS).map(tuple))
+@example([{"a": 2**53 + 1}, {"a": 2.0**53}], Eq("a", 2**53), ("a",))
+@example([{"a": 2**63 - 1}], Eq("a", 2.0**63), ("a",))
+@example([{"a": 2**63 - 1}], In("a", (2.0**63, 2**63 - 1)), ("a",))
+@example([{"a": True}, {"a": 1}, {"a": "1"}, {"a": 1.0}], In("a", (1, "x")), ("a",))
+@example([{"a": True}, {"a": 1}, {"a": "1"}, {"a": False}], In("a", (True,)), ("a",))
+@example([{"a": "x"}, {"a": True}, {"a": 5}, {"a": []}, {"a": 1e308}], Range("a", gte=5.0), ("a",))
+@example([{"a": "x"}, {"a": True}, {"a": 5}, {"a": []}, {"a": ""}], Range("a", gt=float("inf")), ("a",))
+@example([{"a": -0.0}, {"a": 0}, {"a": ""}], Eq("a", 0.0), ("a",))
+@example([{"a": []}, {}], Not(Exists("a")), ("a",))
+@example([{"a": ["x", "5"]}, {"a": "5"}, {"a": 5}], Eq("a", "5"), ("a",))
+@example([{"a": "a\x00b"}, {"a": "a\x01b"}, {"a": ["a"]}], In("a", ("a\x00b", "a\x01\x03b")), ("a",))
 def test_sql_holds_for_the_same_items_as_the_slow_evaluator(
-    table: sqlite3.Connection, documents: list[Metadata], node: Filter
+    table: sqlite3.Connection, documents: list[Metadata], node: Filter, some: tuple[str, ...]
 ) -> None:
-    assert matches(table, node, *documents) == [holds(node, document) for document in documents]
+    expected = [holds(node, document) for document in documents]
+    for declared in ((), some, ALL_KEYS):
+        assert matches(table, node, *documents, declared=declared) == expected
 
 
 @settings(max_examples=300, deadline=None)
