@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -41,6 +40,7 @@ from embedserve.types import (
     check_metadata,
     check_metadata_key,
     metadata_bytes,
+    metadata_bytes_at_most,
 )
 
 if TYPE_CHECKING:
@@ -297,7 +297,10 @@ class Engine:
         self.limits.check("max_images", images, "images in one call")
         has_vectors = any(isinstance(item, NewItem) and item.vector is not None for item in items)
         binding.check(bound, encoder, encoder_fingerprint, has_images=images > 0, has_vectors=has_vectors)
-        return [item if isinstance(item, EmbedserveError) else self._checked(item, bound) for item in items]
+        checked = [item if isinstance(item, EmbedserveError) else self._checked(item) for item in items]
+        given = [item.vector for item in checked if isinstance(item, NewItem) and item.vector is not None]
+        own = iter(vectors.units(given, bound.dimension))
+        return [_with_vector(item, own) if isinstance(item, NewItem) else item for item in checked]
 
     async def _write(
         self,
@@ -427,10 +430,11 @@ class Engine:
         ids = [query.id for query in queries if isinstance(query, ItemQuery)]
         stored = await self._read_items(bound, ids, Include(vectors=True)) if ids else []
         neighbours = iter(stored)
+        own = iter(vectors.units([q.vector for q in queries if isinstance(q, VectorQuery)], bound.dimension))
         results: list[list[Hit] | EmbedserveError] = []
         answerable: list[tuple[int, NDArray[np.float32], str | None]] = []
         for position, query in enumerate(queries):
-            vector = _query_vector(query, bound, embedded, neighbours)
+            vector = _query_vector(query, bound, embedded, own, neighbours)
             if isinstance(vector, EmbedserveError):
                 results.append(vector)
             else:
@@ -473,17 +477,17 @@ class Engine:
         if options.filter is not None:
             check_filter(options.filter, self.limits)
 
-    def _checked(self, item: NewItem, bound: Bound) -> NewItem | EmbedserveError:
-        """The item with its vector, if it has one, at unit norm; or why it cannot be written."""
+    def _checked(self, item: NewItem) -> NewItem | EmbedserveError:
+        """The item, or why it cannot be written whatever its vector is."""
         try:
             if item.id and (error := self._bad_id(item.id)):
                 return error
-            check_metadata(item.metadata)
-            self.limits.check("max_metadata_bytes", metadata_bytes(item.metadata), "bytes of metadata")
+            if item.metadata:
+                check_metadata(item.metadata)
+                if metadata_bytes_at_most(item.metadata) > self.limits.max_metadata_bytes:
+                    self.limits.check("max_metadata_bytes", metadata_bytes(item.metadata), "bytes of metadata")
             if (item.image is None) == (item.vector is None):
                 raise InvalidInput("the item has neither an image nor a vector")
-            if item.vector is not None:
-                return replace(item, vector=vectors.unit(item.vector, bound.dimension))
         except EmbedserveError as refused:
             return refused
         return item
@@ -547,21 +551,29 @@ def _to_item(item: NewItem | EmbedserveError, embedded: Iterator[Embedded | Embe
     )
 
 
+def _with_vector(item: NewItem, units: Iterator[NDArray[np.float32] | EmbedserveError]) -> NewItem | EmbedserveError:
+    """The item with its vector, if it has one, at unit norm; or what is wrong with it."""
+    if item.vector is None:
+        return item
+    vector = next(units)
+    if isinstance(vector, EmbedserveError):
+        return vector
+    return NewItem(id=item.id, vector=vector, metadata=item.metadata)
+
+
 def _query_vector(
     query: Query | EmbedserveError,
     bound: Bound,
     embedded: Iterator[Embedded | EmbedserveError],
+    own: Iterator[NDArray[np.float32] | EmbedserveError],
     neighbours: Iterator[Item | None],
 ) -> NDArray[np.float32] | EmbedserveError:
     match query:
         case ImageQuery():
             result = next(embedded)
             return result.vector if isinstance(result, Encoded) else result
-        case VectorQuery(vector):
-            try:
-                return vectors.unit(vector, bound.dimension)
-            except EmbedserveError as error:
-                return error
+        case VectorQuery():
+            return next(own)
         case ItemQuery(item_id):
             item = next(neighbours)
             return _item_not_found(item_id, bound) if item is None or item.vector is None else item.vector

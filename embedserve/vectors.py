@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from embedserve.errors import DimensionMismatch, InvalidInput
+from embedserve.errors import DimensionMismatch, EmbedserveError, InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
@@ -37,3 +39,38 @@ def unit(values: ArrayLike, dimension: int) -> NDArray[np.float32]:
     # Dividing by the largest number first keeps the squares of extreme numbers in range.
     vector = vector / largest
     return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+_NUMBERS = 1 << 18
+"""In a step of ``units``, which needs 8 bytes for each of them, several times over."""
+
+
+def units(given: Sequence[NDArray[np.float32]], dimension: int) -> list[NDArray[np.float32] | EmbedserveError]:
+    """For each vector, bit for bit, what ``unit`` returns for it, or the error that it raises."""
+    step = max(_NUMBERS // dimension, 1)
+    return [
+        result
+        for start in range(0, len(given), step)
+        for result in _units_at_once(given[start : start + step], dimension)
+    ]
+
+
+def _units_at_once(given: Sequence[NDArray[np.float32]], dimension: int) -> list[NDArray[np.float32] | EmbedserveError]:
+    import numpy as np
+
+    if len(given) > 1 and all(vector.shape == (dimension,) for vector in given):
+        matrix = np.array(given, np.float64)
+        largest = np.maximum(matrix.max(axis=1), -matrix.min(axis=1))
+        if np.isfinite(largest).all() and largest.all():
+            matrix /= largest[:, None]
+            # Row by row, as np.linalg.norm does for one vector: a sum over an axis would add in another order.
+            norms = np.sqrt([row.dot(row) for row in matrix])
+            return list((matrix / norms[:, None]).astype(np.float32))
+    return [_unit_or_error(vector, dimension) for vector in given]
+
+
+def _unit_or_error(vector: NDArray[np.float32], dimension: int) -> NDArray[np.float32] | EmbedserveError:
+    try:
+        return unit(vector, dimension)
+    except EmbedserveError as error:
+        return error

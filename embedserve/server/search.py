@@ -53,20 +53,18 @@ class SearchService(pb_grpc.SearchServiceServicer):
         )
         hits = [hit for result in results if not isinstance(result, EmbedserveError) for hit in result]
         size_bytes = sum(stored_bytes(hit.metadata, hit.vector) for hit in hits)
-        return await build(
-            size_bytes,
-            engine.limits,
-            lambda: pb.SearchResponse(
-                results=[
-                    pb.SearchResult(error=wire.error_to_status(result))
-                    if isinstance(result, EmbedserveError)
-                    else pb.SearchResult(hits=wire.hits_to_proto(result, request.vector_encoding))
-                    for result in results
-                ],
-                encoder=collection_encoder_ref(bound),
-                timings=timings_to_proto(timings, begun),
-            ),
-        )
+
+        def response() -> pb.SearchResponse:
+            made = pb.SearchResponse(encoder=collection_encoder_ref(bound))
+            for result in results:
+                if isinstance(result, EmbedserveError):
+                    made.results.add(error=wire.error_to_status(result))
+                else:
+                    wire.hits_into(made.results.add().hits, result, request.vector_encoding)
+            made.timings.CopyFrom(timings_to_proto(timings, begun))
+            return made
+
+        return await build(size_bytes, engine.limits, response)
 
 
 def _query(message: pb.SearchQuery) -> Query | EmbedserveError:
