@@ -2,9 +2,66 @@
 
 from __future__ import annotations
 
+import re
+
 from embedserve.encoder import ImageEncoder
-from embedserve.errors import EncoderMismatch, FailedPrecondition
-from embedserve.types import Bound
+from embedserve.errors import EncoderMismatch, FailedPrecondition, InvalidInput
+from embedserve.types import EXTERNAL, Bound, Keep
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_LONGEST_NAME = 256
+
+
+def new(
+    name: str,
+    encoder: ImageEncoder,
+    *,
+    keep: Keep,
+    external: bool,
+    dimension: int,
+    encoder_fingerprint: str,
+    encoder_name: str,
+) -> Bound:
+    """What a new collection is bound to: the server's encoder unless ``external`` or a fingerprint says otherwise.
+
+    Args:
+        name: of the collection.
+        encoder: the server's.
+        keep: what is kept of images.
+        external: no encoder of ours is bound to it.
+        dimension: numbers in a vector; 0 for the encoder's.
+        encoder_fingerprint: of an encoder that this server does not run, or empty.
+        encoder_name: name of that one.
+
+    Raises:
+        InvalidInput: the arguments contradict each other, or one of them is not allowed.
+    """
+    ours = encoder.metadata
+    if external and encoder_fingerprint:
+        raise InvalidInput(
+            "external and encoder_fingerprint are given; an external collection is bound to no encoder",
+            hint="give one of the two",
+        )
+    if encoder_name and not encoder_fingerprint:
+        raise InvalidInput("encoder_name is given without encoder_fingerprint, which is what vectors are told apart by")
+    if encoder_fingerprint and not _FINGERPRINT.fullmatch(encoder_fingerprint):
+        raise InvalidInput(f"encoder_fingerprint {encoder_fingerprint[:80]!r} is not 64 hexadecimal digits")
+    if len(encoder_name) > _LONGEST_NAME:
+        raise InvalidInput(f"encoder_name has {len(encoder_name)} characters; at most {_LONGEST_NAME} are allowed")
+    if not external and encoder_fingerprint in ("", encoder.fingerprint):
+        if dimension not in (0, ours.dimension):
+            raise InvalidInput(
+                f"dimension {dimension} was asked for; the encoder makes vectors of {ours.dimension}",
+                hint="leave the dimension out, or make the collection external",
+            )
+        return Bound(
+            name=name, fingerprint=encoder.fingerprint, encoder_name=ours.name, dimension=ours.dimension, keep=keep
+        )
+    if not 1 <= dimension <= 65536:
+        whose = "an external collection" if external else "a collection that is bound to another encoder"
+        raise InvalidInput(f"{whose} needs a dimension of 1–65536, not {dimension}")
+    fingerprint = EXTERNAL if external else encoder_fingerprint
+    return Bound(name=name, fingerprint=fingerprint, encoder_name=encoder_name, dimension=dimension, keep=keep)
 
 
 def check(bound: Bound, encoder: ImageEncoder, given_fingerprint: str, *, has_images: bool, has_vectors: bool) -> None:

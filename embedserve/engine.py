@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -21,12 +21,15 @@ from embedserve.batcher import Encoded
 from embedserve.embedder import Embedded, Embedder, Results, Timings
 from embedserve.encoder import ImageEncoder, usable_cores
 from embedserve.errors import EmbedserveError, FailedPrecondition, InvalidInput, ItemNotFound, LimitExceeded
+from embedserve.long_work import LongWork
 from embedserve.observer import Observer
-from embedserve.requests import ImageQuery, ItemQuery, NewItem, Query, VectorQuery
+from embedserve.requests import BackupPart, ImageQuery, ItemQuery, NewItem, Query, VectorQuery
 from embedserve.store.protocol import VectorStore
 from embedserve.types import (
-    EXTERNAL,
+    DEFAULT_TARGET_RECALL,
     Bound,
+    CheckProgress,
+    CheckReport,
     CollectionInfo,
     Filter,
     Hit,
@@ -53,6 +56,11 @@ _STORE_THREADS = 4
 _WRITERS = 16
 """They mostly wait for the disk. Writes that come while it is busy are committed together, so more of them at a time
 make fewer commits."""
+_MAX_EFFORT = 65_536
+"""Largest ef and nprobe: with more of either, exact search is faster."""
+_CHUNK_BYTES = 1 << 20
+_PROGRESS_S = 0.2
+"""How often a check says how far it is."""
 
 
 class Engine:
@@ -80,6 +88,7 @@ class Engine:
         self._store_pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
         self._readers = ThreadPoolExecutor(usable_cores(), thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+        self._long_work = LongWork()
         self._observer = observer
 
     @classmethod
@@ -108,6 +117,7 @@ class Engine:
         await self.embedder.close()
         for pool in (self._readers, self._writers, self._store_pool):
             pool.shutdown()
+        await self._long_work.close()
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
 
@@ -163,30 +173,46 @@ class Engine:
     # --- Collections ----------------------------------------------------------------
 
     async def create_collection(
-        self, name: str, *, keep: Keep = Keep.THUMBNAILS, external: bool = False, dimension: int = 0
+        self,
+        name: str,
+        *,
+        keep: Keep = Keep.THUMBNAILS,
+        external: bool = False,
+        dimension: int = 0,
+        index: str = "auto",
+        target_recall: float = DEFAULT_TARGET_RECALL,
+        filter_keys: Sequence[str] = (),
+        encoder_fingerprint: str = "",
+        encoder_name: str = "",
     ) -> CollectionInfo:
-        """Make an empty collection, bound to the encoder or, if external, to none.
+        """Make an empty collection: bound to our encoder, to the one that is named, or, if external, to none.
 
         Raises:
-            InvalidInput: the name or the dimension is not allowed.
+            InvalidInput: something of what it is to be is not allowed.
             AlreadyExists: the name is taken.
         """
-        encoder = self.encoder  # once: it may be replaced before the store's thread runs
-        ours = encoder.metadata
-        if external and not 1 <= dimension <= 65536:
-            raise InvalidInput(f"an external collection needs a dimension of 1–65536, not {dimension}")
-        if not external and dimension not in (0, ours.dimension):
-            raise InvalidInput(
-                f"dimension {dimension} was asked for; the encoder makes vectors of {ours.dimension}",
-                hint="leave the dimension out, or make the collection external",
-            )
+        bound = binding.new(
+            name,
+            self.encoder,
+            keep=keep,
+            external=external,
+            dimension=dimension,
+            encoder_fingerprint=encoder_fingerprint,
+            encoder_name=encoder_name,
+        )
+        _check_target_recall(target_recall)
+        for key in filter_keys:
+            check_metadata_key(key)
         return await self._in_store(
             lambda store: store.create_collection(
                 name,
-                fingerprint=EXTERNAL if external else encoder.fingerprint,
-                encoder_name="" if external else ours.name,
-                dimension=dimension if external else ours.dimension,
+                fingerprint=bound.fingerprint,
+                encoder_name=bound.encoder_name,
+                dimension=bound.dimension,
                 keep=keep,
+                index=index,
+                target_recall=target_recall,
+                filter_keys=filter_keys,
             )
         )
 
@@ -217,6 +243,54 @@ class Engine:
     async def set_alias(self, alias: str, collection: str) -> None:
         """Point an alias to a collection, or, if that is empty, remove it."""
         await self._in_store(lambda store: store.set_alias(alias, collection))
+
+    def check_collection(self, name: str) -> AsyncGenerator[CheckProgress | CheckReport]:
+        """Compare everything that is kept more than once; how far that is, and last the report.
+
+        Closing the iterator ends the check, as it ends a backup.
+        """
+        store = self._the_store()
+        store.bound(name)  # before it waits for its turn
+
+        def check(give: Callable[[CheckProgress | CheckReport], None]) -> None:
+            last, told = CheckProgress("", 0, 0), 0.0
+
+            def on_progress(progress: CheckProgress) -> None:
+                nonlocal last, told
+                now = time.monotonic()
+                if progress.stage != last.stage or now - told > _PROGRESS_S:
+                    last, told = progress, now
+                    give(progress)
+
+            give(store.check_collection(name, on_progress))
+
+        return self._long_work.given_by(check)
+
+    def backup_collection(self, name: str) -> AsyncGenerator[BackupPart]:
+        """The collection as it is at one moment, in pieces of at most 1 MiB."""
+        store = self._the_store()
+        store.bound(name)
+
+        def back_up(give: Callable[[BackupPart], None]) -> None:
+            digest = hashlib.sha256()
+            with store.backup_collection(name) as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+                    give(BackupPart(chunk))
+            give(BackupPart(b"", digest.digest()))
+
+        return self._long_work.given_by(back_up)
+
+    async def restore_collection(self, name: str, parts: AsyncIterator[BackupPart]) -> CollectionInfo:
+        """Make a collection with this new name from a backup, which comes in pieces of any size.
+
+        Raises:
+            InvalidInput: the name is not allowed, or the backup is cut, damaged or none.
+            AlreadyExists: the name is taken.
+            DiskFull: nothing was made.
+        """
+        store = self._the_store()
+        return await self._long_work.taken_by(lambda taken: store.restore_collection(name, _whole(taken)), parts)
 
     # --- Items ----------------------------------------------------------------------
 
@@ -472,6 +546,23 @@ class Engine:
         self.limits.check("max_k", options.k, "hits asked for (k)")
         if options.min_score is not None and not -1 <= options.min_score <= 1:
             raise InvalidInput(f"min_score is {options.min_score}; a cosine lies in [-1, 1]")
+        for name, value in (("ef", options.ef), ("nprobe", options.nprobe)):
+            if not 0 <= value <= _MAX_EFFORT:
+                raise InvalidInput(f"{name} is {value}; it lies between 1 and {_MAX_EFFORT}")
+        if options.target_recall is not None:
+            _check_target_recall(options.target_recall)
+        efforts = {
+            "ef": bool(options.ef),
+            "nprobe": bool(options.nprobe),
+            "target_recall": options.target_recall is not None,
+            "exact": options.exact,
+        }
+        given = [name for name, is_given in efforts.items() if is_given]
+        if len(given) > 1:
+            raise InvalidInput(
+                f"{' and '.join(given)} are given; each says in its own way how hard to search",
+                hint="give at most one of ef, nprobe, target_recall and exact",
+            )
         if options.group_by:
             check_metadata_key(options.group_by)
         if options.filter is not None:
@@ -527,6 +618,32 @@ def positioned(noun: str, results: list[_T | EmbedserveError]) -> list[_T | Embe
         result.at(f"{noun} {position} of {len(results)}") if isinstance(result, EmbedserveError) else result
         for position, result in enumerate(results, start=1)
     ]
+
+
+def _check_target_recall(target_recall: float) -> None:
+    if not 0 < target_recall <= 1:
+        raise InvalidInput(f"target_recall is {target_recall}; it lies above 0 and is at most 1")
+
+
+def _whole(parts: Iterator[BackupPart]) -> Iterator[bytes]:
+    """The bytes of a backup, ending only if they are those that were sent.
+
+    Raises:
+        InvalidInput: some are missing, or others.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.chunk)
+        if part.chunk:
+            yield part.chunk
+        if part.sha256:
+            if part.sha256 != digest.digest():
+                raise InvalidInput(
+                    f"the backup has the sha256 {digest.hexdigest()}, and {part.sha256.hex()} was sent with it",
+                    hint="it was damaged on its way, or while it lay on disk; send it again, or take another",
+                )
+            return
+    raise InvalidInput("the backup is cut: its last message, with the sha256, has not come", hint="send it again")
 
 
 def _images(items: Sequence[NewItem | EmbedserveError]) -> list[bytes]:

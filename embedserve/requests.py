@@ -1,4 +1,4 @@
-"""What callers ask of the engine: items to write, and what to look for."""
+"""What callers ask of the engine: items to write, what to look for, and backups in pieces."""
 
 from __future__ import annotations
 
@@ -45,3 +45,12 @@ class ItemQuery:
 
 
 Query: TypeAlias = ImageQuery | VectorQuery | ItemQuery
+
+
+@dataclass(frozen=True, slots=True)
+class BackupPart:
+    """A piece of a backup. The pieces, one after the other, are the file."""
+
+    chunk: bytes
+    sha256: bytes = b""
+    """Of all bytes, with the last piece only: a backup without it is cut."""

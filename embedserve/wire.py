@@ -9,7 +9,10 @@ import numpy as np
 
 from embedserve.errors import EmbedserveError, InvalidInput, Overloaded, from_code
 from embedserve.types import (
+    DEFAULT_TARGET_RECALL,
     And,
+    CheckProgress,
+    CheckReport,
     CollectionInfo,
     Eq,
     Exists,
@@ -25,6 +28,7 @@ from embedserve.types import (
     Not,
     Or,
     Range,
+    Recall,
 )
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import common_pb2 as common_pb
@@ -357,8 +361,7 @@ def hits_from_proto(message: search_pb.SearchHits) -> list[Hit]:
     return [
         Hit(
             id=hit.id,
-            # float32 on the wire: six decimals are what the server gave.
-            score=round(hit.score, 6),
+            score=fraction_from_proto(hit.score),
             metadata=metadata_from_proto(hit.metadata),
             vector=vector_from_proto(hit.vector) if hit.HasField("vector") else None,
         )
@@ -395,6 +398,14 @@ def collection_to_proto(info: CollectionInfo) -> collection_pb.Collection:
         aliases=info.aliases,
         index=info.index,
         disk_bytes=info.disk_bytes,
+        index_spec=info.index_spec,
+        target_recall=info.target_recall,
+        filter_keys=info.filter_keys,
+        recall=recall_to_proto(info.recall),
+        building=info.building,
+        segment_count=info.segments,
+        unsealed_count=info.unsealed,
+        dead_count=info.dead,
     )
     message.created_at.FromNanoseconds(int(info.created_unix_s * 1e9))
     return message
@@ -413,6 +424,68 @@ def collection_from_proto(message: collection_pb.Collection) -> CollectionInfo:
         aliases=tuple(message.aliases),
         index=message.index,
         disk_bytes=message.disk_bytes,
+        # An older server says nothing of these two.
+        index_spec=message.index_spec or "auto",
+        target_recall=fraction_from_proto(message.target_recall) or DEFAULT_TARGET_RECALL,
+        filter_keys=tuple(message.filter_keys),
+        recall=recall_from_proto(message.recall) if message.HasField("recall") else None,
+        building=message.building,
+        segments=message.segment_count,
+        unsealed=message.unsealed_count,
+        dead=message.dead_count,
+    )
+
+
+def fraction_from_proto(value: float) -> float:
+    """A cosine or a recall as it was meant: float32 on the wire makes 0.30000001 of 0.3. Six decimals are kept."""
+    return round(value, 6)
+
+
+def recall_to_proto(recall: Recall | None) -> collection_pb.Recall | None:
+    """A measured recall as a message; None for a field that is not set."""
+    if recall is None:
+        return None
+    message = collection_pb.Recall(value=recall.value, query_count=recall.queries, real_queries=recall.real)
+    message.measured_at.FromNanoseconds(int(recall.measured_unix_s * 1e9))
+    return message
+
+
+def recall_from_proto(message: collection_pb.Recall) -> Recall:
+    """The measured recall of a message."""
+    return Recall(
+        value=fraction_from_proto(message.value),
+        queries=message.query_count,
+        real=message.real_queries,
+        measured_unix_s=message.measured_at.ToNanoseconds() / 1e9,
+    )
+
+
+def check_step_to_proto(step: CheckProgress | CheckReport) -> collection_pb.CheckCollectionResponse:
+    """How far a check is, or what it found, as a message."""
+    if isinstance(step, CheckProgress):
+        progress = collection_pb.CheckProgress(stage=step.stage, done_count=step.done, total_count=step.total)
+        return collection_pb.CheckCollectionResponse(progress=progress)
+    report = collection_pb.CheckReport(
+        item_count=step.items,
+        segment_count=step.segments,
+        searched_count=step.searched,
+        recall=recall_to_proto(step.recall),
+        problems=step.problems,
+    )
+    return collection_pb.CheckCollectionResponse(report=report)
+
+
+def check_step_from_proto(message: collection_pb.CheckCollectionResponse) -> CheckProgress | CheckReport:
+    """How far a check is, or what it found."""
+    if message.HasField("progress"):
+        return CheckProgress(message.progress.stage, message.progress.done_count, message.progress.total_count)
+    report = message.report
+    return CheckReport(
+        items=report.item_count,
+        segments=report.segment_count,
+        searched=report.searched_count,
+        recall=recall_from_proto(report.recall) if report.HasField("recall") else None,
+        problems=tuple(report.problems),
     )
 
 

@@ -64,10 +64,10 @@ def test_calls_that_read_and_calls_that_may_be_repeated_say_so() -> None:
     levels = {
         MethodOptions.NO_SIDE_EFFECTS: {
             *["Embed", "EmbedStream", "GetEncoder", "GetServerInfo", "Search"],
-            *["GetCollection", "ListCollections", "GetItems", "ListItems"],
+            *["GetCollection", "ListCollections", "GetItems", "ListItems", "BackupCollection", "CheckCollection"],
         },
-        MethodOptions.IDEMPOTENT: {"DeleteCollection", "SetAlias", "Upsert", "UpsertStream", "DeleteItems"},
-        MethodOptions.IDEMPOTENCY_UNKNOWN: {"CreateCollection"},
+        MethodOptions.IDEMPOTENT: {*["DeleteCollection", "SetAlias", "Upsert", "UpsertStream", "DeleteItems"]},
+        MethodOptions.IDEMPOTENCY_UNKNOWN: {"CreateCollection", "RestoreCollection"},
     }
     for level, names in levels.items():
         assert {call.name for call in CALLS if call.GetOptions().idempotency_level == level} == names

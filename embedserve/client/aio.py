@@ -200,6 +200,9 @@ class AsyncClient:
         filter: Filter | None = None,
         group_by: str = "",
         exact: bool = False,
+        ef: int = 0,
+        nprobe: int = 0,
+        target_recall: float | None = None,
         include_metadata: bool = True,
         include_vectors: bool = False,
         encoder_fingerprint: str = "",
@@ -213,6 +216,9 @@ class AsyncClient:
             filter=filter,
             group_by=group_by,
             exact=exact,
+            ef=ef,
+            nprobe=nprobe,
+            target_recall=target_recall,
             include_metadata=include_metadata,
             include_vectors=include_vectors,
             encoder_fingerprint=encoder_fingerprint,
@@ -231,6 +237,9 @@ class AsyncClient:
         filter: Filter | None = None,
         group_by: str = "",
         exact: bool = False,
+        ef: int = 0,
+        nprobe: int = 0,
+        target_recall: float | None = None,
         include_metadata: bool = True,
         include_vectors: bool = False,
         encoder_fingerprint: str = "",
@@ -242,6 +251,9 @@ class AsyncClient:
             filter=filter,
             group_by=group_by,
             exact=exact,
+            ef=ef,
+            nprobe=nprobe,
+            target_recall=target_recall,
             include_metadata=include_metadata,
             include_vectors=include_vectors,
         )
@@ -336,10 +348,30 @@ class AsyncClient:
     # --- Collections ---
 
     async def create_collection(
-        self, name: str, *, keep: Keep | str = Keep.THUMBNAILS, external: bool = False, dimension: int = 0
+        self,
+        name: str,
+        *,
+        keep: Keep | str = Keep.THUMBNAILS,
+        external: bool = False,
+        dimension: int = 0,
+        index: str = "auto",
+        target_recall: float | None = None,
+        filter_keys: Sequence[str] = (),
+        encoder_fingerprint: str = "",
+        encoder_name: str = "",
     ) -> CollectionInfo:
         """As ``Client.create_collection``."""
-        request = messages.create_collection_request(name, keep, external, dimension)
+        request = messages.create_collection_request(
+            name,
+            keep=keep,
+            external=external,
+            dimension=dimension,
+            index=index,
+            target_recall=target_recall,
+            filter_keys=filter_keys,
+            encoder_fingerprint=encoder_fingerprint,
+            encoder_name=encoder_name,
+        )
         response = await self._answer(self._connection.collections.CreateCollection, request, retry=False)
         return wire.collection_from_proto(response.collection)
 

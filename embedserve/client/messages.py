@@ -53,6 +53,9 @@ def search_parts(
             filter=wire.filter_to_proto(options.filter) if options.filter is not None else None,
             group_by=options.group_by,
             exact=options.exact,
+            ef=options.ef,
+            nprobe=options.nprobe,
+            target_recall=options.target_recall,
             include_metadata=options.include_metadata,
             include_vectors=options.include_vectors,
             vector_encoding=wire.PACKED_F32,
@@ -201,20 +204,17 @@ def next_page_request(
 # --- Collections, encoder, server ------------------------------------------
 
 
-def create_collection_request(
-    name: str, keep: Keep | str, external: bool, dimension: int
-) -> collection_pb.CreateCollectionRequest:
-    """Asks for a new collection.
+def create_collection_request(name: str, *, keep: Keep | str, **fields: Any) -> collection_pb.CreateCollectionRequest:
+    """Asks for a new collection; ``fields`` are those of the request.
 
     Raises:
-        InvalidInput: ``keep`` or ``dimension`` is not allowed.
+        InvalidInput: a value is of the wrong type or out of range.
     """
     if keep not in list(Keep):
         raise InvalidInput(f"keep is {str(keep)!r}, not one of {', '.join(Keep)}")
-    with writing():
-        return collection_pb.CreateCollectionRequest(
-            name=name, keep_media=wire.keep_to_proto(Keep(keep)), external=external, dimension=dimension
-        )
+    return message(
+        collection_pb.CreateCollectionRequest, name=name, keep_media=wire.keep_to_proto(Keep(keep)), **fields
+    )
 
 
 def encoder_ref(message: common_pb.EncoderRef) -> EncoderRef:

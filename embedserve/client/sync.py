@@ -199,6 +199,9 @@ class Client:
         filter: Filter | None = None,
         group_by: str = "",
         exact: bool = False,
+        ef: int = 0,
+        nprobe: int = 0,
+        target_recall: float | None = None,
         include_metadata: bool = True,
         include_vectors: bool = False,
         encoder_fingerprint: str = "",
@@ -215,6 +218,10 @@ class Client:
             filter: only items whose metadata fits.
             group_by: metadata key; at most one hit, the closest, for each of its values.
             exact: compare with every item, bypassing approximate structures.
+            ef: candidates that HNSW keeps while it searches, to 65536; 0: what the target recall needs. At most one of
+                ``exact``, ``ef``, ``nprobe`` and ``target_recall`` is given.
+            nprobe: lists that IVF looks through, to 65536; 0: what the target recall needs.
+            target_recall: recall@10 to search for, in (0, 1]; None: what the collection is tuned to.
             include_metadata: return the metadata of each hit.
             include_vectors: return the vector of each hit, float32 [D].
             encoder_fingerprint: of the encoder that made ``vector``; needed unless the collection is external.
@@ -237,6 +244,9 @@ class Client:
             filter=filter,
             group_by=group_by,
             exact=exact,
+            ef=ef,
+            nprobe=nprobe,
+            target_recall=target_recall,
             include_metadata=include_metadata,
             include_vectors=include_vectors,
             encoder_fingerprint=encoder_fingerprint,
@@ -255,6 +265,9 @@ class Client:
         filter: Filter | None = None,
         group_by: str = "",
         exact: bool = False,
+        ef: int = 0,
+        nprobe: int = 0,
+        target_recall: float | None = None,
         include_metadata: bool = True,
         include_vectors: bool = False,
         encoder_fingerprint: str = "",
@@ -273,6 +286,9 @@ class Client:
             filter=filter,
             group_by=group_by,
             exact=exact,
+            ef=ef,
+            nprobe=nprobe,
+            target_recall=target_recall,
             include_metadata=include_metadata,
             include_vectors=include_vectors,
         )
@@ -392,21 +408,47 @@ class Client:
     # --- Collections ---
 
     def create_collection(
-        self, name: str, *, keep: Keep | str = Keep.THUMBNAILS, external: bool = False, dimension: int = 0
+        self,
+        name: str,
+        *,
+        keep: Keep | str = Keep.THUMBNAILS,
+        external: bool = False,
+        dimension: int = 0,
+        index: str = "auto",
+        target_recall: float | None = None,
+        filter_keys: Sequence[str] = (),
+        encoder_fingerprint: str = "",
+        encoder_name: str = "",
     ) -> CollectionInfo:
-        """Make an empty collection, bound to the server's encoder for good.
+        """Make an empty collection, bound to an encoder for good: to the server's unless something else is said.
 
         Args:
             name: 1–64 letters, digits, ".", "_" and "-", starting with a letter or digit.
             keep: what to keep of images: "none", "thumbnails" or "originals".
-            external: not bound to the server's encoder; all vectors are brought, and images are refused.
-            dimension: numbers in a vector; needed if external.
+            external: not bound to any encoder; all vectors are brought, and images are refused.
+            dimension: numbers in a vector; needed if external or with ``encoder_fingerprint``.
+            index: what answers searches: "auto", "exact", "hnsw" or "ivf", with parameters as in "hnsw:m=32".
+            target_recall: recall@10 that approximate search is tuned to, in (0, 1]; None for 0.95.
+            filter_keys: metadata keys to keep an index of, so that filters on them need not read all items.
+            encoder_fingerprint: binds to an encoder that the server does not run: items and queries are vectors that
+                name it.
+            encoder_name: name of that encoder, for people.
 
         Raises:
             AlreadyExists: a collection or an alias has the name.
-            InvalidInput: the name or the dimension is not allowed.
+            InvalidInput: something of this is not allowed.
         """
-        request = messages.create_collection_request(name, keep, external, dimension)
+        request = messages.create_collection_request(
+            name,
+            keep=keep,
+            external=external,
+            dimension=dimension,
+            index=index,
+            target_recall=target_recall,
+            filter_keys=filter_keys,
+            encoder_fingerprint=encoder_fingerprint,
+            encoder_name=encoder_name,
+        )
         # Never sent again: if the first answer was lost, the second would say that the collection exists.
         response = self._answer(self._collections.CreateCollection, request, retry=False)
         return wire.collection_from_proto(response.collection)

@@ -19,8 +19,8 @@ _SERVICES: dict[str, dict[Role | None, str]] = {
     "embedserve.v1.EmbeddingService": {Role.READ: "Embed EmbedStream GetEncoder GetServerInfo"},
     "embedserve.v1.SearchService": {Role.READ: "Search"},
     "embedserve.v1.CollectionService": {
-        Role.READ: "GetCollection ListCollections GetItems ListItems",
-        Role.WRITE: "CreateCollection DeleteCollection SetAlias Upsert UpsertStream DeleteItems",
+        Role.READ: "GetCollection ListCollections GetItems ListItems CheckCollection BackupCollection",
+        Role.WRITE: "CreateCollection DeleteCollection SetAlias Upsert UpsertStream DeleteItems RestoreCollection",
     },
     "embedserve.v1.AdminService": {Role.WRITE: "ReplaceEncoder"},
     # Whoever starts and stops servers has to ask without a token. Reflection tells what can be called, and no data.

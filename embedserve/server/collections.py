@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,24 @@ import grpc
 
 from embedserve import wire
 from embedserve.embedder import Embedded, Results, Timings
-from embedserve.errors import EmbedserveError, InvalidInput
-from embedserve.requests import NewItem
+from embedserve.errors import DeadlineExceeded, EmbedserveError, InvalidInput
+from embedserve.requests import BackupPart, NewItem
 from embedserve.server.calls import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
 from embedserve.server.state import ServerState
-from embedserve.server.streams import Intake, Weight, ordered
-from embedserve.types import Bound, Include, Item, Limits
+from embedserve.server.streams import Intake, Weight, ordered, until_drained
+from embedserve.types import DEFAULT_TARGET_RECALL, Bound, CheckProgress, Include, Item, Limits
 from embedserve.v1 import collection_service_pb2 as pb
 from embedserve.v1 import collection_service_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
+
+_SAY_EVERY_S = 10.0
+"""A check or a backup that has nothing to say for so long says that it is under way."""
+_SILENT_S = 60.0
+"""Whoever sends a backup and says nothing for so long has gone."""
+_LEAST_BYTES_PER_S = 16 << 10
+"""A backup that comes slower than this, by the time that was spent waiting for it, holds up others for nothing."""
 
 _STREAM_WINDOW = 128
 """Items of one stream in work at a time. Those that are embedded are written while others are embedded."""
@@ -54,6 +62,15 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             keep=wire.keep_from_proto(request.keep_media),
             external=request.external,
             dimension=request.dimension,
+            index=request.index or "auto",
+            target_recall=(
+                wire.fraction_from_proto(request.target_recall)
+                if request.HasField("target_recall")
+                else DEFAULT_TARGET_RECALL
+            ),
+            filter_keys=request.filter_keys,
+            encoder_fingerprint=request.encoder_fingerprint,
+            encoder_name=request.encoder_name,
         )
         return pb.CreateCollectionResponse(collection=wire.collection_to_proto(info))
 
@@ -198,6 +215,79 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
                 encoder=collection_encoder_ref(bound),
             ),
         )
+
+    async def CheckCollection(
+        self, request: pb.CheckCollectionRequest, context: Context
+    ) -> AsyncIterator[pb.CheckCollectionResponse]:
+        """Check a collection."""
+        last = CheckProgress("waiting", 0, 0)
+        steps = self._state.engine.check_collection(request.name)
+        async with aclosing(until_drained(steps, self._state, idle_s=_SAY_EVERY_S)) as told:
+            async for step in told:
+                if isinstance(step, CheckProgress):
+                    last = step
+                yield wire.check_step_to_proto(last if step is None else step)
+
+    async def BackupCollection(
+        self, request: pb.BackupCollectionRequest, context: Context
+    ) -> AsyncIterator[pb.BackupCollectionResponse]:
+        """Send a collection as a file."""
+        size_bytes = 0
+        parts = self._state.engine.backup_collection(request.name)
+        async with aclosing(until_drained(parts, self._state, idle_s=_SAY_EVERY_S)) as told:
+            async for part in told:
+                if part is None:
+                    yield pb.BackupCollectionResponse()
+                    continue
+                size_bytes += len(part.chunk)
+                yield pb.BackupCollectionResponse(
+                    chunk=part.chunk, sha256=part.sha256, size_bytes=size_bytes if part.sha256 else 0
+                )
+
+    async def RestoreCollection(
+        self, request_iterator: AsyncIterator[pb.RestoreCollectionRequest], context: Context
+    ) -> pb.RestoreCollectionResponse:
+        """Make a collection from a file."""
+        requests = _in_time(until_drained(_each(request_iterator), self._state, idle_s=_SILENT_S))
+        first = await anext(requests, None)
+        if first is None:
+            raise InvalidInput("the stream has no messages")
+
+        async def parts() -> AsyncIterator[BackupPart]:
+            yield BackupPart(first.chunk, first.sha256)
+            async for request in requests:
+                yield BackupPart(request.chunk, request.sha256)
+
+        info = await self._state.engine.restore_collection(first.name, parts())
+        return pb.RestoreCollectionResponse(collection=wire.collection_to_proto(info))
+
+
+async def _each(requests: AsyncIterator[pb.RestoreCollectionRequest]) -> AsyncGenerator[pb.RestoreCollectionRequest]:
+    async for request in requests:
+        yield request
+
+
+async def _in_time(
+    requests: AsyncIterator[pb.RestoreCollectionRequest | None],
+) -> AsyncIterator[pb.RestoreCollectionRequest]:
+    """The requests as long as they come fast enough; None among them says that none comes.
+
+    Raises:
+        DeadlineExceeded: they do not.
+    """
+    received_bytes, waited_s, begun = 0, 0.0, time.monotonic()
+    async for request in requests:
+        waited_s += time.monotonic() - begun
+        if request is None:
+            raise DeadlineExceeded(f"nothing of the backup has come for {_SILENT_S:g} s")
+        received_bytes += len(request.chunk)
+        if waited_s > _SILENT_S + received_bytes / _LEAST_BYTES_PER_S:
+            raise DeadlineExceeded(
+                f"{received_bytes} bytes of the backup have come in {waited_s:.0f} s;"
+                f" it is to come with at least {_LEAST_BYTES_PER_S} bytes a second"
+            )
+        yield request
+        begun = time.monotonic()
 
 
 def _item_bytes(item: Item) -> int:

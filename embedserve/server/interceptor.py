@@ -11,14 +11,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 
-from embedserve.errors import EmbedserveError, InternalError, InvalidInput
+from embedserve.errors import DeadlineExceeded, EmbedserveError, InternalError, InvalidInput
 from embedserve.server import logs
 from embedserve.server.access import caller
 from embedserve.server.calls import abort
@@ -35,6 +35,9 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _Context = grpc.aio.ServicerContext[Any, Any]
 _log = logging.getLogger("embedserve.server")
+
+_UNTAKEN_S = 60.0
+"""A message that the caller does not take for so long ends a call that holds a thread and files as long as it lasts."""
 
 _ON_THE_WAY_S = 0.02
 """How long the beginning of a call may have been on its way to us."""
@@ -164,7 +167,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_unary_rpc_method_handler(
                 self._unary(handler.unary_unary), read, handler.response_serializer
             )
-        assert handler.stream_stream is not None, "the method is neither unary nor bidirectional"
+        if handler.unary_stream is not None:  # likewise
+            return grpc.stream_stream_rpc_method_handler(
+                self._download(handler.unary_stream), read, handler.response_serializer
+            )
+        if handler.stream_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(
+                self._upload(handler.stream_unary), read, handler.response_serializer
+            )
         return grpc.stream_stream_rpc_method_handler(
             self._stream(handler.stream_stream, admitted=read is not None), read, handler.response_serializer
         )
@@ -193,12 +203,48 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return handle
 
-    def _stream(self, inner: Any, *, admitted: bool) -> Any:
-        async def checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-            async for request in requests:
-                yield _checked(request)
-                del request  # while the next one is waited for, which may be long
+    def _download(self, inner: Any) -> Any:
+        async def answer(context: _Context) -> None:
+            self._gate.enter(context.peer())
+            request = _checked(await self._gate.receive(context))
+            with self._state.call():
+                async with aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        await _write(response, context)
 
+        async def handle(_: AsyncIterator[Any], context: _Context) -> None:
+            call = _accept(context)
+            try:
+                await answer(context)
+            except Exception as error:
+                failure = _failure(error, call)
+            else:
+                call.code = "OK"
+                return
+            await _abort(failure, context)
+
+        return handle
+
+    def _upload(self, inner: Any) -> Any:
+        async def answer(requests: AsyncIterator[Any], context: _Context) -> Any:
+            self._gate.enter(context.peer())
+            with self._state.call():
+                return await inner(_all_checked(requests), context)
+
+        async def handle(requests: AsyncIterator[Any], context: _Context) -> Any:
+            call = _accept(context)
+            try:
+                response = await answer(requests, context)
+            except Exception as error:
+                failure = _failure(error, call)
+            else:
+                call.code = "OK"
+                return response
+            return await _abort(failure, context)
+
+        return handle
+
+    def _stream(self, inner: Any, *, admitted: bool) -> Any:
         async def handle(requests: Any, context: _Context) -> AsyncIterator[Any]:
             call = _accept(context)
             failure: EmbedserveError | grpc.aio.AbortError | None = None
@@ -208,7 +254,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     if admitted:  # a client is told at once that it is let in, and not with the first answer
                         with suppress(grpc.aio.BaseError):  # where it is gone already
                             await context.send_initial_metadata(())
-                    async for response in inner(checked(requests), context):
+                    async for response in inner(_all_checked(requests), context):
                         yield response
                 except Exception as error:
                     failure = _failure(error, call)
@@ -225,6 +271,19 @@ def _accept(context: _Context) -> _Call:
     call.context, call.begun = context, time.monotonic()
     context.set_trailing_metadata(((logs.REQUEST_ID, call.request_id),))
     return call
+
+
+async def _write(response: Any, context: _Context) -> None:
+    """Send a message of several.
+
+    Raises:
+        DeadlineExceeded: the caller does not take it.
+    """
+    try:
+        async with asyncio.timeout(_UNTAKEN_S):
+            await context.write(response)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the caller has taken no message for {_UNTAKEN_S:g} s") from None
 
 
 def _failure(error: Exception, call: _Call) -> EmbedserveError | grpc.aio.AbortError:
@@ -308,3 +367,9 @@ def _checked(request: Any) -> Any:
     if isinstance(request, _Unreadable):
         raise InvalidInput("the request cannot be read as its message type") from request.error
     return request
+
+
+async def _all_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)
+        del request  # while the next one is waited for, which may be long

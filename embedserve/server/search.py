@@ -35,11 +35,15 @@ class SearchService(pb_grpc.SearchServiceServicer):
         wire.check_encoding(request.vector_encoding)
         options = SearchOptions(
             k=request.k or 10,
-            # float32 on the wire: 0.3 arrives as 0.30000001, and scores have six decimals.
-            min_score=round(request.min_score, 6) if request.HasField("min_score") else None,
+            min_score=wire.fraction_from_proto(request.min_score) if request.HasField("min_score") else None,
             filter=wire.filter_from_proto(request.filter, engine.limits) if request.HasField("filter") else None,
             group_by=request.group_by,
             exact=request.exact,
+            ef=request.ef,
+            nprobe=request.nprobe,
+            target_recall=wire.fraction_from_proto(request.target_recall)
+            if request.HasField("target_recall")
+            else None,
             include_metadata=request.include_metadata,
             include_vectors=request.include_vectors,
         )

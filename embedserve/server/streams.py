@@ -1,19 +1,22 @@
-"""Bidirectional streams: bounded reading ahead, answers in order, nothing left running when the caller goes.
+"""Streams. Bidirectional ones: bounded reading ahead, answers in order, nothing left running when the caller goes.
 
 A request is counted in the server's admission before the next one is read, so that a stream holds one message more
 than it was let in with, however fast its client sends. When the server drains, reading ends; what was read is answered.
+Streams in one direction belong to work that takes minutes; it ends when the server drains.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from embedserve.admission import Admission
 from embedserve.errors import Unavailable
+from embedserve.server.state import ServerState
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -69,6 +72,42 @@ async def ordered(
         work.check()
     finally:
         work.close()
+
+
+async def until_drained(
+    pieces: AsyncGenerator[_Out], state: ServerState, *, idle_s: float
+) -> AsyncGenerator[_Out | None]:
+    """The pieces as they come, and None whenever none has come for ``idle_s``; they are closed at the end.
+
+    Args:
+        pieces: of work that takes long.
+        state: says when the server drains.
+        idle_s: how long to say nothing, in seconds.
+
+    Raises:
+        Unavailable: the server drains.
+    """
+    async with aclosing(pieces):
+        while state.phase != "draining":
+            coming: asyncio.Task[_Out | None] = asyncio.create_task(_next_or_none(pieces))
+            state.readers.add(coming)
+            coming.add_done_callback(state.readers.discard)
+            try:
+                while not (await asyncio.wait([coming], timeout=idle_s))[0]:
+                    yield None
+            finally:
+                if coming.cancel():
+                    await asyncio.wait([coming])  # before the pieces can be closed
+            if coming.cancelled():
+                break
+            if (piece := coming.result()) is None:
+                return
+            yield piece
+        raise Unavailable("the server is shutting down", hint="ask again when it is back")
+
+
+async def _next_or_none(pieces: AsyncGenerator[_Out]) -> _Out | None:
+    return await anext(pieces, None)
 
 
 class _Work(Generic[_In, _Begun, _Out, _Answer]):

@@ -64,6 +64,14 @@ class Collection(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     DISK_BYTES_FIELD_NUMBER: _builtins.int
+    INDEX_SPEC_FIELD_NUMBER: _builtins.int
+    TARGET_RECALL_FIELD_NUMBER: _builtins.int
+    FILTER_KEYS_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    BUILDING_FIELD_NUMBER: _builtins.int
+    SEGMENT_COUNT_FIELD_NUMBER: _builtins.int
+    UNSEALED_COUNT_FIELD_NUMBER: _builtins.int
+    DEAD_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1–64 characters: letters, digits, ".", "_" and "-", starting with a letter or digit."""
     keep_media: Global___KeepMedia.ValueType
@@ -74,6 +82,18 @@ class Collection(_message.Message):
     """What answers searches, in words, as in "exact (flat inner product)"."""
     disk_bytes: _builtins.int
     """Bytes on disk."""
+    index_spec: _builtins.str
+    """How the index was asked for, as in CreateCollectionRequest.index; "auto" if nothing was said."""
+    target_recall: _builtins.float
+    """The recall@10 that approximate search is tuned to, in (0, 1]."""
+    building: _builtins.bool
+    """True while parts of the index are built or merged in the background. Answers are whole meanwhile, but slower."""
+    segment_count: _builtins.int
+    """Sealed parts of the index."""
+    unsealed_count: _builtins.int
+    """Items that are in no sealed part yet; they are compared one by one."""
+    dead_count: _builtins.int
+    """Rows of the index whose items are gone or were replaced; merging removes them."""
     @_builtins.property
     def encoder(self) -> _common_pb2.EncoderRef:
         """The encoder that it is bound to; fingerprint "external" if its vectors come from outside."""
@@ -86,6 +106,14 @@ class Collection(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
+    @_builtins.property
+    def filter_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Metadata keys with an index of their own, as they were asked for."""
+
+    @_builtins.property
+    def recall(self) -> Global___Recall:
+        """As last measured; not set while every search is exact, or nothing was measured yet."""
+
     def __init__(
         self,
         *,
@@ -97,14 +125,58 @@ class Collection(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         index: _builtins.str = ...,
         disk_bytes: _builtins.int = ...,
+        index_spec: _builtins.str = ...,
+        target_recall: _builtins.float = ...,
+        filter_keys: _abc.Iterable[_builtins.str] | None = ...,
+        recall: Global___Recall | None = ...,
+        building: _builtins.bool = ...,
+        segment_count: _builtins.int = ...,
+        unsealed_count: _builtins.int = ...,
+        dead_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "encoder", b"encoder"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "encoder", b"encoder", "recall", b"recall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "created_at", b"created_at", "disk_bytes", b"disk_bytes", "encoder", b"encoder", "index", b"index", "item_count", b"item_count", "keep_media", b"keep_media", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "building", b"building", "created_at", b"created_at", "dead_count", b"dead_count", "disk_bytes", b"disk_bytes", "encoder", b"encoder", "filter_keys", b"filter_keys", "index", b"index", "index_spec", b"index_spec", "item_count", b"item_count", "keep_media", b"keep_media", "name", b"name", "recall", b"recall", "segment_count", b"segment_count", "target_recall", b"target_recall", "unsealed_count", b"unsealed_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Collection: _TypeAlias = Collection  # noqa: Y015
+
+@_typing.final
+class Recall(_message.Message):
+    """How many of the ten nearest items approximate search finds, measured against exact search."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    QUERY_COUNT_FIELD_NUMBER: _builtins.int
+    REAL_QUERIES_FIELD_NUMBER: _builtins.int
+    MEASURED_AT_FIELD_NUMBER: _builtins.int
+    value: _builtins.float
+    """Mean recall@10 over the queries, in [0, 1]."""
+    query_count: _builtins.int
+    """Queries that it was measured with."""
+    real_queries: _builtins.bool
+    """True if they were sampled from those that clients asked; false if made from the collection's own vectors."""
+    @_builtins.property
+    def measured_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was measured."""
+
+    def __init__(
+        self,
+        *,
+        value: _builtins.float = ...,
+        query_count: _builtins.int = ...,
+        real_queries: _builtins.bool = ...,
+        measured_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["measured_at", b"measured_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["measured_at", b"measured_at", "query_count", b"query_count", "real_queries", b"real_queries", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Recall: _TypeAlias = Recall  # noqa: Y015
 
 @_typing.final
 class CreateCollectionRequest(_message.Message):
@@ -116,6 +188,11 @@ class CreateCollectionRequest(_message.Message):
     KEEP_MEDIA_FIELD_NUMBER: _builtins.int
     EXTERNAL_FIELD_NUMBER: _builtins.int
     DIMENSION_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TARGET_RECALL_FIELD_NUMBER: _builtins.int
+    FILTER_KEYS_FIELD_NUMBER: _builtins.int
+    ENCODER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    ENCODER_NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, as in Collection.name; not in use by a collection or an alias."""
     keep_media: Global___KeepMedia.ValueType
@@ -123,7 +200,23 @@ class CreateCollectionRequest(_message.Message):
     external: _builtins.bool
     """True: not bound to the server's encoder; clients bring all vectors, and images are refused."""
     dimension: _builtins.int
-    """Numbers in a vector, 1–65536. Needed if external; otherwise 0 or the encoder's."""
+    """Numbers in a vector, 1–65536. Needed if external or with encoder_fingerprint; otherwise 0 or the encoder's."""
+    index: _builtins.str
+    """What answers searches: "exact", "hnsw" or "ivf", with parameters as in "hnsw:m=32" or "ivf:nlist=1024"; "auto" or
+    empty: what suits the number of items, and changes with it.
+    """
+    target_recall: _builtins.float
+    """The recall@10 that approximate search is tuned to, in (0, 1]; 0.95 if not set."""
+    encoder_fingerprint: _builtins.str
+    """Binds to another encoder than the server's: its fingerprint, 64 hexadecimal digits. Items and queries are then
+    vectors that name this fingerprint, until a server runs that encoder. Not with external.
+    """
+    encoder_name: _builtins.str
+    """Name of that encoder, for people, at most 256 characters; only with encoder_fingerprint."""
+    @_builtins.property
+    def filter_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Metadata keys whose values are kept in an index, so that filters on them need not read all items."""
+
     def __init__(
         self,
         *,
@@ -131,12 +224,19 @@ class CreateCollectionRequest(_message.Message):
         keep_media: Global___KeepMedia.ValueType = ...,
         external: _builtins.bool = ...,
         dimension: _builtins.int = ...,
+        index: _builtins.str = ...,
+        target_recall: _builtins.float | None = ...,
+        filter_keys: _abc.Iterable[_builtins.str] | None = ...,
+        encoder_fingerprint: _builtins.str = ...,
+        encoder_name: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_recall", b"_target_recall", "target_recall", b"target_recall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimension", b"dimension", "external", b"external", "keep_media", b"keep_media", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_recall", b"_target_recall", "dimension", b"dimension", "encoder_fingerprint", b"encoder_fingerprint", "encoder_name", b"encoder_name", "external", b"external", "filter_keys", b"filter_keys", "index", b"index", "keep_media", b"keep_media", "name", b"name", "target_recall", b"target_recall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__target_recall: _TypeAlias = _typing.Literal["target_recall"]  # noqa: Y015
+    _WhichOneofArgType__target_recall: _TypeAlias = _typing.Literal["_target_recall", b"_target_recall"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_recall) -> _WhichOneofReturnType__target_recall | None: ...
 
 Global___CreateCollectionRequest: _TypeAlias = CreateCollectionRequest  # noqa: Y015
 
@@ -872,3 +972,237 @@ class ListItemsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListItemsResponse: _TypeAlias = ListItemsResponse  # noqa: Y015
+
+@_typing.final
+class CheckCollectionRequest(_message.Message):
+    """Asks to check a collection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name or alias."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckCollectionRequest: _TypeAlias = CheckCollectionRequest  # noqa: Y015
+
+@_typing.final
+class CheckCollectionResponse(_message.Message):
+    """How far the check is, or what it found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___CheckProgress:
+        """How far it is."""
+
+    @_builtins.property
+    def report(self) -> Global___CheckReport:
+        """What it found."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___CheckProgress | None = ...,
+        report: Global___CheckReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "report", b"report", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "report", b"report", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["progress", "report"]  # noqa: Y015
+    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
+
+Global___CheckCollectionResponse: _TypeAlias = CheckCollectionResponse  # noqa: Y015
+
+@_typing.final
+class CheckProgress(_message.Message):
+    """How far a check is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    DONE_COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    stage: _builtins.str
+    """What is being checked: "items", "segments", "search" or "recall"; "waiting" before it begins."""
+    done_count: _builtins.int
+    """Of that, how many are done."""
+    total_count: _builtins.int
+    """How many there are; 0 if that is not known."""
+    def __init__(
+        self,
+        *,
+        stage: _builtins.str = ...,
+        done_count: _builtins.int = ...,
+        total_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_count", b"done_count", "stage", b"stage", "total_count", b"total_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckProgress: _TypeAlias = CheckProgress  # noqa: Y015
+
+@_typing.final
+class CheckReport(_message.Message):
+    """What a check found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    SEGMENT_COUNT_FIELD_NUMBER: _builtins.int
+    SEARCHED_COUNT_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    item_count: _builtins.int
+    """Rows that were read and compared with their checksums."""
+    segment_count: _builtins.int
+    """Sealed parts of the index whose files were compared with their hashes."""
+    searched_count: _builtins.int
+    """Items that were searched for by their own vectors."""
+    @_builtins.property
+    def recall(self) -> Global___Recall:
+        """Measured during the check; not set if every search is exact."""
+
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is wrong, one sentence each, with the file or the item; empty if nothing is."""
+
+    def __init__(
+        self,
+        *,
+        item_count: _builtins.int = ...,
+        segment_count: _builtins.int = ...,
+        searched_count: _builtins.int = ...,
+        recall: Global___Recall | None = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recall", b"recall"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_count", b"item_count", "problems", b"problems", "recall", b"recall", "searched_count", b"searched_count", "segment_count", b"segment_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckReport: _TypeAlias = CheckReport  # noqa: Y015
+
+@_typing.final
+class BackupCollectionRequest(_message.Message):
+    """Asks for a backup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name or alias."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupCollectionRequest: _TypeAlias = BackupCollectionRequest  # noqa: Y015
+
+@_typing.final
+class BackupCollectionResponse(_message.Message):
+    """A piece of the backup. The pieces, one after the other, are the file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes, at most 1 MiB. Empty in the last message, and in those that say every ten seconds that the copy
+    is still being made.
+    """
+    sha256: _builtins.bytes
+    """In the last message only: sha256 of all bytes, 32 bytes. Without it the file is cut."""
+    size_bytes: _builtins.int
+    """In the last message only: how many bytes there are."""
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+        sha256: _builtins.bytes = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupCollectionResponse: _TypeAlias = BackupCollectionResponse  # noqa: Y015
+
+@_typing.final
+class RestoreCollectionRequest(_message.Message):
+    """A piece of a backup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the new collection, as in Collection.name; read from the first message."""
+    chunk: _builtins.bytes
+    """The next bytes; 1 MiB at a time is best. The first message and the last may have some too."""
+    sha256: _builtins.bytes
+    """In the last message only: sha256 of all bytes, 32 bytes. Without it nothing is made, for the upload may be cut."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        chunk: _builtins.bytes = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "name", b"name", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreCollectionRequest: _TypeAlias = RestoreCollectionRequest  # noqa: Y015
+
+@_typing.final
+class RestoreCollectionResponse(_message.Message):
+    """The collection that was made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def collection(self) -> Global___Collection:
+        """The collection."""
+
+    def __init__(
+        self,
+        *,
+        collection: Global___Collection | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreCollectionResponse: _TypeAlias = RestoreCollectionResponse  # noqa: Y015

@@ -85,6 +85,21 @@ class CollectionServiceStub(object):
                 request_serializer=embedserve_dot_v1_dot_collection__service__pb2.ListItemsRequest.SerializeToString,
                 response_deserializer=embedserve_dot_v1_dot_collection__service__pb2.ListItemsResponse.FromString,
                 _registered_method=True)
+        self.CheckCollection = channel.unary_stream(
+                '/embedserve.v1.CollectionService/CheckCollection',
+                request_serializer=embedserve_dot_v1_dot_collection__service__pb2.CheckCollectionRequest.SerializeToString,
+                response_deserializer=embedserve_dot_v1_dot_collection__service__pb2.CheckCollectionResponse.FromString,
+                _registered_method=True)
+        self.BackupCollection = channel.unary_stream(
+                '/embedserve.v1.CollectionService/BackupCollection',
+                request_serializer=embedserve_dot_v1_dot_collection__service__pb2.BackupCollectionRequest.SerializeToString,
+                response_deserializer=embedserve_dot_v1_dot_collection__service__pb2.BackupCollectionResponse.FromString,
+                _registered_method=True)
+        self.RestoreCollection = channel.stream_unary(
+                '/embedserve.v1.CollectionService/RestoreCollection',
+                request_serializer=embedserve_dot_v1_dot_collection__service__pb2.RestoreCollectionRequest.SerializeToString,
+                response_deserializer=embedserve_dot_v1_dot_collection__service__pb2.RestoreCollectionResponse.FromString,
+                _registered_method=True)
 
 
 class CollectionServiceServicer(object):
@@ -164,6 +179,31 @@ class CollectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckCollection(self, request, context):
+        """Compares everything that the collection keeps more than once, while it is used, and measures recall: rows with
+        their checksums, files of the index with their hashes, and every item with what a search for its own vector finds.
+        What is wrong with the index is made again from the items. Messages with progress come first, at least one in ten
+        seconds; the last message has the report. Two of these calls, backups and restores run at a time; others wait.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BackupCollection(self, request, context):
+        """The collection as it is at one moment, as a file for RestoreCollection, while it is used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreCollection(self, request_iterator, context):
+        """Makes a collection from a backup, with a new name. It is there once all of the backup has been received, checked
+        and written to disk; before that, and where the call fails, nothing of it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CollectionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -216,6 +256,21 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     servicer.ListItems,
                     request_deserializer=embedserve_dot_v1_dot_collection__service__pb2.ListItemsRequest.FromString,
                     response_serializer=embedserve_dot_v1_dot_collection__service__pb2.ListItemsResponse.SerializeToString,
+            ),
+            'CheckCollection': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckCollection,
+                    request_deserializer=embedserve_dot_v1_dot_collection__service__pb2.CheckCollectionRequest.FromString,
+                    response_serializer=embedserve_dot_v1_dot_collection__service__pb2.CheckCollectionResponse.SerializeToString,
+            ),
+            'BackupCollection': grpc.unary_stream_rpc_method_handler(
+                    servicer.BackupCollection,
+                    request_deserializer=embedserve_dot_v1_dot_collection__service__pb2.BackupCollectionRequest.FromString,
+                    response_serializer=embedserve_dot_v1_dot_collection__service__pb2.BackupCollectionResponse.SerializeToString,
+            ),
+            'RestoreCollection': grpc.stream_unary_rpc_method_handler(
+                    servicer.RestoreCollection,
+                    request_deserializer=embedserve_dot_v1_dot_collection__service__pb2.RestoreCollectionRequest.FromString,
+                    response_serializer=embedserve_dot_v1_dot_collection__service__pb2.RestoreCollectionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -489,6 +544,87 @@ class CollectionService(object):
             '/embedserve.v1.CollectionService/ListItems',
             embedserve_dot_v1_dot_collection__service__pb2.ListItemsRequest.SerializeToString,
             embedserve_dot_v1_dot_collection__service__pb2.ListItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/embedserve.v1.CollectionService/CheckCollection',
+            embedserve_dot_v1_dot_collection__service__pb2.CheckCollectionRequest.SerializeToString,
+            embedserve_dot_v1_dot_collection__service__pb2.CheckCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackupCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/embedserve.v1.CollectionService/BackupCollection',
+            embedserve_dot_v1_dot_collection__service__pb2.BackupCollectionRequest.SerializeToString,
+            embedserve_dot_v1_dot_collection__service__pb2.BackupCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreCollection(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/embedserve.v1.CollectionService/RestoreCollection',
+            embedserve_dot_v1_dot_collection__service__pb2.RestoreCollectionRequest.SerializeToString,
+            embedserve_dot_v1_dot_collection__service__pb2.RestoreCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

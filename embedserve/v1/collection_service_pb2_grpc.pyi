@@ -59,6 +59,18 @@ class CollectionServiceStub:
     """Reads all items, or those that fit a filter, page by page in the order of their ids. Pages stay consistent
     while items are written: an item that is there all the time is on exactly one page.
     """
+    CheckCollection: _grpc.UnaryStreamMultiCallable[_collection_service_pb2.CheckCollectionRequest, _collection_service_pb2.CheckCollectionResponse]
+    """Compares everything that the collection keeps more than once, while it is used, and measures recall: rows with
+    their checksums, files of the index with their hashes, and every item with what a search for its own vector finds.
+    What is wrong with the index is made again from the items. Messages with progress come first, at least one in ten
+    seconds; the last message has the report. Two of these calls, backups and restores run at a time; others wait.
+    """
+    BackupCollection: _grpc.UnaryStreamMultiCallable[_collection_service_pb2.BackupCollectionRequest, _collection_service_pb2.BackupCollectionResponse]
+    """The collection as it is at one moment, as a file for RestoreCollection, while it is used."""
+    RestoreCollection: _grpc.StreamUnaryMultiCallable[_collection_service_pb2.RestoreCollectionRequest, _collection_service_pb2.RestoreCollectionResponse]
+    """Makes a collection from a backup, with a new name. It is there once all of the backup has been received, checked
+    and written to disk; before that, and where the call fails, nothing of it is.
+    """
 
 @_typing.type_check_only
 class CollectionServiceAsyncStub(CollectionServiceStub):
@@ -90,6 +102,18 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     ListItems: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.ListItemsRequest, _collection_service_pb2.ListItemsResponse]  # type: ignore[assignment]
     """Reads all items, or those that fit a filter, page by page in the order of their ids. Pages stay consistent
     while items are written: an item that is there all the time is on exactly one page.
+    """
+    CheckCollection: _aio.UnaryStreamMultiCallable[_collection_service_pb2.CheckCollectionRequest, _collection_service_pb2.CheckCollectionResponse]  # type: ignore[assignment]
+    """Compares everything that the collection keeps more than once, while it is used, and measures recall: rows with
+    their checksums, files of the index with their hashes, and every item with what a search for its own vector finds.
+    What is wrong with the index is made again from the items. Messages with progress come first, at least one in ten
+    seconds; the last message has the report. Two of these calls, backups and restores run at a time; others wait.
+    """
+    BackupCollection: _aio.UnaryStreamMultiCallable[_collection_service_pb2.BackupCollectionRequest, _collection_service_pb2.BackupCollectionResponse]  # type: ignore[assignment]
+    """The collection as it is at one moment, as a file for RestoreCollection, while it is used."""
+    RestoreCollection: _aio.StreamUnaryMultiCallable[_collection_service_pb2.RestoreCollectionRequest, _collection_service_pb2.RestoreCollectionResponse]  # type: ignore[assignment]
+    """Makes a collection from a backup, with a new name. It is there once all of the backup has been received, checked
+    and written to disk; before that, and where the call fails, nothing of it is.
     """
 
 class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -179,6 +203,36 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_collection_service_pb2.ListItemsResponse, _abc.Awaitable[_collection_service_pb2.ListItemsResponse]]:
         """Reads all items, or those that fit a filter, page by page in the order of their ids. Pages stay consistent
         while items are written: an item that is there all the time is on exactly one page.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckCollection(
+        self,
+        request: _collection_service_pb2.CheckCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_collection_service_pb2.CheckCollectionResponse], _abc.AsyncIterator[_collection_service_pb2.CheckCollectionResponse]]:
+        """Compares everything that the collection keeps more than once, while it is used, and measures recall: rows with
+        their checksums, files of the index with their hashes, and every item with what a search for its own vector finds.
+        What is wrong with the index is made again from the items. Messages with progress come first, at least one in ten
+        seconds; the last message has the report. Two of these calls, backups and restores run at a time; others wait.
+        """
+
+    @_abc_1.abstractmethod
+    def BackupCollection(
+        self,
+        request: _collection_service_pb2.BackupCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_collection_service_pb2.BackupCollectionResponse], _abc.AsyncIterator[_collection_service_pb2.BackupCollectionResponse]]:
+        """The collection as it is at one moment, as a file for RestoreCollection, while it is used."""
+
+    @_abc_1.abstractmethod
+    def RestoreCollection(
+        self,
+        request_iterator: _MaybeAsyncIterator[_collection_service_pb2.RestoreCollectionRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_collection_service_pb2.RestoreCollectionResponse, _abc.Awaitable[_collection_service_pb2.RestoreCollectionResponse]]:
+        """Makes a collection from a backup, with a new name. It is there once all of the backup has been received, checked
+        and written to disk; before that, and where the call fails, nothing of it is.
         """
 
 def add_CollectionServiceServicer_to_server(servicer: CollectionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

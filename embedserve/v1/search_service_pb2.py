@@ -26,7 +26,7 @@ from embedserve.v1 import common_pb2 as embedserve_dot_v1_dot_common__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"embedserve/v1/search_service.proto\x12\rembedserve.v1\x1a\x1a\x65mbedserve/v1/common.proto\x1a\x17google/rpc/status.proto\"\xd1\x02\n\rSearchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12+\n\x07queries\x18\x02 \x03(\x0b\x32\x1a.embedserve.v1.SearchQuery\x12\t\n\x01k\x18\x03 \x01(\r\x12\x16\n\tmin_score\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12%\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x15.embedserve.v1.Filter\x12\x10\n\x08group_by\x18\x06 \x01(\t\x12\r\n\x05\x65xact\x18\x07 \x01(\x08\x12\x18\n\x10include_metadata\x18\x08 \x01(\x08\x12\x17\n\x0finclude_vectors\x18\t \x01(\x08\x12\x36\n\x0fvector_encoding\x18\n \x01(\x0e\x32\x1d.embedserve.v1.VectorEncoding\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x0b \x01(\tB\x0c\n\n_min_score\"c\n\x0bSearchQuery\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\'\n\x06vector\x18\x02 \x01(\x0b\x32\x15.embedserve.v1.VectorH\x00\x12\x11\n\x07item_id\x18\x03 \x01(\tH\x00\x42\x07\n\x05query\"\x93\x01\n\x0eSearchResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.embedserve.v1.SearchResult\x12*\n\x07\x65ncoder\x18\x02 \x01(\x0b\x32\x19.embedserve.v1.EncoderRef\x12\'\n\x07timings\x18\x03 \x01(\x0b\x32\x16.embedserve.v1.Timings\"h\n\x0cSearchResult\x12)\n\x04hits\x18\x01 \x01(\x0b\x32\x19.embedserve.v1.SearchHitsH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"4\n\nSearchHits\x12&\n\x04hits\x18\x01 \x03(\x0b\x32\x18.embedserve.v1.SearchHit\"\xd6\x01\n\tSearchHit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x38\n\x08metadata\x18\x03 \x03(\x0b\x32&.embedserve.v1.SearchHit.MetadataEntry\x12%\n\x06vector\x18\x04 \x01(\x0b\x32\x15.embedserve.v1.Vector\x1aM\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.embedserve.v1.MetadataValue:\x02\x38\x01\x32[\n\rSearchService\x12J\n\x06Search\x12\x1c.embedserve.v1.SearchRequest\x1a\x1d.embedserve.v1.SearchResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"embedserve/v1/search_service.proto\x12\rembedserve.v1\x1a\x1a\x65mbedserve/v1/common.proto\x1a\x17google/rpc/status.proto\"\x9b\x03\n\rSearchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12+\n\x07queries\x18\x02 \x03(\x0b\x32\x1a.embedserve.v1.SearchQuery\x12\t\n\x01k\x18\x03 \x01(\r\x12\x16\n\tmin_score\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12%\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x15.embedserve.v1.Filter\x12\x10\n\x08group_by\x18\x06 \x01(\t\x12\r\n\x05\x65xact\x18\x07 \x01(\x08\x12\x18\n\x10include_metadata\x18\x08 \x01(\x08\x12\x17\n\x0finclude_vectors\x18\t \x01(\x08\x12\x36\n\x0fvector_encoding\x18\n \x01(\x0e\x32\x1d.embedserve.v1.VectorEncoding\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x0b \x01(\t\x12\n\n\x02\x65\x66\x18\x0c \x01(\r\x12\x0e\n\x06nprobe\x18\r \x01(\r\x12\x1a\n\rtarget_recall\x18\x0e \x01(\x02H\x01\x88\x01\x01\x42\x0c\n\n_min_scoreB\x10\n\x0e_target_recall\"c\n\x0bSearchQuery\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\'\n\x06vector\x18\x02 \x01(\x0b\x32\x15.embedserve.v1.VectorH\x00\x12\x11\n\x07item_id\x18\x03 \x01(\tH\x00\x42\x07\n\x05query\"\x93\x01\n\x0eSearchResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.embedserve.v1.SearchResult\x12*\n\x07\x65ncoder\x18\x02 \x01(\x0b\x32\x19.embedserve.v1.EncoderRef\x12\'\n\x07timings\x18\x03 \x01(\x0b\x32\x16.embedserve.v1.Timings\"h\n\x0cSearchResult\x12)\n\x04hits\x18\x01 \x01(\x0b\x32\x19.embedserve.v1.SearchHitsH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"4\n\nSearchHits\x12&\n\x04hits\x18\x01 \x03(\x0b\x32\x18.embedserve.v1.SearchHit\"\xd6\x01\n\tSearchHit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x38\n\x08metadata\x18\x03 \x03(\x0b\x32&.embedserve.v1.SearchHit.MetadataEntry\x12%\n\x06vector\x18\x04 \x01(\x0b\x32\x15.embedserve.v1.Vector\x1aM\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.embedserve.v1.MetadataValue:\x02\x38\x01\x32[\n\rSearchService\x12J\n\x06Search\x12\x1c.embedserve.v1.SearchRequest\x1a\x1d.embedserve.v1.SearchResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,19 +38,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHSERVICE'].methods_by_name['Search']._loaded_options = None
   _globals['_SEARCHSERVICE'].methods_by_name['Search']._serialized_options = b'\220\002\001'
   _globals['_SEARCHREQUEST']._serialized_start=107
-  _globals['_SEARCHREQUEST']._serialized_end=444
-  _globals['_SEARCHQUERY']._serialized_start=446
-  _globals['_SEARCHQUERY']._serialized_end=545
-  _globals['_SEARCHRESPONSE']._serialized_start=548
-  _globals['_SEARCHRESPONSE']._serialized_end=695
-  _globals['_SEARCHRESULT']._serialized_start=697
-  _globals['_SEARCHRESULT']._serialized_end=801
-  _globals['_SEARCHHITS']._serialized_start=803
-  _globals['_SEARCHHITS']._serialized_end=855
-  _globals['_SEARCHHIT']._serialized_start=858
-  _globals['_SEARCHHIT']._serialized_end=1072
-  _globals['_SEARCHHIT_METADATAENTRY']._serialized_start=995
-  _globals['_SEARCHHIT_METADATAENTRY']._serialized_end=1072
-  _globals['_SEARCHSERVICE']._serialized_start=1074
-  _globals['_SEARCHSERVICE']._serialized_end=1165
+  _globals['_SEARCHREQUEST']._serialized_end=518
+  _globals['_SEARCHQUERY']._serialized_start=520
+  _globals['_SEARCHQUERY']._serialized_end=619
+  _globals['_SEARCHRESPONSE']._serialized_start=622
+  _globals['_SEARCHRESPONSE']._serialized_end=769
+  _globals['_SEARCHRESULT']._serialized_start=771
+  _globals['_SEARCHRESULT']._serialized_end=875
+  _globals['_SEARCHHITS']._serialized_start=877
+  _globals['_SEARCHHITS']._serialized_end=929
+  _globals['_SEARCHHIT']._serialized_start=932
+  _globals['_SEARCHHIT']._serialized_end=1146
+  _globals['_SEARCHHIT_METADATAENTRY']._serialized_start=1069
+  _globals['_SEARCHHIT_METADATAENTRY']._serialized_end=1146
+  _globals['_SEARCHSERVICE']._serialized_start=1148
+  _globals['_SEARCHSERVICE']._serialized_end=1239
 # @@protoc_insertion_point(module_scope)

@@ -37,6 +37,9 @@ class SearchRequest(_message.Message):
     INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
     VECTOR_ENCODING_FIELD_NUMBER: _builtins.int
     ENCODER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    EF_FIELD_NUMBER: _builtins.int
+    NPROBE_FIELD_NUMBER: _builtins.int
+    TARGET_RECALL_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name or alias of the collection."""
     k: _builtins.int
@@ -57,6 +60,16 @@ class SearchRequest(_message.Message):
     """For queries that are vectors: fingerprint of the encoder that made them. Needed unless the collection is
     external; FAILED_PRECONDITION (ENCODER_MISMATCH) if it is not the collection's.
     """
+    ef: _builtins.int
+    """How hard to search where the index is approximate, instead of as the collection's target_recall asks. At most one
+    of ef, nprobe and target_recall is given, and none with exact. An index of another kind, or an exact one, ignores
+    ef and nprobe.
+    HNSW: candidates that are kept while it searches, 1–65536; 0: not given.
+    """
+    nprobe: _builtins.int
+    """IVF: lists that are looked through, 1–65536; 0: not given."""
+    target_recall: _builtins.float
+    """recall@10 to search for, in (0, 1]."""
     @_builtins.property
     def queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchQuery]:
         """What to look for."""
@@ -79,14 +92,22 @@ class SearchRequest(_message.Message):
         include_vectors: _builtins.bool = ...,
         vector_encoding: _common_pb2.VectorEncoding.ValueType = ...,
         encoder_fingerprint: _builtins.str = ...,
+        ef: _builtins.int = ...,
+        nprobe: _builtins.int = ...,
+        target_recall: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "filter", b"filter", "min_score", b"min_score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "_target_recall", b"_target_recall", "filter", b"filter", "min_score", b"min_score", "target_recall", b"target_recall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "collection", b"collection", "encoder_fingerprint", b"encoder_fingerprint", "exact", b"exact", "filter", b"filter", "group_by", b"group_by", "include_metadata", b"include_metadata", "include_vectors", b"include_vectors", "k", b"k", "min_score", b"min_score", "queries", b"queries", "vector_encoding", b"vector_encoding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "_target_recall", b"_target_recall", "collection", b"collection", "ef", b"ef", "encoder_fingerprint", b"encoder_fingerprint", "exact", b"exact", "filter", b"filter", "group_by", b"group_by", "include_metadata", b"include_metadata", "include_vectors", b"include_vectors", "k", b"k", "min_score", b"min_score", "nprobe", b"nprobe", "queries", b"queries", "target_recall", b"target_recall", "vector_encoding", b"vector_encoding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
     _WhichOneofArgType__min_score: _TypeAlias = _typing.Literal["_min_score", b"_min_score"]  # noqa: Y015
+    _WhichOneofReturnType__target_recall: _TypeAlias = _typing.Literal["target_recall"]  # noqa: Y015
+    _WhichOneofArgType__target_recall: _TypeAlias = _typing.Literal["_target_recall", b"_target_recall"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_score) -> _WhichOneofReturnType__min_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_recall) -> _WhichOneofReturnType__target_recall | None: ...
 
 Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
 

@@ -163,10 +163,31 @@ def test_a_collection_is_made_with_what_was_asked_for(connect: Connect, server: 
     client = connect(server.target)
     assert client.create_collection("photos", keep="originals") == INFO
     client.create_collection("others", external=True, dimension=8)
+    client.create_collection(
+        "theirs",
+        dimension=8,
+        index="hnsw:m=16",
+        target_recall=0.9,
+        filter_keys=["label", "year"],
+        encoder_fingerprint="cd" * 32,
+        encoder_name="another",
+    )
     assert server.asked("CreateCollection") == [
-        collection_pb.CreateCollectionRequest(name="photos", keep_media=collection_pb.KEEP_MEDIA_ORIGINALS),
         collection_pb.CreateCollectionRequest(
-            name="others", keep_media=collection_pb.KEEP_MEDIA_THUMBNAILS, external=True, dimension=8
+            name="photos", keep_media=collection_pb.KEEP_MEDIA_ORIGINALS, index="auto"
+        ),
+        collection_pb.CreateCollectionRequest(
+            name="others", keep_media=collection_pb.KEEP_MEDIA_THUMBNAILS, external=True, dimension=8, index="auto"
+        ),
+        collection_pb.CreateCollectionRequest(
+            name="theirs",
+            keep_media=collection_pb.KEEP_MEDIA_THUMBNAILS,
+            dimension=8,
+            index="hnsw:m=16",
+            target_recall=0.9,
+            filter_keys=["label", "year"],
+            encoder_fingerprint="cd" * 32,
+            encoder_name="another",
         ),
     ]
 

@@ -1,0 +1,180 @@
+"""Work in threads of its own: pieces out, pieces in, and an end wherever nobody waits any more."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+
+import pytest
+
+from embedserve.long_work import Ended, LongWork
+
+
+def test_pieces_come_in_order_and_never_more_than_two_lie_waiting() -> None:
+    async def scenario() -> None:
+        given: list[int] = []
+
+        def count(give: Callable[[int], None]) -> None:
+            for number in range(20):
+                give(number)
+                given.append(number)
+
+        work = LongWork()
+        taken = []
+        async for number in work.given_by(count):
+            taken.append(number)
+            await asyncio.sleep(0.005)
+            assert len(given) <= len(taken) + 2
+        assert taken == list(range(20))
+        await work.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_error_of_the_work_comes_after_its_pieces() -> None:
+    async def scenario() -> None:
+        def fail(give: Callable[[int], None]) -> None:
+            give(1)
+            give(2)
+            raise ValueError("no more")
+
+        work = LongWork()
+        taken: list[int] = []
+
+        async def take() -> None:
+            async for number in work.given_by(fail):
+                taken.append(number)
+
+        with pytest.raises(ValueError, match="no more"):
+            await take()
+        assert taken == [1, 2]
+        await work.close()
+
+    asyncio.run(scenario())
+
+
+def test_who_stops_taking_ends_the_work_at_its_next_piece() -> None:
+    async def scenario() -> None:
+        ended = threading.Event()
+
+        def count(give: Callable[[int], None]) -> None:
+            number = 0
+            try:
+                while True:
+                    give(number)
+                    number += 1
+            except Ended:
+                ended.set()
+                raise
+
+        work = LongWork(threads=1)
+        async with aclosing(work.given_by(count)) as pieces:
+            assert await anext(pieces) == 0
+        assert await asyncio.to_thread(ended.wait, 10)
+        await asyncio.wait_for(work.close(), 10)
+
+    asyncio.run(scenario())
+
+
+def test_a_work_whose_turn_has_not_come_is_never_begun_once_nobody_waits_for_it() -> None:
+    async def scenario() -> None:
+        let_go, begun = threading.Event(), threading.Event()
+
+        def hold(give: Callable[[int], None]) -> None:
+            give(1)
+            let_go.wait(10)
+
+        def begin(_: Callable[[int], None]) -> None:
+            begun.set()
+
+        work = LongWork(threads=1)
+        async with aclosing(work.given_by(hold)) as first:
+            assert await anext(first) == 1
+            waiting = asyncio.create_task(anext(work.given_by(begin), None))
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            let_go.set()
+        await work.close()
+        assert not begun.is_set()
+
+    asyncio.run(scenario())
+
+
+async def counted(numbers: int, taken: list[int]) -> AsyncIterator[int]:
+    for number in range(numbers):
+        taken.append(number)
+        yield number
+
+
+def test_pieces_are_taken_only_as_the_work_asks_for_them() -> None:
+    async def scenario() -> None:
+        taken: list[int] = []
+
+        def add(pieces: Iterator[int]) -> int:
+            total = 0
+            for number in pieces:
+                assert taken == list(range(number + 1))
+                total += number
+            return total
+
+        work = LongWork()
+        assert await work.taken_by(add, counted(10, taken)) == 45
+        await work.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_the_pieces_raise_passes_through_the_work() -> None:
+    async def scenario() -> None:
+        seen: list[str] = []
+
+        async def broken() -> AsyncIterator[int]:
+            yield 1
+            raise ValueError("torn")
+
+        def add(pieces: Iterator[int]) -> int:
+            try:
+                return sum(pieces)
+            except ValueError as error:
+                seen.append(str(error))
+                raise
+
+        work = LongWork()
+        with pytest.raises(ValueError, match="torn"):
+            await work.taken_by(add, broken())
+        assert seen == ["torn"]
+        await work.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_work_that_waits_for_a_piece_ends_when_nobody_waits_for_it() -> None:
+    async def scenario() -> None:
+        begun, ended = asyncio.Event(), threading.Event()
+
+        async def never() -> AsyncIterator[int]:
+            begun.set()
+            await asyncio.Event().wait()
+            yield 1
+
+        def add(pieces: Iterator[int]) -> int:
+            try:
+                return sum(pieces)
+            except Ended:
+                ended.set()
+                raise
+
+        work = LongWork(threads=1)
+        call = asyncio.create_task(work.taken_by(add, never()))
+        await begun.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await asyncio.to_thread(ended.wait, 10)
+        await asyncio.wait_for(work.close(), 10)
+
+    asyncio.run(scenario())
