@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from filter_cases import ALL_KEYS, CONDITIONS, FLOATS, KEYS, METADATA
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from store_cases import holds
@@ -18,43 +19,6 @@ from embedserve.store.facets import TABLES, Facets
 from embedserve.store.filters import condition
 from embedserve.store.rows import from_json, to_json
 from embedserve.types import And, Eq, Exists, Filter, In, Metadata, Not, Or, Range
-
-ALL_KEYS = ("a", "a.b", "b[0]", "$", "#-1", "ключ", "two words", "{%?}")
-KEYS = st.sampled_from(ALL_KEYS)
-TEXTS = st.one_of(
-    st.sampled_from(
-        ["", "5", "5.0", "true", "null", "a", "A", "a\x00b", "a\x01b", "a\x01\x02", '"', "\\u0001", "é", "é"]
-    ),
-    st.text(max_size=6),
-)
-INTS = st.one_of(
-    st.integers(-3, 6),
-    st.sampled_from([2**53 - 1, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63)]),
-    st.integers(-(2**63), 2**63 - 1),
-)
-FLOATS = st.one_of(
-    st.sampled_from([0.0, -0.0, 5.0, 0.1, 1 / 3, 2.0**53, 2.0**63, -(2.0**63), 5e-324, 1.7976931348623157e308]),
-    st.floats(allow_nan=False, allow_infinity=False),
-)
-SCALARS = st.one_of(TEXTS, INTS, FLOATS, st.booleans())
-METADATA = st.dictionaries(KEYS, st.one_of(SCALARS, st.lists(TEXTS, max_size=3)), max_size=4)
-BOUNDS = st.none() | FLOATS | st.sampled_from([float("inf"), float("-inf")])
-CONDITIONS = st.recursive(
-    st.one_of(
-        st.builds(Eq, KEYS, SCALARS),
-        st.builds(In, KEYS, st.lists(SCALARS, max_size=4).map(tuple)),
-        st.builds(Range, KEYS, gt=BOUNDS, gte=BOUNDS, lt=BOUNDS, lte=BOUNDS).filter(
-            lambda node: any(bound is not None for bound in (node.gt, node.gte, node.lt, node.lte))
-        ),
-        st.builds(Exists, KEYS),
-    ),
-    lambda inner: st.one_of(
-        st.builds(And, st.lists(inner, max_size=3).map(tuple)),
-        st.builds(Or, st.lists(inner, max_size=3).map(tuple)),
-        st.builds(Not, inner),
-    ),
-    max_leaves=6,
-)
 
 
 @pytest.fixture(scope="module")
