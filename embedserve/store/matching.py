@@ -19,8 +19,10 @@ Bits = NDArray[np.uint8]
 """One bit for each row of a part, eight to a byte; those that fill up the last byte are 0."""
 
 _MANY = 4
-"""A range over more values than this many for each row of a part is read out of the rows' metadata instead, which
-takes about as long."""
+"""Of more values than this many for each row of a part, a range reads the rows' metadata instead, which takes about as
+long."""
+_MANY_ONCE = 40
+"""The same for parts that never change: these are asked once, and all values are read for several of them together."""
 _FEW = 2048
 """So few rows that other conditions left over are read by their numbers; 2,048 took 4 ms."""
 _ENTRY_BYTES = 400
@@ -173,7 +175,8 @@ class _Search:
 
     def _is_worthwhile(self, leaf: Leaf) -> bool:
         if id(leaf) not in self._worthwhile:
-            self._worthwhile[id(leaf)] = self._view.facets_within(leaf, _MANY * len(self._rids))
+            many = _MANY if self._part is None else _MANY_ONCE
+            self._worthwhile[id(leaf)] = self._view.facets_within(leaf, many * len(self._rids))
         return self._worthwhile[id(leaf)]
 
     def _conjunction(self, filters: Sequence[Filter]) -> Bits:

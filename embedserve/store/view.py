@@ -20,7 +20,7 @@ from embedserve.errors import StoreError
 from embedserve.store.database import damaged
 from embedserve.store.filters import Leaf, condition, facet_condition, path_of
 from embedserve.store.rows import Row, from_json
-from embedserve.types import Eq, Filter, In, Include, Item, Media
+from embedserve.types import Eq, Exists, Filter, In, Include, Item, Media, Range
 
 _COLUMNS = "rid, CAST(id AS BLOB), sha, CAST(meta AS BLOB), vec, crc"
 _AMONG = "rid IN (SELECT value FROM json_each(?))"
@@ -51,6 +51,7 @@ class View:
         self._dimension = dimension
         self._filter_keys = filter_keys
         self._seq: int | None = None
+        self._ranges: dict[Range | Exists, NDArray[np.int64]] = {}
 
     def seq(self) -> int:
         """Sequence number of the last write."""
@@ -116,17 +117,19 @@ class View:
         Reads no item. An item with several values that it holds for comes several times.
         """
         among = facet_condition(leaf, self._filter_keys)
-        query = f"SELECT rid FROM facet WHERE {among.sql} AND rid BETWEEN ? AND ?"
-        return row_numbers(self._connection, query, (*among.values, first, last))
+        query = f"SELECT rid FROM facet WHERE {among.sql}"
+        if isinstance(leaf, (Eq, In)):
+            values = (*among.values, first, last)
+            return row_numbers(self._connection, f"{query} AND rid BETWEEN ? AND ?", values)
+        # Row numbers are in order for each value only, so all values have to be read: once for all that ask.
+        if leaf not in self._ranges:
+            self._ranges[leaf] = row_numbers(self._connection, query, among.values)
+        rids = self._ranges[leaf]
+        return rids[np.searchsorted(rids, first) : np.searchsorted(rids, last, "right")]
 
     def facets_within(self, leaf: Leaf, most: int) -> bool:
-        """True if a condition on a declared key holds for at most this many values of all items.
-
-        Also if single values are asked for: their rows are found by number, however many there are.
-        """
-        if isinstance(leaf, (Eq, In)):
-            return True
-        return self._facets(leaf, most + 1) <= most
+        """True if ``with_facet`` reads at most this many values beside those that it returns."""
+        return isinstance(leaf, (Eq, In)) or leaf in self._ranges or self._facets(leaf, most + 1) <= most
 
     def rid(self, id: str) -> int | None:
         """The row number of an item."""

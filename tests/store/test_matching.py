@@ -70,6 +70,7 @@ def test_masks_hold_for_the_live_rows_of_every_part_with_and_without_the_cache(
         closing(Records(path, 4, create=True, filter_keys=declared)) as records,
     ):
         patch.setattr("embedserve.store.matching._MANY", many)
+        patch.setattr("embedserve.store.matching._MANY_ONCE", many)
         rids = put(records, documents)
         parts = parts_of(rids, ends)
         matcher = Matcher(declared)
@@ -197,6 +198,20 @@ def test_a_small_part_does_not_read_all_values_of_a_range(records: Records) -> N
         assert [("FROM item" in one) for one in statements.taken()] == [False, False]
         assert matcher.matching(view, Range("n", gte=5.0), rids[:10], None).tolist() == [False] * 5 + [True] * 5
         assert [("FROM item" in one) for one in statements.taken()] == [False, True]
+
+
+def test_all_values_of_a_range_are_read_once_for_the_parts_that_never_change(records: Records) -> None:
+    rids = put(records, [{"n": n % 100, "a": "x"} for n in range(2000)])
+    parts = parts_of(rids, [400, 1100, 1900])
+    with records.reading() as view:
+        statements = Statements(view)
+        for node in (Range("n", gte=50.0), Exists("a")):
+            matcher = Matcher(("a", "n"))
+            masks = [matcher.matching(view, node, part, name) for name, part in enumerate(parts)]
+            assert np.concatenate(masks).tolist() == [holds(node, {"n": n % 100, "a": "x"}) for n in range(2000)]
+            taken = statements.taken()
+            assert len(taken) == 2
+            assert not any("FROM item" in one for one in taken)
 
 
 def test_rows_far_apart_are_found_as_well(records: Records) -> None:
