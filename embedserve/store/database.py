@@ -80,6 +80,12 @@ def open_database(path: Path, *, create: bool, versions: Sequence[Sequence[str]]
     return connection
 
 
+def schema_of(connection: sqlite3.Connection) -> frozenset[tuple[str, str, str, str]]:
+    """Kind, name, table and statement of every table, index, view and trigger, whatever the white space."""
+    found = connection.execute("SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_schema")
+    return frozenset((kind, name, table, " ".join(sql.split())) for kind, name, table, sql in found)
+
+
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """Write all or nothing; on disk when the block is left."""

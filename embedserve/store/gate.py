@@ -15,6 +15,11 @@ class Gate:
         self._closed = False
         self._changed = threading.Condition()
 
+    @property
+    def closed(self) -> bool:
+        """True from the moment that ``close`` is called; who takes long inside looks at it now and then."""
+        return self._closed
+
     @contextmanager
     def entered(self) -> Iterator[bool]:
         """Inside for the block if the gate is open; the block is told whether it is."""

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -24,10 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.errors import AlreadyExists, CollectionNotFound, EmbedserveError, StoreError
+from embedserve.store.backup import write_backup
 from embedserve.store.catalog import Catalog, Entry, check_filter_keys, check_name
 from embedserve.store.collection import Collection
 from embedserve.store.database import damaged, reported
 from embedserve.store.lock import DirectoryLock
+from embedserve.store.records import FILE
+from embedserve.store.restore import checked, receive, strip
 from embedserve.types import (
     DEFAULT_TARGET_RECALL,
     Bound,
@@ -121,11 +124,7 @@ class LocalStore:
             filter_keys=check_filter_keys(filter_keys),
         )
         with self._changing:
-            self._check_open()
-            if name in self._collections:
-                raise AlreadyExists(f"there is a collection {name!r} already")
-            if name in self._aliases:
-                raise AlreadyExists(f"{name!r} is an alias of collection {self._aliases[name]!r}")
+            self._check_free(name)
             directory = self._directory / entry.uid
             try:
                 with reported(directory):
@@ -134,20 +133,7 @@ class LocalStore:
             except EmbedserveError:
                 shutil.rmtree(directory, ignore_errors=True)
                 raise
-            try:
-                with reported(directory):
-                    # It is there to stay before the catalog names it.
-                    _sync(directory)
-                    _sync(self._directory)
-                self._catalog.add(entry)
-            except BaseException:
-                # After a failed commit nobody knows whether the catalog names it, so the files stay until the next
-                # start, which knows.
-                collection.close()
-                raise
-            with self._names:
-                self._collections[name] = collection
-            return collection.info(())
+            return self._added(collection)
 
     def bound(self, name: str) -> Bound:
         """What the collection is bound to; does not wait.
@@ -285,13 +271,64 @@ class LocalStore:
         """Compare everything that is kept more than once; see VectorStore."""
         raise NotImplementedError
 
-    def backup_collection(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """One file with the collection as it is at this moment; see VectorStore."""
-        raise NotImplementedError
+    @contextmanager
+    def backup_collection(self, name: str) -> Iterator[BinaryIO]:
+        """One file with the collection as it is at this moment; see VectorStore.
+
+        Raises:
+            DiskFull: there is no room for the copy.
+            StoreError: a row is damaged, or the collection was removed or the store closed meanwhile.
+        """
+        # A directory that the catalog does not name goes at the next start if the process dies now.
+        directory = self._directory / uuid.uuid4().hex
+        try:
+            with self._used(name) as collection, reported(directory):
+                directory.mkdir()
+                path = directory / "backup"
+
+                def check() -> None:
+                    if collection.gate.closed:
+                        raise StoreError(f"collection {name!r} was closed while it was copied")
+
+                write_backup(self._directory / collection.entry.uid / FILE, path, collection.entry, check)
+                file = path.open("rb")
+        finally:
+            # The open file stays readable, and nothing of it is left when it is closed, however that comes about.
+            shutil.rmtree(directory, ignore_errors=True)
+        with file:
+            yield file
 
     def restore_collection(self, name: str, chunks: Iterable[bytes]) -> CollectionInfo:
-        """Make a collection with this new name from a backup; see VectorStore."""
-        raise NotImplementedError
+        """Make a collection with this new name from a backup; see VectorStore.
+
+        Raises:
+            InvalidInput: the name is not allowed, or the bytes are no backup, are cut, or damaged.
+            AlreadyExists: a collection or an alias has the name.
+            DiskFull: nothing was made.
+        """
+        check_name(name)
+        with self._changing:
+            self._check_free(name)
+        uid = uuid.uuid4().hex
+        directory = self._directory / uid
+        try:
+            with reported(directory):
+                directory.mkdir()
+                receive(chunks, directory / FILE, self._check_open)
+                entry = checked(directory / FILE, name=name, uid=uid, check=self._check_open).entry
+                strip(directory / FILE)
+                collection = Collection(entry, directory)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        with self._changing:
+            try:
+                self._check_free(name)
+            except EmbedserveError:
+                collection.close()
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+            return self._added(collection)
 
     def close(self) -> None:
         """Wait for calls that are under way, then close all files and give the data directory free."""
@@ -302,6 +339,32 @@ class LocalStore:
             self._close_collections()
             self._catalog.close()
             self._lock.release()
+
+    def _check_free(self, name: str) -> None:
+        """Only while ``_changing`` is held."""
+        self._check_open()
+        if name in self._collections:
+            raise AlreadyExists(f"there is a collection {name!r} already")
+        if name in self._aliases:
+            raise AlreadyExists(f"{name!r} is an alias of collection {self._aliases[name]!r}")
+
+    def _added(self, collection: Collection) -> CollectionInfo:
+        """Give a collection whose files are there its name; only while ``_changing`` is held."""
+        directory = self._directory / collection.entry.uid
+        try:
+            with reported(directory):
+                # It is there to stay before the catalog names it.
+                _sync(directory)
+                _sync(self._directory)
+            self._catalog.add(collection.entry)
+        except BaseException:
+            # After a failed commit nobody knows whether the catalog names it, so the files stay until the next start,
+            # which knows.
+            collection.close()
+            raise
+        with self._names:
+            self._collections[collection.entry.name] = collection
+        return collection.info(())
 
     @contextmanager
     def _used(self, name: str, uid: str = "") -> Iterator[Collection]:

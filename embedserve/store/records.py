@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embedserve.errors import StoreError
 from embedserve.store import facets
-from embedserve.store.database import BUSY_MS, damaged, open_database, reported, transaction
+from embedserve.store.database import BUSY_MS, connect, damaged, open_database, reported, schema_of, transaction
 from embedserve.store.facets import Facets
 from embedserve.store.readers import Readers
 from embedserve.store.rows import Row
@@ -53,11 +53,26 @@ _VERSIONS = (
     facets.TABLES,
 )
 
+VERSION = len(_VERSIONS)
+"""Of the schema; older files are brought up to it when they are opened."""
+
+FILE = "items.sqlite"
+"""Name of the database in the directory of its collection."""
+
 _IDS = 500
 """Ids bound to one statement."""
 _LOG_BYTES = 64 << 20
 """A write-ahead log above this is moved into the database and cut; readers without a pause can make it grow."""
 _TRIM_WAIT_MS = 50
+
+
+def schema(version: int) -> frozenset[tuple[str, str, str, str]]:
+    """What ``schema_of`` finds in a database of a version up to VERSION."""
+    with closing(connect(Path(":memory:"))) as connection:
+        for statements in _VERSIONS[: max(version, 0)]:
+            for statement in statements:
+                connection.execute(statement)
+        return schema_of(connection)
 
 
 @dataclass(frozen=True, slots=True)
