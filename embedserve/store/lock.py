@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -15,7 +16,8 @@ class DirectoryLock:
     """Held from construction to ``release``, and given free by the system if the process dies.
 
     Args:
-        directory: an existing directory; its file LOCK names the process and host of the holder.
+        directory: an existing directory, maybe just made; its file LOCK names the process and host of the holder.
+            Its name and those of the directories above it are on disk when it is held.
 
     Raises:
         StoreError: another process holds it.
@@ -37,12 +39,35 @@ class DirectoryLock:
         except BaseException:
             self._file.close()
             raise
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()} {socket.gethostname()}\n")
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(f"{os.getpid()} {socket.gethostname()}\n")
+            self._file.flush()
+            _sync_names(directory)
+        except BaseException:
+            self._file.close()
+            raise
 
     def release(self) -> None:
         """Let others have the directory. The file stays: removing it would let two processes lock two files."""
         if not self._file.closed:
             self._file.truncate(0)
             self._file.close()
+
+
+def _sync_names(directory: Path) -> None:
+    """The entries of a directory and of all above it; a new directory whose entry is lost takes everything with it."""
+    for parent in directory.resolve().parents:
+        try:
+            handle = os.open(parent, os.O_RDONLY)
+        except PermissionError:
+            # Not one that we made, so nothing above it is new.
+            return
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            # File systems that are read-only, or that cannot sync a directory.
+            if error.errno not in (errno.EROFS, errno.EINVAL):
+                raise
+        finally:
+            os.close(handle)

@@ -1,0 +1,33 @@
+"""Thresholds of the store made so small that a test of seconds reaches what otherwise takes a million items."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+SMALL: dict[str, object] = {
+    "embedserve.index.delta._BYTES": 0,
+    "embedserve.index.delta._ROWS": 8,
+    "embedserve.store.records._LOG_BYTES": 200_000,
+}
+
+
+def make_small(setattr: object = None) -> None:
+    """For a process of its own, which ends with these values."""
+    for path, value in SMALL.items():
+        module, _, name = path.rpartition(".")
+        found = importlib.import_module(module)
+        assert hasattr(found, name), path
+        found.__dict__[name] = value
+
+
+@contextmanager
+def small_parts() -> Iterator[None]:
+    """For a block."""
+    with pytest.MonkeyPatch.context() as patch:
+        for path, value in SMALL.items():
+            patch.setattr(path, value)
+        yield
