@@ -171,7 +171,7 @@ class Records:
             finally:
                 self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         except (OSError, sqlite3.OperationalError):
-            # The write itself is on disk; a later one tries again.
+            # The write itself is on disk; a later one tries again, and copies every page again whose sync failed.
             return
         self._trim_above = size * 2 if busy else _LOG_BYTES
 
