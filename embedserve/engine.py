@@ -24,6 +24,7 @@ from embedserve.errors import EmbedserveError, FailedPrecondition, InvalidInput,
 from embedserve.long_work import LongWork
 from embedserve.observer import Observer
 from embedserve.requests import BackupPart, ImageQuery, ItemQuery, NewItem, Query, VectorQuery
+from embedserve.searching import Searches
 from embedserve.store.protocol import VectorStore
 from embedserve.types import (
     DEFAULT_TARGET_RECALL,
@@ -89,6 +90,7 @@ class Engine:
         self._readers = ThreadPoolExecutor(usable_cores(), thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._long_work = LongWork()
+        self._searches = None if store is None else Searches(store, usable_cores())
         self._observer = observer
 
     @classmethod
@@ -115,6 +117,8 @@ class Engine:
     async def close(self) -> None:
         """Finish what was admitted, then give threads and store free."""
         await self.embedder.close()
+        if self._searches is not None:
+            await self._searches.close()
         for pool in (self._readers, self._writers, self._store_pool):
             pool.shutdown()
         await self._long_work.close()
@@ -517,9 +521,7 @@ class Engine:
         if answerable:
             matrix = np.stack([vector for _, vector, _ in answerable])
             excluded = [item_id for _, _, item_id in answerable]
-            found = await self._in_store(
-                lambda store: store.search(bound.name, matrix, options, excluded, uid=bound.uid), self._readers
-            )
+            found = await self._searching().submit(bound, matrix, options, excluded, deadline=deadline)
             for (position, _, _), hits in zip(answerable, found, strict=True):
                 results[position] = hits
         timings.store_ms = self._stored("search", begun)
@@ -600,6 +602,11 @@ class Engine:
     async def _in_store(self, work: Callable[[VectorStore], _T], pool: ThreadPoolExecutor | None = None) -> _T:
         store = self._the_store()
         return await asyncio.get_running_loop().run_in_executor(pool or self._store_pool, work, store)
+
+    def _searching(self) -> Searches:
+        self._the_store()
+        assert self._searches is not None
+        return self._searches
 
     def _the_store(self) -> VectorStore:
         if self._store is None:

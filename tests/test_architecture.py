@@ -22,7 +22,9 @@ FLOOR = {
     **dict.fromkeys(
         ["cuda_driver", "encoder", "encoder_file", "index", "observer", "providers", "run_slots", "store"], 2
     ),
-    **dict.fromkeys(["admission", "batcher", "binding", "bulk", "embedder", "engine", "long_work", "requests"], 3),
+    **dict.fromkeys(
+        ["admission", "batcher", "binding", "bulk", "embedder", "engine", "long_work", "requests", "searching"], 3
+    ),
     **dict.fromkeys(["server", "client", "loadtest", "web"], 4),
     **dict.fromkeys(["cli"], 5),
     **dict.fromkeys(["__main__"], 6),

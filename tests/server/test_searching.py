@@ -1,0 +1,264 @@
+"""Searches that wait together: who is joined with whom, and that nobody pays for another."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from embedserve.errors import CollectionNotFound, DeadlineExceeded, InvalidInput, Unavailable
+from embedserve.searching import Searches
+from embedserve.store.protocol import VectorStore
+from embedserve.types import Bound, Eq, Hit, Keep, SearchOptions
+
+PLAIN = SearchOptions()
+
+
+def bound(name: str) -> Bound:
+    return Bound(name=name, fingerprint="f", encoder_name="e", dimension=1, keep=Keep.NONE, uid=f"uid of {name}")
+
+
+def query(*numbers: float) -> NDArray[np.float32]:
+    return np.array(numbers, np.float32)[:, None]
+
+
+class Store:
+    """Answers a query with the item of its number. Number 0 waits until ``released``, negative ones are refused."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[float], SearchOptions]] = []
+        self.threads: set[str] = set()
+        self.released = threading.Event()
+        self.begun = threading.Semaphore(0)
+
+    def search(
+        self,
+        collection: str,
+        queries: NDArray[np.float32],
+        options: SearchOptions,
+        exclude_ids: Sequence[str | None],
+        *,
+        uid: str,
+    ) -> list[list[Hit]]:
+        assert uid == f"uid of {collection}"
+        numbers = queries[:, 0].tolist()
+        self.calls.append((collection, numbers, options))
+        self.threads.add(threading.current_thread().name)
+        if 0 in numbers:
+            self.begun.release()
+            assert self.released.wait(30)
+        if min(numbers) < 0:
+            raise InvalidInput(f"{min(numbers)} is negative")
+        return [
+            [Hit(id=f"{collection} {number:g} {exclude}", score=1.0)]
+            for number, exclude in zip(numbers, exclude_ids, strict=True)
+        ]
+
+
+def ids(found: list[list[Hit]]) -> list[str]:
+    return [hit.id for hits in found for hit in hits]
+
+
+def run(test: Callable[[Searches, Store], Awaitable[None]], *, threads: int = 1) -> None:
+    """Run a test with this many threads, and be sure that all of them end."""
+
+    async def life() -> None:
+        store = Store()
+        searches = Searches(cast("VectorStore", store), threads)
+        try:
+            async with asyncio.timeout(30):
+                await test(searches, store)
+        finally:
+            store.released.set()
+            await searches.close()
+
+    asyncio.run(life())
+
+
+async def kept_busy(searches: Searches, store: Store, threads: int = 1) -> list[asyncio.Future[Any]]:
+    """Every thread has a search that ends when it is released."""
+    futures = []
+    for _ in range(threads):
+        futures.append(searches.submit(bound("busy"), query(0), PLAIN, [None]))
+        assert await asyncio.to_thread(store.begun.acquire, timeout=30)
+    store.calls.clear()
+    return futures
+
+
+def test_a_search_that_finds_a_free_thread_is_answered_while_others_are_busy() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        await kept_busy(searches, store)
+        assert ids(await searches.submit(bound("a"), query(3), PLAIN, ["x"])) == ["a 3 x"]
+
+    run(test, threads=2)
+
+
+def test_searches_that_wait_go_through_the_store_together_and_each_gets_its_own_hits() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        await kept_busy(searches, store)
+        futures = [searches.submit(bound("a"), query(n, n + 0.5), PLAIN, [f"x{n}", None]) for n in range(1, 9)]
+        store.released.set()
+        found = await asyncio.gather(*futures)
+        assert [ids(hits) for hits in found] == [[f"a {n} x{n}", f"a {n}.5 None"] for n in range(1, 9)]
+        assert len(store.calls) == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("collection", "options"),
+    [
+        ("b", SearchOptions(filter=Eq("n", 1))),
+        ("a", SearchOptions(filter=Eq("n", True))),
+        ("a", SearchOptions(filter=Eq("n", 1), k=11)),
+        ("a", SearchOptions(filter=Eq("n", 1), exact=True)),
+        ("a", SearchOptions()),
+    ],
+)
+def test_searches_that_ask_for_something_else_are_not_joined(collection: str, options: SearchOptions) -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        await kept_busy(searches, store)
+        first = SearchOptions(filter=Eq("n", 1))
+        futures = [
+            searches.submit(bound("a"), query(1), first, [None]),
+            searches.submit(bound(collection), query(2), options, [None]),
+        ]
+        store.released.set()
+        assert [ids(hits) for hits in await asyncio.gather(*futures)] == [["a 1 None"], [f"{collection} 2 None"]]
+        # Compared as text, since 1 == True.
+        assert str(store.calls) == str([("a", [1.0], first), (collection, [2.0], options)])
+
+    run(test)
+
+
+def test_a_search_that_fails_fails_alone() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        await kept_busy(searches, store)
+        futures = [searches.submit(bound("a"), query(n), PLAIN, [None]) for n in (1, -2, 3)]
+        store.released.set()
+        first, second, third = await asyncio.gather(*futures, return_exceptions=True)
+        assert isinstance(first, list)
+        assert isinstance(third, list)
+        assert ids(first) + ids(third) == ["a 1 None", "a 3 None"]
+        assert isinstance(second, InvalidInput)
+        assert second.message == "-2.0 is negative"
+
+    run(test)
+
+
+def test_the_queries_of_a_call_that_fails_are_not_searched_any_more() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        with pytest.raises(InvalidInput):
+            await searches.submit(bound("a"), query(*[-1] * 200), PLAIN, [None] * 200)
+        searched = sum(len(numbers) for _, numbers, _ in store.calls)
+        assert ids(await searches.submit(bound("a"), query(5), PLAIN, [None])) == ["a 5 None"]
+        assert sum(len(numbers) for _, numbers, _ in store.calls) == searched + 1
+        assert searched <= 128
+
+    run(test)
+
+
+def test_what_is_cancelled_while_it_waits_is_never_searched() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        await kept_busy(searches, store)
+        gone = searches.submit(bound("a"), query(1), PLAIN, [None])
+        stays = searches.submit(bound("a"), query(2), PLAIN, [None])
+        alone = searches.submit(bound("b"), query(3), PLAIN, [None])
+        gone.cancel()
+        alone.cancel()
+        await asyncio.sleep(0)
+        store.released.set()
+        assert ids(await stays) == ["a 2 None"]
+        assert [numbers for _, numbers, _ in store.calls] == [[2.0]]
+
+    run(test)
+
+
+def test_what_waited_beyond_its_deadline_is_refused_and_costs_the_others_nothing() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        await kept_busy(searches, store)
+        late = searches.submit(bound("a"), query(1), PLAIN, [None], deadline=time.monotonic() - 1)
+        good = searches.submit(bound("a"), query(2), PLAIN, [None], deadline=time.monotonic() + 60)
+        store.released.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert ids(await good) == ["a 2 None"]
+        assert [numbers for _, numbers, _ in store.calls] == [[2.0]]
+
+    run(test)
+
+
+def test_a_small_call_does_not_wait_for_all_of_the_large_ones_that_came_first() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        await kept_busy(searches, store)
+        large = [searches.submit(bound("a"), query(*range(1, 201)), PLAIN, [None] * 200) for _ in range(3)]
+        small = searches.submit(bound("a"), query(999), PLAIN, [None])
+        other = searches.submit(bound("b"), query(999), PLAIN, [None])
+        store.released.set()
+        assert ids(await small) == ["a 999 None"]
+        assert ids(await other) == ["b 999 None"]
+        searched = [(name, numbers) for name, numbers, _ in store.calls]
+        assert 999 in searched[0][1]
+        assert searched[1] == ("b", [999.0])
+        for future in large:
+            assert ids(await future) == [f"a {n} None" for n in range(1, 201)]
+        assert max(len(numbers) for _, numbers in searched) <= 64
+
+    run(test)
+
+
+def test_the_queries_of_one_call_are_shared_out_among_the_threads_that_are_free() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        numbers = [0, *range(1, 40), 0, *range(41, 64)]  # so that no thread is done before the other has begun
+        answer = searches.submit(bound("a"), query(*numbers), PLAIN, [f"x{place}" for place in range(64)])
+        for _ in range(2):
+            assert await asyncio.to_thread(store.begun.acquire, timeout=30)
+        store.released.set()
+        assert ids(await answer) == [f"a {number} x{place}" for place, number in enumerate(numbers)]
+        assert [len(searched) for _, searched, _ in store.calls] == [32, 32]
+        assert len(store.threads) == 2
+
+    run(test, threads=2)
+
+
+def test_closing_answers_what_waits_and_refuses_what_comes_later() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        busy = await kept_busy(searches, store)
+        waiting = searches.submit(bound("a"), query(1), PLAIN, [None])
+        closing = asyncio.create_task(searches.close())
+        await asyncio.sleep(0.01)
+        with pytest.raises(Unavailable):
+            searches.submit(bound("a"), query(2), PLAIN, [None])
+        store.released.set()
+        await closing
+        assert ids(await waiting) == ["a 1 None"]
+        assert ids(await busy[0]) == ["busy 0 None"]
+
+    run(test)
+
+
+def test_an_error_of_the_store_reaches_every_call_whose_fault_it_is() -> None:
+    class Empty(Store):
+        def search(self, collection: str, *args: Any, **more: Any) -> list[list[Hit]]:
+            if collection == "missing":
+                raise CollectionNotFound("there is no collection 'missing'")
+            return super().search(collection, *args, **more)
+
+    async def life() -> None:
+        store = Empty()
+        searches = Searches(cast("VectorStore", store), 1)
+        await kept_busy(searches, store)
+        futures = [searches.submit(bound("missing"), query(n), PLAIN, [None]) for n in (1, 2)]
+        store.released.set()
+        found = await asyncio.gather(*futures, return_exceptions=True)
+        assert [type(error) for error in found] == [CollectionNotFound] * 2
+        assert found[0] is not found[1]
+        await searches.close()
+
+    asyncio.run(life())
