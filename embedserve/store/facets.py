@@ -6,7 +6,6 @@ truth; the rows are written and removed with it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Sequence
@@ -80,41 +79,6 @@ def _values(value: object) -> Sequence[FacetValue]:
     if isinstance(value, list) and all(isinstance(element, str) for element in value):
         return value or [EMPTY_LIST]
     raise ValueError(f"the metadata holds {value!r}")
-
-
-def problems(connection: sqlite3.Connection, keys: Sequence[str]) -> list[str]:
-    """Where the table does not hold what the items hold, one sentence for each declared key; empty if it does.
-
-    Reads all metadata and the whole table.
-    """
-    # A sum of digests for each key tells two sets apart without a look at them side by side.
-    sums = [0] * len(keys)
-    facets = Facets(keys)
-    for rid, meta in connection.execute("SELECT rid, CAST(meta AS BLOB) FROM item"):
-        try:
-            rows = facets.rows(rid, meta)
-        except ValueError:
-            continue  # A damaged item is named where it is read.
-        for row in rows:
-            sums[row[0]] += _digest(row)
-    unknown = 0
-    for row in connection.execute("SELECT key, value, rid FROM facet"):
-        if 0 <= row[0] < len(keys):
-            sums[row[0]] -= _digest(row)
-        else:
-            unknown += 1
-    found = [
-        f"the table of facets does not agree with the items on the filter key {key!r}"
-        for key, difference in zip(keys, sums, strict=True)
-        if difference
-    ]
-    if unknown:
-        found.append(f"the table of facets holds {unknown} rows of keys that are not declared")
-    return found
-
-
-def _digest(row: tuple[int, FacetValue, int]) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(row).encode("utf-8", "backslashreplace"), digest_size=16).digest())
 
 
 def declare(connection: sqlite3.Connection, keys: Sequence[str]) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.errors import StoreError
-from embedserve.store import facets
 from embedserve.store.database import damaged
 from embedserve.store.filters import Leaf, condition, facet_condition, path_of
 from embedserve.store.rows import Row, from_json
@@ -131,13 +130,6 @@ class View:
     def facets_within(self, leaf: Leaf, most: int) -> bool:
         """True if ``with_facet`` reads at most this many values beside those that it returns."""
         return isinstance(leaf, (Eq, In)) or leaf in self._ranges or self._facets(leaf, most + 1) <= most
-
-    def facet_problems(self) -> list[str]:
-        """Where filters on declared keys would not find what the items hold, one sentence each; empty if nowhere.
-
-        Reads all metadata.
-        """
-        return facets.problems(self._connection, self._filter_keys)
 
     def rid(self, id: str) -> int | None:
         """The row number of an item."""

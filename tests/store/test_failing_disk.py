@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from store_cases import all_ids
+from store_cases import all_ids, items_file
 
 from embedserve.store.local import LocalStore
 from embedserve.types import EXTERNAL, Eq, Include, Keep
@@ -107,5 +109,8 @@ def test_what_was_acknowledged_is_there_and_what_was_refused_is_not_after_a_fail
             assert sum(id.startswith(name) for id in all_ids(store, page_size=1000)) == count
             page = store.list_items("photos", page_size=1, page_token="", filter=Eq("batch", name), include=Include())
             assert [item.id for item in page.items] == [f"{name}-0000"]
-    with LocalStore.open(data) as store, store._collections["photos"]._records.reading() as view:
-        assert view.facet_problems() == []
+    with closing(sqlite3.connect(items_file(data))) as connection:
+        pairs = "SELECT json_extract(meta, '$.batch'), rid FROM item ORDER BY rid"
+        facets = "SELECT value, rid FROM facet ORDER BY rid"
+        assert connection.execute(facets).fetchall() == connection.execute(pairs).fetchall()
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
