@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -20,7 +21,15 @@ from embedserve.admission import Admission
 from embedserve.batcher import Encoded
 from embedserve.embedder import Embedded, Embedder, Results, Timings
 from embedserve.encoder import ImageEncoder, usable_cores
-from embedserve.errors import EmbedserveError, FailedPrecondition, InvalidInput, ItemNotFound, LimitExceeded
+from embedserve.errors import (
+    AlreadyExists,
+    CollectionNotFound,
+    EmbedserveError,
+    FailedPrecondition,
+    InvalidInput,
+    ItemNotFound,
+    LimitExceeded,
+)
 from embedserve.long_work import LongWork
 from embedserve.observer import Observer
 from embedserve.requests import BackupPart, ImageQuery, ItemQuery, NewItem, Query, VectorQuery
@@ -294,6 +303,9 @@ class Engine:
             DiskFull: nothing was made.
         """
         store = self._the_store()
+        with suppress(CollectionNotFound):  # an alias too; the store looks again when all has come
+            store.bound(name)
+            raise AlreadyExists(f"there is a collection or an alias {name!r} already")
         return await self._long_work.taken_by(lambda taken: store.restore_collection(name, _whole(taken)), parts)
 
     # --- Items ----------------------------------------------------------------------

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from embedserve import wire
-from embedserve.client import aio_streams, bulk, calls, messages, streams
+from embedserve.client import aio_streams, backups, bulk, calls, messages, streams
 from embedserve.client.access import Access, access
 from embedserve.client.parts import Part
 from embedserve.client.sync import Client
@@ -37,7 +37,7 @@ from embedserve.client.values import (
     ServerInfo,
 )
 from embedserve.errors import EmbedserveError, FailedPrecondition, Unavailable
-from embedserve.types import CollectionInfo, Filter, Hit, Item, Keep, Limits, SearchOptions
+from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Filter, Hit, Item, Keep, Limits, SearchOptions
 from embedserve.v1 import admin_service_pb2 as admin_pb
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
@@ -45,6 +45,7 @@ from embedserve.v1.admin_service_pb2_grpc import AdminServiceStub
 from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from embedserve.v1.search_service_pb2_grpc import SearchServiceStub
+from embedserve.whole_file import whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +60,7 @@ RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
 CallT = TypeVar("CallT", bound=Message)
 AnswerT = TypeVar("AnswerT", bound=Message)
+AnyT = TypeVar("AnyT")
 
 _READY_POLL_S = 0.05
 
@@ -397,6 +399,41 @@ class AsyncClient:
         request = messages.message(collection_pb.SetAliasRequest, alias=alias, collection=collection)
         await self._answer(self._connection.collections.SetAlias, request)
 
+    async def check_collection(
+        self, name: str, on_progress: Callable[[CheckProgress], None] | None = None
+    ) -> CheckReport:
+        """As ``Client.check_collection``."""
+        request = messages.message(collection_pb.CheckCollectionRequest, name=name)
+        reader = backups.CheckReader(on_progress)
+        async with aclosing(self._responses(self._connection.collections.CheckCollection, request)) as responses:
+            async for response in responses:
+                reader.read(response)
+        return reader.report()
+
+    async def backup_collection(self, name: str, path: str | Path, *, overwrite: bool = False) -> str:
+        """As ``Client.backup_collection``."""
+        request = messages.message(collection_pb.BackupCollectionRequest, name=name)
+        async with _in_threads(whole_file(Path(path), overwrite=overwrite)) as file:
+            reader = backups.BackupReader(file)
+            async with aclosing(self._responses(self._connection.collections.BackupCollection, request)) as responses:
+                async for response in responses:
+                    await asyncio.to_thread(reader.read, response)
+            return reader.sha256()
+
+    async def restore_collection(self, name: str, path: str | Path) -> CollectionInfo:
+        """As ``Client.restore_collection``."""
+        messages.message(collection_pb.RestoreCollectionRequest, name=name)
+        _ = self._connection  # which is there only if the client is open
+        await asyncio.to_thread(backups.check_readable, Path(path))
+        # Where a write meets a call that the server has ended, grpc.aio forgets why it did; grpc does not.
+        channel: grpc.Channel = self._access.open(grpc)
+        try:
+            method = CollectionServiceStub(channel).RestoreCollection
+            sender = backups.RestoreSender(name, Path(path), self._target, self._timeout_s)
+            return await asyncio.to_thread(sender.send, method, lambda: self._closed)
+        finally:
+            channel.close()  # which ends the thread, if it is still there
+
     # --- The server ---
 
     async def server_info(self) -> ServerInfo:
@@ -500,6 +537,47 @@ class AsyncClient:
                 if sent is not None:
                     sent.call.cancel()
 
+    async def _responses(
+        self, method: grpc.aio.UnaryStreamMultiCallable[RequestT, ResponseT], request: RequestT
+    ) -> AsyncGenerator[ResponseT]:
+        """The responses to one request, each within ``timeout_s`` of the one before; asked again before the first."""
+        attempt, deadline_s = 1, time.monotonic() + self._timeout_s
+        while True:
+            call: Any = method(request)
+            has_begun = False
+            try:
+                while True:
+                    async with asyncio.timeout(self._timeout_s):
+                        response = await call.read()
+                    if response is grpc.aio.EOF:
+                        return
+                    has_begun = True
+                    yield response
+            except TimeoutError as error:
+                raise backups.silent(self._target, self._timeout_s) from error
+            except grpc.RpcError as error:
+                failure = calls.failure_of(error, self._target, self._timeout_s)
+                pause_s = calls.pause_before_retry_s(failure, attempt, deadline_s - time.monotonic())
+                if has_begun or pause_s is None:
+                    raise failure.error from error
+            except asyncio.CancelledError as error:
+                self._check_cancelled(error)
+                raise
+            finally:
+                call.cancel()
+            await asyncio.sleep(pause_s)
+            attempt += 1
+
+    def _check_cancelled(self, error: asyncio.CancelledError) -> None:
+        """Tell a call that was cancelled because the client was closed from a caller that is cancelled.
+
+        Raises:
+            Unavailable: the client was closed.
+        """
+        task = asyncio.current_task()
+        if self._closed and (task is None or not task.cancelling()):
+            raise Unavailable("the call was cancelled: the client was closed") from error
+
     def _send(
         self, method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT
     ) -> _Sent[RequestT, ResponseT]:
@@ -525,13 +603,24 @@ class AsyncClient:
                 if pause_s is None:
                     raise failure.error from error
             except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if not self._closed or (task is not None and task.cancelling()):
-                    raise  # it is the caller who is cancelled, not the call
-                raise Unavailable("the call was cancelled: the client was closed") from error
+                self._check_cancelled(error)
+                raise
             await asyncio.sleep(pause_s)
             attempt += 1
             call = method(sent.request, timeout=sent.deadline_s - time.monotonic())
+
+
+@asynccontextmanager
+async def _in_threads(blocking: AbstractContextManager[AnyT]) -> AsyncIterator[AnyT]:
+    """Enter and leave what waits for the disk."""
+    value = await asyncio.to_thread(blocking.__enter__)
+    try:
+        yield value
+    except BaseException as error:
+        if not await asyncio.to_thread(blocking.__exit__, type(error), error, error.__traceback__):
+            raise
+    else:
+        await asyncio.to_thread(blocking.__exit__, None, None, None)
 
 
 for _name, _member in vars(AsyncClient).items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from embedserve import wire
-from embedserve.client import bulk, calls, messages, streams
+from embedserve.client import backups, bulk, calls, messages, streams
 from embedserve.client.access import access
 from embedserve.client.parts import Part
 from embedserve.client.values import (
@@ -30,7 +31,7 @@ from embedserve.client.values import (
     ServerInfo,
 )
 from embedserve.errors import EmbedserveError, FailedPrecondition, Unavailable
-from embedserve.types import CollectionInfo, Filter, Hit, Item, Keep, Limits, SearchOptions
+from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Filter, Hit, Item, Keep, Limits, SearchOptions
 from embedserve.v1 import admin_service_pb2 as admin_pb
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
@@ -38,6 +39,7 @@ from embedserve.v1.admin_service_pb2_grpc import AdminServiceStub
 from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from embedserve.v1.search_service_pb2_grpc import SearchServiceStub
+from embedserve.whole_file import whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -490,6 +492,69 @@ class Client:
             messages.message(collection_pb.SetAliasRequest, alias=alias, collection=collection),
         )
 
+    def check_collection(self, name: str, on_progress: Callable[[CheckProgress], None] | None = None) -> CheckReport:
+        """Have the server compare everything that the collection keeps more than once, and measure recall.
+
+        It reads every item, so it takes as long as that takes; the collection is used meanwhile. ``timeout_s`` bounds
+        the time in which the server says nothing.
+
+        Args:
+            name: name or alias.
+            on_progress: is told how far the check is, in this thread.
+
+        Raises:
+            CollectionNotFound: no collection or alias has the name.
+        """
+        request = messages.message(collection_pb.CheckCollectionRequest, name=name)
+        reader = backups.CheckReader(on_progress)
+        for response in self._responses(self._collections.CheckCollection, request):
+            reader.read(response)
+        return reader.report()
+
+    def backup_collection(self, name: str, path: str | Path, *, overwrite: bool = False) -> str:
+        """Write the collection as it is at this moment into one file; the sha256 of the file.
+
+        The file is there once it is complete and on disk. ``timeout_s`` bounds the time in which the server says
+        nothing.
+
+        Args:
+            name: name or alias.
+            path: of the file.
+            overwrite: whether the file may take the place of another one.
+
+        Raises:
+            CollectionNotFound: no collection or alias has the name.
+            DataError: there is a file already, or it cannot be written.
+            DiskFull: the server has no room for the copy.
+        """
+        request = messages.message(collection_pb.BackupCollectionRequest, name=name)
+        with whole_file(Path(path), overwrite=overwrite) as file:
+            reader = backups.BackupReader(file)
+            for response in self._responses(self._collections.BackupCollection, request):
+                reader.read(response)
+            return reader.sha256()
+
+    def restore_collection(self, name: str, path: str | Path) -> CollectionInfo:
+        """Make a collection from a backup. It is there once all of it has been received, checked and written to disk.
+
+        ``timeout_s`` bounds the time in which the server takes nothing of the file; then it may take its time.
+
+        Args:
+            name: of the new collection.
+            path: of the backup.
+
+        Raises:
+            AlreadyExists: a collection or an alias has the name.
+            DataError: the file cannot be read.
+            InvalidInput: the name is not allowed, or the file is no backup, is cut, or damaged.
+            DiskFull: the server has no room.
+        """
+        messages.message(collection_pb.RestoreCollectionRequest, name=name)
+        backups.check_readable(Path(path))
+        self._check_open()
+        sender = backups.RestoreSender(name, Path(path), self._target, self._timeout_s)
+        return sender.send(self._collections.RestoreCollection, lambda: self._closed)
+
     # --- The server ---
 
     def server_info(self) -> ServerInfo:
@@ -593,6 +658,47 @@ class Client:
             for _part, sent in waiting:
                 if sent is not None:
                     sent.future.cancel()
+
+    def _responses(
+        self, method: grpc.UnaryStreamMultiCallable[RequestT, ResponseT], request: RequestT
+    ) -> Iterator[ResponseT]:
+        """The responses to one request, each within ``timeout_s`` of the one before; asked again before the first."""
+        attempt, deadline_s = 1, time.monotonic() + self._timeout_s
+        while True:
+            self._check_open()
+            call = method(request)
+            is_late = threading.Event()
+
+            def give_up(call: Any = call, is_late: threading.Event = is_late) -> None:
+                is_late.set()
+                call.cancel()
+
+            has_begun = False
+            try:
+                while True:
+                    timer = threading.Timer(self._timeout_s, give_up)
+                    timer.start()
+                    try:
+                        response = next(call, None)
+                    finally:
+                        timer.cancel()
+                    if response is None:
+                        return
+                    has_begun = True
+                    yield response
+            except grpc.RpcError as error:
+                if is_late.is_set():
+                    raise backups.silent(self._target, self._timeout_s) from error
+                if self._closed:
+                    raise Unavailable("the call was cancelled: the client was closed") from error
+                failure = calls.failure_of(error, self._target, self._timeout_s)
+                pause_s = calls.pause_before_retry_s(failure, attempt, deadline_s - time.monotonic())
+                if has_begun or pause_s is None:
+                    raise failure.error from error
+            finally:
+                call.cancel()
+            time.sleep(pause_s)
+            attempt += 1
 
     def _send(
         self, method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT

@@ -58,6 +58,9 @@ METHODS = {
         "GetItems",
         "DeleteItems",
         "ListItems",
+        "CheckCollection",
+        "BackupCollection",
+        "RestoreCollection",
     ),
     health_pb2_grpc.HealthServicer: ("Check",),
 }
@@ -218,6 +221,14 @@ def _method(fake: FakeServer, name: str) -> Any:
             return fake.converse(name, requests, context)
 
         return stream
+
+    if name in ("CheckCollection", "BackupCollection"):
+
+        def tell(self: object, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with refusing(context):
+                yield from fake.handle(name, request, context)
+
+        return tell
 
     def call(self: object, request: Any, context: grpc.ServicerContext) -> Any:
         return fake.handle(name, request, context)

@@ -1,0 +1,202 @@
+"""Checks, backups and restores of both clients, against a server that stops, lies or says nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_server import Connect, FakeServer
+
+from embedserve.errors import CollectionNotFound, DataError, DeadlineExceeded, InternalError, Unavailable
+from embedserve.v1 import collection_service_pb2 as pb
+
+BYTES = b"abc" * 1000
+DIGEST = hashlib.sha256(BYTES).digest()
+
+
+def chunk(data: bytes) -> pb.BackupCollectionResponse:
+    return pb.BackupCollectionResponse(chunk=data)
+
+
+def end(sha256: bytes = DIGEST, size_bytes: int = len(BYTES)) -> pb.BackupCollectionResponse:
+    return pb.BackupCollectionResponse(sha256=sha256, size_bytes=size_bytes)
+
+
+WHOLE = [chunk(BYTES[:10]), pb.BackupCollectionResponse(), chunk(BYTES[10:]), end()]
+
+
+def test_a_backup_is_there_only_under_its_own_name(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
+    server.on("BackupCollection", lambda _: WHOLE)
+    path = tmp_path / "photos.backup"
+    assert connect(server.target).backup_collection("photos", path) == DIGEST.hex()
+    assert path.read_bytes() == BYTES
+    assert list(tmp_path.iterdir()) == [path]
+    assert server.asked("BackupCollection") == [pb.BackupCollectionRequest(name="photos")]
+
+
+@pytest.mark.parametrize(
+    ("messages", "why"),
+    [
+        ([], "the backup is cut"),
+        (WHOLE[:-1], "the backup is cut"),
+        ([chunk(BYTES[:-1]), end()], "the backup was damaged on its way"),
+        ([chunk(BYTES), end(sha256=b"\0" * 32)], "the backup was damaged on its way"),
+        ([chunk(BYTES), end(size_bytes=1)], "the backup was damaged on its way"),
+    ],
+    ids=["nothing", "without-end", "short", "other-sha256", "other-size"],
+)
+def test_a_backup_that_is_not_whole_leaves_no_file(
+    connect: Connect, server: FakeServer, tmp_path: Path, messages: list[Any], why: str
+) -> None:
+    server.on("BackupCollection", lambda _: messages)
+    with pytest.raises(DataError, match=why):
+        connect(server.target).backup_collection("photos", tmp_path / "photos.backup")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_file_is_overwritten_only_where_that_is_said(
+    connect: Connect, server: FakeServer, tmp_path: Path
+) -> None:
+    server.on("BackupCollection", lambda _: WHOLE)
+    path = tmp_path / "photos.backup"
+    path.write_bytes(b"of last week")
+    client = connect(server.target)
+    with pytest.raises(DataError, match=r"photos\.backup is there already"):
+        client.backup_collection("photos", path)
+    assert path.read_bytes() == b"of last week"
+    assert server.asked("BackupCollection") == []
+    client.backup_collection("photos", path, overwrite=True)
+    assert path.read_bytes() == BYTES
+
+
+def test_a_failed_backup_keeps_the_file_that_it_would_have_replaced(
+    connect: Connect, server: FakeServer, tmp_path: Path
+) -> None:
+    def fail(_: Any) -> Any:
+        raise CollectionNotFound("there is no collection 'photos'")
+
+    server.on("BackupCollection", fail)
+    path = tmp_path / "photos.backup"
+    path.write_bytes(b"of last week")
+    with pytest.raises(CollectionNotFound):
+        connect(server.target).backup_collection("photos", path, overwrite=True)
+    assert path.read_bytes() == b"of last week"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_named_before_anything_is_sent(
+    connect: Connect, server: FakeServer, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"none/photos\.backup cannot be written: No such file or directory"):
+        connect(server.target).backup_collection("photos", tmp_path / "none" / "photos.backup")
+    assert server.asked("BackupCollection") == []
+
+
+def test_a_busy_server_is_asked_again_before_its_first_message(
+    connect: Connect, server: FakeServer, tmp_path: Path
+) -> None:
+    def stopping(_: Any) -> list[Any]:
+        if len(server.asked("BackupCollection")) == 1:
+            raise Unavailable("the server is starting")
+        return WHOLE
+
+    server.on("BackupCollection", stopping)
+    assert connect(server.target).backup_collection("photos", tmp_path / "b") == DIGEST.hex()
+
+
+def test_a_backup_that_breaks_in_the_middle_is_not_begun_again(
+    connect: Connect, server: FakeServer, tmp_path: Path
+) -> None:
+    def breaking(_: Any) -> Iterator[Any]:
+        yield WHOLE[0]
+        raise Unavailable("the server is shutting down")
+
+    server.on("BackupCollection", breaking)
+    with pytest.raises(Unavailable, match="the server is shutting down"):
+        connect(server.target).backup_collection("photos", tmp_path / "b")
+    assert len(server.asked("BackupCollection")) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_says_nothing_is_given_up(connect: Connect, server: FakeServer) -> None:
+    let_go = threading.Event()
+
+    def silent(_: Any) -> Iterator[Any]:
+        yield pb.CheckCollectionResponse(progress=pb.CheckProgress(stage="items"))
+        let_go.wait(20)
+
+    server.on("CheckCollection", silent)
+    told: list[Any] = []
+    with pytest.raises(DeadlineExceeded, match=r"has said nothing for 0\.3 s"):
+        connect(server.target, timeout_s=0.3).check_collection("photos", told.append)
+    let_go.set()
+    assert [step.stage for step in told] == ["items"]
+
+
+def test_a_check_without_a_report_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
+    server.on("CheckCollection", lambda _: [])
+    with pytest.raises(InternalError, match="ended the check without a report"):
+        connect(server.target).check_collection("photos")
+
+
+def test_what_a_caller_raises_while_he_is_told_ends_the_check(connect: Connect, server: FakeServer) -> None:
+    def forever(_: Any) -> Iterator[Any]:
+        while True:
+            yield pb.CheckCollectionResponse(progress=pb.CheckProgress(stage="items"))
+
+    def refuse(_: Any) -> None:
+        raise KeyError("enough")
+
+    server.on("CheckCollection", forever)
+    with pytest.raises(KeyError, match="enough"):
+        connect(server.target).check_collection("photos", refuse)
+    assert server.ended.acquire(timeout=20)
+
+
+def test_a_backup_that_cannot_be_read_is_not_sent(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
+    client = connect(server.target)
+    with pytest.raises(DataError, match="none cannot be read: No such file or directory"):
+        client.restore_collection("again", tmp_path / "none")
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        client.restore_collection("again", tmp_path)
+    assert server.asked("RestoreCollection") == []
+
+
+def test_a_server_that_takes_nothing_of_a_backup_is_given_up(
+    connect: Connect, server: FakeServer, tmp_path: Path
+) -> None:
+    let_go = threading.Event()
+    path = tmp_path / "photos.backup"
+    path.write_bytes(bytes(20 << 20))
+
+    def deaf(_: Any) -> Any:
+        let_go.wait(20)
+        raise Unavailable("too late")
+
+    server.on("RestoreCollection", deaf)
+    with pytest.raises(DeadlineExceeded, match=r"has taken nothing of the backup for 0\.3 s"):
+        connect(server.target, timeout_s=0.3).restore_collection("again", path)
+    let_go.set()
+
+
+def test_a_server_that_has_all_of_a_backup_may_take_its_time(
+    connect: Connect, server: FakeServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "photos.backup"
+    path.write_bytes(BYTES)
+    waited = threading.Event()
+
+    def slow(requests: Iterator[Any]) -> Any:
+        received = list(requests)
+        assert b"".join(request.chunk for request in received) == BYTES
+        assert received[0].name == "again"
+        assert received[-1].sha256 == DIGEST
+        waited.wait(1.2)
+        return pb.RestoreCollectionResponse(collection=pb.Collection(name="again"))
+
+    server.on("RestoreCollection", slow)
+    assert connect(server.target, timeout_s=0.5).restore_collection("again", path).name == "again"
