@@ -32,3 +32,12 @@ class Observer:
 
     def on_store(self, operation: Literal["search", "upsert"], seconds: float) -> None:
         """The collections were searched or written to; ``seconds`` include the wait for a thread."""
+
+    def on_sealed(self, rows: int, seconds: float, kind: str) -> None:
+        """A part of the index of a collection was built and written to disk.
+
+        Args:
+            rows: in it.
+            seconds: it took.
+            kind: "exact", "hnsw" or "ivf"; "none" if only rows without items were dropped.
+        """

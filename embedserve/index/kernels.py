@@ -1,6 +1,6 @@
 """The few FAISS functions that work on plain arrays and have no type stubs, behind typed ones.
 
-Everything here runs in the calling thread alone and without the interpreter lock.
+Everything here runs without the interpreter lock.
 """
 
 from __future__ import annotations
@@ -10,28 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def single_threaded() -> None:
-    """Keep FAISS to the calling thread; for the start of every search.
+def use_threads(count: int) -> None:
+    """So many threads for the FAISS calls of the calling thread; for the start of every search and every build.
 
     OpenMP's thread count belongs to the calling thread, so a new worker thread sees the default again. Two workers
     that each fan out over all cores were 4 times slower than two that do not.
     """
-    faiss.omp_set_num_threads(1)
-
-
-def flat_index(count: int, dimension: int) -> tuple[faiss.IndexFlatIP, NDArray[np.float32]]:
-    """An inner-product index of ``count`` vectors, and a view of its memory to write them to: float32 [N, D].
-
-    Filling the view costs no second copy and none of the doubling that add() does to its buffer. The view does not
-    keep the index alive.
-    """
-    flat = faiss.IndexFlatIP(dimension)
-    flat.codes.resize(count * dimension * 4)
-    flat.ntotal = count
-    if count == 0:
-        return flat, np.empty((0, dimension), np.float32)
-    view: NDArray[np.float32] = faiss.rev_swig_ptr(flat.get_xb(), count * dimension)
-    return flat, view.reshape(count, dimension)
+    faiss.omp_set_num_threads(count)
 
 
 def inner_products(query: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -59,7 +44,62 @@ def inner_products_at(
     return scores
 
 
+def nearest(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, live_bits: NDArray[np.uint8] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k rows of vectors [N, D] with the largest inner products for each of the queries [Q, D], by comparing all.
+
+    Args:
+        live_bits: uint8 [⌈N/8⌉], lowest bit first: rows that count; None for all.
+
+    Returns:
+        Positions int64 [Q, k], −1 where there are fewer rows, and inner products float32 [Q, k], falling.
+    """
+    count, dimension = vectors.shape
+    scores, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    # Held in a variable: FAISS keeps the address of the bits and of the selector only.
+    selector = None if live_bits is None else bitmap_selector(live_bits)
+    pointer = faiss.swig_ptr
+    faiss.knn_inner_product(
+        pointer(queries),
+        pointer(vectors),
+        dimension,
+        len(queries),
+        count,
+        k,
+        pointer(scores),
+        pointer(positions),
+        selector,
+    )
+    return positions, scores
+
+
 def bitmap_selector(bits: NDArray[np.uint8]) -> faiss.IDSelector:
     """Selects the positions whose bit is set, lowest bit first. The caller keeps ``bits`` and the selector alive."""
     # The stub describes the C++ constructor, the wrapper takes the array.
     return faiss.IDSelectorBitmap(bits)  # type: ignore[arg-type, call-arg]
+
+
+def vectors_of(flat: faiss.IndexFlat, dimension: int) -> NDArray[np.float32]:
+    """A read-only view of the vectors that an index holds: float32 [N, D]. It does not keep the index alive."""
+    if not flat.ntotal:
+        return np.empty((0, dimension), np.float32)
+    view: NDArray[np.float32] = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * dimension)
+    view.flags.writeable = False
+    return view.reshape(flat.ntotal, dimension)
+
+
+def hnsw_parameters(ef: int, bits: NDArray[np.uint8] | None) -> faiss.SearchParameters:
+    """For a search through a graph. Keeps the selector alive; the caller keeps ``bits``."""
+    # Both at once: parameters without efSearch set it to FAISS' default of 16.
+    parameters: faiss.SearchParameters = faiss.SearchParametersHNSW(  # type: ignore[attr-defined]
+        efSearch=ef, sel=None if bits is None else bitmap_selector(bits)
+    )
+    return parameters
+
+
+def ivf_parameters(nprobe: int, bits: NDArray[np.uint8] | None) -> faiss.SearchParameters:
+    """For a search through inverted lists. Keeps the selector alive; the caller keeps ``bits``."""
+    return faiss.IVFRaBitQSearchParameters(  # type: ignore[call-arg]
+        nprobe=nprobe, sel=None if bits is None else bitmap_selector(bits)
+    )

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 DIGITS = 6
 """Decimals of a score; beyond them float32 vectors say nothing."""
 
-_ROWS = 2048
-"""Rows scored at a time, which bounds the float64 copy of them."""
+_NUMBERS = 1 << 19
+"""Numbers of vectors that are made wide at a time; 4 MiB stay in the cache."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
     """The best rows for one query, best first; equal scores in the order of row numbers."""
 
@@ -26,50 +26,87 @@ class Ranking:
     """int64 [M]."""
     scores: NDArray[np.float64]
     """float64 [M] in [−1, 1], rounded to 1e-6, falling."""
+    parts: NDArray[np.int64]
+    """int64 [M]: in which part of the snapshot each row is."""
+    positions: NDArray[np.int64]
+    """int64 [M]: where in it."""
 
 
-def exact_scores(query: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Cosine of query [D] with vectors [M, D], all of unit norm, clipped to [−1, 1] and rounded: float64 [M].
+def exact_scores(
+    queries: NDArray[np.float32], of_query: NDArray[np.int64], vectors: NDArray[np.float32], places: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Cosines of pairs of queries [Q, D] and vectors [N, D], all of unit norm, clipped to [−1, 1] and rounded.
 
-    Equal vectors get equal scores: each row is summed by itself, in the same order.
+    Equal vectors get equal scores: each pair is summed by itself, in the same order.
+
+    Args:
+        queries: float32 [Q, D].
+        of_query: int64 [M], ascending: the query of each pair.
+        vectors: float32 [N, D].
+        places: int64 [M]: the row of ``vectors`` of each pair.
+
+    Returns:
+        float64 [M].
     """
-    wide = query.astype(np.float64)
-    scores = np.empty(len(vectors), np.float64)
-    for start in range(0, len(vectors), _ROWS):
-        products = vectors[start : start + _ROWS].astype(np.float64)
-        products *= wide
-        scores[start : start + _ROWS] = products.sum(axis=1)
+    dimension = queries.shape[1]
+    scores = np.empty(len(places), np.float64)
+    wide = queries.astype(np.float64)
+    step = max(_NUMBERS // dimension, 1)
+    for start in range(0, len(places), step):
+        part = slice(start, start + step)
+        products = vectors[places[part]].astype(np.float64)
+        products *= wide[of_query[part]]
+        products.sum(axis=1, out=scores[part])
     np.clip(scores, -1.0, 1.0, out=scores)
     np.round(scores, DIGITS, out=scores)
     scores += 0.0  # turns −0.0 into 0.0
     return scores
 
 
-def lowest_candidate(scores: NDArray[np.float32], k: int, dimension: int) -> float:
-    """The approximate score below which no row can be among the best k or tie with the last of them.
-
-    Args:
-        scores: float32 [M], approximate, the best k rows' among them.
-        k: at least 1.
-        dimension: D; the rounding error of an inner product grows with it.
+def error_of(dimension: int) -> float:
+    """By how much two float32 scores may differ whose rounded scores are equal or in the other order.
 
     The error of a float32 inner product of unit vectors is at most n·u (Higham, Accuracy and Stability, §3.1), with
     u = 2⁻²⁴ and n = D/4 + 8 additions in a row, since the kernels sum in at least four lanes. It counts twice: once
     for the k-th score and once for the row that is compared with it.
     """
-    if len(scores) <= k:
-        return -np.inf
-    last = float(np.partition(scores, len(scores) - k)[len(scores) - k])
-    error = (dimension / 4 + 8) * 2.0**-24
-    return last - 2 * error - 10.0**-DIGITS
+    return 2 * (dimension / 4 + 8) * 2.0**-24 + 10.0**-DIGITS
 
 
-def ranked(rids: NDArray[np.int64], scores: NDArray[np.float64], k: int) -> Ranking:
-    """The best k rows and all that tie with the last of them."""
-    order = np.lexsort((rids, -scores))
-    rids, scores = rids[order], scores[order]
-    if len(scores) > k:
-        # scores fall, so their negatives rise as searchsorted wants them.
-        end = int(np.searchsorted(-scores, -scores[k - 1], side="right"))
-        rids, scores = rids[:end], scores[:end]
-    return Ranking(rids, scores)
+def lowest_candidates(scores: NDArray[np.float32], k: int, dimension: int) -> NDArray[np.float64]:
+    """For each query the score below which no row can be among the best k or tie with the last of them: float64 [Q].
+
+    Args:
+        scores: float32 [Q, C], the best k rows' among them; −inf where there are fewer.
+        k: at least 1.
+        dimension: D; the rounding error of an inner product grows with it.
+    """
+    if scores.shape[1] <= k:
+        return np.full(len(scores), -np.inf)
+    last = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k].astype(np.float64)
+    return last - error_of(dimension)
+
+
+def ranked(
+    count: int,
+    of_query: NDArray[np.int64],
+    rids: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    parts: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    k: int,
+) -> list[Ranking]:
+    """For each of ``count`` queries the best k of its rows and all that tie with the last; all arrays are [M]."""
+    order = np.lexsort((rids, -scores, of_query))
+    of_query, rids, parts, positions = (numbers[order] for numbers in (of_query, rids, parts, positions))
+    scores = scores[order]
+    bounds = np.searchsorted(of_query, np.arange(count + 1))
+    rankings = []
+    for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        if end - start > k:
+            # scores fall, so their negatives rise as searchsorted wants them.
+            falling = scores[start:end]
+            end = start + int(np.searchsorted(-falling, -falling[k - 1], side="right"))
+        part = slice(start, end)
+        rankings.append(Ranking(rids[part], scores[part], parts[part], positions[part]))
+    return rankings

@@ -2,30 +2,67 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.index.exact import ExactIndex
+from embedserve.index import compaction, spec
+from embedserve.index.compaction import Pace, Step
+from embedserve.index.cores import CORES
+from embedserve.index.current import CurrentSnapshot
+from embedserve.index.effort import Effort
+from embedserve.index.rows import Rows
+from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
-from embedserve.store import hits
+from embedserve.store import hits, sealed
 from embedserve.store.catalog import Entry
-from embedserve.store.database import damaged, reported
+from embedserve.store.commits import Commits
+from embedserve.store.database import reported
 from embedserve.store.gate import Gate
+from embedserve.store.matching import Matcher
 from embedserve.store.page_token import last_id, page_token
-from embedserve.store.records import Change, Records, Writing
+from embedserve.store.recall import RecallMonitor
+from embedserve.store.records import FILE, Change, Records, Writing
 from embedserve.store.rows import Row
+from embedserve.store.segment_files import SegmentFiles
 from embedserve.store.view import View
-from embedserve.types import CollectionInfo, Filter, Hit, Include, Item, Page, SearchOptions
+from embedserve.types import CollectionInfo, Filter, Hit, Include, Item, Page, Recall, SearchOptions
 
-_FILE = "items.sqlite"
+_log = logging.getLogger("embedserve.store")
+
 _TRIES = 20
 """How often a reader looks for records and index in step before it makes writers wait."""
 _WAIT_S = 0.05
+_IDLE_S = 1.0
+"""Nothing was written for so long: what waits may be sealed even if it is little."""
+_DUE_S = 10.0
+"""So long after the last build somewhat more may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """What a caller wants written, and what the index has to know of it."""
+
+    apply: Callable[[Writing], Change]
+    ids: list[bytes]
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What a step of ``maintain`` made."""
+
+    rows: int
+    kind: str
+    seconds: float
 
 
 class Collection:
@@ -33,25 +70,36 @@ class Collection:
 
     Args:
         entry: what the catalog knows of it.
-        directory: where its file is.
-        create: make the file.
+        directory: where its files are.
+        create: make the file of its items.
+        memory_bytes: that its index may take.
 
     Raises:
         StoreError: the file cannot be used, or a row is damaged.
     """
 
-    def __init__(self, entry: Entry, directory: Path, *, create: bool = False) -> None:
+    def __init__(self, entry: Entry, directory: Path, *, create: bool = False, memory_bytes: int = 4 << 30) -> None:
         self.entry = entry
         self.gate = Gate()
+        self.recall = RecallMonitor(entry.target_recall)
+        self.files = SegmentFiles(directory, entry.dimension, entry.fingerprint)
         self._directory = directory
-        self._write_lock = threading.Lock()
-        self._records = Records(directory / _FILE, entry.dimension, create=create, filter_keys=entry.filter_keys)
+        self._matcher = Matcher(entry.filter_keys)
+        self._spec = spec.parse(entry.index)
+        self._memory_bytes = memory_bytes
+        self._commits: Commits[_Write, Change] = Commits(self._commit)
+        self._building = threading.Lock()
+        self._closing = False
+        self._written_at = self._built_at = time.monotonic()
+        self._records = Records(directory / FILE, entry.dimension, create=create, filter_keys=entry.filter_keys)
         try:
             with self._records.reading() as view:
-                self._index = ExactIndex(self._rebuilt(view))
+                self._index = CurrentSnapshot(self._loaded(view))
         except BaseException:
             self._records.close()
             raise
+
+    # --- Items ----------------------------------------------------------------------
 
     def upsert(self, items: Sequence[Item]) -> None:
         """Write items in one transaction; if an id comes twice, the later one counts."""
@@ -60,12 +108,12 @@ class Collection:
             return
         rows = [(Row.of(item, self.entry.dimension), item.media) for item in latest.values()]
         vectors = np.stack([row.vector for row, _ in rows])
-        self._write(lambda writing: writing.upsert(rows), vectors)
+        self._commits.do(_Write(lambda writing: writing.upsert(rows), [row.id for row, _ in rows], vectors))
 
     def delete(self, ids: Sequence[str]) -> int:
         """Remove items in one transaction; how many of them there were."""
         none = np.empty((0, self.entry.dimension), np.float32)
-        change = self._write(lambda writing: writing.delete(list(dict.fromkeys(ids))), none)
+        change = self._commits.do(_Write(lambda writing: writing.delete(list(dict.fromkeys(ids))), [], none))
         return len(change.removed)
 
     def items(self, ids: Sequence[str], include: Include) -> list[Item | None]:
@@ -82,17 +130,49 @@ class Collection:
         items = items[:size]
         return Page(items=tuple(items), next_page_token=page_token(items[-1].id) if more else "")
 
+    # --- Search ---------------------------------------------------------------------
+
     def search(
         self, queries: NDArray[np.float32], options: SearchOptions, exclude_ids: Sequence[str | None]
     ) -> list[list[Hit]]:
         """Hits for each query."""
-        with self._in_step() as (view, snapshot):
-            return hits.search(view, snapshot, queries, options, exclude_ids)
+        effort = self._effort(options)
+        with CORES.for_queries(len(queries)) as threads:
+            if hits.need_records(options, exclude_ids):
+                with self._in_step() as (view, snapshot):
+                    among = None if options.filter is None else self._matching(view, snapshot, options.filter)
+                    found = hits.search(view, snapshot, queries, options, exclude_ids, effort, threads, among)
+            else:
+                snapshot = self._index.current
+                found = hits.search_index(snapshot, queries, options, effort, threads)
+        if not effort.exact and options.filter is None and self._is_approximate(snapshot):
+            self.recall.sample(queries)
+        return found
+
+    def _matching(self, view: View, snapshot: Snapshot, filter: Filter) -> list[NDArray[np.bool_]]:
+        """For each part the live rows that a filter holds for: bool [N]."""
+        masks = []
+        for part in snapshot.parts:
+            for_good = part.uid if isinstance(part, Segment) else None
+            masks.append(self._matcher.matching(view, filter, part.rids, for_good) & part.live_mask())
+        return masks
+
+    def _effort(self, options: SearchOptions) -> Effort:
+        return Effort(
+            exact=options.exact,
+            ef=options.ef,
+            nprobe=options.nprobe,
+            target_recall=options.target_recall or self.entry.target_recall,
+            boost=self.recall.boost,
+        )
+
+    # --- What it is -----------------------------------------------------------------
 
     def info(self, aliases: Sequence[str]) -> CollectionInfo:
         """What the collection is and holds."""
+        snapshot = self._index.current
         with reported(self._directory):
-            disk_bytes = sum(file.stat().st_size for file in self._directory.iterdir())
+            disk_bytes = sum(_size(file) for file in self._directory.rglob("*"))
         return CollectionInfo(
             name=self.entry.name,
             fingerprint=self.entry.fingerprint,
@@ -100,31 +180,160 @@ class Collection:
             dimension=self.entry.dimension,
             keep=self.entry.keep,
             created_unix_s=self.entry.created_unix_s,
-            items=self._index.current.items,
+            items=snapshot.items,
             aliases=tuple(sorted(aliases)),
-            index=self._index.description,
+            index=self._index_words(snapshot),
             disk_bytes=disk_bytes,
             uid=self.entry.uid,
             index_spec=self.entry.index,
             target_recall=self.entry.target_recall,
             filter_keys=self.entry.filter_keys,
+            recall=self.recall.last if self._is_approximate(snapshot) else None,
+            building=self._building.locked() or self._next_step(snapshot, Pace(idle=True, due=True)) is not None,
+            segments=len(snapshot.segments),
+            unsealed=snapshot.unsealed,
+            dead=snapshot.dead,
         )
+
+    def _index_words(self, snapshot: Snapshot) -> str:
+        effort = Effort(target_recall=self.entry.target_recall, boost=self.recall.boost)
+        kinds: dict[str, list[int]] = {}
+        for segment in snapshot.segments:
+            if segment.structure is not None:
+                kinds.setdefault(str(segment.spec), []).append(segment.effort(effort))
+        if not kinds:
+            return "exact (flat inner product)"
+        words = []
+        for kind, efforts in kinds.items():
+            name = "ef" if kind.startswith("hnsw") else "nprobe"
+            between = f"{min(efforts)}" if len(set(efforts)) == 1 else f"{min(efforts)} to {max(efforts)}"
+            words.append(f"{kind}, {name} {between} for recall {self.entry.target_recall:g}")
+        return "; ".join(words)
+
+    @staticmethod
+    def _is_approximate(snapshot: Snapshot) -> bool:
+        return any(segment.structure is not None for segment in snapshot.segments)
+
+    # --- Maintenance ----------------------------------------------------------------
+
+    def maintain(self, stopped: Callable[[], bool] = lambda: False, *, at_once: bool = False) -> Sealed | None:
+        """Seal waiting rows or merge segments, one step, if one is due; what it made, or None.
+
+        Only one thread does this at a time. Searches and writes go on meanwhile; writers wait for a moment at the
+        beginning and at the end.
+
+        Args:
+            stopped: asked now and then; if it says so, the step is given up.
+            at_once: do not wait for a pause in the writes.
+
+        Raises:
+            DiskFull, StoreError: the segment cannot be written; everything is as before.
+            structures.Stopped: it was given up.
+        """
+        now = time.monotonic()
+        pace = Pace(idle=at_once or now - self._written_at > _IDLE_S, due=now - self._built_at > _DUE_S)
+        with self._building:
+            if self._next_step(self._index.current, pace) is None:
+                return None
+            with self._commits.lock:
+                self._index.publish(self._index.current.with_delta_frozen())
+                snapshot = self._index.current
+            step = self._next_step(snapshot, pace)
+            if step is None:
+                return None
+            return self._build(snapshot, step, lambda: stopped() or self._closing)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it is being closed, so that what fails now is no surprise."""
+        return self._closing
+
+    def measure_recall(self) -> Recall | None:
+        """Compare approximate with exact search now; None if every search is exact."""
+        return self.recall.measure(self._index.current)
+
+    def rebuild(self, uid: str) -> None:
+        """Take a segment out of use that cannot be trusted; its rows are read from the records and sealed anew.
+
+        Raises:
+            StoreError: a row is damaged; then the segment stays, for it is all there is.
+        """
+        with self._building, self._commits.lock, self._records.reading() as view:
+            snapshot = self._snapshot(view.seq())
+            for number, part in enumerate(snapshot.fixed):
+                if isinstance(part, Segment) and part.uid == uid:
+                    rids = part.rids[part.live_positions()]
+                    new = sealed.unsealed(view, rids, self._directory / FILE, self.entry.dimension)
+                    fixed = (*snapshot.fixed[:number], *new, *snapshot.fixed[number + 1 :])
+                    self._index.publish(Snapshot(snapshot.seq, snapshot.dimension, fixed, snapshot.delta))
+                    self._use_files()
+                    return
 
     def close(self) -> None:
         """Let nobody in any more, wait for those inside, close the file."""
+        self._closing = True
         self.gate.close()
         self._records.close()
 
-    def _write(self, write: Callable[[Writing], Change], vectors: NDArray[np.float32]) -> Change:
-        with self._write_lock:
-            with self._records.writing() as writing:
-                change = write(writing)
-                # Made before the commit: if there is no memory for it, nothing is written either.
-                snapshot = self._snapshot(change.seq - 1).changed(
-                    change.seq, removed=change.removed, rids=change.rids, vectors=vectors
+    def _next_step(self, snapshot: Snapshot, pace: Pace) -> Step | None:
+        return compaction.next_step(snapshot.parts, self.entry.dimension, pace)
+
+    def _build(self, snapshot: Snapshot, step: Step, stopped: Callable[[], bool]) -> Sealed:
+        begun = time.monotonic()
+        parts = snapshot.fixed[step.first : step.first + step.count]
+        segment = self._built(parts, snapshot, stopped)
+        with self._commits.lock:
+            replaced = self._index.current.replaced(parts, segment)
+            if replaced is not None:
+                self._index.publish(replaced)
+        self._use_files()
+        for part in parts:
+            if isinstance(part, Segment):
+                self._matcher.forget(part.uid)
+        self._built_at = time.monotonic()
+        self.recall.forget()
+        rows = 0 if segment is None else len(segment)
+        kind = "none" if segment is None else segment.spec.kind
+        _log.info("sealed %d rows of %r as %s in %.1f s", rows, self.entry.name, kind, self._built_at - begun)
+        return Sealed(rows, kind, self._built_at - begun)
+
+    def _built(self, parts: Sequence[Rows], snapshot: Snapshot, stopped: Callable[[], bool]) -> Segment | None:
+        rows = sum(part.live for part in parts)
+        if not rows:
+            return None
+        kind = spec.chosen(
+            self._spec,
+            total=snapshot.items,
+            rows=rows,
+            dimension=self.entry.dimension,
+            memory_bytes=self._memory_bytes,
+        )
+        segment = Segment.built(uuid.uuid4().hex, kind, parts, self.entry.dimension, stopped)
+        return self.files.write(segment, snapshot.seq)
+
+    def _use_files(self) -> None:
+        snapshot = self._index.current
+        self.files.use(snapshot.segments, snapshot.seq)
+
+    # --- Records and index in step --------------------------------------------------
+
+    def _commit(self, writes: Sequence[_Write]) -> list[Change]:
+        with self._records.writing() as writing:
+            # Made before the commit: if there is no memory for it, nothing is written either.
+            changes: list[Change] = []
+            snapshot = None
+            for write in writes:
+                change = write.apply(writing)
+                if snapshot is None:
+                    snapshot = self._snapshot(change.seq - 1)
+                snapshot = snapshot.changed(
+                    change.seq, removed=change.removed, rids=change.rids, ids=write.ids, vectors=write.vectors
                 )
+                changes.append(change)
+        if snapshot is not None:
             self._index.publish(snapshot)
-        return change
+        self._written_at = time.monotonic()
+        return changes
 
     @contextmanager
     def _in_step(self) -> Iterator[tuple[View, Snapshot]]:
@@ -140,7 +349,7 @@ class Collection:
                 if snapshot.seq == seq:
                     yield view, snapshot
                     return
-        with self._write_lock, self._records.reading() as view:
+        with self._commits.lock, self._records.reading() as view:
             yield view, self._snapshot(view.seq())
 
     def _snapshot(self, seq: int) -> Snapshot:
@@ -148,11 +357,15 @@ class Collection:
         if self._index.current.seq != seq:
             # A thread was interrupted between its commit and its publication.
             with self._records.reading() as view:
-                self._index.publish(self._rebuilt(view))
+                self._index.publish(self._loaded(view))
         return self._index.current
 
-    def _rebuilt(self, view: View) -> Snapshot:
-        try:
-            return ExactIndex.rebuilt(self.entry.dimension, view.seq(), view.count(), view.vectors())
-        except ValueError as error:
-            raise damaged(self._directory / _FILE, str(error)) from error
+    def _loaded(self, view: View) -> Snapshot:
+        return sealed.load(view, self.files, self._directory / FILE, self.entry.dimension)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size if file.is_file() else 0
+    except FileNotFoundError:  # removed meanwhile
+        return 0

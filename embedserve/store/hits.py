@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,15 +13,36 @@ from embedserve.types import Hit, SearchOptions
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from embedserve.index.effort import Effort
     from embedserve.index.ranking import Ranking
     from embedserve.index.snapshot import Snapshot
     from embedserve.store.view import View
 
-Scored = tuple[int, float]
-"""A row number and its score."""
-
 _DEEPER = 4
 """How many times more rows are ranked when one of each group is not enough for k hits."""
+
+
+def need_records(options: SearchOptions, exclude_ids: Sequence[str | None]) -> bool:
+    """Whether the answer needs more than the index has, which are vectors and ids."""
+    of_items = options.include_metadata or options.filter is not None or bool(options.group_by)
+    return of_items or any(id is not None for id in exclude_ids)
+
+
+def search_index(
+    snapshot: Snapshot, queries: NDArray[np.float32], options: SearchOptions, effort: Effort, threads: int
+) -> list[list[Hit]]:
+    """Hits for each of the queries [Q, D], from the index alone."""
+    rankings = snapshot.nearest(queries, options.k, effort=effort, threads=threads)
+    answers = []
+    for ranking in rankings:
+        hits = []
+        for place, id, score in _ordered(snapshot, ranking, options, None)[: options.k]:
+            vector = None
+            if options.include_vectors:
+                vector = snapshot.parts[ranking.parts[place]].vectors[ranking.positions[place]].copy()
+            hits.append(Hit(id=id.decode(), score=score, vector=vector))
+        answers.append(hits)
+    return answers
 
 
 def search(
@@ -31,44 +51,44 @@ def search(
     queries: NDArray[np.float32],
     options: SearchOptions,
     exclude_ids: Sequence[str | None],
+    effort: Effort,
+    threads: int,
+    among: Sequence[NDArray[np.bool_]] | None,
 ) -> list[list[Hit]]:
-    """Hits for each of the queries [Q, D]; ``view`` and ``snapshot`` hold the same writes."""
-    among = view.matching(options.filter) if options.filter is not None else None
+    """The same with what the records say of the items; ``view`` and ``snapshot`` hold the same writes.
+
+    Args:
+        among: for each part of the snapshot bool [N], the live rows that the filter holds for; None without one.
+    """
     excluded = [None if id is None else view.rid(id) for id in exclude_ids]
     if options.group_by:
         chosen = [
-            _grouped(view, snapshot, query, options, among, rid) for query, rid in zip(queries, excluded, strict=True)
+            _grouped(view, snapshot, query, options, effort, among, rid)
+            for query, rid in zip(queries, excluded, strict=True)
         ]
     else:
         k = options.k + any(rid is not None for rid in excluded)
-        rankings = snapshot.nearest(queries, k, among=among)
-        chosen = [
-            _first(view, _allowed(ranking, options, rid), options.k)
-            for ranking, rid in zip(rankings, excluded, strict=True)
-        ]
+        rankings = snapshot.nearest(queries, k, effort=effort, among=among, threads=threads)
+        chosen = []
+        for ranking, rid in zip(rankings, excluded, strict=True):
+            ordered = _ordered(snapshot, ranking, options, rid)[: options.k]
+            chosen.append([(int(ranking.rids[place]), score) for place, _, score in ordered])
     return _hits(view, chosen, options)
 
 
-def _allowed(ranking: Ranking, options: SearchOptions, excluded: int | None) -> list[Scored]:
+def _ordered(
+    snapshot: Snapshot, ranking: Ranking, options: SearchOptions, excluded: int | None
+) -> list[tuple[int, bytes, float]]:
+    """Place in the ranking, id and score of what may be a hit; equal scores in the order of the ids' bytes."""
     lowest = -np.inf if options.min_score is None else options.min_score
-    pairs = zip(ranking.rids.tolist(), ranking.scores.tolist(), strict=True)
-    return [(rid, score) for rid, score in pairs if score >= lowest and rid != excluded]
-
-
-def _by_id(view: View, ranked: list[Scored]) -> list[Scored]:
-    """The same with equal scores in the order of the ids' bytes."""
-    ordered: list[Scored] = []
-    for _, tied in groupby(ranked, key=lambda pair: pair[1]):
-        together = list(tied)
-        if len(together) > 1:
-            ids = view.ids([rid for rid, _ in together])
-            together.sort(key=lambda pair: ids[pair[0]])
-        ordered += together
+    parts, positions = ranking.parts.tolist(), ranking.positions.tolist()
+    ordered = [
+        (place, snapshot.id_at(parts[place], positions[place]), score)
+        for place, (rid, score) in enumerate(zip(ranking.rids.tolist(), ranking.scores.tolist(), strict=True))
+        if score >= lowest and rid != excluded
+    ]
+    ordered.sort(key=lambda row: (-row[2], row[1]))
     return ordered
-
-
-def _first(view: View, ranked: list[Scored], k: int) -> list[Scored]:
-    return _by_id(view, ranked)[:k]
 
 
 def _grouped(
@@ -76,17 +96,20 @@ def _grouped(
     snapshot: Snapshot,
     query: NDArray[np.float32],
     options: SearchOptions,
-    among: NDArray[np.int64] | None,
+    effort: Effort,
+    among: Sequence[NDArray[np.bool_]] | None,
     excluded: int | None,
-) -> list[Scored]:
-    total = snapshot.items if among is None else len(among)
+) -> list[tuple[int, float]]:
+    total = snapshot.items if among is None else sum(int(np.count_nonzero(mask)) for mask in among)
     depth = options.k * _DEEPER
     while True:
-        (ranking,) = snapshot.nearest(query[None], depth, among=among)
-        ranked = _by_id(view, _allowed(ranking, options, excluded))
+        (ranking,) = snapshot.nearest(query[None], depth, effort=effort, among=among)
+        ranked = [
+            (int(ranking.rids[place]), score) for place, _, score in _ordered(snapshot, ranking, options, excluded)
+        ]
         groups = view.groups([rid for rid, _ in ranked], options.group_by)
         seen: set[Hashable] = set()
-        chosen: list[Scored] = []
+        chosen: list[tuple[int, float]] = []
         for rid, score in ranked:
             group = groups[rid]
             if group is None or group not in seen:
@@ -102,7 +125,7 @@ def _too_low(ranking: Ranking, options: SearchOptions) -> bool:
     return options.min_score is not None and bool(ranking.scores[-1] < options.min_score)
 
 
-def _hits(view: View, chosen: list[list[Scored]], options: SearchOptions) -> list[list[Hit]]:
+def _hits(view: View, chosen: list[list[tuple[int, float]]], options: SearchOptions) -> list[list[Hit]]:
     rows = view.rows(sorted({rid for of_query in chosen for rid, _ in of_query}))
     return [
         [

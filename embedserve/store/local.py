@@ -4,7 +4,9 @@
     DATA/catalog.sqlite                 names, aliases, what each collection is bound to
     DATA/collections/<uid>/items.sqlite the items
 
-SQLite is the truth; the index over the vectors lives in memory and is rebuilt at start.
+    DATA/collections/<uid>/segments     sealed parts of the index over their vectors
+
+SQLite is the truth; all of the index may be removed, and is made again from the items.
 """
 
 from __future__ import annotations
@@ -23,12 +25,16 @@ from typing import BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.errors import AlreadyExists, CollectionNotFound, EmbedserveError, StoreError
+from embedserve.errors import AlreadyExists, CollectionNotFound, EmbedserveError, InvalidInput, StoreError
+from embedserve.index import spec
+from embedserve.observer import Observer
 from embedserve.store.backup import write_backup
 from embedserve.store.catalog import Catalog, Entry, check_filter_keys, check_name
 from embedserve.store.collection import Collection
 from embedserve.store.database import damaged, reported
+from embedserve.store.files import sync
 from embedserve.store.lock import DirectoryLock
+from embedserve.store.maintenance import Maintenance
 from embedserve.store.records import FILE
 from embedserve.store.restore import checked, receive, strip
 from embedserve.types import (
@@ -52,7 +58,7 @@ _UID = re.compile(r"[0-9a-f]{32}")
 class LocalStore:
     """A VectorStore on local files; ``LocalStore.open`` makes one."""
 
-    def __init__(self, directory: Path, lock: DirectoryLock, catalog: Catalog) -> None:
+    def __init__(self, directory: Path, lock: DirectoryLock, catalog: Catalog, memory_bytes: int) -> None:
         self._directory = directory / "collections"
         self._lock = lock
         self._catalog = catalog
@@ -61,10 +67,20 @@ class LocalStore:
         self._collections: dict[str, Collection] = {}
         self._aliases: dict[str, str] = {}
         self._closed = False
+        self._memory_bytes = memory_bytes
+        self._maintenance: Maintenance | None = None
 
     @classmethod
-    def open(cls, directory: Path) -> Self:
-        """Take a data directory, which is made if it is not there, and read every collection.
+    def open(
+        cls, directory: Path, *, memory_bytes: int = 0, background: bool = True, observer: Observer | None = None
+    ) -> Self:
+        """Take a data directory, which is made if it is not there, and open every collection.
+
+        Args:
+            directory: the data directory.
+            memory_bytes: that the index of a collection may take; 0 for half of this machine's.
+            background: seal and merge segments and measure recall in a thread. Without it ``maintain`` does that.
+            observer: told of what is built.
 
         Raises:
             StoreError: it is in use by another process, cannot be written, or is damaged.
@@ -79,10 +95,12 @@ class LocalStore:
             # A new catalog beside collections would take them all for orphans and remove them.
             catalog = Catalog(path, create=not found)
             undo.callback(catalog.close)
-            store = cls(directory, lock, catalog)
+            store = cls(directory, lock, catalog, memory_bytes or _half_of_memory())
             undo.callback(store._close_collections)
             store._load(found)
             undo.pop_all()
+        if background:
+            store._maintenance = Maintenance(store._all_collections, observer or Observer())
         return store
 
     def __enter__(self) -> Self:
@@ -111,6 +129,9 @@ class LocalStore:
             DiskFull: nothing was made.
         """
         check_name(name)
+        spec.parse(index)
+        if not 0 < target_recall <= 1:
+            raise InvalidInput(f"target_recall is {target_recall}; it lies above 0 and is at most 1")
         entry = Entry(
             name=name,
             uid=uuid.uuid4().hex,
@@ -129,7 +150,7 @@ class LocalStore:
             try:
                 with reported(directory):
                     directory.mkdir()
-                    collection = Collection(entry, directory, create=True)
+                    collection = Collection(entry, directory, create=True, memory_bytes=self._memory_bytes)
             except EmbedserveError:
                 shutil.rmtree(directory, ignore_errors=True)
                 raise
@@ -317,7 +338,7 @@ class LocalStore:
                 receive(chunks, directory / FILE, self._check_open)
                 entry = checked(directory / FILE, name=name, uid=uid, check=self._check_open).entry
                 strip(directory / FILE)
-                collection = Collection(entry, directory)
+                collection = Collection(entry, directory, memory_bytes=self._memory_bytes)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
@@ -330,12 +351,20 @@ class LocalStore:
                 raise
             return self._added(collection)
 
+    def maintain(self) -> None:
+        """Seal all that waits and merge all segments that are due, now and in this thread; for tests and tools."""
+        for collection in self._all_collections():
+            while collection.maintain(at_once=True) is not None:
+                pass
+
     def close(self) -> None:
         """Wait for calls that are under way, then close all files and give the data directory free."""
         with self._changing:
             if self._closed:
                 return
             self._closed = True
+            if self._maintenance is not None:
+                self._maintenance.stop()
             self._close_collections()
             self._catalog.close()
             self._lock.release()
@@ -354,8 +383,8 @@ class LocalStore:
         try:
             with reported(directory):
                 # It is there to stay before the catalog names it.
-                _sync(directory)
-                _sync(self._directory)
+                sync(directory)
+                sync(self._directory)
             self._catalog.add(collection.entry)
         except BaseException:
             # After a failed commit nobody knows whether the catalog names it, so the files stay until the next start,
@@ -396,8 +425,14 @@ class LocalStore:
         for entry in entries:
             if entry.uid not in found:
                 raise damaged(self._directory / entry.uid, f"the files of collection {entry.name!r} are missing")
-            self._collections[entry.name] = Collection(entry, self._directory / entry.uid)
+            self._collections[entry.name] = Collection(
+                entry, self._directory / entry.uid, memory_bytes=self._memory_bytes
+            )
         self._aliases = self._catalog.aliases()
+
+    def _all_collections(self) -> list[Collection]:
+        with self._names:
+            return list(self._collections.values())
 
     def _close_collections(self) -> None:
         for collection in self._collections.values():
@@ -408,9 +443,5 @@ def _not_found(name: str) -> CollectionNotFound:
     return CollectionNotFound(f"there is no collection {name!r}", hint="list them with: embedserve collection list")
 
 
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

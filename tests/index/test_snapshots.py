@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from itertools import pairwise
 
 import faiss
 import numpy as np
@@ -13,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embedserve.index import kernels
+from embedserve.index.current import CurrentSnapshot
 from embedserve.index.delta import Delta
-from embedserve.index.exact import ExactIndex
-from embedserve.index.segment import Segment
+from embedserve.index.rows import Rows
 from embedserve.index.snapshot import Snapshot
 
 D = 8
@@ -37,16 +36,30 @@ def units(count: int, seed: int = 0, dimension: int = D) -> NDArray[np.float32]:
 
 
 def empty(dimension: int = D) -> Snapshot:
-    return ExactIndex.rebuilt(dimension, 0, 0, [])
+    return Snapshot.of(0, dimension, [])
+
+
+def ids_of(rids: NDArray[np.int64]) -> list[bytes]:
+    return [str(rid).encode() for rid in rids]
+
+
+def of_rows(rids: NDArray[np.int64], vectors: NDArray[np.float32]) -> Snapshot:
+    return Snapshot.of(1, vectors.shape[1], [Rows(vectors, rids, ids_of(rids), None, len(rids))])
+
+
+def changed(
+    snapshot: Snapshot, seq: int, removed: NDArray[np.int64], rids: NDArray[np.int64], vectors: NDArray[np.float32]
+) -> Snapshot:
+    return snapshot.changed(seq, removed=removed, rids=rids, ids=ids_of(rids), vectors=vectors)
 
 
 def added(snapshot: Snapshot, first: int, vectors: NDArray[np.float32]) -> Snapshot:
     rids = np.arange(first, first + len(vectors), dtype=np.int64)
-    return snapshot.changed(snapshot.seq + 1, removed=NOTHING, rids=rids, vectors=vectors)
+    return changed(snapshot, snapshot.seq + 1, NOTHING, rids, vectors)
 
 
 def removed(snapshot: Snapshot, *rids: int) -> Snapshot:
-    return snapshot.changed(snapshot.seq + 1, removed=np.array(rids, np.int64), rids=NOTHING, vectors=NO_VECTORS)
+    return changed(snapshot, snapshot.seq + 1, np.array(rids, np.int64), NOTHING, NO_VECTORS)
 
 
 def slow_nearest(rows: dict[int, NDArray[np.float32]], query: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
@@ -60,7 +73,7 @@ def slow_nearest(rows: dict[int, NDArray[np.float32]], query: NDArray[np.float32
 def nearest(
     snapshot: Snapshot, query: NDArray[np.float32], k: int, among: list[int] | None = None
 ) -> list[tuple[int, float]]:
-    chosen = None if among is None else np.array(among, np.int64)
+    chosen = None if among is None else [np.isin(part.rids, among) for part in snapshot.parts]
     (ranking,) = snapshot.nearest(query[None], k, among=chosen)
     return list(zip(ranking.rids.tolist(), ranking.scores.tolist(), strict=True))
 
@@ -81,9 +94,7 @@ def test_any_sequence_of_changes_searches_like_the_slow_model(
         gone = {sorted(rows)[pick % len(rows)] for pick in picks} if rows else set()
         rids = np.arange(next_rid, next_rid + count, dtype=np.int64)
         vectors = pool[rids % 6]
-        snapshot = snapshot.changed(
-            snapshot.seq + 1, removed=np.array([*gone][::-1], np.int64), rids=rids, vectors=vectors
-        )
+        snapshot = changed(snapshot, snapshot.seq + 1, np.array([*gone][::-1], np.int64), rids, vectors)
         for rid in gone:
             del rows[rid]
         rows.update(zip(rids.tolist(), vectors, strict=True))
@@ -100,7 +111,7 @@ def test_scores_and_ties_do_not_depend_on_the_dimension(dimension: int) -> None:
     vectors = units(400, 3, dimension)
     vectors[200:] = vectors[:200]
     rids = np.arange(1, 401, dtype=np.int64)
-    snapshot = ExactIndex.rebuilt(dimension, 1, 400, [(rids, vectors)])
+    snapshot = of_rows(rids, vectors)
     rows = dict(zip(rids.tolist(), vectors, strict=True))
     for k in (1, 2, 9, 60):
         assert nearest(snapshot, vectors[5], k) == slow_nearest(rows, vectors[5], k)
@@ -108,7 +119,7 @@ def test_scores_and_ties_do_not_depend_on_the_dimension(dimension: int) -> None:
 
 def test_a_tie_far_larger_than_k_comes_as_a_whole() -> None:
     vectors = np.repeat(units(3), 1000, axis=0)
-    snapshot = ExactIndex.rebuilt(D, 1, 3000, [(np.arange(3000, dtype=np.int64), vectors)])
+    snapshot = of_rows(np.arange(3000, dtype=np.int64), vectors)
     assert [rid for rid, _ in nearest(snapshot, vectors[1500], 5)] == list(range(1000, 2000))
 
 
@@ -140,38 +151,23 @@ def test_a_change_that_is_thrown_away_leaves_no_trace() -> None:
 
 
 @pytest.mark.usefixtures("tiny_delta")
-def test_the_number_of_segments_grows_with_the_logarithm_of_the_rows() -> None:
-    snapshot, vectors = empty(), units(1)
-    for rid in range(1, 5000):
-        snapshot = added(snapshot, rid, vectors)
-    sizes = [len(segment) for segment in snapshot.segments]
-    assert sum(sizes) + len(snapshot.delta) == 4999
-    assert all(older > 2 * newer for older, newer in pairwise(sizes))
-    assert len(sizes) <= np.log2(5000 / 4)
-
-
-@pytest.mark.usefixtures("tiny_delta")
-def test_dead_rows_take_no_more_room_than_live_ones() -> None:
+def test_parts_in_memory_without_a_live_row_are_dropped() -> None:
     snapshot, vectors = empty(), units(1)
     for rid in range(1, 3000):
         # The same item written over and over.
-        snapshot = snapshot.changed(rid, removed=np.array([rid - 1]), rids=np.array([rid]), vectors=vectors)
+        snapshot = changed(snapshot, rid, np.array([rid - 1]), np.array([rid]), vectors)
     assert snapshot.items == 1
-    assert sum(len(segment) for segment in snapshot.segments) + len(snapshot.delta) <= 8
-    snapshot = added(snapshot, 3000, units(100))
-    snapshot = removed(snapshot, 2999, *range(3000, 3100))
-    assert snapshot.items == 0
-    assert snapshot.segments == ()
+    assert sum(map(len, snapshot.parts)) <= 8
 
 
-def test_a_segment_that_is_mostly_dead_is_written_again_without_its_dead_rows() -> None:
-    vectors = units(1000)
-    snapshot = ExactIndex.rebuilt(D, 1, 1000, [(np.arange(1000, dtype=np.int64), vectors)])
-    assert [len(segment) for segment in removed(snapshot, *range(500)).segments] == [1000]
-    mostly_dead = removed(snapshot, *range(501))
-    assert [len(segment) for segment in mostly_dead.segments] == [499]
-    rows = {rid: vectors[rid] for rid in range(501, 1000)}
-    assert nearest(mostly_dead, vectors[7], 20) == slow_nearest(rows, vectors[7], 20)
+def test_buffers_grow_with_what_waits_so_that_parts_stay_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedserve.index.delta._BYTES", 64 * D * 4)
+    monkeypatch.setattr("embedserve.index.delta._MOST_BYTES", 10**6 * D * 4)
+    snapshot, vectors = empty(), units(50)
+    for rid in range(1, 50_000, 50):
+        snapshot = added(snapshot, rid, vectors)
+    assert snapshot.items == 50_000
+    assert len(snapshot.parts) < 40
 
 
 def test_the_delta_is_bounded_in_bytes() -> None:
@@ -179,20 +175,6 @@ def test_the_delta_is_bounded_in_bytes() -> None:
         buffer = Delta.empty(dimension).vectors_buffer
         assert buffer.nbytes <= max(4 << 20, 64 * 4 * dimension)
         assert len(buffer) >= 64
-
-
-def test_a_segment_holds_its_vectors_once_and_nobody_can_write_to_them() -> None:
-    segment = Segment.filled(100, D, [(np.arange(100, dtype=np.int64), units(100))])
-    address = segment.vectors.__array_interface__["data"][0]
-    assert address == int(segment.flat.get_xb())
-    assert not segment.vectors.flags.writeable
-    assert np.array_equal(segment.flat.reconstruct(7), units(100)[7])
-
-
-@pytest.mark.parametrize("announced", [2, 4])
-def test_a_rebuild_with_missing_or_surplus_rows_is_an_error(announced: int) -> None:
-    with pytest.raises(ValueError, match=f"{announced}"):
-        ExactIndex.rebuilt(D, 1, announced, [(np.arange(3, dtype=np.int64), units(3))])
 
 
 def test_every_searching_thread_keeps_faiss_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +192,7 @@ def test_every_searching_thread_keeps_faiss_to_itself(monkeypatch: pytest.Monkey
 
 
 def test_a_reader_that_is_ahead_of_the_publication_gets_it_when_it_comes() -> None:
-    index = ExactIndex(empty())
+    index = CurrentSnapshot(empty())
     following = added(index.current, 1, units(1))
     timer = threading.Timer(0.05, index.publish, [following])
     timer.start()
@@ -231,22 +213,34 @@ def test_the_kernels_compute_inner_products(count: int) -> None:
 @pytest.fixture(scope="module")
 def large() -> Snapshot:
     """200,000 rows of 64 numbers, one of ten removed."""
-    vectors = units(200_000, 4, 64)
-    snapshot = ExactIndex.rebuilt(64, 1, 200_000, [(np.arange(200_000, dtype=np.int64), vectors)])
-    return snapshot.changed(2, removed=np.arange(0, 200_000, 10), rids=NOTHING, vectors=np.empty((0, 64), np.float32))
+    snapshot = of_rows(np.arange(200_000, dtype=np.int64), units(200_000, 4, 64))
+    return changed(snapshot, 2, np.arange(0, 200_000, 10), NOTHING, np.empty((0, 64), np.float32))
 
 
 def test_replacing_one_of_200_000_rows_copies_no_vectors(large: Snapshot) -> None:
-    changed = large.changed(3, removed=np.array([11]), rids=np.array([200_000]), vectors=units(1, 5, 64))
-    (before,), (after,) = large.segments, changed.segments
-    assert np.shares_memory(before.vectors, after.vectors)
-    assert len(changed.delta.rids) == 1
+    after = changed(large, 3, np.array([11]), np.array([200_000]), units(1, 5, 64))
+    assert np.shares_memory(large.fixed[0].vectors, after.fixed[0].vectors)
+    assert len(after.delta.rids) == 1
 
 
-def test_a_large_segment_with_dead_rows_searches_like_a_matrix_product(large: Snapshot) -> None:
-    (segment,) = large.segments
+def test_many_rows_with_dead_ones_among_them_are_searched_like_a_matrix_product(large: Snapshot) -> None:
     query = units(1, 6, 64)[0]
-    scores = np.round(segment.vectors.astype(np.float64) @ query.astype(np.float64), 6)
+    scores = np.round(large.fixed[0].vectors.astype(np.float64) @ query.astype(np.float64), 6)
     scores[::10] = -2
     best = np.lexsort((np.arange(len(scores)), -scores))[:100]
     assert [rid for rid, _ in nearest(large, query, 100)][:100] == best.tolist()
+
+
+def test_many_queries_at_once_get_what_each_gets_alone(large: Snapshot) -> None:
+    queries = units(40, 7, 64)
+    together = large.nearest(queries, 10, threads=2)
+    for query, ranking in zip(queries, together, strict=True):
+        assert list(zip(ranking.rids.tolist(), ranking.scores.tolist(), strict=True)) == nearest(large, query, 10)
+
+
+def test_rankings_say_where_their_rows_are(large: Snapshot) -> None:
+    snapshot = added(large, 200_000, units(3, 8, 64))
+    (ranking,) = snapshot.nearest(units(3, 8, 64)[1:2], 3)
+    ids = [snapshot.id_at(part, place) for part, place in zip(ranking.parts, ranking.positions, strict=True)]
+    assert ids == ids_of(ranking.rids)
+    assert ids[0] == b"200001"

@@ -581,7 +581,7 @@ with LocalStore.open(data) as store:
 """
 
 
-@pytest.mark.parametrize("step", ["backup", "chunks", "checked", "strip", "Collection", "_sync", "add"])
+@pytest.mark.parametrize("step", ["backup", "chunks", "checked", "strip", "Collection", "sync", "add"])
 def test_what_a_killed_backup_or_restore_left_goes_at_the_next_start(data: Path, tmp_path: Path, step: str) -> None:
     with LocalStore.open(data) as store:
         filled(store)

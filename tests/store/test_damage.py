@@ -64,7 +64,7 @@ def test_a_flipped_bit_in_a_row_is_refused_at_the_start_by_file_and_item(data: P
 READS: list[Callable[[LocalStore], object]] = [
     lambda store: store.get_items("photos", ["item-07"], Include()),
     lambda store: store.list_items("photos", page_size=20, page_token="", filter=None, include=Include()),
-    lambda store: store.search("photos", unit(1, 0, 0, 0)[None], SearchOptions(k=20, include_metadata=False), [None]),
+    lambda store: store.search("photos", unit(1, 0, 0, 0)[None], SearchOptions(k=20), [None]),
 ]
 
 

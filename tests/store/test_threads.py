@@ -11,7 +11,7 @@ import pytest
 from store_cases import EVERYTHING, all_ids, new_collection, random_units, slow_search, unit
 
 from embedserve.errors import CollectionNotFound
-from embedserve.index.exact import ExactIndex
+from embedserve.index.current import CurrentSnapshot
 from embedserve.store.local import LocalStore
 from embedserve.types import Eq, Include, Item, SearchOptions
 
@@ -153,11 +153,11 @@ def test_closing_waits_for_calls_that_are_under_way(store: LocalStore) -> None:
 def test_a_writer_that_was_interrupted_after_its_commit_leaves_nothing_unseen(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(index: ExactIndex, snapshot: object) -> None:
+    def interrupted(index: CurrentSnapshot, snapshot: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ExactIndex, "publish", interrupted)
+        patched.setattr(CurrentSnapshot, "publish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.upsert("photos", [Item(id="a", vector=unit(1, 0, 0, 0))])
     store.upsert("photos", [Item(id="b", vector=unit(1, 1, 0, 0))])
@@ -168,11 +168,11 @@ def test_a_writer_that_was_interrupted_after_its_commit_leaves_nothing_unseen(
 def test_a_search_after_an_interrupted_writer_sees_its_items(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(index: ExactIndex, snapshot: object) -> None:
+    def interrupted(index: CurrentSnapshot, snapshot: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ExactIndex, "publish", interrupted)
+        patched.setattr(CurrentSnapshot, "publish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.upsert("photos", [Item(id="a", vector=unit(1, 0, 0, 0))])
     (hits,) = store.search("photos", unit(1, 0, 0, 0)[None], SearchOptions(), [None])

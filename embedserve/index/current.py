@@ -1,37 +1,22 @@
-"""The exact index of a collection: what readers search now, and what a writer is about to publish."""
+"""The snapshot that readers search now, replaced as a whole."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 
-from embedserve.index.delta import Delta
-from embedserve.index.segment import Batch, Segment
 from embedserve.index.snapshot import Snapshot
 
 
-class ExactIndex:
-    """One snapshot for all readers, replaced as a whole.
+class CurrentSnapshot:
+    """One snapshot for all readers.
 
     Writers come one at a time: they take ``current``, make the next snapshot from it and publish that. Until then
     nothing has happened.
     """
 
-    description = "exact (flat inner product)"
-
     def __init__(self, snapshot: Snapshot) -> None:
         self._current = snapshot
         self._published = threading.Condition()
-
-    @staticmethod
-    def rebuilt(dimension: int, seq: int, count: int, batches: Iterable[Batch]) -> Snapshot:
-        """The snapshot of ``count`` rows that come in ascending order; ``seq`` is the last write among them.
-
-        Raises:
-            ValueError: the batches hold more or fewer rows.
-        """
-        segments = (Segment.filled(count, dimension, batches),) if count else ()
-        return Snapshot(seq, dimension, segments, Delta.empty(dimension))
 
     @property
     def current(self) -> Snapshot:

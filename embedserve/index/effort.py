@@ -1,0 +1,27 @@
+"""How hard a search tries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from embedserve.types import DEFAULT_TARGET_RECALL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """What approximate structures are searched with; where rows are compared one by one it means nothing."""
+
+    exact: bool = False
+    """Compare every row."""
+    ef: int = 0
+    """Candidates that HNSW keeps; 0: what the target recall needs."""
+    nprobe: int = 0
+    """Lists that IVF looks through; 0: what the target recall needs."""
+    target_recall: float = DEFAULT_TARGET_RECALL
+    """recall@10, in (0, 1]."""
+    boost: float = 1.0
+    """Factor on ef and nprobe where they follow from the target recall, at least 1: real queries needed more than those
+    that the structures were tuned with."""
+
+
+EXACT = Effort(exact=True)

@@ -1,0 +1,235 @@
+"""Structures for approximate search over the rows of a segment: a graph, and inverted lists of codes.
+
+Each is filled once and then only searched: FAISS crashes or lies when an index changes while it is searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from embedserve.index import kernels
+from embedserve.index.effort import Effort
+from embedserve.index.spec import IndexSpec
+
+_CHUNK = 4096
+"""Rows added at a time; between two chunks a build can be stopped."""
+_TRAINING_POINTS = 64
+"""Rows for each list that k-means sees at most."""
+_ITERATIONS = 10
+_SEED = 1234
+
+
+class Stopped(Exception):
+    """A build was given up since the store closes."""
+
+
+class Structure(Protocol):
+    """Finds rows by position. ``effort`` here is one number: ef of a graph, nprobe of inverted lists."""
+
+    @property
+    def spec(self) -> IndexSpec:
+        """What it was built as."""
+
+    @property
+    def efforts(self) -> Sequence[int]:
+        """Those worth trying, rising."""
+
+    def asked(self, effort: Effort) -> int:
+        """The effort that was asked for in its own terms; 0: none."""
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, effort: int, bits: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """For each of the queries [Q, D] about the k closest rows whose bit is set.
+
+        Returns:
+            Positions int64 [Q, C], −1 where there are fewer, and inner products float32 [Q, C], −inf there.
+        """
+
+    def write(self, path: Path) -> None:
+        """Write it to a file, which is neither atomic nor synced."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hnsw:
+    """A graph of the rows (Malkov and Yashunin, 2018), which also holds their vectors."""
+
+    index: faiss.IndexHNSWFlat
+    spec: IndexSpec
+    vectors: NDArray[np.float32]
+    """float32 [N, D], a view of the index's memory."""
+
+    @classmethod
+    def built(cls, spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], bool]) -> Hnsw:
+        """The graph of vectors [N, D].
+
+        Raises:
+            Stopped: ``stopped`` said so in between.
+        """
+        index = faiss.IndexHNSWFlat(vectors.shape[1], spec.get("m"), faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = spec.get("ef_construction")
+        # Growing by doubling would hold all vectors three times for a moment.
+        _flat(index).codes.resize(vectors.nbytes)
+        _flat(index).codes.resize(0)
+        for start in range(0, len(vectors), _CHUNK):
+            if stopped():
+                raise Stopped
+            index.add(np.ascontiguousarray(vectors[start : start + _CHUNK]))
+        return cls.over(index, spec)
+
+    @classmethod
+    def over(cls, index: faiss.IndexHNSWFlat, spec: IndexSpec) -> Hnsw:
+        """With a graph that is there."""
+        return cls(index, spec, kernels.vectors_of(_flat(index), index.d))
+
+    @property
+    def efforts(self) -> Sequence[int]:
+        """Values of ef."""
+        return (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+    def asked(self, effort: Effort) -> int:
+        """ef."""
+        return effort.ef
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, effort: int, bits: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """As Structure."""
+        parameters = kernels.hnsw_parameters(max(effort, k), bits)
+        scores, positions = self.index.search(queries, k, params=parameters)
+        return positions, np.where(positions < 0, np.float32(-np.inf), scores)
+
+    def write(self, path: Path) -> None:
+        """As Structure."""
+        faiss.write_index(self.index, str(path))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ivf:
+    """Inverted lists of RaBitQ codes, one bit for each number (Gao and Long, 2024).
+
+    Codes choose candidates, whose scores are then computed from the vectors.
+    """
+
+    index: faiss.IndexIVFRaBitQFastScan
+    spec: IndexSpec
+    vectors: NDArray[np.float32]
+    """float32 [N, D], held elsewhere."""
+
+    @classmethod
+    def built(cls, spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], bool]) -> Ivf:
+        """The lists of vectors [N, D].
+
+        Raises:
+            Stopped: ``stopped`` said so in between.
+        """
+        nlist = spec.get("nlist")
+        index: faiss.IndexIVFRaBitQFastScan = faiss.index_factory(  # type: ignore[assignment]
+            vectors.shape[1], f"IVF{nlist},RaBitQfs", faiss.METRIC_INNER_PRODUCT
+        )
+        points = min(len(vectors), nlist * _TRAINING_POINTS)
+        places = np.sort(np.random.default_rng(_SEED).choice(len(vectors), points, replace=False))
+        training = vectors[places]
+        # The index finds its lists trained, and trains the rest.
+        index.quantizer.add(_centroids(training, nlist, stopped))
+        index.train(training)
+        for start in range(0, len(vectors), _CHUNK):
+            if stopped():
+                raise Stopped
+            index.add(np.ascontiguousarray(vectors[start : start + _CHUNK]))
+        return cls(index, spec, vectors)
+
+    @property
+    def efforts(self) -> Sequence[int]:
+        """Values of nprobe."""
+        nlist = self.index.nlist
+        return (*(n for n in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024) if n < nlist), nlist)
+
+    def asked(self, effort: Effort) -> int:
+        """nprobe."""
+        return effort.nprobe
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, effort: int, bits: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """As Structure."""
+        nprobe = min(effort, self.index.nlist)
+        # With one bit a number the codes need more candidates the more recall is asked for.
+        candidates = min(k * min(max(nprobe // 2, 4), 32), len(self.vectors))
+        parameters = kernels.ivf_parameters(nprobe, bits)
+        _, positions = self.index.search(queries, max(candidates, k), params=parameters)
+        scores = np.full(positions.shape, -np.inf, np.float32)
+        for row, query in enumerate(queries):
+            there = positions[row] >= 0
+            scores[row, there] = kernels.inner_products_at(query, self.vectors, positions[row][there])
+        if positions.shape[1] > k:
+            best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+            positions, scores = np.take_along_axis(positions, best, 1), np.take_along_axis(scores, best, 1)
+        return positions, scores
+
+    def write(self, path: Path) -> None:
+        """As Structure."""
+        faiss.write_index(self.index, str(path))
+
+
+def built(spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], bool]) -> Structure | None:
+    """The structure of a kind over vectors [N, D]; None for "exact".
+
+    Raises:
+        Stopped: ``stopped`` said so in between.
+    """
+    match spec.kind:
+        case "hnsw":
+            return Hnsw.built(spec, vectors, stopped)
+        case "ivf":
+            return Ivf.built(spec, vectors, stopped)
+    return None
+
+
+def opened(spec: IndexSpec, path: Path, vectors: NDArray[np.float32] | None) -> Structure:
+    """A structure from its file, mapped and not read.
+
+    Args:
+        vectors: of the rows, float32 [N, D]; None where the file holds them.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise ValueError(str(error).splitlines()[-1]) from error
+    if spec.kind == "hnsw" and isinstance(index, faiss.IndexHNSWFlat):
+        return Hnsw.over(index, spec)
+    if spec.kind == "ivf" and isinstance(index, faiss.IndexIVFRaBitQFastScan) and vectors is not None:
+        if index.ntotal != len(vectors) or index.d != vectors.shape[1]:
+            raise ValueError(f"{index.ntotal} codes of {index.d} numbers for vectors of shape {vectors.shape}")
+        return Ivf(index, spec, vectors)
+    raise ValueError(f"a {type(index).__name__} where {spec.kind} was expected")
+
+
+def _centroids(points: NDArray[np.float32], count: int, stopped: Callable[[], bool]) -> NDArray[np.float32]:
+    """Spherical k-means of points [N, D]: float32 [count, D], unit norm."""
+    centroids: NDArray[np.float32] | None = None
+    for _ in range(_ITERATIONS):
+        if stopped():
+            raise Stopped
+        kmeans = faiss.Kmeans(
+            points.shape[1], count, niter=1, spherical=True, seed=_SEED, max_points_per_centroid=_TRAINING_POINTS
+        )
+        kmeans.train(points, init_centroids=centroids)
+        centroids = kmeans.centroids
+    assert centroids is not None
+    return centroids
+
+
+def _flat(index: faiss.IndexHNSWFlat) -> faiss.IndexFlat:
+    flat: faiss.IndexFlat = faiss.downcast_index(index.storage)  # type: ignore[assignment]
+    return flat
