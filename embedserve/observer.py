@@ -41,3 +41,10 @@ class Observer:
             seconds: it took.
             kind: "exact", "hnsw" or "ivf"; "none" if only rows without items were dropped.
         """
+
+    def on_index_rebuilt(self, reason: str) -> None:
+        """A part of an index was dropped and is made anew from the items.
+
+        Args:
+            reason: one of a few words, as in "damaged" or "missing".
+        """

@@ -124,7 +124,7 @@ class Server:
         host = self._config.host
         if self._config.http:
             tls, tokens = self.security.tls, self.security.tokens
-            app = application(self._state, self.metrics.registry, tokens)
+            app = application(self._state, self.metrics, tokens)
             context = None if tls is None else tls.http_context()
             self._http = HttpServer(app, host=host, port=self._config.http_port, tls=context)
         address = f"{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self._config.port}"

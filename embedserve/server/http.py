@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import uvicorn
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -27,6 +26,7 @@ import embedserve
 from embedserve.errors import SetupError
 
 if TYPE_CHECKING:
+    from embedserve.server.metrics import Metrics
     from embedserve.server.state import ServerState
     from embedserve.server.tokens import TokenFile
 
@@ -42,7 +42,7 @@ _WHY_NOT = {
 }
 
 
-def application(state: ServerState, registry: CollectorRegistry, tokens: TokenFile | None = None) -> Starlette:
+def application(state: ServerState, metrics: Metrics, tokens: TokenFile | None = None) -> Starlette:
     """The pages of the port. With tokens, the metrics need one of them; probes need none."""
 
     async def index(request: Request) -> Response:
@@ -62,13 +62,14 @@ def application(state: ServerState, registry: CollectorRegistry, tokens: TokenFi
             return JSONResponse({"status": phase})
         return JSONResponse({"status": phase, "reason": _WHY_NOT[phase]}, status_code=503)
 
-    async def metrics(request: Request) -> Response:
+    async def read(request: Request) -> Response:
         if tokens is not None and tokens.find_bearer(request.headers.get("authorization", "")) is None:
             return PlainTextResponse("a token is needed\n", 401, {"www-authenticate": "Bearer"})
+        await metrics.look()
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"content-type": content_type})
+        return Response(encode(metrics.registry), headers={"content-type": content_type})
 
-    pages = {"/": index, "/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
+    pages = {"/": index, "/healthz": healthz, "/readyz": readyz, "/metrics": read}
     return Starlette(routes=[Route(path, page) for path, page in pages.items()])
 
 

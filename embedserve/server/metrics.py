@@ -6,6 +6,7 @@ much is in work, which encoder runs) is read when somebody asks for the metrics.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -14,20 +15,38 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 import embedserve
+from embedserve.errors import EmbedserveError
 from embedserve.observer import Observer, Outcome
 
 if TYPE_CHECKING:
     from embedserve.engine import Engine
+    from embedserve.types import CollectionInfo
 
 SECONDS = (1e-4, 2.5e-4, 5e-4, *(m * 10.0**e for e in (-3, -2, -1, 0) for m in (1, 2.5, 5)), 10.0, 30.0, 60.0)
 """Upper bounds of the time histograms: from what a call costs that does nothing to what nobody waits for."""
 
+BUILD_SECONDS = tuple(m * 10.0**e for e in (-2, -1, 0, 1, 2, 3) for m in (1, 2.5, 5))
+"""Upper bounds for what is built in the background: from a small part of an index to a million rows of HNSW."""
+
 BATCH_SIZES = tuple(float(2**power) for power in range(9))
 
-REJECTED = ("DEADLINE_EXCEEDED", "LIMIT_EXCEEDED", "OVERLOADED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE")
+REJECTED = (
+    "DEADLINE_EXCEEDED",
+    "DISK_FULL",
+    "LIMIT_EXCEEDED",
+    "OVERLOADED",
+    "PERMISSION_DENIED",
+    "STORE",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+)
 """Codes of the errors (those of ``embedserve.errors``) with which a call is turned away, not answered."""
 
 _OTHER = "other"
+_MOST_WORDS = 16
+"""Values of a label that others choose; those that come later share one. Each is a series for ever."""
+_LOOK_S = 1.0
+"""How long a scrape waits to hear how the collections are."""
 
 Stage = Literal["decode", "queue", "inference", "search", "upsert"]
 
@@ -111,14 +130,32 @@ class Metrics(Observer):
             registry=registry,
             buckets=BATCH_SIZES,
         )
+        self._build_seconds = Histogram(
+            "embedserve_index_build_duration_seconds",
+            "Parts of collections' indexes that were built in the background, by the kind of index.",
+            ["kind"],
+            registry=registry,
+            buckets=BUILD_SECONDS,
+        )
+        self._built_rows = Counter(
+            "embedserve_index_built_rows", "Rows of the parts that were built.", ["kind"], registry=registry
+        )
+        self._rebuilt = Counter(
+            "embedserve_index_rebuilt",
+            "Parts of indexes that were dropped and made anew from the items, by why.",
+            ["reason"],
+            registry=registry,
+        )
         Gauge("embedserve_requests_in_flight", "Calls that have begun and not ended.", registry=registry).set_function(
             lambda: self.calls_in_flight
         )
         Info("embedserve_build", "The version that runs.", registry=registry).info({"version": embedserve.__version__})
+        self._looking: asyncio.Task[None] | None = None
         self._now = _Now()
         registry.register(self._now)
         ProcessCollector(registry=registry)
 
+        self._words: set[str] = set()
         self._methods = {path: MethodMetrics(self, path.rpartition("/")[2]) for path in methods}
         self._other = MethodMetrics(self, _OTHER)
         self._images = {outcome: images.labels(outcome) for outcome in get_args(Outcome)}
@@ -128,6 +165,24 @@ class Metrics(Observer):
     def read_from(self, engine: Engine, *, ready: Callable[[], bool]) -> None:
         """Where the gauges are read from, and whether calls are taken."""
         self._now.engine, self._now.ready = engine, ready
+
+    async def look(self) -> None:
+        """See how the collections are, for their gauges. For whoever is about to read the metrics.
+
+        Their files are looked at in a thread. Where that takes long, the gauges keep what was seen last.
+        """
+        engine = self._now.engine
+        if engine is None or not engine.has_collections:
+            return
+        if self._looking is None or self._looking.done():  # one at a time, however many ask while a disk hangs
+            self._looking = asyncio.create_task(self._look(engine), name="collections")
+        await asyncio.wait([self._looking], timeout=_LOOK_S)
+
+    async def _look(self, engine: Engine) -> None:
+        try:
+            self._now.collections = await engine.list_collections()
+        except (EmbedserveError, RuntimeError):  # the store, or its threads, have been closed: the server ends
+            self._now.collections = []
 
     # --- Calls: from the interceptor, on the event loop -----------------------------
 
@@ -166,12 +221,28 @@ class Metrics(Observer):
         """See Observer."""
         self._stages[operation].observe(seconds)
 
+    def on_sealed(self, rows: int, seconds: float, kind: str) -> None:
+        """See Observer."""
+        kind = self._known(kind)
+        self._build_seconds.labels(kind).observe(seconds)
+        self._built_rows.labels(kind).inc(rows)
+
+    def on_index_rebuilt(self, reason: str) -> None:
+        """See Observer."""
+        self._rebuilt.labels(self._known(reason)).inc()
+
+    def _known(self, word: str) -> str:
+        if len(self._words) < _MOST_WORDS:
+            self._words.add(word)
+        return word if word in self._words else _OTHER
+
 
 class _Now(Collector):
     """What is true at this moment; without samples as long as there is no engine."""
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
+        self.collections: Sequence[CollectionInfo] = ()
         self.ready: Callable[[], bool] = lambda: False
 
     def collect(self) -> Iterable[Metric]:
@@ -201,4 +272,35 @@ class _Now(Collector):
                     "dimension": str(metadata.dimension),
                 },
             )
-        return [ready, images, size, most, largest, info]
+        return [ready, images, size, most, largest, info, *self._of_collections()]
+
+    def _of_collections(self) -> Iterable[Metric]:
+        def gauge(name: str, text: str, value: Callable[[CollectionInfo], float | None]) -> Metric:
+            family = GaugeMetricFamily(f"embedserve_collection_{name}", text, labels=["collection"])
+            for info in self.collections:
+                if (number := value(info)) is not None:
+                    family.add_metric([info.name], number)
+            return family
+
+        return [
+            gauge("items", "Items of a collection.", lambda info: info.items),
+            gauge(
+                "unsealed_items",
+                "Items that are in no sealed part of the index yet; searches compare them one by one.",
+                lambda info: info.unsealed,
+            ),
+            gauge("dead_rows", "Rows of the index whose items are gone.", lambda info: info.dead),
+            gauge("segments", "Sealed parts of the index.", lambda info: info.segments),
+            gauge(
+                "building",
+                "1 while parts of the index are built or merged in the background.",
+                lambda info: float(info.building),
+            ),
+            gauge(
+                "recall",
+                "recall@10 as last measured; absent while every search is exact.",
+                lambda info: None if info.recall is None else info.recall.value,
+            ),
+            gauge("target_recall", "recall@10 that searches are tuned to.", lambda info: info.target_recall),
+            gauge("disk_bytes", "Bytes of its files.", lambda info: info.disk_bytes),
+        ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +16,16 @@ import grpc
 import numpy as np
 import pytest
 
+from embedserve import Client
+from embedserve.client import ItemInput
+from embedserve.engine import Engine
+from embedserve.errors import DiskFull, StoreError
 from embedserve.observer import Observer
 from embedserve.server.app import Server
 from embedserve.server.interceptor import is_late
 from embedserve.server.metrics import Metrics
-from embedserve.types import Limits
+from embedserve.store.protocol import VectorStore
+from embedserve.types import CollectionInfo, Keep, Limits, Recall
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from tests.fakes import FakeEncoder, picture
@@ -223,14 +229,117 @@ def test_everything_that_an_engine_tells_is_counted() -> None:
     metrics.on_decoded(0.003)
     metrics.on_rejected(7)
     metrics.on_store("search", 0.001)
+    metrics.on_sealed(1000, 2.0, "hnsw")
+    metrics.on_sealed(500, 200.0, "hnsw")
+    metrics.on_index_rebuilt("damaged")
     read = metrics.registry.get_sample_value
     assert read("embedserve_images_total", {"outcome": "embedded"}) == 1
     assert read("embedserve_images_total", {"outcome": "refused"}) == 0
     assert read("embedserve_rejected_images_total") == 7
+    assert read("embedserve_index_built_rows_total", {"kind": "hnsw"}) == 1500
+    assert read("embedserve_index_build_duration_seconds_bucket", {"kind": "hnsw", "le": "2.5"}) == 1
+    assert read("embedserve_index_build_duration_seconds_bucket", {"kind": "hnsw", "le": "250.0"}) == 2
+    assert read("embedserve_index_rebuilt_total", {"reason": "damaged"}) == 1
     for stage in ("decode", "search"):
         assert read("embedserve_stage_duration_seconds_count", {"stage": stage}) == 1
     told = {name for name in vars(Observer) if name.startswith("on_")}
     assert told <= vars(Metrics).keys()
+
+
+def test_words_that_never_end_become_one_series() -> None:
+    metrics = Metrics([])
+    for number in range(100):
+        metrics.on_index_rebuilt(f"reason {number}")
+    [family] = [family for family in metrics.registry.collect() if family.name == "embedserve_index_rebuilt"]
+    counts = {sample.labels["reason"]: sample.value for sample in family.samples if sample.name.endswith("_total")}
+    assert len(counts) < 20
+    assert counts["other"] == 100 - (len(counts) - 1)
+
+
+class StoreOfOne(VectorStore):
+    """Has one collection, of which ``info`` tells; the look at it waits until ``ready``."""
+
+    info = CollectionInfo(
+        name="photos",
+        fingerprint="fa" * 32,
+        encoder_name="fake",
+        dimension=16,
+        keep=Keep.NONE,
+        created_unix_s=0.0,
+        items=90,
+        disk_bytes=12_000,
+        target_recall=0.97,
+        recall=Recall(value=0.985, queries=50, real=True, measured_unix_s=0.0),
+        building=True,
+        segments=3,
+        unsealed=20,
+        dead=7,
+    )
+
+    def __init__(self) -> None:
+        self.ready = threading.Event()
+        self.looks = 0
+
+    def list_collections(self) -> list[CollectionInfo]:
+        self.looks += 1
+        assert self.ready.wait(30)
+        return [self.info, replace(self.info, name="exact", recall=None)]
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_gauges_of_collections_tell_what_was_seen_last_and_a_slow_look_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("embedserve.server.metrics._LOOK_S", 0.05)
+
+    async def check() -> None:
+        store, metrics = StoreOfOne(), Metrics([])
+        engine = await Engine.start(FakeEncoder(), store)
+        metrics.read_from(engine, ready=lambda: True)
+
+        def sample(name: str, collection: str = "photos") -> float | None:
+            return metrics.registry.get_sample_value(f"embedserve_collection_{name}", {"collection": collection})
+
+        async with asyncio.timeout(10):
+            for _ in range(3):
+                await metrics.look()
+        assert store.looks == 1
+        assert sample("items") is None
+        store.ready.set()
+        while sample("items") is None:
+            await metrics.look()
+        names = ("items", "unsealed_items", "dead_rows", "segments", "building", "recall", "target_recall")
+        assert [sample(name) for name in names] == [90, 20, 7, 3, 1, 0.985, 0.97]
+        assert sample("disk_bytes") == 12_000
+        assert sample("items", "exact") == 90
+        assert sample("recall", "exact") is None
+        await engine.close()
+        await metrics.look()
+        assert sample("items") is None
+
+    asyncio.run(check())
+
+
+def test_a_scrape_tells_how_many_items_a_collection_has(tmp_path: Path) -> None:
+    servers: list[Server] = []
+    with serving(FakeEncoder(), tmp_path, http=True, on_listening=servers.append) as address, Client(address) as client:
+        client.create_collection("photos")
+        client.add("photos", [ItemInput(id=str(seed), image=picture(seed)) for seed in range(3)])
+        with urllib.request.urlopen(f"{servers[0].http_url}/metrics", timeout=20) as answer:
+            lines = answer.read().decode().splitlines()
+    assert 'embedserve_collection_items{collection="photos"} 3.0' in lines
+    assert 'embedserve_collection_target_recall{collection="photos"} 0.95' in lines
+
+
+def test_writes_that_the_disk_refuses_are_counted_by_reason() -> None:
+    metrics = Metrics([])
+    for code in (DiskFull("").code, StoreError("").code, StoreError("").code):
+        metrics.on_error(code)
+    read = metrics.registry.get_sample_value
+    assert read("embedserve_rejected_total", {"reason": "DISK_FULL"}) == 1
+    assert read("embedserve_rejected_total", {"reason": "STORE"}) == 2
 
 
 def test_counting_from_many_threads_loses_nothing() -> None:
@@ -286,17 +395,26 @@ def test_images_of_calls_that_were_refused_in_overload_are_counted() -> None:
         assert sample("embedserve_rejected_images_total") == 2
 
 
-def test_the_documented_metrics_are_those_there_are() -> None:
+def test_the_documented_metrics_are_those_there_are(tmp_path: Path) -> None:
     page = Path(__file__).resolve().parents[2] / "docs/operations.md"
     rows = re.findall(r"^\| `(embedserve_\w+)` \| (\w+) \| (.*?) \| (.*) \|$", page.read_text("utf-8"), re.MULTILINE)
     servers: list[Server] = []
-    with serving(FakeEncoder(), on_listening=servers.append):
+    with (
+        serving(FakeEncoder(), tmp_path, http=True, on_listening=servers.append) as address,
+        Client(address) as client,
+    ):
+        client.create_collection("photos")
+        servers[0].metrics.on_sealed(1, 1.0, "hnsw")
+        servers[0].metrics.on_index_rebuilt("damaged")
+        urllib.request.urlopen(f"{servers[0].http_url}/metrics", timeout=20).close()
         families = list(servers[0].metrics.registry.collect())
     there = []
     for family in families:
         if family.name.startswith("embedserve_"):
             suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
             labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+            if family.name == "embedserve_collection_recall":
+                labels = ["collection"]  # which is there once it has been measured
             kind = "gauge" if family.type == "info" else family.type
             there.append((family.name + suffix, kind, ", ".join(labels) or "–", family.documentation))
     assert rows == there, "\n".join(f"| `{name}` | {' | '.join(rest)} |" for name, *rest in there)
