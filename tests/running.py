@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,16 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 class ServerProcess:
-    """`embedserve serve` as a person would run it."""
+    """`embedserve serve` as a person would run it.
 
-    def __init__(self, *arguments: str) -> None:
+    Args:
+        arguments: what it is given beside free ports.
+        program: what Python is to run in the place of the package, as in ("-c", "…").
+    """
+
+    def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "embedserve")) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "embedserve", "serve", "--port", "0", "--http-port", "0", *arguments],
+            [sys.executable, *program, "serve", "--port", "0", "--http-port", "0", *arguments],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},

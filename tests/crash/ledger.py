@@ -11,13 +11,26 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.store.local import LocalStore
-from embedserve.types import EXTERNAL, Eq, Include, Item, Keep, Media, Range, SearchOptions
+from embedserve.types import (
+    EXTERNAL,
+    CollectionInfo,
+    Eq,
+    Hit,
+    Include,
+    Item,
+    Keep,
+    Media,
+    Range,
+    SearchOptions,
+)
+from embedserve.vectors import unit
 
 DIMENSION = 24
 SHARED = "shared"
@@ -55,27 +68,107 @@ def stored(item: Item) -> Stored:
     return item.vector.tobytes(), metadata, item.media.data if item.media else b""
 
 
-def make_item(id: str, number: int) -> Item:
+def make_item(id: str, number: int, *, media: bool = True) -> Item:
     """Every item ever made is another one, and its metadata says which."""
     chance = np.random.default_rng(number)
     vector = chance.standard_normal(DIMENSION)
-    media = Media(data=chance.bytes(4000), media_type="image/png") if number % 17 == 0 else None
+    image = Media(data=chance.bytes(4000), media_type="image/png") if media and number % 17 == 0 else None
     return Item(
         id=id,
-        vector=(vector / np.linalg.norm(vector)).astype(np.float32),
+        vector=as_it_is_stored(vector),
         metadata={"number": number, "even": number % 2 == 0, "text": "x" * (number * 37 % 300)},
         content_sha256=chance.bytes(32),
-        media=media,
+        media=image,
     )
+
+
+def as_it_is_stored(vector: NDArray[np.float64]) -> NDArray[np.float32]:
+    """A vector that stays, bit for bit, what it is when a server makes its norm 1 again."""
+    while True:
+        made = unit(vector, DIMENSION)
+        if np.array_equal(made, vector):
+            return made
+        vector = made.astype(np.float64)
 
 
 # --- Calls ---------------------------------------------------------------------------------------------------------
 
 
+class Door(Protocol):
+    """How a store is reached: directly, or over gRPC."""
+
+    def create(self, name: str) -> None: ...
+
+    def drop(self, name: str) -> None: ...
+
+    def put(self, collection: str, items: Sequence[Item]) -> None: ...
+
+    def delete(self, collection: str, ids: Sequence[str]) -> None: ...
+
+    def set_alias(self, alias: str, collection: str) -> None: ...
+
+    def collections(self) -> list[CollectionInfo]: ...
+
+    def items(self, name: str) -> list[Item]: ...
+
+    def search(self, name: str, queries: NDArray[np.float32], options: SearchOptions) -> list[list[Hit]]: ...
+
+
+class StoreDoor:
+    """Into a store of this process."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+
+    def create(self, name: str) -> None:
+        self._store.create_collection(
+            name,
+            fingerprint=EXTERNAL,
+            encoder_name="",
+            dimension=DIMENSION,
+            keep=Keep.ORIGINALS,
+            filter_keys=("number",) if declares_keys(name) else (),
+        )
+
+    def drop(self, name: str) -> None:
+        self._store.delete_collection(name)
+
+    def put(self, collection: str, items: Sequence[Item]) -> None:
+        self._store.upsert(collection, items)
+
+    def delete(self, collection: str, ids: Sequence[str]) -> None:
+        self._store.delete_items(collection, ids)
+
+    def set_alias(self, alias: str, collection: str) -> None:
+        self._store.set_alias(alias, collection)
+
+    def collections(self) -> list[CollectionInfo]:
+        return self._store.list_collections()
+
+    def items(self, name: str) -> list[Item]:
+        items: list[Item] = []
+        token = ""
+        everything = Include(metadata=True, vectors=True, media=True)
+        while True:
+            page = self._store.list_items(name, page_size=50, page_token=token, filter=None, include=everything)
+            items += page.items
+            token = page.next_page_token
+            if not token:
+                return items
+
+    def search(self, name: str, queries: NDArray[np.float32], options: SearchOptions) -> list[list[Hit]]:
+        return self._store.search(name, queries, options, [None] * len(queries))
+
+
+def declares_keys(name: str) -> bool:
+    """Half of the collections have an index over a metadata key."""
+    return name == SHARED or int(name.rpartition("c")[2]) % 2 == 0
+
+
 class Call(Protocol):
     """A call of a writer, and what it does to what is stored."""
 
-    def make(self, store: LocalStore) -> None: ...
+    def make(self, door: Door) -> None: ...
 
     def expect(self, world: World) -> None: ...
 
@@ -84,10 +177,8 @@ class Call(Protocol):
 class Create:
     name: str
 
-    def make(self, store: LocalStore) -> None:
-        store.create_collection(
-            self.name, fingerprint=EXTERNAL, encoder_name="", dimension=DIMENSION, keep=Keep.ORIGINALS
-        )
+    def make(self, door: Door) -> None:
+        door.create(self.name)
 
     def expect(self, world: World) -> None:
         world.collections[self.name] = {}
@@ -97,8 +188,8 @@ class Create:
 class Drop:
     name: str
 
-    def make(self, store: LocalStore) -> None:
-        store.delete_collection(self.name)
+    def make(self, door: Door) -> None:
+        door.drop(self.name)
 
     def expect(self, world: World) -> None:
         del world.collections[self.name]
@@ -110,8 +201,8 @@ class Put:
     collection: str
     items: Sequence[Item]
 
-    def make(self, store: LocalStore) -> None:
-        store.upsert(self.collection, self.items)
+    def make(self, door: Door) -> None:
+        door.put(self.collection, self.items)
 
     def expect(self, world: World) -> None:
         world.collections[self.collection].update({item.id: stored(item) for item in self.items})
@@ -122,8 +213,8 @@ class Delete:
     collection: str
     ids: Sequence[str]
 
-    def make(self, store: LocalStore) -> None:
-        store.delete_items(self.collection, self.ids)
+    def make(self, door: Door) -> None:
+        door.delete(self.collection, self.ids)
 
     def expect(self, world: World) -> None:
         for id in self.ids:
@@ -135,8 +226,8 @@ class SetAlias:
     alias: str
     collection: str
 
-    def make(self, store: LocalStore) -> None:
-        store.set_alias(self.alias, self.collection)
+    def make(self, door: Door) -> None:
+        door.set_alias(self.alias, self.collection)
 
     def expect(self, world: World) -> None:
         if self.collection:
@@ -146,30 +237,61 @@ class SetAlias:
 
 
 class Writer:
-    """Calls of one writer, drawn by chance; ``worlds`` are its part after none, one, two … of them."""
+    """Calls of one writer, drawn by chance; ``worlds`` are its part after none, one, two … of them.
 
-    def __init__(self, number: int, seed: int) -> None:
+    Args:
+        number: of the writer; its names begin with it.
+        seed: decides on the calls.
+        ids: different ones in a collection; of few, many items are replaced.
+        batches: how many items a call puts.
+        media: whether some items have an image.
+    """
+
+    def __init__(
+        self, number: int, seed: int, *, ids: int = 80, batches: Sequence[int] = (1, 1, 2, 7, 30), media: bool = True
+    ) -> None:
         self.prefix = f"w{number}-"
         self.worlds = [World({SHARED: {}})]
-        self.acknowledged = 0
         self._number = number
+        self._ids = ids
+        self._batches = batches
+        self._media = media
         self._chance = random.Random(f"{seed} {number}")
         self._made = 0
-
-    @property
-    def world(self) -> World:
-        return self.worlds[-1]
 
     def next_call(self) -> Call:
         """The next one; what is expected after it is added to ``worlds``."""
         call = self._draw()
-        world = self.world.copy()
-        call.expect(world)
-        self.worlds.append(world)
+        self.expect(call)
         return call
 
+    def streams_next(self) -> bool:
+        """Whether a stream is to come next."""
+        return self._chance.random() < 0.1
+
+    def settled(self, world: World) -> None:
+        """What is there now is what the next calls start from."""
+        self.worlds = [world]
+
+    def next_stream(self) -> list[Put]:
+        """Messages of a stream, which puts different ids; what is expected after each is added to ``worlds``."""
+        ids = self._chance.sample(range(self._ids), min(self._ids, self._chance.choice((20, 60, 200))))
+        size = self._chance.choice((1, 3, 10))
+        puts = [
+            Put(SHARED, [self._item(f"{self.prefix}{id:03}") for id in ids[start : start + size]])
+            for start in range(0, len(ids), size)
+        ]
+        for put in puts:
+            self.expect(put)
+        return puts
+
+    def expect(self, call: Call) -> None:
+        world = self.worlds[-1].copy()
+        call.expect(world)
+        self.worlds.append(world)
+
     def _draw(self) -> Call:
-        chance, world = self._chance, self.world
+        chance, world = self._chance, self.worlds[-1]
         own = [name for name in world.collections if name != SHARED]
         kind = chance.random()
         if kind < 0.07 and len(own) < 2:
@@ -185,70 +307,59 @@ class Writer:
         there = sorted(world.collections[collection])
         if kind < 0.42 and there:
             return Delete(collection, chance.sample(there, min(len(there), chance.choice((1, 2, 9)))))
-        if kind < 0.50 and len(there) > 40:
+        if kind < 0.47 and len(there) > self._ids // 2:
             return Delete(collection, there[: len(there) // 2])
-        # Of few ids, so that many items are replaced.
-        ids = [f"{self.prefix}{chance.randrange(80):03}" for _ in range(chance.choice((1, 1, 2, 7, 30)))]
+        ids = [f"{self.prefix}{chance.randrange(self._ids):03}" for _ in range(chance.choice(self._batches))]
         return Put(collection, [self._item(id) for id in dict.fromkeys(ids)])
 
     def _item(self, id: str) -> Item:
         self._made += 1
-        return make_item(id, self._made * 100 + self._number)
+        return make_item(id, self._made * 100 + self._number, media=self._media)
 
 
 # --- Looking -------------------------------------------------------------------------------------------------------
 
 
-def read_world(store: LocalStore) -> World:
+def read_world(door: Door) -> World:
     """Everything by the store's calls; what they say of each other has to agree."""
     world = World()
-    for info in store.list_collections():
-        items: dict[str, Stored] = {}
-        count, token = 0, ""
-        while True:
-            page = store.list_items(
-                info.name,
-                page_size=50,
-                page_token=token,
-                filter=None,
-                include=Include(metadata=True, vectors=True, media=True),
-            )
-            items.update({item.id: stored(item) for item in page.items})
-            count += len(page.items)
-            token = page.next_page_token
-            if not token:
-                break
-        _demand(count == len(items), f"{info.name}: an id is listed twice")
-        _demand(info.items == count, f"{info.name}: {info.items} items by its count, {count} listed")
+    for info in door.collections():
+        listed = door.items(info.name)
+        items = {item.id: stored(item) for item in listed}
+        _demand(len(listed) == len(items), f"{info.name}: an id is listed twice")
+        _demand(info.items == len(listed), f"{info.name}: {info.items} items by its count, {len(listed)} listed")
         world.collections[info.name] = items
         world.aliases.update(dict.fromkeys(info.aliases, info.name))
-        check_searches(store, info.name, items)
+        check_searches(door, info.name, items)
     return world
 
 
-def check_searches(store: LocalStore, name: str, items: Mapping[str, Stored]) -> None:
+def check_searches(door: Door, name: str, items: Mapping[str, Stored]) -> None:
     """Each item finds itself first, filters find what the metadata says, and nothing else is found."""
     if not items:
         return
     ids = list(items)
-    queries = np.stack([_vector(items[id]) for id in ids])
-    found = store.search(name, queries, SearchOptions(k=2, include_metadata=True), [None] * len(ids))
+    queries = np.stack([np.frombuffer(items[id][0], np.float32) for id in ids])
+    found = door.search(name, queries, SearchOptions(k=2))
     for id, hits in zip(ids, found, strict=True):
-        _demand(len(hits) == min(2, len(ids)), f"{name}: {len(hits)} hits")
+        _demand(len(hits) == min(2, len(ids)), f"{name}: {len(hits)} hits of {len(ids)} items")
         best = hits[0]
-        same = best.id == id or items[best.id][0] == items[id][0]
-        _demand(same and abs(best.score - 1) < 1e-5, f"{name}: a search for {id!r} finds {best.id!r} ({best.score})")
         for hit in hits:
             metadata = json.dumps(dict(hit.metadata), sort_keys=True)
             _demand(hit.id in items and items[hit.id][1] == metadata, f"{name}: the hit {hit.id!r} is not stored so")
+        same = best.id == id or items[best.id][0] == items[id][0]
+        _demand(same and abs(best.score - 1) < 1e-5, f"{name}: a search for {id!r} finds {best.id!r} ({best.score})")
     numbers = {id: json.loads(item[1])["number"] for id, item in items.items()}
     middle = sorted(numbers.values())[len(numbers) // 2]
     for condition, wanted in (
         (Eq("even", True), {id for id, number in numbers.items() if number % 2 == 0}),
         (Range("number", gte=middle), {id for id, number in numbers.items() if number >= middle}),
     ):
-        (hits,) = store.search(name, queries[:1], SearchOptions(k=len(items), filter=condition), [None])
-        _demand({hit.id for hit in hits} == wanted, f"{name}: the filter {condition} finds other items")
+        (hits,) = door.search(name, queries[:1], SearchOptions(k=1000, filter=condition))
+        _demand(
+            len(hits) == min(1000, len(wanted)) and {hit.id for hit in hits} <= wanted,
+            f"{name}: the filter {condition} finds other items",
+        )
 
 
 def check_promises(writers: Sequence[Writer], acknowledged: Sequence[int], begun: Sequence[int], world: World) -> None:
@@ -257,7 +368,7 @@ def check_promises(writers: Sequence[Writer], acknowledged: Sequence[int], begun
     Args:
         writers: all of them.
         acknowledged: for each how many of its calls were acknowledged.
-        begun: for each how many it had begun; one more at most.
+        begun: for each how many it had begun: one more, or any number of messages of a stream more.
         world: what is stored.
     """
     prefixes = tuple(writer.prefix for writer in writers)
@@ -267,9 +378,13 @@ def check_promises(writers: Sequence[Writer], acknowledged: Sequence[int], begun
             _demand(id.startswith(prefixes), f"{name}: an item {id!r} that nobody sent")
     for writer, least, most in zip(writers, acknowledged, begun, strict=True):
         there = world.of(writer.prefix)
-        allowed = writer.worlds[least : most + 1]
-        if there not in allowed:
-            raise Violation(f"writer {writer.prefix}, calls {least} to {most}: {difference(allowed[0], there)}")
+        # Messages of a stream are put independently of each other, but each of them as a whole.
+        reached = writer.worlds[least]
+        for before, after in pairwise(writer.worlds[least : most + 1]):
+            if there != reached and _shows(there, before, after):
+                reached = _with_change(reached, before, after)
+        if there != reached:
+            raise Violation(f"writer {writer.prefix}, calls {least} to {most}: {difference(reached, there)}")
 
 
 def difference(wanted: World, there: World) -> str:
@@ -290,12 +405,52 @@ def difference(wanted: World, there: World) -> str:
                 ("other content", {id for id in a.keys() & b.keys() if a[id] != b[id]}),
             ):
                 if ids:
-                    said.append(f"{name}: {what}: {sorted(ids)[:5]}{' …' if len(ids) > 5 else ''}")
+                    said.append(f"{name}: {what}: {', '.join(_beside(id, a, b) for id in sorted(ids)[:5])}")
     return "; ".join(said)
 
 
-def _vector(item: Stored) -> NDArray[np.float32]:
-    return np.frombuffer(item[0], np.float32)
+def _beside(id: str, wanted: Mapping[str, Stored], there: Mapping[str, Stored]) -> str:
+    """An item as it should be and as it is: the number in its metadata, and a part of its vector."""
+    texts = [f"{items[id][1][:60]} {items[id][0][:8].hex()}" if id in items else "none" for items in (wanted, there)]
+    return f"{id} ({texts[1]} instead of {texts[0]})"
+
+
+def _shows(there: World, before: World, after: World) -> bool:
+    """Whether a call has left any trace."""
+    if there.aliases == after.aliases != before.aliases:
+        return True
+    if there.collections.keys() == after.collections.keys() != before.collections.keys():
+        return True
+    return any(
+        there.collections.get(name, {}).get(id) == after.collections.get(name, {}).get(id)
+        for name, id in _changed(before, after)
+    )
+
+
+def _changed(before: World, after: World) -> list[tuple[str, str]]:
+    """Collections and ids of items that a call changes."""
+    changed = []
+    for name in before.collections.keys() & after.collections.keys():
+        old, new = before.collections[name], after.collections[name]
+        changed += [(name, id) for id in old.keys() | new.keys() if old.get(id) != new.get(id)]
+    return changed
+
+
+def _with_change(world: World, before: World, after: World) -> World:
+    """A world after the call that makes ``after`` of ``before``."""
+    made = World(
+        {
+            name: dict(world.collections.get(name, {}) if name in before.collections else items)
+            for name, items in after.collections.items()
+        },
+        dict(after.aliases),
+    )
+    for name, id in _changed(before, after):
+        if id in after.collections[name]:
+            made.collections[name][id] = after.collections[name][id]
+        else:
+            made.collections[name].pop(id, None)
+    return made
 
 
 def _demand(true: bool, otherwise: str) -> None:

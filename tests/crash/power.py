@@ -18,7 +18,7 @@ from embedserve.errors import EmbedserveError
 from embedserve.store.local import LocalStore
 from tests.crash.adapter import Connection
 from tests.crash.disk import Disk, Mark, RecordingFiles, Replay, watched
-from tests.crash.ledger import SHARED, Create, Violation, Writer, check_promises, read_world
+from tests.crash.ledger import SHARED, Create, StoreDoor, Violation, Writer, check_promises, read_world
 from tests.crash.small import small_parts
 
 CHECKPOINT_PAGES = 30
@@ -79,7 +79,7 @@ def run_writers(root: Path, *, seed: int, calls: int, writers: int = 3, replaced
 
     with recorded(disk, replaced=replaced), small_parts():
         with LocalStore.open(root / "data") as store:
-            Create(SHARED).make(store)
+            Create(SHARED).make(StoreDoor(store))
             setup_events = len(disk.events)
             for _ in range(_COPIES):
                 _all_at_once(store, disk, people, calls // 2 // _COPIES)
@@ -110,7 +110,7 @@ def _all_at_once(store: LocalStore, disk: Disk, writers: Sequence[Writer], calls
             for _ in range(calls):
                 call = writer.next_call()
                 disk.mark(number, len(writer.worlds) - 1, acknowledged=False)
-                call.make(store)
+                call.make(StoreDoor(store))
                 disk.mark(number, len(writer.worlds) - 1, acknowledged=True)
         except BaseException as error:
             failures.append(error)
@@ -200,7 +200,7 @@ def cut_everywhere(
             found.points += 1
             try:
                 with LocalStore.open(target / "data") as store:
-                    world = read_world(store)
+                    world = read_world(StoreDoor(store))
                     if replay.position >= run.setup_events and SHARED not in world.collections:
                         raise Violation("no collection shared")
                     check_promises(run.writers, acknowledged, begun, world)
