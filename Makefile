@@ -7,7 +7,7 @@
 #   PIP_ARGS  more words for `pip install`, such as the index of the smaller CPU-only builds of PyTorch
 #   TESTS     test: what pytest is given, as in TESTS="tests/test_images.py -x"; without it everything
 #   OUT       dataset: where the class folders go (data/fashion-mnist)
-#   PEER_ARGS serve-peers: more words for benchmarks/serve_peers.py, such as --quick
+#   PEER_ARGS serve-peers, search-peers: more words for the benchmark, such as --quick
 #   MINUTES   soak: how long; without it 10
 #   FUZZ_CASES, FUZZ_SEED  fuzz: how many files, and which ones
 #   GPU       gpu: the number of the GPU to use, as CUDA counts them; without it the first
@@ -23,10 +23,10 @@ export PYTHON PIP_ARGS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips at once would spoil one environment
-.PHONY: help demo test lint proto dataset gpu peers quality serve-peers overload soak fuzz
+.PHONY: help demo test lint proto dataset gpu peers quality serve-peers search-peers overload soak fuzz
 
 help: ## list these tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.with-train ## train on a folder of pictures, export, serve: FOLDER=~/photos, ONCE=1
 	$(BIN)/embedserve demo $(if $(FOLDER),"$(FOLDER_PATH)") $(if $(filter 1,$(ONCE)),--once)
@@ -52,6 +52,9 @@ peers: .venv-peers/.with-peers ## losses beside those of lightly, in an environm
 
 serve-peers: $(VENV)/.with-train .venv-serve-peers/.with-peers ## embedserve beside mosec, LitServe, BentoML, Ray Serve, MLServer: twenty minutes
 	$(BIN)/python benchmarks/serve_peers.py $(PEER_ARGS)
+
+search-peers: $(VENV)/.with-train .venv-search-peers/.with-peers ## embedserve beside FAISS, hnswlib, Chroma, LanceDB, pgvector and others: an hour
+	$(BIN)/python benchmarks/search_peers.py $(PEER_ARGS)
 
 overload: $(VENV)/.with-train ## four times the load that a server can take: goodput, refusals, memory; two minutes
 	$(BIN)/python benchmarks/overload.py --json benchmarks/results/overload.json
@@ -83,4 +86,12 @@ $(VENV)/.with-%: pyproject.toml scripts/venv.sh
 	@.venv-serve-peers/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r $<
 	@$(BIN)/python -m venv .venv-serve-peers/mlserver
 	@.venv-serve-peers/mlserver/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r $(word 2,$^)
+	@touch $@
+
+.venv-search-peers/.with-peers: benchmarks/peers/search/requirements.txt benchmarks/peers/search/requirements-hnswlib.txt
+	@echo "Installing other systems into .venv-search-peers: about 1.1 GB on disk"
+	@$(BIN)/python -m venv .venv-search-peers
+	@.venv-search-peers/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r $<
+	@.venv-search-peers/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r $(word 2,$^) || \
+		echo "hnswlib is left out: it could not be built"
 	@touch $@

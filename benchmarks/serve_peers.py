@@ -15,13 +15,12 @@ import asyncio
 import json
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +29,7 @@ from measuring import behaviour
 from measuring.bare import BUILT_IN, PICTURES, BareLoop, best_bare, encoder_of, jpeg
 from measuring.clients import Client, Failed, GrpcClient, Refused, TooLate
 from measuring.loads import Window, closed_loop, percentile_ms, stream_loop
-from measuring.machine import busy_s, cpu_model, spent_s, versions
+from measuring.machine import busy_s, cpu_model, installed, spent_s, versions
 from measuring.servers import REPOSITORY, SERVERS, Running, Server, running
 from measuring.tables import print_behaviour, print_throughput
 from peers.shared import Settings
@@ -120,19 +119,6 @@ def parse() -> argparse.Namespace:
     arguments.part = arguments.part or list(PARTS)
     arguments.encoder = arguments.encoder or list(reversed(BUILT_IN))
     return arguments
-
-
-@cache
-def installed(python: Path) -> dict[str, str]:
-    """The packages of an environment, with their versions; none if there is no such environment."""
-    if not python.exists():
-        return {}
-    listing = (
-        "import json,importlib.metadata as m;print(json.dumps({d.name.lower():d.version for d in m.distributions()}))"
-    )
-    done = subprocess.run([str(python), "-c", listing], capture_output=True, text=True, check=True)
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
 
 
 def describe(server: Server) -> dict[str, Any]:

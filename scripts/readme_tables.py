@@ -173,6 +173,66 @@ def behaviour_table() -> str:
     return _table(header, rows)
 
 
+def search_table(name: str = "search_peers.json") -> str:
+    """Search of embedserve beside other systems."""
+    from benchmarks.searching import report
+
+    result = _read(name, missing_ok=True)
+    if result is None or not result["data"]:
+        return _SEARCH_UNMEASURED
+    blocks = []
+    for data in result["data"]:
+        rows = []
+        for target, title in report.targets_of(data).items():
+            rows += [[system, title, *cells] for system, cells in report.rows_of(data, target)]
+        about = (
+            f"{data['vectors']:,} × {data['dimension']}, {data['name'].partition('-')[0]}: cosine of the closest"
+            f" {data['top1_cosine']}, relative contrast {data['relative_contrast']}, local dimension"
+            f" {data['local_dimension']}."
+        )
+        blocks += [about, _table(["system", "setting", *report.HEADER], rows), *report.notes(data)]
+    versions = result["peer_versions"] | {key: result["versions"][key] for key in ("faiss-cpu",)}
+    names = ", ".join(f"{package} {number}" for package, number in versions.items())
+    skipped = "".join(f" {system}: {why}." for system, why in result["skipped"].items())
+    blocks.append(
+        f"{result['hardware']['cores']} cores ({result['hardware']['cpu']}), medians of {result['rounds']} rounds in"
+        f" turns, {result['date'][:10]}; {names}.{skipped} Command: `{result['command']}`."
+    )
+    return "\n\n".join(block.replace("*", r"\*") for block in blocks)
+
+
+def large_search_table() -> str:
+    """The same with a million vectors."""
+    return search_table("search_peers_large.json")
+
+
+def search_alone_table() -> str:
+    """Restarts, writes, filters of embedserve, and the aims."""
+    from benchmarks.searching import report
+
+    blocks = []
+    for name in ("search_peers.json", "search_peers_large.json"):
+        result = _read(name, missing_ok=True)
+        if result is None:
+            continue
+        alone = result.get("embedserve", {})
+        lines = [report.restart_line(alone["restart"])] if "restart" in alone else []
+        lines += report.write_lines(alone.get("writes", {}))
+        if lines:
+            blocks.append("\n".join(f"- {line}" for line in lines))
+        if "filters" in alone:
+            blocks.append(f"{alone['filters']['items']:,} items:")
+            blocks.append(_table(report.FILTER_HEADER, report.filter_rows(alone["filters"])))
+        rows = [[aim["aim"], aim["measured"], "reached" if aim["reached"] else "falls short"] for aim in result["aims"]]
+        if rows:
+            blocks.append(_table(["aim", "measured", ""], rows))
+        for mode in sorted({aim["mode"] for aim in result["aims"] if not aim["reached"] and aim["mode"]}):
+            if where := alone.get("profile", {}).get(mode):
+                profile = "\n".join(report.profile_lines(where))
+                blocks.append(f"Where the time goes, {report.MODES[mode]}:\n\n```text\n{profile}\n```")
+    return "\n\n".join(blocks) or _SEARCH_UNMEASURED
+
+
 def recipe_table() -> str:
     """The project's own recipes."""
     from embedserve_training import recipes
@@ -183,7 +243,13 @@ def recipe_table() -> str:
 
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     REPOSITORY / "README.md": {"sample": sample_table, "overhead": overhead_table},
-    REPOSITORY / "benchmarks/README.md": {"peers": peers_table, "behaviour": behaviour_table},
+    REPOSITORY / "benchmarks/README.md": {
+        "peers": peers_table,
+        "behaviour": behaviour_table,
+        "search": search_table,
+        "search-large": large_search_table,
+        "search-alone": search_alone_table,
+    },
     REPOSITORY / "training/README.md": {"quality": quality_table, "recipes": recipe_table},
 }
 
@@ -197,6 +263,7 @@ def _percent(figure: dict[str, Any] | None) -> str:
 
 
 _UNMEASURED = "Not measured yet: `make serve-peers` does."
+_SEARCH_UNMEASURED = "Not measured yet: `make search-peers` does."
 
 
 def _read(name: str, *, missing_ok: bool = False) -> Any:

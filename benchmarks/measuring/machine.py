@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import re
+import subprocess
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,6 +58,19 @@ def versions() -> dict[str, str]:
     for package in ("embedserve", "grpcio", "protobuf", "onnxruntime-gpu", "onnxruntime", "numpy", "pillow", "torch"):
         with contextlib.suppress(ModuleNotFoundError):
             found[package] = version(package)
+    return found
+
+
+@cache
+def installed(python: Path) -> dict[str, str]:
+    """The packages of an environment, with their versions; none if there is no such environment."""
+    if not python.exists():
+        return {}
+    listing = (
+        "import json,importlib.metadata as m;print(json.dumps({d.name.lower():d.version for d in m.distributions()}))"
+    )
+    done = subprocess.run([str(python), "-c", listing], capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(done.stdout)
     return found
 
 

@@ -1,0 +1,108 @@
+"""FAISS without anything around it: the ceiling. Three kinds of index, as embedserve builds them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from peers.search.steps import EF_STEPS, NPROBE_AND_FACTOR, number_of
+from searching.system import Client, K, System
+
+HNSW_M, EF_CONSTRUCTION = 32, 40
+"""FAISS' own default of what is looked at while the graph is built."""
+
+_ADDED = 50_000
+_TRAINED_WITH = 40
+"""Vectors for each list that the clusters are learnt from; FAISS warns below 39."""
+
+
+def lists_for(count: int) -> int:
+    """Lists of IVF: the power of two next to 2·√N; 256 for 20,000 vectors, 1,024 for 200,000, 2,048 for a million."""
+    return 1 << round(math.log2(2 * math.sqrt(count)))
+
+
+class Faiss(System):
+    """An index in one file, read into memory."""
+
+    KIND = ""
+
+    def build(self, vectors: NDArray[np.float32], folder: Path) -> dict[str, Any]:
+        index = self._made(vectors)
+        for start in range(0, len(vectors), _ADDED):
+            index.add(np.ascontiguousarray(vectors[start : start + _ADDED]))
+        faiss.write_index(index, str(folder / "index.faiss"))
+        return {}
+
+    def _made(self, vectors: NDArray[np.float32]) -> Any:
+        raise NotImplementedError
+
+    def open(self, folder: Path) -> str:
+        self._index: Any = faiss.read_index(str(folder / "index.faiss"))
+        return ""
+
+    def about(self) -> str:
+        return self.KIND
+
+    def client(self, threads: int) -> Client:
+        faiss.omp_set_num_threads(threads)  # holds for the thread that sets it
+
+        def search(queries: NDArray[np.float32]) -> NDArray[np.int64]:
+            found: NDArray[np.int64] = self._index.search(queries, K, params=self._parameters)[1]
+            return found
+
+        return search
+
+    _parameters: Any = None
+
+
+class Flat(Faiss):
+    """Every vector is compared."""
+
+    KIND = "Flat"
+    ladder = ("exact",)
+
+    def _made(self, vectors: NDArray[np.float32]) -> Any:
+        return faiss.IndexFlatIP(vectors.shape[1])
+
+    def tune(self, value: str) -> None:
+        pass
+
+
+class Hnsw(Faiss):
+    """A graph."""
+
+    KIND = f"HNSW{HNSW_M}"
+    ladder = EF_STEPS
+
+    def _made(self, vectors: NDArray[np.float32]) -> Any:
+        index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_M, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = EF_CONSTRUCTION
+        return index
+
+    def tune(self, value: str) -> None:
+        self._parameters = faiss.SearchParametersHNSW(efSearch=number_of(value))
+
+
+class IvfRaBitQ(Faiss):
+    """Lists of vectors in one bit for each number; the best are scored again with the vectors themselves."""
+
+    KIND = "IVF+RaBitQfs, refined"
+    ladder = tuple(f"nprobe={nprobe} k×{factor}" for nprobe, factor in NPROBE_AND_FACTOR)
+
+    def _made(self, vectors: NDArray[np.float32]) -> Any:
+        dimension, lists = vectors.shape[1], lists_for(len(vectors))
+        index = faiss.index_factory(dimension, f"IVF{lists},RaBitQfs,Refine(Flat)", faiss.METRIC_INNER_PRODUCT)
+        wanted = min(len(vectors), _TRAINED_WITH * lists)
+        rows = np.sort(np.random.default_rng(0).choice(len(vectors), wanted, replace=False))
+        index.train(np.ascontiguousarray(vectors[rows]))
+        return index
+
+    def tune(self, value: str) -> None:
+        nprobe, factor = NPROBE_AND_FACTOR[self.ladder.index(value)]
+        lists = faiss.SearchParametersIVF(nprobe=nprobe)
+        self._held = lists  # FAISS keeps its address only
+        self._parameters = faiss.IndexRefineSearchParameters(k_factor=float(factor), base_index_params=lists)

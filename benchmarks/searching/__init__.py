@@ -1,0 +1,1 @@
+"""What search_peers.py is made of: data, loads, the processes that systems run in, and tables."""

@@ -1,0 +1,109 @@
+"""The process in which one system runs: reads what to do as lines of JSON, answers with lines of JSON.
+
+    python -m searching.worker peers.search.hnswlib_index:Hnswlib FOLDER OPTIONS
+
+What a library prints goes to standard error. An error is an answer too, and the process goes on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from searching.data import recall
+from searching.loads import closed_loop, found_by
+from searching.system import System
+
+
+class Worker:
+    """Does what it is asked to, one request after the other."""
+
+    def __init__(self, system: System, folder: Path) -> None:
+        self._system, self._folder = system, folder
+        self._queries = self._truth = np.empty((0, 0))
+
+    def build(self, vectors: str) -> dict[str, Any]:
+        """Fill the system."""
+        begun = time.perf_counter()
+        parts = self._system.build(np.load(vectors, mmap_mode="r"), self._folder)
+        return {"seconds": round(time.perf_counter() - begun, 2), **parts}
+
+    def ask_with(self, queries: str, truth: str) -> dict[str, Any]:
+        """The files of queries and true neighbours."""
+        self._queries, self._truth = np.load(queries), np.load(truth)
+        return {}
+
+    def open(self) -> dict[str, Any]:
+        """Make the system ready, until its first answer."""
+        begun = time.perf_counter()
+        address = self._system.open(self._folder)
+        opened = time.perf_counter()
+        self._system.tune(self._system.ladder[0])
+        self._system.client(1)(self._queries[:1])
+        return {
+            "address": address,
+            "ladder": self._system.ladder,
+            "about": self._system.about(),
+            "own_processes": self._system.own_processes,
+            "open_s": round(opened - begun, 3),
+            "first_answer_s": round(time.perf_counter() - opened, 3),
+        }
+
+    def connect(self, address: str) -> dict[str, Any]:
+        """Be a client of another process."""
+        self._system.connect(address)
+        return {}
+
+    def recall(self, setting: str, per_call: int, queries: int) -> dict[str, Any]:
+        """recall@10 of a setting, with some of the queries."""
+        self._system.tune(setting)
+        found = found_by(self._system.client, self._queries[:queries], per_call)
+        return {"recall": recall(found, self._truth[:queries])}
+
+    def load(self, setting: str, **how: Any) -> dict[str, Any]:
+        """A closed loop, see ``loads.closed_loop``."""
+        self._system.tune(setting)
+        return closed_loop(self._system.client, self._queries, **how)
+
+    def call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        """What only this system has; ``queries`` is how many of them it gets."""
+        if "queries" in arguments:
+            arguments["queries"] = self._queries[: arguments["queries"]]
+        return getattr(self._system, method)(**arguments) or {}
+
+    def close(self) -> dict[str, Any]:
+        """Give back what was opened."""
+        self._system.close()
+        return {}
+
+
+def main() -> None:
+    """Answer until there are no more requests."""
+    where, folder, options = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    module, _, name = where.partition(":")
+    worker: Worker | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if worker is None:
+                made = getattr(importlib.import_module(module), name)(json.loads(options))
+                worker = Worker(made, Path(folder))
+            answer = getattr(worker, request.pop("do"))(**request)
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
