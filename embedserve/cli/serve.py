@@ -31,6 +31,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--http/--no-http", default=True, help=_HELP["http"])
 @click.option("--device", default="auto", metavar="DEVICE", help=_HELP["device"])
 @click.option("--gpu-memory-mib", default=0, type=click.IntRange(0), help=_HELP["gpu_memory_mib"])
+@click.option("--index-memory-mib", default=0, type=click.IntRange(0), help=_HELP["index_memory_mib"])
 @click.option("--threads", default=0, type=click.IntRange(0), help=_HELP["threads"])
 @click.option("--decode-threads", default=0, type=click.IntRange(0), help=_HELP["decode_threads"])
 @click.option("--max-batch", default=0, type=click.IntRange(0), help=_HELP["max_batch"])
@@ -67,6 +68,7 @@ def command(
     http: bool,
     device: str,
     gpu_memory_mib: int,
+    index_memory_mib: int,
     threads: int,
     decode_threads: int,
     max_batch: int,
@@ -113,6 +115,7 @@ def command(
         http_port=http_port,
         device=device,
         gpu_memory_mib=gpu_memory_mib,
+        index_memory_mib=index_memory_mib,
         threads=threads,
         decode_threads=decode_threads,
         max_batch=max_batch,

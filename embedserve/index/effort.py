@@ -20,8 +20,8 @@ class Effort:
     target_recall: float = DEFAULT_TARGET_RECALL
     """recall@10, in (0, 1]."""
     boost: float = 1.0
-    """Factor on ef and nprobe where they follow from the target recall, at least 1: real queries needed more than those
-    that the structures were tuned with."""
+    """Factor on ef and nprobe where they follow from the target recall: what real queries need beside those that the
+    structures were tuned with."""
 
 
 EXACT = Effort(exact=True)

@@ -91,7 +91,7 @@ class Segment(Rows):
         """What the structure is searched with: ef or nprobe."""
         assert self.structure is not None
         asked = self.structure.asked(effort)
-        return asked or round(tuning.effort_for(self.points, effort.target_recall) * effort.boost)
+        return asked or max(round(tuning.effort_for(self.points, effort.target_recall) * effort.boost), 1)
 
 
 def _joined(parts: Sequence[Rows], dimension: int) -> tuple[NDArray[np.int64], PackedIds, NDArray[np.float32]]:

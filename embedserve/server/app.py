@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -172,7 +173,7 @@ class Server:
         config = self._config
         if encoder is None:
             encoder = await asyncio.to_thread(self._open_encoder)
-        store = None if config.data is None else await asyncio.to_thread(LocalStore.open, config.data)
+        store = None if config.data is None else await asyncio.to_thread(self._open_store, config.data)
         try:
             engine = await Engine.start(
                 encoder,
@@ -190,6 +191,9 @@ class Server:
         self._state.ready(engine)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return engine
+
+    def _open_store(self, data: Path) -> LocalStore:
+        return LocalStore.open(data, memory_bytes=self._config.index_memory_mib << 20, observer=self.metrics)
 
     async def replace_encoder(self) -> None:
         """Serve what the encoder file holds now; see ``EncoderReplacer.replace``."""

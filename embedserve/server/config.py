@@ -31,6 +31,13 @@ class ServerConfig:
     gpu_memory_mib: int = field(
         default=0, metadata={"help": "Memory of each GPU that the encoder may take, in MiB; 0 for all."}
     )
+    index_memory_mib: int = field(
+        default=0,
+        metadata={
+            "help": "Memory that the index of a collection may take before codes replace its graph, in MiB; 0 for half"
+            " of this machine's."
+        },
+    )
     threads: int = field(default=0, metadata={"help": "Cores for the encoder on the CPU; 0 for all."})
     decode_threads: int = field(
         default=0, metadata={"help": "Threads that decode for a GPU; 0 for one per core. On the CPU the encoder's do."}

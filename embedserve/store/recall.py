@@ -11,20 +11,24 @@ from numpy.typing import NDArray
 
 from embedserve.index import tuning
 from embedserve.index.effort import EXACT, Effort
+from embedserve.index.ranking import Ranking
 from embedserve.index.snapshot import Snapshot
 from embedserve.types import Recall
 
 _KEPT = 256
 """Queries that are remembered, the latest ones."""
-_MEASURED = 64
+_MEASURED = 100
 _TOGETHER = 8
 """Queries searched in one go, so that other threads get their turn."""
-_BOOST = 1.3
-_MOST_BOOST = 16.0
+_STEP = 2**0.5
+_LEAST, _MOST = 0.25, 16.0
+_MARGIN = 0.01
+"""Less effort is taken only if it still finds so much more than the target; about the standard error of a
+measurement."""
 
 
 class RecallMonitor:
-    """Remembers some queries and compares what approximate search finds for them with exact search.
+    """Remembers some queries, compares approximate with exact search for them, and corrects the effort.
 
     Args:
         target: recall@10 that searches are tuned to.
@@ -38,7 +42,8 @@ class RecallMonitor:
         self.last: Recall | None = None
         """As last measured; None if never."""
         self.boost = 1.0
-        """Factor on the efforts that structures were tuned to: real queries may be harder than those made up for it."""
+        """Factor on the efforts that structures were tuned to: real queries may be harder, or easier, than those that
+        were made up for it."""
 
     def sample(self, queries: NDArray[np.float32]) -> None:
         """Remember one of the queries [Q, D] of a call."""
@@ -49,7 +54,7 @@ class RecallMonitor:
 
     @property
     def has_news(self) -> bool:
-        """Whether queries have come since the last measurement."""
+        """Whether queries or segments have come since the last measurement."""
         return self._new
 
     def forget(self) -> None:
@@ -57,34 +62,65 @@ class RecallMonitor:
         self._new = True
 
     def measure(self, snapshot: Snapshot) -> Recall | None:
-        """Measure it now; None if every search is exact. Raises the effort where real queries need it."""
+        """Measure it now; None if every search is exact.
+
+        Real queries that are not found as well as they should be raise the effort; those that would be with less lower
+        it, if there are enough of them.
+        """
+        with self._lock:
+            asked = list(self._queries)[-_MEASURED:]
+            self._new = False
         approximate = [segment for segment in snapshot.segments if segment.structure is not None and segment.live]
         if not approximate:
             self.last = None
             return None
-        with self._lock:
-            asked = list(self._queries)[-_MEASURED:]
-            self._new = False
         queries = np.stack(asked) if asked else tuning.made_queries(max(approximate, key=len).vectors, _MEASURED)
-        value = recall_of(snapshot, queries, Effort(target_recall=self._target, boost=self.boost))
+        comparison = Comparison(snapshot, queries)
+        value = comparison.recall(self._effort(self.boost))
+        if asked:
+            self.boost, value = self._corrected(comparison, value, may_lower=len(asked) >= _MEASURED)
         self.last = Recall(value=value, queries=len(queries), real=bool(asked), measured_unix_s=time.time())
-        if asked and value < self._target and self.boost < _MOST_BOOST:
-            self.boost *= _BOOST
-            self._new = True  # so that it is seen whether that was enough
         return self.last
 
+    def _corrected(self, comparison: Comparison, value: float, *, may_lower: bool) -> tuple[float, float]:
+        """The least effort that suffices, and its recall."""
+        boost = self.boost
+        while value < self._target and boost * _STEP <= _MOST:
+            boost *= _STEP
+            value = comparison.recall(self._effort(boost))
+        if boost > self.boost:
+            return boost, value
+        while may_lower and boost / _STEP >= _LEAST:
+            lower = comparison.recall(self._effort(boost / _STEP))
+            if lower < self._target + _MARGIN:
+                break
+            boost, value = boost / _STEP, lower
+        return boost, value
 
-def recall_of(snapshot: Snapshot, queries: NDArray[np.float32], effort: Effort) -> float:
-    """recall@10 of a search with this effort against exact search, the mean over queries [Q, D]."""
-    shared = possible = 0
-    for start in range(0, len(queries), _TOGETHER):
-        some = queries[start : start + _TOGETHER]
-        found = snapshot.nearest(some, tuning.K, effort=effort)
-        truth = snapshot.nearest(some, tuning.K, effort=EXACT)
-        for got, right in zip(found, truth, strict=True):
-            # Any of several rows with the score of the tenth is right.
-            wanted = min(tuning.K, len(right.rids))
-            if wanted:
-                shared += int((got.scores[:wanted] >= right.scores[wanted - 1]).sum())
-                possible += wanted
-    return shared / possible if possible else 1.0
+    def _effort(self, boost: float) -> Effort:
+        return Effort(target_recall=self._target, boost=boost)
+
+
+class Comparison:
+    """What exact search finds in a snapshot for queries [Q, D], to compare with."""
+
+    def __init__(self, snapshot: Snapshot, queries: NDArray[np.float32]) -> None:
+        self._snapshot = snapshot
+        self._queries = queries
+        self._lowest = [ranking.scores[: tuning.K][-1:] for ranking in self._search(EXACT)]
+
+    def recall(self, effort: Effort) -> float:
+        """Mean recall@10 of a search with this effort; any of several rows with the score of the tenth is right."""
+        wanted = min(tuning.K, self._snapshot.items)
+        if not wanted:
+            return 1.0
+        shared = 0
+        for ranking, lowest in zip(self._search(effort), self._lowest, strict=True):
+            shared += int((ranking.scores[:wanted] >= lowest).sum())
+        return shared / (wanted * len(self._queries))
+
+    def _search(self, effort: Effort) -> list[Ranking]:
+        rankings = []
+        for start in range(0, len(self._queries), _TOGETHER):
+            rankings += self._snapshot.nearest(self._queries[start : start + _TOGETHER], tuning.K, effort=effort)
+        return rankings
