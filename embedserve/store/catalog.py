@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embedserve.errors import InvalidInput
-from embedserve.store.database import damaged, open_database, reported, transaction
+from embedserve.store.database import Writer, damaged, open_database, reported
 from embedserve.types import DEFAULT_TARGET_RECALL, Bound, Keep, check_metadata_key
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -129,17 +129,21 @@ class Catalog:
 
     def __init__(self, path: Path, *, create: bool) -> None:
         self._path = path
-        self._connection = open_database(path, create=create, versions=_VERSIONS, page_size=4096)
+        connection = open_database(path, create=create, versions=_VERSIONS, page_size=4096)
+        self._writer = Writer(connection, path)
 
     def entries(self) -> list[Entry]:
         """All collections."""
         query = f"SELECT {_COLUMNS} FROM collection"
-        with reported(self._path), closing(self._connection.execute(query)) as rows:
+        with reported(self._path), closing(self._writer.connection.execute(query)) as rows:
             return [self._entry(columns) for columns in rows]
 
     def aliases(self) -> dict[str, str]:
         """Names of collections by alias."""
-        with reported(self._path), closing(self._connection.execute("SELECT name, collection FROM alias")) as rows:
+        with (
+            reported(self._path),
+            closing(self._writer.connection.execute("SELECT name, collection FROM alias")) as rows,
+        ):
             return dict(rows.fetchall())
 
     def add(self, entry: Entry) -> None:
@@ -172,7 +176,7 @@ class Catalog:
 
     def close(self) -> None:
         """Close the file."""
-        self._connection.close()
+        self._writer.close()
 
     def _entry(self, columns: tuple[Any, ...]) -> Entry:
         name, uid, fingerprint, encoder_name, dimension, keep, created_unix_s, index, target_recall, filter_keys = (
@@ -195,5 +199,5 @@ class Catalog:
             raise damaged(self._path, f"collection {name!r}: {error}") from error
 
     def _write(self, statement: str, *values: str | int | float) -> None:
-        with reported(self._path), transaction(self._connection):
-            self._connection.execute(statement, values)
+        with self._writer.transaction() as connection:
+            connection.execute(statement, values)

@@ -100,6 +100,46 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+class Writer:
+    """Transactions on a connection for writing, until a sync fails.
+
+    After a failed sync nobody knows what is on disk: the system may have dropped what it could not write and report
+    success for the next sync. So no write is promised any more until the file is opened again.
+
+    Args:
+        connection: from ``open_database``.
+        path: of the database, for messages.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self.connection = connection
+        self._path = path
+        self._refused = ""
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Write all or nothing; on disk when the block is left. One thread at a time.
+
+        Raises:
+            DiskFull: nothing was written.
+            StoreError: the file cannot be written, or a sync has failed.
+        """
+        if self._refused:
+            raise StoreError(self._refused, hint="check the disk, then restart the server")
+        with reported(self._path):
+            try:
+                with transaction(self.connection):
+                    yield self.connection
+            except sqlite3.OperationalError as error:
+                if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
+                    self._refused = f"{self._path} takes no writes since one failed: {error}"
+                raise
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
 @contextmanager
 def reported(path: Path) -> Iterator[None]:
     """Errors of SQLite and of the file system inside the block become ours, with the file's name.

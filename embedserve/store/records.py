@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.errors import StoreError
 from embedserve.store import facets
-from embedserve.store.database import BUSY_MS, connect, damaged, open_database, reported, schema_of, transaction
+from embedserve.store.database import BUSY_MS, Writer, connect, damaged, open_database, reported, schema_of
 from embedserve.store.facets import Facets
 from embedserve.store.readers import Readers
 from embedserve.store.rows import Row
@@ -109,17 +108,17 @@ class Records:
         # So that a page of a table holds at least three rows: with 4 KiB pages and 512 numbers half of the file was
         # empty, and writing took twice as long.
         page_size = 8192 if dimension <= 512 else 16384
-        self._connection = open_database(path, create=create, versions=_VERSIONS, page_size=page_size)
+        connection = open_database(path, create=create, versions=_VERSIONS, page_size=page_size)
+        self._writer = Writer(connection, path)
         try:
             with reported(path):
                 if create:
-                    facets.declare(self._connection, self._filter_keys)
-                facets.check_declared(self._connection, path, self._filter_keys)
+                    facets.declare(connection, self._filter_keys)
+                facets.check_declared(connection, path, self._filter_keys)
         except BaseException:
-            self._connection.close()
+            connection.close()
             raise
         self._readers = Readers(path)
-        self._refused = ""
         self._trim_above = _LOG_BYTES
 
     @contextmanager
@@ -134,29 +133,15 @@ class Records:
 
     @contextmanager
     def writing(self) -> Iterator[Writing]:
-        """A write of all or nothing; on disk when the block is left. One thread at a time.
-
-        Raises:
-            DiskFull: nothing was written.
-            StoreError: the file cannot be written. After a failed sync nobody knows what is on disk, so all later
-                writes are refused until the file is opened again.
-        """
-        if self._refused:
-            raise StoreError(self._refused, hint="check the disk, then restart the server")
-        with reported(self._path):
-            try:
-                with transaction(self._connection):
-                    yield Writing(self._connection, self._path, self._facets)
-            except sqlite3.OperationalError as error:
-                if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
-                    self._refused = f"{self._path} takes no writes since one failed: {error}"
-                raise
+        """A write of all or nothing; see ``Writer.transaction``."""
+        with self._writer.transaction() as connection:
+            yield Writing(connection, self._path, self._facets)
         self._trim_log()
 
     def close(self) -> None:
         """Close the file; moves the write-ahead log into it."""
         self._readers.close()
-        self._connection.close()
+        self._writer.close()
 
     def _trim_log(self) -> None:
         log = self._path.with_name(self._path.name + "-wal")
@@ -165,11 +150,11 @@ class Records:
             if size <= self._trim_above:
                 return
             # It waits for readers, which may never pause; writers should not notice.
-            self._connection.execute(f"PRAGMA busy_timeout = {_TRIM_WAIT_MS}")
+            self._writer.connection.execute(f"PRAGMA busy_timeout = {_TRIM_WAIT_MS}")
             try:
-                busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()
+                busy, _, _ = self._writer.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()
             finally:
-                self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+                self._writer.connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         except (OSError, sqlite3.OperationalError):
             # The write itself is on disk; a later one tries again, and copies every page again whose sync failed.
             return

@@ -324,7 +324,7 @@ def test_another_database_is_refused(store: LocalStore, data: Path, tmp_path: Pa
     assert refused(store, data, content) == "this is no backup of a collection, or its end is missing"
     assert refused(store, data, sealed(content)) == "the database is no backup of a collection"
     filled(store)
-    store._collections["filled"]._records._connection.execute("PRAGMA wal_checkpoint (TRUNCATE)")
+    store._collections["filled"]._records._writer.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)")
     (path,) = (path for path in data.rglob("items.sqlite") if path.parent.name == store.get_collection("filled").uid)
     assert "its end is missing" in refused(store, data, path.read_bytes())
 

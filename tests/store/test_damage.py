@@ -14,6 +14,7 @@ import pytest
 from store_cases import EVERYTHING, all_ids, found, items_file, new_collection, random_units, unit
 
 from embedserve.errors import DiskFull, StoreError
+from embedserve.store.database import Writer
 from embedserve.store.local import LocalStore
 from embedserve.types import Include, Item, Media, SearchOptions
 
@@ -106,7 +107,7 @@ def test_a_cut_file_is_named(data: Path) -> None:
 
 def test_a_full_database_refuses_the_write_and_keeps_everything(store: LocalStore) -> None:
     with_items(store)
-    writer = store._collections["photos"]._records._connection
+    writer = store._collections["photos"]._records._writer.connection
     pages = writer.execute("PRAGMA page_count").fetchone()[0]
     writer.execute(f"PRAGMA max_page_count = {pages + 2}")
     many = [Item(id=f"new-{n:03}", vector=unit(1, n, 0, 0), metadata={"x": "x" * 1000}) for n in range(500)]
@@ -127,6 +128,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from embedserve.errors import DiskFull, StoreError
+from embedserve.store.database import Writer
 from embedserve.store.local import LocalStore
 from embedserve.types import Item
 vector = np.eye(1, 64, dtype=np.float32)[0]
@@ -157,10 +159,21 @@ def test_a_file_that_cannot_grow_refuses_the_write_until_it_can(data: Path) -> N
         assert all_ids(store) == [*(f"{n:05}-{m}" for n in range(int(written)) for m in range(10)), "after"]
 
 
+WRITES: dict[str, tuple[Callable[[LocalStore], Writer], Callable[[LocalStore], object]]] = {
+    "items": (lambda s: s._collections["photos"]._records._writer, lambda s: s.delete_items("photos", ["item-00"])),
+    "catalog": (lambda s: s._catalog._writer, lambda s: s.set_alias("live", "photos")),
+}
+
+
+@pytest.mark.parametrize(("writer_of", "write"), WRITES.values(), ids=WRITES.keys())
 def test_after_a_failed_sync_no_write_is_taken_until_a_restart(
-    store: LocalStore, data: Path, monkeypatch: pytest.MonkeyPatch
+    store: LocalStore,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writer_of: Callable[[LocalStore], Writer],
+    write: Callable[[LocalStore], object],
 ) -> None:
-    records = store._collections["photos"]._records
+    writer = writer_of(store)
     with_items(store)
 
     class FailingSync(sqlite3.OperationalError):
@@ -178,14 +191,16 @@ def test_after_a_failed_sync_no_write_is_taken_until_a_restart(
                 raise FailingSync("disk I/O error")
             return self._inner.execute(statement, *values)
 
-    real = records._connection
-    monkeypatch.setattr(records, "_connection", Connection(real))
+    real = writer.connection
+    monkeypatch.setattr(writer, "connection", Connection(real))
     with pytest.raises(StoreError, match="cannot be read or written: disk I/O error"):
-        store.delete_items("photos", ["item-00"])
-    monkeypatch.setattr(records, "_connection", real)
+        write(store)
+    monkeypatch.setattr(writer, "connection", real)
     with pytest.raises(StoreError, match="takes no writes since one failed"):
-        store.delete_items("photos", ["item-00"])
+        write(store)
     assert len(all_ids(store)) == len(found(store, unit(1, 0, 0, 0), SearchOptions(k=100))) == 20
     store.close()
     with LocalStore.open(data) as reopened:
-        assert reopened.delete_items("photos", ["item-00"]) == 1
+        assert len(all_ids(reopened)) == 20
+        assert reopened.get_collection("photos").aliases == ()
+        write(reopened)

@@ -127,7 +127,7 @@ def test_files_are_written_ahead_with_large_pages_and_synced(data: Path) -> None
         new_collection(store, "long", dimension=513)
         collections = store._collections
         for name, page_size in (("short", 8192), ("long", 16384)):
-            writer = collections[name]._records._connection
+            writer = collections[name]._records._writer.connection
             assert writer.execute("PRAGMA page_size").fetchone() == (page_size,)
             assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
             assert writer.execute("PRAGMA synchronous").fetchone() == (2,)

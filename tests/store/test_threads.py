@@ -137,7 +137,7 @@ def test_closing_waits_for_calls_that_are_under_way(store: LocalStore) -> None:
         with collection.gate.entered() as admitted:
             inside.set()
             go_on.wait(10)
-            store_is_open = collection._records._connection.execute("SELECT 1").fetchone() == (1,)
+            store_is_open = collection._records._writer.connection.execute("SELECT 1").fetchone() == (1,)
             return admitted and store_is_open
 
     with ThreadPoolExecutor(2) as pool:
