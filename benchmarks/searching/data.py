@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 K = 10
-CHUNK = 50_000
+CHUNK = 20_000
 """Rows that are made, or compared with the queries, at a time: memory stays bounded with a million of them."""
 
 _CANDIDATES = 4 * K

@@ -192,9 +192,10 @@ def crosses(name: str, what: str) -> bool:
 
 def print_aims(found: list[dict[str, Any]], profile: dict[str, Any] | None) -> None:
     """One line for each, and the profile beside those that fall short."""
+    profile = dict(profile or {})
     for one in found:
         print(f"{'reached' if one['reached'] else 'falls short':<13}{one['aim']}: {one['measured']}")
-        where = (profile or {}).get(one["mode"])
+        where = profile.pop(one["mode"], None)  # it is one profile for all data sets
         if not one["reached"] and where:
             print("\n".join(f"             {line}" for line in profile_lines(where)))
 

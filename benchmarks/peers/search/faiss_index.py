@@ -9,20 +9,25 @@ from typing import Any
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from peers.search.steps import EF_STEPS, NPROBE_AND_FACTOR, number_of
+from peers.search.steps import EF_STEPS, NPROBE, number_of
 from searching.system import Client, K, System
 
 HNSW_M, EF_CONSTRUCTION = 32, 40
 """FAISS' own default of what is looked at while the graph is built."""
 
 _ADDED = 50_000
-_TRAINED_WITH = 40
-"""Vectors for each list that the clusters are learnt from; FAISS warns below 39."""
+_TRAINED_WITH, _AT_LEAST = 64, 39
+"""Vectors for each list that the clusters are learnt from, and the fewest: below, FAISS warns."""
 
 
 def lists_for(count: int) -> int:
-    """Lists of IVF: the power of two next to 2·√N; 256 for 20,000 vectors, 1,024 for 200,000, 2,048 for a million."""
-    return 1 << round(math.log2(2 * math.sqrt(count)))
+    """Inverted lists for so many vectors: 4·√N."""
+    return max(min(int(4 * math.sqrt(count)), count // _AT_LEAST), 1)
+
+
+def factor_for(nprobe: int) -> int:
+    """How many times k candidates are scored again with their vectors: one bit a number tells few of them apart."""
+    return min(max(nprobe // 2, 4), 32)
 
 
 class Faiss(System):
@@ -91,7 +96,7 @@ class IvfRaBitQ(Faiss):
     """Lists of vectors in one bit for each number; the best are scored again with the vectors themselves."""
 
     KIND = "IVF+RaBitQfs, refined"
-    ladder = tuple(f"nprobe={nprobe} k×{factor}" for nprobe, factor in NPROBE_AND_FACTOR)
+    ladder = tuple(f"nprobe={nprobe}" for nprobe in NPROBE)
 
     def _made(self, vectors: NDArray[np.float32]) -> Any:
         dimension, lists = vectors.shape[1], lists_for(len(vectors))
@@ -102,7 +107,9 @@ class IvfRaBitQ(Faiss):
         return index
 
     def tune(self, value: str) -> None:
-        nprobe, factor = NPROBE_AND_FACTOR[self.ladder.index(value)]
+        nprobe = number_of(value)
         lists = faiss.SearchParametersIVF(nprobe=nprobe)
         self._held = lists  # FAISS keeps its address only
-        self._parameters = faiss.IndexRefineSearchParameters(k_factor=float(factor), base_index_params=lists)
+        self._parameters = faiss.IndexRefineSearchParameters(
+            k_factor=float(factor_for(nprobe)), base_index_params=lists
+        )
