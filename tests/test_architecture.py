@@ -18,7 +18,9 @@ TRAINING = REPOSITORY / "training/embedserve_training"
 
 FLOOR = {
     **dict.fromkeys(["errors", "pem", "types", "whole_file"], 0),
-    **dict.fromkeys(["images", "onnx_envelope", "preprocess", "vectors", "reference", "wire", "v1", "sample"], 1),
+    **dict.fromkeys(
+        ["images", "onnx_envelope", "parquet", "preprocess", "vectors", "reference", "wire", "v1", "sample"], 1
+    ),
     **dict.fromkeys(
         ["cuda_driver", "encoder", "encoder_file", "index", "observer", "providers", "run_slots", "store"], 2
     ),

@@ -1,26 +1,39 @@
-"""`embedserve collection`: make, show and remove collections, and look at their items."""
+"""`embedserve collection`: make, show, check and remove collections, and look at their items."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedserve.cli import collection_files
 from embedserve.cli.options import confirm, json_option, require_terminal, server_option, where_option
 
 if TYPE_CHECKING:
-    from embedserve.types import CollectionInfo, Item
+    from embedserve.cli.output import Progress
+    from embedserve.types import CheckProgress, CollectionInfo, Item, Recall
 
 
 @click.group("collection")
 def command() -> None:
-    """Make, show and remove collections, and look at their items.
+    """Make, show, check, copy and remove collections, and look at their items.
 
     \b
     embedserve collection list
     embedserve collection info photos
+    embedserve collection backup photos photos.backup
     """
+
+
+for _file_command in (
+    collection_files.backup,
+    collection_files.restore,
+    collection_files.export,
+    collection_files.import_,
+):
+    command.add_command(_file_command)
 
 
 @command.command("list")
@@ -85,7 +98,10 @@ def info_(name: str, server: str, as_json: bool) -> None:
         ("fingerprint", info.fingerprint),
         ("dimension", f"{info.dimension} numbers per vector"),
         ("keeps", info.keep),
-        ("index", info.index),
+        ("index", f"{info.index} (asked for: {info.index_spec})"),
+        ("recall@10", _recall_text(info)),
+        ("in index", _parts_text(info)),
+        ("filter keys", ", ".join(info.filter_keys) or "none declared"),
         ("made", _time_text(info.created_unix_s)),
         ("disk", _size_text(info.disk_bytes)),
     ):
@@ -100,25 +116,121 @@ def info_(name: str, server: str, as_json: bool) -> None:
     default="thumbnails",
     help="What to keep of images beside their vectors.",
 )
-@click.option("--external", is_flag=True, help="Vectors come from outside; not bound to the server's encoder.")
-@click.option("--dimension", type=click.IntRange(0, 65536), default=0, help="Numbers in a vector; with --external.")
+@click.option(
+    "--index",
+    default="auto",
+    metavar="KIND",
+    help='What answers searches: "exact", "hnsw" or "ivf", with parameters as in hnsw:m=32 or ivf:nlist=1024; "auto" is'
+    " what suits the number of items, and changes with it.",
+)
+@click.option(
+    "--target-recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.95,
+    help="Of the ten nearest items, the part that approximate search is to find.",
+)
+@click.option(
+    "--filter-key",
+    "filter_keys",
+    multiple=True,
+    metavar="KEY",
+    help="Metadata key to keep an index of, so that conditions on it need not read all items; may be given again.",
+)
+@click.option("--external", is_flag=True, help="Vectors come from outside; not bound to any encoder.")
+@click.option(
+    "--encoder-fingerprint",
+    default="",
+    show_default=False,
+    metavar="HEX",
+    help="Bind it to another encoder than the server's: items and queries are vectors that name it.",
+)
+@click.option(
+    "--encoder-name", default="", show_default=False, metavar="NAME", help="Name of that encoder, for people."
+)
+@click.option(
+    "--dimension",
+    type=click.IntRange(0, 65536),
+    default=0,
+    help="Numbers in a vector; with --external and --encoder-fingerprint.",
+)
 @server_option
-def create(name: str, keep: str, external: bool, dimension: int, server: str) -> None:
+def create(
+    name: str,
+    keep: str,
+    index: str,
+    target_recall: float,
+    filter_keys: tuple[str, ...],
+    external: bool,
+    encoder_fingerprint: str,
+    encoder_name: str,
+    dimension: int,
+    server: str,
+) -> None:
     """Make an empty collection. `embedserve add` makes the collection that it needs by itself.
 
     \b
-    embedserve collection create photos --keep originals
+    embedserve collection create photos --keep originals --filter-key label --filter-key price
+    embedserve collection create photos --index hnsw:m=32 --target-recall 0.99
     embedserve collection create texts --external --dimension 384
     """
+    if external and encoder_fingerprint:
+        raise click.UsageError("--external and --encoder-fingerprint contradict each other")
     if external and not dimension:
         raise click.UsageError("--external needs --dimension")
+    if encoder_name and not encoder_fingerprint:
+        raise click.UsageError("--encoder-name needs --encoder-fingerprint")
 
     from embedserve.cli.options import connect
     from embedserve.cli.output import say
 
     with connect(server) as client:
-        info = client.create_collection(name, keep=keep, external=external, dimension=dimension)
+        info = client.create_collection(
+            name,
+            keep=keep,
+            external=external,
+            dimension=dimension,
+            index=index,
+            target_recall=target_recall,
+            filter_keys=filter_keys,
+            encoder_fingerprint=encoder_fingerprint,
+            encoder_name=encoder_name,
+        )
     say(f"made {info.name}: {_encoder_text(info)}, {info.dimension} numbers per vector, keeps {info.keep}")
+
+
+@command.command("check")
+@click.argument("name")
+@server_option
+@json_option("One JSON document: what was checked, the recall, and the problems.")
+def check(name: str, server: str, as_json: bool) -> None:
+    """Check everything that the server keeps of a collection, while it is used. NAME may be an alias.
+
+    Every item is read and compared with its checksum, and every file of the index with its hash; every item is searched
+    for by its own vector; and recall is measured. What is wrong with the index is made again from the items. Exits
+    with 1 if there are problems.
+
+    \b
+    embedserve collection check photos
+    """
+    from dataclasses import asdict
+
+    from embedserve.cli.options import connect
+    from embedserve.cli.output import print_json, print_line
+
+    with connect(server) as client, _Stages() as stages:
+        report = client.check_collection(name, stages.tell)
+    if as_json:
+        print_json({"collection": name, **asdict(report)})
+    else:
+        print_line(f"items        {report.items:,} read and compared with their checksums")
+        print_line(f"segments     {report.segments:,} compared with their hashes")
+        print_line(f"searched     {report.searched:,} items by their own vectors")
+        print_line(f"recall@10    {_measured_text(report.recall) if report.recall else 'every search is exact'}")
+        print_line(f"problems     {len(report.problems) or 'none'}")
+        for problem in report.problems:
+            print_line(f"             {problem}")
+    if report.problems:
+        sys.exit(1)
 
 
 @command.command("delete")
@@ -269,8 +381,65 @@ def _item_document(item: Item) -> dict[str, Any]:
     return document
 
 
+class _Stages:
+    """A progress bar for each stage of a check."""
+
+    def __init__(self) -> None:
+        self._bar = ExitStack()
+        self._progress: Progress | None = None
+        self._last: CheckProgress | None = None
+
+    def __enter__(self) -> _Stages:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+    def tell(self, step: CheckProgress) -> None:
+        """How far the check is."""
+        from embedserve.cli.output import progress, say
+
+        last = self._last
+        if last is None or last.stage != step.stage:
+            if self._progress is not None and last is not None:
+                self._progress.advance(last.total - last.done)  # it has gone on to the next stage
+            self._bar.close()
+            self._progress, last = None, None
+            if step.stage == "waiting":
+                say("waiting: as many checks, backups and restores as may run are under way")
+            else:
+                self._progress = self._bar.enter_context(progress(f"checking {step.stage}", step.total))
+        if self._progress is not None:
+            self._progress.advance(step.done - (0 if last is None else last.done))
+        self._last = step
+
+
 def _encoder_text(info: CollectionInfo) -> str:
     return "external" if info.external else f"{info.encoder_name} ({info.fingerprint[:12]})"
+
+
+def _recall_text(info: CollectionInfo) -> str:
+    """What is known of it, as in "0.973 of 100 queries of clients, measured …; target 0.95"."""
+    target = f"target {info.target_recall:g}"
+    if info.recall is None:
+        return f"every search is exact, or it was not measured yet; {target}"
+    below = " (below)" if info.recall.value < info.target_recall else ""
+    return f"{_measured_text(info.recall)}; {target}{below}"
+
+
+def _measured_text(recall: Recall) -> str:
+    whose = "queries of clients" if recall.real else "of its own vectors as queries"
+    return f"{recall.value:.3f} with {recall.queries} {whose}, measured {_time_text(recall.measured_unix_s)}"
+
+
+def _parts_text(info: CollectionInfo) -> str:
+    """How much of the collection is where."""
+    parts = [
+        f"{info.segments} sealed parts",
+        f"{info.unsealed:,} items compared one by one",
+        f"{info.dead:,} dead rows",
+    ]
+    return ", ".join([*parts, "being built"] if info.building else parts)
 
 
 def _time_text(unix_s: float) -> str:

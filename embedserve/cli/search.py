@@ -20,6 +20,15 @@ from embedserve.cli.options import collection_option, json_option, server_option
 @where_option
 @click.option("--group-by", default="", metavar="KEY", help="At most one hit for each value of this metadata key.")
 @click.option("--exact", is_flag=True, help="Compare with every item, bypassing approximate structures.")
+@click.option(
+    "--target-recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Of the ten nearest items, the part that approximate search is to find; without it the collection's own.",
+)
+@click.option(
+    "--ef", type=click.IntRange(1, 65536), help="Where the index is HNSW: candidates to keep while it searches."
+)
+@click.option("--nprobe", type=click.IntRange(1, 65536), help="Where the index is IVF: lists to look through.")
 @server_option
 @json_option("One JSON document: the hits with rank, id, score and metadata.")
 def command(
@@ -31,20 +40,27 @@ def command(
     conditions: tuple[Any, ...],
     group_by: str,
     exact: bool,
+    target_recall: float | None,
+    ef: int | None,
+    nprobe: int | None,
     server: str,
     as_json: bool,
 ) -> None:
     """Find the items that look most like IMAGE; "-" reads the image from standard input.
 
-    The score is the cosine similarity, from -1 to 1; higher is closer.
+    The score is the cosine similarity, from -1 to 1; higher is closer. At most one of --exact, --target-recall, --ef
+    and --nprobe says how hard to search.
 
     \b
     embedserve search query.jpg --collection photos
     embedserve search query.jpg --collection photos -k 5 --where label=shoe --where "price<=80"
     embedserve search --like shoes/12.jpg --collection photos --json
+    embedserve search query.jpg --collection photos --target-recall 0.99
     """
     if (image is None) == (item_id is None):
         raise click.UsageError("give either IMAGE or --like ID")
+    if exact + sum(given is not None for given in (target_recall, ef, nprobe)) > 1:
+        raise click.UsageError("give at most one of --exact, --target-recall, --ef and --nprobe")
 
     from embedserve.cli.conditions import all_of
     from embedserve.cli.options import connect
@@ -63,6 +79,9 @@ def command(
             filter=all_of(conditions),
             group_by=group_by,
             exact=exact,
+            target_recall=target_recall,
+            ef=ef or 0,
+            nprobe=nprobe or 0,
         )
     if as_json:
         rows = [

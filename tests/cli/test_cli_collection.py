@@ -11,6 +11,7 @@ import pytest
 
 from embedserve import Client
 from embedserve.client import ItemInput
+from embedserve.errors import EncoderMismatch
 from tests.cli.outcome import Cli
 from tests.fakes import DIMENSION, picture
 
@@ -51,6 +52,53 @@ def test_a_program_gets_every_field_of_a_collection(cli: Cli, filled: str) -> No
     assert (document["items"], document["dimension"], document["keep"]) == (3, DIMENSION, "thumbnails")
     assert document["fingerprint"] == "fa" * 32
     assert document["created_unix_s"] > 1.7e9
+
+
+def test_a_collection_is_made_with_an_index_a_target_and_filter_keys(cli: Cli, client: Client, collection: str) -> None:
+    options = ["--index", "hnsw:m=16", "--target-recall", "0.9", "--filter-key", "label", "--filter-key", "year"]
+    assert cli("collection", "create", collection, *options).exit_code == 0
+    info = client.get_collection(collection)
+    assert (info.index_spec, info.target_recall, info.filter_keys) == ("hnsw:m=16", 0.9, ("label", "year"))
+    described = dict(line.split(maxsplit=1) for line in lines(cli("collection", "info", collection).out))
+    assert described["index"].endswith("(asked for: hnsw:m=16)")
+    assert described["recall@10"] == "every search is exact, or it was not measured yet; target 0.9"
+    shown = cli("collection", "info", collection).out
+    assert "filter keys  label, year" in shown
+    assert "in index     0 sealed parts, 0 items compared one by one, 0 dead rows" in shown
+
+
+def test_a_collection_is_bound_to_an_encoder_that_the_server_does_not_run(
+    cli: Cli, client: Client, collection: str
+) -> None:
+    options = ["--encoder-fingerprint", "cd" * 32, "--encoder-name", "another", "--dimension", "3"]
+    made = cli("collection", "create", collection, *options)
+    assert made.err == f"made {collection}: another (cdcdcdcdcdcd), 3 numbers per vector, keeps thumbnails\n"
+    [added] = client.add(collection, [ItemInput(id="v", vector=[1, 2, 2])], encoder_fingerprint="cd" * 32)
+    assert added.error is None
+    with pytest.raises(EncoderMismatch):
+        client.add(collection, [ItemInput(id="w", vector=[1, 2, 2])])
+    with pytest.raises(EncoderMismatch):
+        client.search(collection, image=picture(1))
+    assert [hit.id for hit in client.search(collection, vector=[1, 2, 2], encoder_fingerprint="cd" * 32)] == ["v"]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--external", "--dimension", "3", "--encoder-fingerprint", "cd" * 32], "contradict each other"),
+        (["--encoder-name", "another"], "--encoder-name needs --encoder-fingerprint"),
+        (["--target-recall", "0"], "0 is not in the range"),
+        (["--encoder-fingerprint", "cd"], "is not 64 hexadecimal digits"),
+        (["--encoder-fingerprint", "cd" * 32], "needs a dimension"),
+    ],
+)
+def test_what_no_collection_can_be_is_refused(
+    cli: Cli, client: Client, collection: str, options: list[str], why: str
+) -> None:
+    refused = cli("collection", "create", collection, *options)
+    assert refused.exit_code in (1, 2)
+    assert why in refused.err
+    assert collection not in [info.name for info in client.list_collections()]
 
 
 def test_an_external_collection_has_a_dimension_and_no_encoder(cli: Cli, client: Client, collection: str) -> None:

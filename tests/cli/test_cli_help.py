@@ -16,6 +16,7 @@ COMMANDS = [
     "completion",
     "collection",
     *(f"collection {verb}" for verb in ("list", "info", "create", "delete", "alias", "items", "get", "remove")),
+    *(f"collection {verb}" for verb in ("check", "backup", "restore", "export", "import")),
 ]
 
 

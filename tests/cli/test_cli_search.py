@@ -192,3 +192,18 @@ def test_where_no_server_answers_the_hint_says_how_to_start_one(
     assert second.startswith(
         "hint:  start one: embedserve serve encoder.onnx --data data/; if one runs there, it may speak TLS"
     )
+
+
+def test_how_hard_to_search_is_passed_on(cli: Cli, photos: Path, client: Client, collection: str) -> None:
+    cli("add", photos, "--collection", collection)
+    query = ("search", photos / "top.png", "--collection", collection, "-k", "1", "--json")
+    for options in (("--target-recall", "0.99"), ("--ef", "64"), ("--nprobe", "8"), ("--exact",)):
+        found = cli(*query, *options)
+        assert (options, found.exit_code) == (options, 0)
+        assert [hit["id"] for hit in found.json["hits"]] == ["top.png"]
+
+
+def test_searching_hard_in_two_ways_at_once_is_wrong_usage(cli: Cli, photos: Path) -> None:
+    refused = cli("search", photos / "top.png", "--collection", "any", "--ef", "64", "--exact")
+    assert refused.exit_code == 2
+    assert "at most one of --exact, --target-recall, --ef and --nprobe" in refused.err

@@ -278,3 +278,58 @@ def test_a_stream_stays_with_the_collection_that_it_began_with(tmp_path: Path) -
                 first_answered.set()
         assert [item.id for item in client.list_items("one")] == ["0", "1", "2"]
         assert list(client.list_items("two")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"ef": 65_537}, "ef is 65537; it lies between 1 and 65536"),
+        ({"nprobe": 65_537}, "nprobe is 65537; it lies between 1 and 65536"),
+        ({"target_recall": 0.0}, "target_recall is 0.0; it lies above 0 and is at most 1"),
+        ({"target_recall": 1.1}, "target_recall is 1.1; it lies above 0 and is at most 1"),
+        ({"ef": 8, "nprobe": 8}, "ef and nprobe are given"),
+        ({"ef": 8, "exact": True}, "ef and exact are given"),
+        ({"target_recall": 0.9, "exact": True}, "target_recall and exact are given"),
+    ],
+    ids=str,
+)
+def test_how_hard_to_search_is_said_once_and_within_bounds(client: Client, options: dict, why: str) -> None:
+    client.create_collection("photos")
+    with pytest.raises(InvalidInput, match=why):
+        client.search("photos", vector=vector(1), encoder_fingerprint=OURS, **options)
+
+
+def test_a_search_may_say_how_hard_to_search(client: Client) -> None:
+    client.create_collection("photos")
+    client.add("photos", [ItemInput(id="a", image=picture(1))])
+    for options in ({"ef": 1}, {"ef": 65_536}, {"nprobe": 65_536}, {"target_recall": 1.0}, {"exact": True}):
+        assert [hit.id for hit in client.search("photos", image=picture(1), **options)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("made_with", "why"),
+    [
+        ({"target_recall": 0.0}, "target_recall is 0.0"),
+        ({"target_recall": 1.5}, "target_recall is 1.5"),
+        ({"filter_keys": ["a'b"]}, "metadata key"),
+        ({"encoder_name": "x"}, "encoder_name is given without encoder_fingerprint"),
+        ({"encoder_fingerprint": "AB" * 32, "dimension": 3}, "is not 64 hexadecimal digits"),
+        ({"encoder_fingerprint": "cd" * 32}, "needs a dimension of 1–65536"),
+        ({"encoder_fingerprint": "cd" * 32, "dimension": 65_537}, "needs a dimension of 1–65536"),
+        ({"encoder_fingerprint": "cd" * 32, "dimension": 3, "external": True}, "external and encoder_fingerprint"),
+        ({"encoder_fingerprint": "cd" * 32, "dimension": 3, "encoder_name": "x" * 257}, "has 257 characters"),
+        ({"encoder_fingerprint": OURS, "dimension": 3}, "the encoder makes vectors of 16"),
+    ],
+    ids=str,
+)
+def test_what_no_collection_can_be_made_with_is_refused(client: Client, made_with: dict, why: str) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        client.create_collection("photos", **made_with)
+    assert client.list_collections() == []
+
+
+def test_the_fingerprint_of_the_server_s_own_encoder_binds_to_it(client: Client) -> None:
+    info = client.create_collection("photos", encoder_fingerprint=OURS, encoder_name="another name", target_recall=0.9)
+    assert (info.encoder_name, info.dimension, info.target_recall) == ("fake", DIMENSION, 0.9)
+    client.add("photos", [ItemInput(id="a", image=picture(1))])
+    assert [hit.id for hit in client.search("photos", image=picture(1))] == ["a"]

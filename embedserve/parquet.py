@@ -1,0 +1,348 @@
+"""A collection as a Parquet file, for other programs and from them.
+
+    id           string
+    vector       fixed_size_list<float32, D>, unit norm
+    metadata     string: a JSON object; 1 stays an integer and 1.0 a float
+    fingerprint  dictionary<string>: of the encoder that made the vector, or "external"
+
+What the collection was made with is a JSON object in the file's own metadata, under the key "embedserve". Files of
+other programs need only an id and a vector in each row; what they are bound to has to be said by whoever reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import IO, TYPE_CHECKING, Any
+
+from embedserve.errors import DataError, EmbedserveError, InvalidInput, SetupError
+from embedserve.types import CollectionInfo, Item, Keep, Metadata, check_metadata
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_KEY = b"embedserve"
+_FORMAT = 1
+_ROWS = 4096
+"""Rows in a group, which is what is held in memory at a time."""
+_GROUP_BYTES = 32 << 20
+"""Vectors of a group take no more than that, however long they are."""
+_COLUMNS = ("id", "vector", "metadata", "fingerprint")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """What the collection was made with that a file was written from."""
+
+    format: int
+    collection: str
+    fingerprint: str
+    encoder_name: str
+    dimension: int
+    keep: str
+    filter_keys: Sequence[str]
+    index: str
+    target_recall: float
+
+    @classmethod
+    def of(cls, info: CollectionInfo) -> Header:
+        """What a file of this collection says."""
+        return cls(
+            format=_FORMAT,
+            collection=info.name,
+            fingerprint=info.fingerprint,
+            encoder_name=info.encoder_name,
+            dimension=info.dimension,
+            keep=info.keep.value,
+            filter_keys=list(info.filter_keys),
+            index=info.index_spec,
+            target_recall=info.target_recall,
+        )
+
+
+def rows_at_a_time(dimension: int) -> int:
+    """Rows of a group, for vectors of ``dimension`` numbers."""
+    return max(1, min(_ROWS, _GROUP_BYTES // (4 * dimension)))
+
+
+class CollectionWriter:
+    """Writes items; ``close`` ends the file.
+
+    Args:
+        file: where to.
+        info: the collection.
+
+    Raises:
+        SetupError: pyarrow is not installed.
+    """
+
+    def __init__(self, file: IO[bytes], info: CollectionInfo) -> None:
+        pa, pq = _pyarrow()
+        self._pa = pa
+        self._info = info
+        self._schema = pa.schema(
+            [
+                pa.field("id", pa.string(), nullable=False),
+                pa.field("vector", pa.list_(pa.field("element", pa.float32(), nullable=False), info.dimension), False),
+                pa.field("metadata", pa.string(), nullable=False),
+                pa.field("fingerprint", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+            ],
+            metadata={_KEY: json.dumps(asdict(Header.of(info)))},
+        )
+        self._writer = pq.ParquetWriter(
+            file,
+            self._schema,
+            # Numbers of vectors are as good as random: neither compression nor dictionaries make them smaller.
+            compression={"id": "zstd", "metadata": "zstd", "fingerprint": "zstd", "vector.list.element": "none"},
+            use_dictionary=["fingerprint", "metadata"],
+            write_statistics=["id", "fingerprint"],
+        )
+        self._waiting: list[Item] = []
+
+    def write(self, item: Item) -> None:
+        """One more row; the item has its vector and its metadata."""
+        self._waiting.append(item)
+        if len(self._waiting) >= rows_at_a_time(self._info.dimension):
+            self._write_group()
+
+    def close(self) -> None:
+        """Write what is left, and what Parquet has at the end of a file."""
+        if self._waiting:
+            self._write_group()
+        self._writer.close()
+
+    def _write_group(self) -> None:
+        import numpy as np
+
+        pa, items, self._waiting = self._pa, self._waiting, []
+        vectors = np.stack([item.vector for item in items if item.vector is not None])
+        rows = len(items)
+        columns = [
+            pa.array([item.id for item in items], pa.string()),
+            pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=self._schema.field("vector").type),
+            pa.array([json.dumps(dict(item.metadata), ensure_ascii=False) for item in items], pa.string()),
+            pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([self._info.fingerprint])),
+        ]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+
+
+class CollectionFile:
+    """A Parquet file whose rows can become items.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        SetupError: pyarrow is not installed.
+        DataError: it cannot be read, is no Parquet file, or has no ids and vectors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._pa, pq = _pyarrow()
+        self._path = path
+        with self._reading():
+            # Not pq.ParquetFile(path): with memory mapping a file that is cut meanwhile would end the process.
+            self._file = pq.ParquetFile(path, memory_map=False, pre_buffer=False)
+            self._schema = self._file.schema_arrow
+        self.header = self._read_header()
+        """None if another program wrote the file."""
+        self.rows: int = self._file.metadata.num_rows
+        self.ignored: list[str] = [name for name in self._schema.names if name not in _COLUMNS]
+        """Columns that are not read."""
+        self._check_columns()
+
+    def __enter__(self) -> CollectionFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def dimension(self) -> int:
+        """D: numbers in the first vector, and in all others if ``check`` finds nothing; 0 if there are no rows."""
+        if self.header is not None:
+            return self.header.dimension
+        if self._pa.types.is_fixed_size_list(self._schema.field("vector").type):
+            return int(self._schema.field("vector").type.list_size)
+        for _, vector, _ in self._batches(1):
+            if vector is not None:
+                return len(vector)
+        return 0
+
+    def fingerprint(self) -> str:
+        """Of the encoder that made the vectors, or EXTERNAL; empty where the file does not say.
+
+        Raises:
+            DataError: the rows are of several encoders.
+        """
+        found = {"" if self.header is None else self.header.fingerprint} - {""}
+        if "fingerprint" in self._schema.names:
+            with self._reading():
+                for batch in self._file.iter_batches(columns=["fingerprint"]):
+                    found.update(batch.column(0).unique().to_pylist())
+        if None in found:
+            raise DataError(f"{self._path} has rows without a fingerprint, and others with one")
+        if len(found) > 1:
+            raise DataError(
+                f"{self._path} holds vectors of several encoders: {', '.join(sorted(name[:12] for name in found))}",
+                hint="make one file for each; vectors of different encoders cannot be compared",
+            )
+        return next(iter(found), "")
+
+    def check(self) -> Iterator[int]:
+        """Look at every row, so that nothing is written of a file that is bad in the middle; gives rows in passing.
+
+        Raises:
+            DataError: names the first row that cannot be used, from 1, and says why.
+        """
+        dimension = self.dimension
+        for number, (id, vector, metadata) in enumerate(self._batches(rows_at_a_time(dimension or 1)), start=1):
+            try:
+                _check_row(id, vector, metadata, dimension)
+            except EmbedserveError as error:
+                raise DataError(f"{self._path}, row {number}: {error.message}", hint=error.hint) from None
+            yield number
+
+    def items(self) -> Iterator[Item]:
+        """All rows as items, in order; ``check`` has found nothing."""
+        for id, vector, metadata in self._batches(rows_at_a_time(self.dimension or 1)):
+            yield Item(id=str(id), vector=vector, metadata=_parsed(metadata))
+
+    def _batches(self, rows: int) -> Iterator[tuple[str | None, NDArray[np.float32] | None, str | None]]:
+        """Id, vector and metadata of each row, as they are in the file."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        columns = [name for name in ("id", "vector", "metadata") if name in self._schema.names]
+        batches = self._file.iter_batches(batch_size=rows, columns=columns)
+        while True:
+            with self._reading():
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                ids = batch.column("id").cast(self._pa.string()).to_pylist()
+                lists = batch.column("vector")
+                numbers = lists.flatten().cast(self._pa.float32())
+                # A number that is missing is as bad as one that is no number, and found as such.
+                flat = np.asarray(numbers.fill_null(float("nan")), dtype=np.float32)
+                lengths = pc.list_value_length(lists).to_pylist()  # None where there is no list
+                texts = batch.column("metadata").to_pylist() if "metadata" in columns else [None] * len(ids)
+            start = 0
+            for id, length, text in zip(ids, lengths, texts, strict=True):
+                yield id, None if length is None else flat[start : start + length], text
+                start += length or 0
+
+    def _check_columns(self) -> None:
+        types = self._pa.types
+        names = self._schema.names
+        for name in ("id", "vector"):
+            if names.count(name) != 1:
+                raise DataError(
+                    f"{self._path} has no column {name!r}; its columns are {', '.join(map(repr, names))}",
+                    hint="a file to import has the columns id and vector, and may have metadata and fingerprint",
+                )
+        id_type, vector_type = self._schema.field("id").type, self._schema.field("vector").type
+        if not (_is_text(types, id_type) or types.is_integer(id_type)):
+            raise DataError(f"{self._path}: the column 'id' holds {id_type}, neither text nor whole numbers")
+        is_list = (
+            types.is_list(vector_type) or types.is_large_list(vector_type) or types.is_fixed_size_list(vector_type)
+        )
+        if not is_list or not types.is_floating(vector_type.value_type):
+            raise DataError(f"{self._path}: the column 'vector' holds {vector_type}, not lists of floats")
+        for name in ("metadata", "fingerprint"):
+            if name in names and not _is_text(types, self._schema.field(name).type):
+                raise DataError(
+                    f"{self._path}: the column {name!r} holds {self._schema.field(name).type}, not text",
+                    hint='metadata is a JSON object as text, as in {"label": "cat"}' if name == "metadata" else "",
+                )
+        has_one_size = types.is_fixed_size_list(vector_type)
+        if self.header is not None and has_one_size and vector_type.list_size != self.header.dimension:
+            raise DataError(
+                f"{self._path} says that its vectors have {self.header.dimension} numbers; they have"
+                f" {vector_type.list_size}"
+            )
+
+    def _read_header(self) -> Header | None:
+        text = (self._schema.metadata or {}).get(_KEY)
+        if text is None:
+            return None
+        try:
+            document = json.loads(text)
+            if document["format"] > _FORMAT:
+                raise DataError(
+                    f"{self._path} has the format {document['format']}; this embedserve reads formats up to {_FORMAT}",
+                    hint="use a newer embedserve",
+                )
+            header = Header(**{name: document[name] for name in Header.__dataclass_fields__})
+            if header.keep not in list(Keep):
+                raise ValueError(header.keep)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self._path}: what it says of its collection cannot be read: {error}") from error
+        return header
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # pyarrow tells of damaged pages in this way too, at length.
+            why = error.strerror or str(error).partition("\n")[0]
+            raise DataError(f"{self._path} cannot be read: {why}") from error
+        except self._pa.ArrowException as error:
+            raise DataError(f"{self._path} is no Parquet file that can be read: {error}") from error
+
+
+def _check_row(id: str | None, vector: NDArray[np.float32] | None, metadata: str | None, dimension: int) -> None:
+    import numpy as np
+
+    if not id:
+        raise InvalidInput("there is no id")
+    if vector is None:
+        raise InvalidInput("there is no vector")
+    if len(vector) != dimension:
+        raise InvalidInput(f"the vector has {len(vector)} numbers, and others have {dimension}")
+    if not np.isfinite(vector).all():
+        raise InvalidInput(f"number {int(np.argmin(np.isfinite(vector)))} of the vector is not finite, or missing")
+    if not vector.any():
+        raise InvalidInput("the vector is zero, which has no direction")
+    check_metadata(_parsed(metadata))
+
+
+def _parsed(text: str | None) -> Metadata:
+    """The metadata of a row.
+
+    Raises:
+        InvalidInput: it is no JSON object.
+    """
+    if text is None or text == "":
+        return {}
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"the metadata is no JSON: {error}") from None
+    if not isinstance(document, Mapping):
+        raise InvalidInput(f"the metadata is {text[:80]}, not a JSON object")
+    return document
+
+
+def _is_text(types: Any, kind: Any) -> bool:
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _pyarrow() -> tuple[ModuleType, ModuleType]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise SetupError(
+            "Parquet files are read and written with pyarrow, which is not installed",
+            hint="pip install 'embedserve[parquet]'",
+        ) from error
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,154 @@
+"""`embedserve collection check`, `backup` and `restore`: what a person sees and a program gets."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from embedserve import Client
+from embedserve.errors import InvalidInput
+from embedserve.store.local import LocalStore
+from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Recall
+from tests.cli.outcome import Cli
+
+REPORT = CheckReport(
+    items=1200,
+    segments=2,
+    searched=1200,
+    recall=Recall(value=0.97, queries=100, real=False, measured_unix_s=1_700_000_000),
+    problems=(),
+)
+
+
+def report(monkeypatch: pytest.MonkeyPatch, found: CheckReport) -> None:
+    """Has the store find this, after some progress."""
+
+    def check(_: LocalStore, name: str, on_progress: Callable[[CheckProgress], None]) -> CheckReport:
+        for step in (CheckProgress("items", 0, 1200), CheckProgress("search", 0, 600), CheckProgress("recall", 0, 0)):
+            on_progress(step)
+        return found
+
+    monkeypatch.setattr(LocalStore, "check_collection", check)
+
+
+def test_a_check_without_problems_says_what_was_looked_at(
+    cli: Cli, client: Client, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create_collection(collection)
+    report(monkeypatch, REPORT)
+    outcome = cli("collection", "check", collection)
+    assert outcome.exit_code == 0
+    said = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
+    assert said["items"] == "1,200 read and compared with their checksums"
+    assert said["segments"] == "2 compared with their hashes"
+    assert said["searched"] == "1,200 items by their own vectors"
+    assert said["recall@10"].startswith("0.970 with 100 of its own vectors as queries, measured 2023-11-1")
+    assert said["problems"] == "none"
+    assert outcome.err.splitlines() == [
+        "checking items: 1200 of 1200",
+        "checking search: 600 of 600",
+        "checking recall: 0 of 0",
+    ]
+
+
+def test_a_check_that_finds_problems_exits_with_1(
+    cli: Cli, client: Client, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create_collection(collection)
+    problems = ("item 'a': its row does not fit its checksum", "graph.faiss does not fit its hash; it is made again")
+    report(monkeypatch, CheckReport(items=2, segments=1, searched=0, recall=None, problems=problems))
+    outcome = cli("collection", "check", collection)
+    assert outcome.exit_code == 1
+    assert "problems     2\n" in outcome.out
+    for problem in problems:
+        assert problem in outcome.out
+    for_programs = cli("collection", "check", collection, "--json")
+    assert for_programs.exit_code == 1
+    assert for_programs.json == {
+        "collection": collection,
+        "items": 2,
+        "segments": 1,
+        "searched": 0,
+        "recall": None,
+        "problems": list(problems),
+    }
+
+
+def test_a_check_of_what_is_not_there_fails(cli: Cli) -> None:
+    outcome = cli("collection", "check", "nowhere")
+    assert outcome.exit_code == 1
+    assert "there is no collection 'nowhere'" in outcome.err
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store whose backups are the words of the test."""
+
+    @contextmanager
+    def back_up(_: LocalStore, name: str) -> Iterator[io.BytesIO]:
+        yield io.BytesIO(f"all of {name}".encode())
+
+    def restore(store: LocalStore, name: str, chunks: Iterable[bytes]) -> CollectionInfo:
+        source = b"".join(chunks).decode().removeprefix("all of ")
+        if not source:
+            raise InvalidInput("the bytes are no backup")
+        bound = store.bound(source)
+        return store.create_collection(
+            name,
+            fingerprint=bound.fingerprint,
+            encoder_name=bound.encoder_name,
+            dimension=bound.dimension,
+            keep=bound.keep,
+        )
+
+    monkeypatch.setattr(LocalStore, "backup_collection", back_up)
+    monkeypatch.setattr(LocalStore, "restore_collection", restore)
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_backup_is_one_file_and_is_restored_under_another_name(
+    cli: Cli, client: Client, collection: str, tmp_path: Path
+) -> None:
+    client.create_collection(collection, keep="originals")
+    path = tmp_path / "photos.backup"
+    made = cli("collection", "backup", collection, path)
+    content = f"all of {collection}".encode()
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert (made.exit_code, made.out) == (0, "")
+    assert made.err == f"wrote {path}: {len(content)} bytes, sha256 {sha256}\n"
+    assert path.read_bytes() == content
+    other = f"{collection}-2"
+    restored = cli("collection", "restore", other, path)
+    assert restored.err == f"made {other}: 0 items, 16 numbers per vector, keeps originals\n"
+    again = cli("collection", "restore", other, path)
+    assert again.exit_code == 1
+    assert f"there is a collection or an alias '{other}' already" in again.err
+    client.delete_collection(other)
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_backup_replaces_no_file_unasked(cli: Cli, client: Client, collection: str, tmp_path: Path) -> None:
+    client.create_collection(collection)
+    path = tmp_path / "photos.backup"
+    path.write_bytes(b"of last week")
+    refused = cli("collection", "backup", collection, path)
+    assert refused.exit_code == 1
+    assert "is there already" in refused.err
+    assert path.read_bytes() == b"of last week"
+    outcome = cli("collection", "backup", collection, path, "--overwrite", "--json")
+    assert outcome.json["size_bytes"] == len(path.read_bytes()) == len(f"all of {collection}")
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_file_that_is_no_backup_makes_nothing(cli: Cli, client: Client, collection: str, tmp_path: Path) -> None:
+    path = tmp_path / "empty"
+    path.touch()
+    refused = cli("collection", "restore", collection, path)
+    assert refused.exit_code == 2
+    assert "the bytes are no backup" in refused.err
+    assert collection not in [info.name for info in client.list_collections()]

@@ -1,0 +1,204 @@
+"""`embedserve collection export` and `import` against a real server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedserve import Client
+from embedserve.client import ItemInput
+from embedserve.errors import CollectionNotFound
+from embedserve.types import Keep
+from tests.cli.outcome import Cli
+from tests.fakes import DIMENSION, FakeEncoder, picture
+
+OURS = FakeEncoder().fingerprint
+
+
+@pytest.fixture
+def filled(client: Client, collection: str) -> str:
+    """Twelve pictures with metadata, and one vector."""
+    client.create_collection(
+        collection, keep="originals", index="hnsw:m=16", target_recall=0.9, filter_keys=["label", "year"]
+    )
+    items = [
+        ItemInput(id=f"ü/{seed}.png", image=picture(seed), metadata={"label": "cat", "year": seed, "price": 1.0})
+        for seed in range(12)
+    ]
+    items.append(ItemInput(id="v", vector=np.arange(1, DIMENSION + 1), metadata={"tags": ["a", "b"], "ok": True}))
+    assert [result.error for result in client.add(collection, items, encoder_fingerprint=OURS)] == [None] * 13
+    return collection
+
+
+@pytest.fixture
+def other(client: Client, collection: str) -> Iterator[str]:
+    """Another name that no other test uses."""
+    name = f"{collection}-2"
+    yield name
+    with suppress(CollectionNotFound):
+        client.delete_collection(name)
+
+
+def everything(client: Client, name: str) -> tuple[list[tuple[str, dict[str, Any]]], np.ndarray]:
+    """Ids with metadata, and the vectors, float32 [N, D]."""
+    items = list(client.list_items(name, include_vectors=True))
+    return [(item.id, dict(item.metadata)) for item in items], np.array([item.vector for item in items])
+
+
+def assert_same(client: Client, name: str, other: str) -> None:
+    (rows, vectors), (other_rows, other_vectors) = everything(client, name), everything(client, other)
+    assert rows == other_rows
+    # The encoder's vectors have unit norm to the last digit but one; those that come from outside are scaled to it.
+    np.testing.assert_allclose(vectors, other_vectors, rtol=0, atol=1e-6)
+
+
+def test_what_is_exported_is_imported_as_it_was(
+    cli: Cli, client: Client, filled: str, other: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "photos.parquet"
+    exported = cli("collection", "export", filled, path)
+    assert (exported.exit_code, exported.out) == (0, "")
+    assert exported.err.splitlines()[-1] == f"wrote {path}: 13 items of {filled}, 16 numbers per vector"
+    imported = cli("collection", "import", other, path, "--json")
+    assert imported.exit_code == 0
+    assert imported.json == {"collection": other, "written": 13, "failed": []}
+    assert_same(client, other, filled)
+    info = client.get_collection(other)
+    assert (info.fingerprint, info.keep, info.index_spec) == (OURS, Keep.ORIGINALS, "hnsw:m=16")
+    assert (info.target_recall, info.filter_keys) == (0.9, ("label", "year"))
+    assert [hit.id for hit in client.search(other, image=picture(3), k=1)] == ["ü/3.png"]
+
+
+def test_an_import_that_is_repeated_changes_nothing(
+    cli: Cli, client: Client, filled: str, other: str, tmp_path: Path
+) -> None:
+    cli("collection", "export", filled, tmp_path / "first.parquet")
+    assert cli("collection", "import", other, tmp_path / "first.parquet").exit_code == 0
+    rows, vectors = everything(client, other)
+    cli("collection", "export", other, tmp_path / "second.parquet")
+    for path in (tmp_path / "first.parquet", tmp_path / "second.parquet"):
+        assert cli("collection", "import", other, path).exit_code == 0
+        assert everything(client, other)[0] == rows
+        assert everything(client, other)[1].tobytes() == vectors.tobytes()
+
+
+def test_an_export_does_not_replace_a_file_unasked(cli: Cli, filled: str, tmp_path: Path) -> None:
+    path = tmp_path / "photos.parquet"
+    path.write_bytes(b"of last week")
+    refused = cli("collection", "export", filled, path)
+    assert refused.exit_code == 1
+    assert "is there already" in refused.err
+    assert path.read_bytes() == b"of last week"
+    assert cli("collection", "export", filled, path, "--overwrite").exit_code == 0
+    assert pq.read_table(path).num_rows == 13
+
+
+def test_an_export_that_fails_leaves_no_file(cli: Cli, tmp_path: Path) -> None:
+    refused = cli("collection", "export", "nowhere", tmp_path / "photos.parquet")
+    assert refused.exit_code == 1
+    assert "there is no collection 'nowhere'" in refused.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_item_that_is_there_all_the_time_is_exported_once_while_others_are_written(
+    cli: Cli, server: str, filled: str, tmp_path: Path
+) -> None:
+    stopping = threading.Event()
+
+    def write() -> None:
+        with Client(server) as writer:
+            number = 0
+            while not stopping.is_set():
+                vector = np.random.default_rng(number).standard_normal(DIMENSION)
+                writer.add(filled, [ItemInput(id=f"w{number % 50}", vector=vector)], encoder_fingerprint=OURS)
+                writer.delete_items(filled, [f"w{(number * 7) % 50}"])
+                number += 1
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        for number in range(5):
+            path = tmp_path / f"{number}.parquet"
+            assert cli("collection", "export", filled, path).exit_code == 0
+            ids = pq.read_table(path).column("id").to_pylist()
+            assert len(ids) == len(set(ids))
+            assert [id for id in ids if not id.startswith("w")] == sorted(["v", *(f"ü/{n}.png" for n in range(12))])
+    finally:
+        stopping.set()
+        writing.join(20)
+
+
+# --- What does not fit ---
+
+
+def foreign(path: Path, dimension: int = DIMENSION, **more: Any) -> Path:
+    """Three rows as another program would write them."""
+    vectors = np.random.default_rng(1).standard_normal((3, dimension))
+    columns: dict[str, Any] = {"id": ["a", "b", "c"], "vector": vectors.tolist(), **more}
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_a_file_of_another_program_needs_to_be_told_what_made_its_vectors(
+    cli: Cli, client: Client, other: str, tmp_path: Path
+) -> None:
+    path = foreign(tmp_path / "f.parquet", price=[1, 2, 3])
+    refused = cli("collection", "import", other, path)
+    assert refused.exit_code == 2
+    assert "does not say which encoder made its vectors" in refused.err
+    assert other not in [info.name for info in client.list_collections()]
+    taken = cli("collection", "import", other, path, "--external")
+    assert taken.exit_code == 0
+    assert "columns that are not read: price" in taken.err
+    info = client.get_collection(other)
+    assert (info.external, info.dimension, info.items) == (True, DIMENSION, 3)
+
+
+def test_a_file_may_be_bound_to_an_encoder_that_the_server_does_not_run(
+    cli: Cli, client: Client, other: str, tmp_path: Path
+) -> None:
+    path = foreign(tmp_path / "f.parquet", 5)
+    assert cli("collection", "import", other, path, "--fingerprint", "cd" * 32).exit_code == 0
+    info = client.get_collection(other)
+    assert (info.fingerprint, info.dimension, info.items) == ("cd" * 32, 5, 3)
+
+
+def test_a_file_that_does_not_fit_the_collection_changes_nothing(
+    cli: Cli, client: Client, filled: str, tmp_path: Path
+) -> None:
+    rows, vectors = everything(client, filled)
+    for number, (path, options, why) in enumerate(
+        [
+            (foreign(tmp_path / "0", fingerprint=["cd" * 32] * 3), [], "is bound to fafafafafafa"),
+            (foreign(tmp_path / "1"), ["--external"], "is bound to fafafafafafa"),
+            (foreign(tmp_path / "2", 5), ["--fingerprint", OURS], f"of 5 numbers; collection {filled} of 16"),
+            (foreign(tmp_path / "3", fingerprint=[OURS] * 3), ["--fingerprint", "cd" * 32], "not of cdcdcdcdcdcd"),
+            (foreign(tmp_path / "4", metadata=["{}", "{}", "{"]), ["--fingerprint", OURS], "row 3: the metadata is no"),
+        ]
+    ):
+        refused = cli("collection", "import", filled, path, *options)
+        assert (number, refused.exit_code) == (number, 1)
+        assert why in refused.err
+    assert everything(client, filled)[0] == rows
+    assert everything(client, filled)[1].tobytes() == vectors.tobytes()
+
+
+def test_a_row_that_the_server_refuses_fails_alone_and_is_named(
+    cli: Cli, client: Client, filled: str, tmp_path: Path
+) -> None:
+    path = foreign(tmp_path / "f.parquet", id=["a", "b" * 300, "c"])
+    outcome = cli("collection", "import", filled, path, "--fingerprint", OURS, "--json")
+    assert outcome.exit_code == 1
+    assert outcome.json["written"] == 2
+    [failed] = outcome.json["failed"]
+    assert (failed["row"], failed["id"], failed["code"]) == (2, "b" * 300, "LIMIT_EXCEEDED")
+    assert "failed  row 2, bbb" in outcome.err
+    assert [item is not None for item in client.get_items(filled, ["a", "c"])] == [True, True]
