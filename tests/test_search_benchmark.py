@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from measuring.machine import Tree
 from numpy.typing import NDArray
 from searching import data as search_data
 from searching import report
 from searching.comparison import OWN, Plan, add_ratios, kind_of, tuned
 from searching.data import Clusters, clustered, recall, true_neighbours
 from searching.loads import Calls, closed_loop, found_by
-from searching.processes import Failed, Place, SystemProcess, opened
+from searching.processes import Failed, PeakMemory, Place, SystemProcess, opened
 
 from scripts import readme_tables
 from tests.encoders import write_encoder_file
@@ -166,6 +168,19 @@ def test_what_goes_wrong_in_a_system_is_told_and_the_process_ends(tmp_path: Path
         process.ask("open")
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from /proc")
+def test_the_most_memory_of_a_while_is_kept_when_it_is_less_again() -> None:
+    with PeakMemory(Tree(os.getpid(), "a mark that no process has"), every_s=0.01) as peak:
+        block = np.ones(8 << 20, np.float64)
+        full = peak.mb
+        for _ in range(500):
+            if (full := peak.mb) > 64:
+                break
+            time.sleep(0.01)
+        del block
+    assert peak.mb >= full > 64
+
+
 # --- Comparison and report ------------------------------------------------------------------------------------------
 
 
@@ -210,7 +225,7 @@ def system_of(about: str, targets: dict[str, tuple[float, dict[str, Any]]], what
     return {
         "about": about,
         "what": what,
-        "build": {"seconds": 1.5},
+        "build": {"seconds": 1.5, "peak_mb": 70.0},
         "disk_mb": 3.0,
         "memory_mb": 50.0,
         "server_mb": None,
@@ -299,6 +314,7 @@ def test_embedserve_is_measured_beside_faiss_and_alone(tmp_path: Path, monkeypat
             assert min(figures["qps"], figures["cpu_ms"], figures["of_faiss"]) > 0, (name, mode)
             assert 0 < figures["p50_ms"] <= figures["p99_ms"]
         assert one["disk_mb"] > 0
+        assert one["build"]["peak_mb"] > 0
         assert f"{one['targets']['0.95']['modes']['eight']['qps']:,.0f}" in said
     alone = document["embedserve"]
     assert 0 < alone["restart"]["ready_s"] <= alone["restart"]["first_hit_s"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from searching.catalogue import Peer
 from searching.data import DataSet
-from searching.processes import Failed, Loaded, Opened, Place, SystemProcess, disk_mb, opened
+from searching.processes import Failed, Loaded, Opened, PeakMemory, Place, SystemProcess, disk_mb, opened
 from searching.report import FOREIGN_CORES
 
 MODES = {"single": (1, 1), "eight": (8, 1), "batch": (1, 64)}
@@ -153,7 +153,7 @@ def prepare(one: Measured, data: DataSet, plan: Plan) -> None:
 
 
 def build(place: Place, data: DataSet, within_s: float) -> dict[str, Any]:
-    """Fill a system in a process of its own: seconds and disk space. What was built before is taken as it is."""
+    """Fill a system in a process of its own: seconds, memory, disk space. What was built before is taken as it is."""
     note = place.folder / "built.json"
     if note.exists():
         kept: dict[str, Any] = json.loads(note.read_text())
@@ -161,9 +161,9 @@ def build(place: Place, data: DataSet, within_s: float) -> dict[str, Any]:
     shutil.rmtree(place.folder, ignore_errors=True)
     place.folder.mkdir(parents=True)
     with SystemProcess(place) as process:
-        cpu = sum(process.tree.cpu().values())
-        built = process.ask("build", within_s=within_s, vectors=str(data.vectors_file))
-        built["cpu_s"] = round(sum(process.tree.cpu().values()) - cpu, 1)
+        with PeakMemory(process.tree) as peak:
+            built = process.ask("build", within_s=within_s, vectors=str(data.vectors_file))
+        built["peak_mb"] = round(peak.mb, 1)
     built["disk_mb"] = disk_mb(place.folder)
     note.write_text(json.dumps(built))
     return built

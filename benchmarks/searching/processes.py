@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -239,6 +240,32 @@ class Loaded:
     """Of that, what the processes of the clients took; of a library they are all there is."""
     foreign_cores: float
     """Cores that were busy with anything else."""
+
+
+class PeakMemory:
+    """The most memory that the processes of a system have had together, looked at now and then while a block runs."""
+
+    def __init__(self, tree: Tree, every_s: float = 0.5) -> None:
+        self.mb = 0.0
+        self._tree, self._every_s = tree, every_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._every_s):
+            self._look()
+
+    def _look(self) -> None:
+        self.mb = max(self.mb, self._tree.pss_mb())
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
 
 
 def disk_mb(folder: Path) -> float:

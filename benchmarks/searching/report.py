@@ -16,12 +16,13 @@ HEADER = [
     "CPU ms",
     "p50 / p99 ms",
     "build s",
+    "MB meanwhile",
     "MB (server)",
     "disk MB",
 ]
 """``of FAISS`` is for each kind of load, CPU and latency are those of 8 clients."""
 
-_WIDTHS = (8, 20, 21, 25, 22, 9, 18, 9, 13, 9)
+_WIDTHS = (8, 20, 21, 25, 22, 9, 18, 9, 14, 13, 9)
 
 
 def rows_of(data: dict[str, Any], target: str) -> list[tuple[str, list[str]]]:
@@ -41,6 +42,7 @@ def rows_of(data: dict[str, Any], target: str) -> list[tuple[str, list[str]]]:
             f"{eight['cpu_ms']:.3f}",
             f"{eight['p50_ms']:.2f} / {eight['p99_ms']:.2f}",
             f"{one['build']['seconds']:.0f}",
+            f"{one['build']['peak_mb']:.0f}",
             f"{one['memory_mb']:.0f}{server}",
             f"{one['disk_mb']:.0f}",
         ]
