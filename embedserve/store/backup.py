@@ -21,7 +21,7 @@ from typing import Any
 from embedserve.errors import EmbedserveError
 from embedserve.store.catalog import Entry, check_filter_keys
 from embedserve.store.database import connect, damaged, reported
-from embedserve.store.examined import examined, facet_problems
+from embedserve.store.examined import examined, missing_facets
 from embedserve.store.facets import Facets
 from embedserve.types import Keep
 
@@ -167,7 +167,7 @@ def first_problem(connection: sqlite3.Connection, entry: Entry, check: Callable[
     facets, expected, after = Facets(entry.filter_keys), 0, 0
     while batch := examined(connection, entry.dimension, after, _ROWS):
         check()
-        count, missing = facet_problems(connection, facets, batch)
+        count, missing = missing_facets(connection, facets, batch)
         if batch.problems or missing:
             return [*batch.problems, *missing][0]
         expected, after = expected + count, batch.last_rid

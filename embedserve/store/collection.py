@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +139,7 @@ class Collection:
         effort = self._effort(options)
         with CORES.for_queries(len(queries)) as threads:
             if hits.need_records(options, exclude_ids):
-                with self._in_step() as (view, snapshot):
+                with self.in_step() as (view, snapshot):
                     among = None if options.filter is None else self._matching(view, snapshot, options.filter)
                     found = hits.search(view, snapshot, queries, options, exclude_ids, effort, threads, among)
             else:
@@ -262,10 +262,17 @@ class Collection:
             snapshot = self._snapshot(view.seq())
             for number, part in enumerate(snapshot.fixed):
                 if isinstance(part, Segment) and part.uid == uid:
-                    rids = part.rids[part.live_positions()]
-                    new = sealed.unsealed(view, rids, self._directory / FILE, self.entry.dimension)
+                    # Not even its row numbers are trusted: it held what lies between its neighbours.
+                    others = snapshot.parts
+                    before = [other.rids[-1] for other in others[:number] if len(other)]
+                    behind = [other.rids[0] for other in others[number + 1 :] if len(other)]
+                    rids = view.all_rids()
+                    first = np.searchsorted(rids, before[-1], side="right") if before else 0
+                    last = np.searchsorted(rids, behind[0]) if behind else len(rids)
+                    new = sealed.unsealed(view, rids[first:last], self._directory / FILE, self.entry.dimension)
                     fixed = (*snapshot.fixed[:number], *new, *snapshot.fixed[number + 1 :])
                     self._index.publish(Snapshot(snapshot.seq, snapshot.dimension, fixed, snapshot.delta))
+                    self._matcher.forget(uid)
                     self._use_files()
                     return
 
@@ -335,8 +342,27 @@ class Collection:
         self._written_at = time.monotonic()
         return changes
 
+    @property
+    def path(self) -> Path:
+        """Of the database of its items, for messages."""
+        return self._directory / FILE
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The index as it is now."""
+        return self._index.current
+
+    @property
+    def effort(self) -> Effort:
+        """How hard a search tries that asks for nothing else."""
+        return self._effort(SearchOptions())
+
+    def reading(self) -> AbstractContextManager[View]:
+        """The records as they are now, whatever is written meanwhile."""
+        return self._records.reading()
+
     @contextmanager
-    def _in_step(self) -> Iterator[tuple[View, Snapshot]]:
+    def in_step(self) -> Iterator[tuple[View, Snapshot]]:
         """Records and index after the same write.
 
         A commit and the publication of its snapshot are two events. A reader that falls between them waits for the

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.errors import InvalidInput
-from embedserve.store.facets import Facets
+from embedserve.store.facets import Facets, FacetValue
 from embedserve.store.rows import Row
 from embedserve.store.view import media_crc
 from embedserve.types import check_metadata
@@ -22,8 +22,18 @@ _QUERY = """
     WHERE item.rid > ? ORDER BY item.rid LIMIT ?
 """
 _FACET = "SELECT 1 FROM facet WHERE key = ? AND value = ? AND rid = ?"
+_SURPLUS = """
+    SELECT facet.key, facet.value, facet.rid, CAST(item.id AS BLOB), CAST(item.meta AS BLOB)
+    FROM facet LEFT JOIN item ON item.rid = facet.rid
+    WHERE (facet.key, facet.value, facet.rid) > (?, ?, ?)
+    ORDER BY facet.key, facet.value, facet.rid LIMIT ?
+"""
 _NORM_ERROR = 1e-3
 """How far the norm of a stored vector may be from 1; rounding leaves it within 1e-6."""
+
+FacetRow = tuple[int, FacetValue, int]
+FIRST_FACET: FacetRow = (-(2**63), 0, 0)
+"""Before all rows of the table of facets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,7 @@ def examined(connection: sqlite3.Connection, dimension: int, after: int, limit: 
     return Examined(read, last, np.array(rids, np.int64), rows, vectors, problems)
 
 
-def facet_problems(connection: sqlite3.Connection, facets: Facets, batch: Examined) -> tuple[int, list[str]]:
+def missing_facets(connection: sqlite3.Connection, facets: Facets, batch: Examined) -> tuple[int, list[str]]:
     """How many facets the items without a problem have, and which items miss one in the table of facets."""
     expected, problems = 0, []
     for rid, row in zip(batch.rids.tolist(), batch.rows, strict=True):
@@ -82,6 +92,36 @@ def facet_problems(connection: sqlite3.Connection, facets: Facets, batch: Examin
         if any(connection.execute(_FACET, facet).fetchone() is None for facet in of_row):
             problems.append(f"item {row.text_id!r}: filters do not find it by its metadata")
     return expected, problems
+
+
+def surplus_facets(
+    connection: sqlite3.Connection, facets: Facets, after: FacetRow, limit: int
+) -> tuple[FacetRow | None, list[str]]:
+    """Which of the next rows of the table of facets no item has.
+
+    Args:
+        connection: to the database.
+        facets: of the declared keys.
+        after: the row before them; FIRST_FACET at the beginning.
+        limit: how many rows.
+
+    Returns:
+        The last of them, None if there are no more, and one sentence for each that should not be there.
+    """
+    last, problems = None, []
+    with closing(connection.execute(_SURPLUS, (*after, limit))) as cursor:
+        for *row, id, meta in cursor:
+            last = (row[0], row[1], row[2])
+            if id is None:
+                problems.append(f"row {last[2]}: filters find it, and there is no such item")
+                continue
+            try:
+                expected = facets.rows(last[2], meta)
+            except ValueError:
+                continue  # the item itself is named where it is read
+            if last not in expected:
+                problems.append(f"item {id.decode(errors='replace')!r}: filters find it by metadata that it has not")
+    return last, problems
 
 
 def _problem(row: Row, columns: tuple[Any, ...], dimension: int) -> str:

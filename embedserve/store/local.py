@@ -30,6 +30,7 @@ from embedserve.index import spec
 from embedserve.observer import Observer
 from embedserve.store.backup import write_backup
 from embedserve.store.catalog import Catalog, Entry, check_filter_keys, check_name
+from embedserve.store.check import Check
 from embedserve.store.collection import Collection
 from embedserve.store.database import damaged, reported
 from embedserve.store.files import sync
@@ -289,8 +290,13 @@ class LocalStore:
             return found.search(queries, options, exclude_ids)
 
     def check_collection(self, name: str, on_progress: Callable[[CheckProgress], None]) -> CheckReport:
-        """Compare everything that is kept more than once; see VectorStore."""
-        raise NotImplementedError
+        """Compare everything that is kept more than once; see VectorStore.
+
+        Raises:
+            StoreError: the collection was removed or the store closed meanwhile.
+        """
+        with self._used(name) as collection:
+            return Check(collection, on_progress).run()
 
     @contextmanager
     def backup_collection(self, name: str) -> Iterator[BinaryIO]:

@@ -53,6 +53,11 @@ class View:
         self._seq: int | None = None
         self._ranges: dict[Range | Exists, NDArray[np.int64]] = {}
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """For reading what no other method reads, before the view ends."""
+        return self._connection
+
     def seq(self) -> int:
         """Sequence number of the last write."""
         if self._seq is None:
