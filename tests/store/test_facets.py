@@ -76,8 +76,8 @@ def test_deleting_an_item_removes_its_rows_and_no_others(records: Records) -> No
 def test_a_write_that_fails_leaves_the_rows_as_they_were(records: Records) -> None:
     put(records, a={"color": "x"})
     before = facets(records)
-    pages = records._connection.execute("PRAGMA page_count").fetchone()[0]
-    records._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
+    pages = records._writer.connection.execute("PRAGMA page_count").fetchone()[0]
+    records._writer.connection.execute(f"PRAGMA max_page_count = {pages + 2}")
     with pytest.raises(DiskFull):
         put(records, a={"color": "y"}, **{f"b{n}": {"color": "x" * 5000} for n in range(20)})
     assert facets(records) == before
@@ -187,7 +187,7 @@ def query_plan(records: Records, query: str, values: tuple[object, ...]) -> str:
 def test_rows_of_a_removed_item_are_found_without_a_scan(records: Records) -> None:
     put(records, a={"color": "x", "n": 1})
     statements: list[str] = []
-    records._connection.set_trace_callback(statements.append)
+    records._writer.connection.set_trace_callback(statements.append)
     with records.writing() as writing:
         writing.delete(["a"])
     deletes = [statement for statement in statements if statement.startswith("DELETE FROM facet")]
