@@ -89,17 +89,12 @@ def vectors_of(flat: faiss.IndexFlat, dimension: int) -> NDArray[np.float32]:
     return view.reshape(flat.ntotal, dimension)
 
 
-def hnsw_parameters(ef: int, bits: NDArray[np.uint8] | None) -> faiss.SearchParameters:
-    """For a search through a graph. Keeps the selector alive; the caller keeps ``bits``."""
-    # Both at once: parameters without efSearch set it to FAISS' default of 16.
-    parameters: faiss.SearchParameters = faiss.SearchParametersHNSW(  # type: ignore[attr-defined]
-        efSearch=ef, sel=None if bits is None else bitmap_selector(bits)
-    )
+def hnsw_parameters(ef: int) -> faiss.SearchParameters:
+    """For a search through a graph."""
+    parameters: faiss.SearchParameters = faiss.SearchParametersHNSW(efSearch=ef)  # type: ignore[attr-defined]
     return parameters
 
 
-def ivf_parameters(nprobe: int, bits: NDArray[np.uint8] | None) -> faiss.SearchParameters:
-    """For a search through inverted lists. Keeps the selector alive; the caller keeps ``bits``."""
-    return faiss.IVFRaBitQSearchParameters(  # type: ignore[call-arg]
-        nprobe=nprobe, sel=None if bits is None else bitmap_selector(bits)
-    )
+def ivf_parameters(nprobe: int) -> faiss.SearchParameters:
+    """For a search through inverted lists."""
+    return faiss.IVFRaBitQSearchParameters(nprobe=nprobe)  # type: ignore[call-arg]

@@ -45,9 +45,9 @@ class Structure(Protocol):
         """The effort that was asked for in its own terms; 0: none."""
 
     def search(
-        self, queries: NDArray[np.float32], k: int, effort: int, bits: NDArray[np.uint8] | None
+        self, queries: NDArray[np.float32], k: int, effort: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """For each of the queries [Q, D] about the k closest rows whose bit is set.
+        """For each of the queries [Q, D] about the k closest rows.
 
         Returns:
             Positions int64 [Q, C], −1 where there are fewer, and inner products float32 [Q, C], −inf there.
@@ -99,10 +99,10 @@ class Hnsw:
         return effort.ef
 
     def search(
-        self, queries: NDArray[np.float32], k: int, effort: int, bits: NDArray[np.uint8] | None
+        self, queries: NDArray[np.float32], k: int, effort: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """As Structure."""
-        parameters = kernels.hnsw_parameters(max(effort, k), bits)
+        parameters = kernels.hnsw_parameters(max(effort, k))
         scores, positions = self.index.search(queries, k, params=parameters)
         return positions, np.where(positions < 0, np.float32(-np.inf), scores)
 
@@ -157,13 +157,13 @@ class Ivf:
         return effort.nprobe
 
     def search(
-        self, queries: NDArray[np.float32], k: int, effort: int, bits: NDArray[np.uint8] | None
+        self, queries: NDArray[np.float32], k: int, effort: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """As Structure."""
         nprobe = min(effort, self.index.nlist)
         # With one bit a number the codes need more candidates the more recall is asked for.
         candidates = min(k * min(max(nprobe // 2, 4), 32), len(self.vectors))
-        parameters = kernels.ivf_parameters(nprobe, bits)
+        parameters = kernels.ivf_parameters(nprobe)
         _, positions = self.index.search(queries, max(candidates, k), params=parameters)
         scores = np.full(positions.shape, -np.inf, np.float32)
         for row, query in enumerate(queries):

@@ -54,7 +54,7 @@ def operating_points(structure: Structure, vectors: NDArray[np.float32]) -> tupl
     truth, _ = kernels.nearest(queries, vectors, min(K, len(vectors)), None)
     points = []
     for effort in structure.efforts:
-        found, _ = structure.search(queries, truth.shape[1], effort, None)
+        found, _ = structure.search(queries, truth.shape[1], effort)
         points.append(Point(effort, recall(found, truth)))
         if points[-1].recall >= _ENOUGH:
             break

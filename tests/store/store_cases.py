@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,23 @@ def random_units(count: int, dimension: int, seed: int = 0) -> NDArray[np.float3
     return scaled.astype(np.float32)
 
 
-def new_collection(store: LocalStore, name: str = "photos", dimension: int = 4) -> None:
-    store.create_collection(name, fingerprint=EXTERNAL, encoder_name="", dimension=dimension, keep=Keep.ORIGINALS)
+def new_collection(
+    store: LocalStore,
+    name: str = "photos",
+    dimension: int = 4,
+    *,
+    index: str = "auto",
+    filter_keys: Sequence[str] = (),
+) -> None:
+    store.create_collection(
+        name,
+        fingerprint=EXTERNAL,
+        encoder_name="",
+        dimension=dimension,
+        keep=Keep.ORIGINALS,
+        index=index,
+        filter_keys=filter_keys,
+    )
 
 
 def all_ids(store: LocalStore, name: str = "photos", page_size: int = 100) -> list[str]:

@@ -1,23 +1,32 @@
-"""Any sequence of writes, searches and restarts against a dictionary."""
+"""Any sequence of writes, searches, seals, restarts and restores against dictionaries."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from store_cases import EVERYTHING, found, holds, new_collection, slow_search, unit
+from numpy.typing import NDArray
+from store_cases import EVERYTHING, all_ids, holds, new_collection, random_units, slow_search, unit
 
+from embedserve.errors import AlreadyExists, CollectionNotFound
 from embedserve.store.local import LocalStore
-from embedserve.types import Eq, Exists, Filter, In, Item, Not, Range, SearchOptions
+from embedserve.types import And, Eq, Exists, Filter, Hit, In, Item, Not, Or, Range, SearchOptions
 
+# Few different vectors, so that many scores are equal.
 VECTORS = [unit(*numbers) for numbers in ((1, 0, 0, 0), (0, 1, 0, 0), (1, 1, 0, 0), (-1, 0, 0, 0), (1, 2, 3, 4))]
+MANY_VECTORS = random_units(300, 4)
 IDS = [f"{prefix}{n}" for prefix in ("a", "B", "é") for n in range(12)]
+COLLECTIONS = ("photos", "others")
+ALIASES = ("live", "older")
 ITEMS = st.builds(
     Item,
     id=st.sampled_from(IDS),
@@ -27,95 +36,324 @@ ITEMS = st.builds(
     ),
 )
 FILTERS: st.SearchStrategy[Filter | None] = st.none() | st.sampled_from(
-    [Eq("n", 1), Eq("tags", "x"), Not(Eq("tags", "x")), In("n", (True, 2)), Range("n", gte=1, lt=3), Exists("tags")]
+    [
+        Eq("n", 1),
+        Eq("tags", "x"),
+        Not(Eq("tags", "x")),
+        In("n", (True, 2)),
+        Range("n", gte=1, lt=3),
+        Exists("tags"),
+        And((Eq("tags", "x"), Range("n", gte=1))),
+        Or((Eq("n", 2), Exists("tags"))),
+    ]
 )
+DAMAGE = ["none", "none", "all removed", "a file removed", "a file cut", "a bit flipped", "no list of segments"]
+
+
+@dataclass
+class Expected:
+    """What a collection is to hold."""
+
+    index: str
+    items: dict[str, Item]
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """A store beside the dictionary that it should be equal to."""
+    """A store beside the dictionaries that it should be equal to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
-        self.items: dict[str, Item] = {}
-        # Segments of a few rows, so that they are sealed and merged.
-        self.small = [mock.patch("embedserve.index.delta._BYTES", 0), mock.patch("embedserve.index.delta._ROWS", 4)]
+        self.expected: dict[str, Expected] = {}
+        self.aliases: dict[str, str] = {}
+        # A few rows are sealed, built into graphs and lists, and searched in them.
+        self.small = [
+            mock.patch(f"embedserve.index.{name}", value)
+            for name, value in {
+                "delta._BYTES": 0,
+                "delta._ROWS": 4,
+                "compaction._FEW_BYTES": 1,
+                "spec._POINTS_PER_LIST": 8,
+                "segment._FEW": 8,
+            }.items()
+        ]
         for patch in self.small:
             patch.start()
 
-    @initialize()
-    def create(self) -> None:
-        self.store = LocalStore.open(self.directory)
-        new_collection(self.store)
+    @initialize(indexes=st.permutations(["exact", "hnsw:m=8", "ivf"]))
+    def create(self, indexes: Sequence[str]) -> None:
+        self.open()
+        for name, index, filter_keys in zip(COLLECTIONS, indexes, (["n"], ["tags", "n"]), strict=False):
+            new_collection(self.store, name, index=index, filter_keys=filter_keys)
+            self.expected[name] = Expected(index, {})
         self.store.set_alias("live", "photos")
+        self.aliases["live"] = "photos"
 
-    @rule(items=st.lists(ITEMS, max_size=12))
-    def upsert(self, items: list[Item]) -> None:
-        self.store.upsert("live", items)
-        self.items |= {item.id: item for item in items}
+    def open(self) -> None:
+        self.store = LocalStore.open(self.directory / "data", background=False)
 
-    @rule(ids=st.lists(st.sampled_from(IDS), max_size=12))
-    def delete(self, ids: list[str]) -> None:
-        assert self.store.delete_items("photos", ids) == len(set(ids) & self.items.keys())
+    def of(self, name: str) -> Expected | None:
+        """What is to be found under a name or alias."""
+        return self.expected.get(self.aliases.get(name, name))
+
+    # --- Writes ---------------------------------------------------------------------
+
+    @rule(name=st.sampled_from([*COLLECTIONS, *ALIASES]), items=st.lists(ITEMS, max_size=12))
+    def upsert(self, name: str, items: list[Item]) -> None:
+        expected = self.of(name)
+        if expected is None:
+            with pytest.raises(CollectionNotFound):
+                self.store.upsert(name, items)
+        else:
+            self.store.upsert(name, items)
+            expected.items |= {item.id: item for item in items}
+
+    @rule(name=st.sampled_from(COLLECTIONS), first=st.integers(0, 200), count=st.integers(50, 100))
+    def upsert_many(self, name: str, first: int, count: int) -> None:
+        items = [
+            Item(id=f"m{n % 150}", vector=MANY_VECTORS[n], metadata={"n": n % 3, "tags": ["x"][: n % 2]})
+            for n in range(first, first + count)
+        ]
+        self.store.upsert(name, items)
+        self.expected[name].items |= {item.id: item for item in items}
+
+    @rule(name=st.sampled_from(COLLECTIONS), ids=st.lists(st.sampled_from(IDS), max_size=12))
+    def delete(self, name: str, ids: list[str]) -> None:
+        items = self.expected[name].items
+        assert self.store.delete_items(name, ids) == len(set(ids) & items.keys())
         for id in ids:
-            self.items.pop(id, None)
+            items.pop(id, None)
+
+    @rule(name=st.sampled_from(COLLECTIONS), every=st.integers(1, 4))
+    def delete_many(self, name: str, every: int) -> None:
+        items = self.expected[name].items
+        ids = sorted(items)[::every]
+        assert self.store.delete_items(name, ids) == len(ids)
+        for id in ids:
+            del items[id]
+
+    # --- Names ----------------------------------------------------------------------
+
+    @rule(alias=st.sampled_from(ALIASES), pointed_at=st.sampled_from([*COLLECTIONS, *ALIASES]))
+    def set_alias(self, alias: str, pointed_at: str) -> None:
+        if self.of(pointed_at) is None:
+            with pytest.raises(CollectionNotFound):
+                self.store.set_alias(alias, pointed_at)
+        else:
+            self.store.set_alias(alias, pointed_at)
+            self.aliases[alias] = self.aliases.get(pointed_at, pointed_at)
+
+    @rule(alias=st.sampled_from(ALIASES))
+    def remove_alias(self, alias: str) -> None:
+        if alias in self.aliases:
+            self.store.set_alias(alias, "")
+            del self.aliases[alias]
+        else:
+            with pytest.raises(CollectionNotFound):
+                self.store.set_alias(alias, "")
+
+    # --- The index is built, lost and built again -----------------------------------
 
     @rule()
-    def restart(self) -> None:
+    def maintain(self) -> None:
+        self.store.maintain()
+        for name in COLLECTIONS:
+            info = self.store.get_collection(name)
+            assert info.unsealed == 0
+            assert not info.building
+            assert (info.segments > 0) >= (info.items > 0)
+            assert info.dead <= info.items
+
+    @rule(damage=st.sampled_from(DAMAGE), where=st.integers(0, 10**6))
+    def restart(self, damage: str, where: int) -> None:
+        before = [(info.unsealed, info.segments, info.items) for info in map(self.store.get_collection, COLLECTIONS)]
         self.store.close()
-        self.store = LocalStore.open(self.directory)
+        damaged = do_damage(self.directory, damage, where)
+        self.open()
+        after = [(info.unsealed, info.segments, info.items) for info in map(self.store.get_collection, COLLECTIONS)]
+        if damaged:
+            assert [numbers[2] for numbers in after] == [numbers[2] for numbers in before]
+            assert [numbers[1] for numbers in after] != [numbers[1] for numbers in before]
+        else:
+            assert after == before
+
+    @rule()
+    def crash(self) -> None:
+        # What another process would find on disk if this one stopped now.
+        shutil.copytree(self.directory / "data", self.directory / "left")
+        self.store.close()
+        shutil.rmtree(self.directory / "data")
+        (self.directory / "left").rename(self.directory / "data")
+        self.open()
+
+    @rule(name=st.sampled_from(COLLECTIONS), stays=st.booleans())
+    def back_up_and_restore(self, name: str, stays: bool) -> None:
+        with self.store.backup_collection(name) as file:
+            content = file.read()
+        with pytest.raises(AlreadyExists):
+            self.store.restore_collection(name, [content])
+        restored = self.store.restore_collection("restored", [content[:1000], content[1000:]])
+        original = self.store.get_collection(name)
+        assert (restored.index_spec, restored.filter_keys) == (original.index_spec, original.filter_keys)
+        self.check_listing("restored", self.expected[name].items, None, 50)
+        self.store.delete_collection("restored")
+        if not stays:
+            # The backup takes the place of what it was made of.
+            self.store.delete_collection(name)
+            self.store.restore_collection(name, [content])
+            self.aliases = {alias: target for alias, target in self.aliases.items() if target != name}
+
+    # --- Answers --------------------------------------------------------------------
 
     @rule(
-        query=st.sampled_from(VECTORS),
-        k=st.integers(1, 40),
+        name=st.sampled_from([*COLLECTIONS, *ALIASES]),
+        queries=st.lists(st.sampled_from([*VECTORS, *MANY_VECTORS[:5]]), min_size=1, max_size=3),
+        k=st.integers(1, 8) | st.integers(1, 200),
         condition=FILTERS,
         group_by=st.sampled_from(["", "", "n", "tags"]),
         min_score=st.sampled_from([None, None, 0.0, 0.5, 1.0]),
-        exclude=st.none() | st.sampled_from(IDS),
+        exclude=st.none() | st.sampled_from([*IDS, "m0", "m1"]),
+        exact=st.booleans(),
+        include=st.tuples(st.booleans(), st.booleans()),
     )
     def search(
         self,
-        query: np.ndarray,
+        name: str,
+        queries: list[NDArray[np.float32]],
         k: int,
         condition: Filter | None,
         group_by: str,
         min_score: float | None,
         exclude: str | None,
+        exact: bool,
+        include: tuple[bool, bool],
     ) -> None:
-        options = SearchOptions(k=k, filter=condition, group_by=group_by, min_score=min_score)
-        assert found(self.store, query, options, exclude) == slow_search(self.items, query, options, exclude)
+        options = SearchOptions(
+            k=k,
+            filter=condition,
+            group_by=group_by,
+            min_score=min_score,
+            exact=exact,
+            include_metadata=include[0],
+            include_vectors=include[1],
+        )
+        expected = self.of(name)
+        if expected is None:
+            with pytest.raises(CollectionNotFound):
+                self.store.search(name, np.stack(queries), options, [exclude] * len(queries))
+            return
+        answers = self.store.search(name, np.stack(queries), options, [exclude] * len(queries))
+        for query, hits in zip(queries, answers, strict=True):
+            check_parts(hits, expected.items, options)
+            answer = [(hit.id, hit.score) for hit in hits]
+            if exact or expected.index == "exact":
+                assert answer == slow_search(expected.items, query, options, exclude)
+            else:
+                check_approximate(answer, expected.items, query, options, exclude)
 
-    @rule(page_size=st.integers(1, 9), condition=FILTERS)
-    def page(self, page_size: int, condition: Filter | None) -> None:
+    @rule(name=st.sampled_from(COLLECTIONS), page_size=st.integers(1, 9) | st.just(200), condition=FILTERS)
+    def page(self, name: str, page_size: int, condition: Filter | None) -> None:
+        self.check_listing(name, self.expected[name].items, condition, page_size)
+
+    def check_listing(self, name: str, items: dict[str, Item], condition: Filter | None, page_size: int) -> None:
         listed: list[Item] = []
         token = ""
         while True:
             page = self.store.list_items(
-                "photos", page_size=page_size, page_token=token, filter=condition, include=EVERYTHING
+                name, page_size=page_size, page_token=token, filter=condition, include=EVERYTHING
             )
             listed += page.items
             token = page.next_page_token
             if not token:
                 break
-        expected = [item for item in self.items.values() if condition is None or holds(condition, item.metadata)]
+        expected = [item for item in items.values() if condition is None or holds(condition, item.metadata)]
         assert [_parts(item) for item in listed] == sorted(map(_parts, expected), key=lambda parts: parts[0].encode())
 
-    @rule(ids=st.lists(st.sampled_from(IDS), max_size=9))
-    def get(self, ids: list[str]) -> None:
-        got = self.store.get_items("photos", ids, EVERYTHING)
-        assert [item and _parts(item) for item in got] == [
-            _parts(self.items[id]) if id in self.items else None for id in ids
-        ]
+    @rule(name=st.sampled_from(COLLECTIONS), ids=st.lists(st.sampled_from(IDS), max_size=9))
+    def get(self, name: str, ids: list[str]) -> None:
+        items = self.expected[name].items
+        got = self.store.get_items(name, ids, EVERYTHING)
+        assert [item and _parts(item) for item in got] == [_parts(items[id]) if id in items else None for id in ids]
 
     @invariant()
-    def counts(self) -> None:
-        assert self.store.get_collection("live").items == len(self.items)
+    def counts_and_names(self) -> None:
+        infos = self.store.list_collections()
+        assert {info.name: info.items for info in infos} == {
+            name: len(expected.items) for name, expected in self.expected.items()
+        }
+        assert {alias: info.name for info in infos for alias in info.aliases} == self.aliases
 
     def teardown(self) -> None:
+        for name, expected in self.expected.items():
+            assert set(all_ids(self.store, name, 1000)) == expected.items.keys()
         self.store.close()
         for patch in self.small:
             patch.stop()
         shutil.rmtree(self.directory)
+
+
+def do_damage(directory: Path, damage: str, where: int) -> bool:
+    """Spoil files of segments; whether there was anything to spoil."""
+    folders = [path.parent for path in sorted(directory.glob("data/collections/*/segments/CURRENT.json"))]
+    files = sorted(directory.glob("data/collections/*/segments/*/*"))
+    if damage == "none" or not files:
+        return False
+    file = files[where % len(files)]
+    match damage:
+        case "all removed":
+            for folder in folders:
+                shutil.rmtree(folder)
+        case "no list of segments":
+            (file.parents[1] / "CURRENT.json").unlink()
+        case "a file removed":
+            file.unlink()
+        case "a file cut":
+            file.write_bytes(file.read_bytes()[: where % file.stat().st_size])
+        case "a bit flipped":
+            content = bytearray(file.read_bytes())
+            content[where % len(content)] ^= 1 << where % 8
+            file.write_bytes(content)
+    return True
+
+
+def check_parts(hits: list[Hit], items: dict[str, Item], options: SearchOptions) -> None:
+    """Metadata and vectors are those of the items."""
+    for hit in hits:
+        item = items[hit.id]
+        assert item.vector is not None
+        if options.include_metadata:
+            assert _parts(Item(id=hit.id, metadata=hit.metadata, vector=item.vector)) == _parts(item)
+        else:
+            assert hit.metadata == {}
+        assert (hit.vector is not None) == options.include_vectors
+        assert hit.vector is None or hit.vector.tobytes() == item.vector.tobytes()
+
+
+def check_approximate(
+    answer: list[tuple[str, float]],
+    items: dict[str, Item],
+    query: NDArray[np.float32],
+    options: SearchOptions,
+    exclude: str | None,
+) -> None:
+    """As many hits as there can be, each of them one that may be, with its score, in order; perhaps not the best."""
+    of_groups = slow_search(items, query, replace(options, k=10**6), exclude)
+    possible = dict(slow_search(items, query, replace(options, k=10**6, group_by=""), exclude))
+    assert answer == sorted(answer, key=lambda pair: (-pair[1], pair[0].encode()))
+    assert len({id for id, _ in answer}) == len(answer)
+    assert all(possible.get(id) == score for id, score in answer)
+    if options.group_by:
+        groups = [_group(items[id], options.group_by) for id, _ in answer if options.group_by in items[id].metadata]
+        assert len(set(groups)) == len(groups)
+    if options.min_score is None:
+        assert len(answer) == min(options.k, len(of_groups))
+    else:
+        assert len(answer) <= min(options.k, len(of_groups))
+
+
+def _group(item: Item, key: str) -> str:
+    value = item.metadata[key]
+    return repr(float(value)) if isinstance(value, int) and not isinstance(value, bool) else repr(value)
 
 
 def _parts(item: Item) -> tuple[str, str, bytes]:
@@ -123,5 +361,5 @@ def _parts(item: Item) -> tuple[str, str, bytes]:
     return item.id, repr(sorted(item.metadata.items())), item.vector.tobytes()
 
 
-StoreMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
-TestStoreEqualsADictionary = StoreMachine.TestCase
+StoreMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestStoreEqualsDictionaries = StoreMachine.TestCase
