@@ -361,5 +361,5 @@ def _parts(item: Item) -> tuple[str, str, bytes]:
     return item.id, repr(sorted(item.metadata.items())), item.vector.tobytes()
 
 
-StoreMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestStoreEqualsDictionaries = StoreMachine.TestCase
