@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import uuid
@@ -172,7 +173,8 @@ class Collection:
         """What the collection is and holds."""
         snapshot = self._index.current
         with reported(self._directory):
-            disk_bytes = sum(_size(file) for file in self._directory.rglob("*"))
+            # Not rglob: that fails where a directory of a segment is removed meanwhile.
+            disk_bytes = sum(_size(Path(path) / name) for path, _, names in os.walk(self._directory) for name in names)
         return CollectionInfo(
             name=self.entry.name,
             fingerprint=self.entry.fingerprint,

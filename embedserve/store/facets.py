@@ -95,5 +95,5 @@ def check_declared(connection: sqlite3.Connection, path: Path, keys: Sequence[st
     """
     found = connection.execute("SELECT number, key FROM facet_key ORDER BY number").fetchall()
     if found != list(enumerate(keys)):
-        theirs = ", ".join(key for _, key in found) or "none"
+        theirs = ", ".join(str(key) for _, key in found) or "none"  # damaged ones may be NULL
         raise damaged(path, f"its filter keys are {theirs}; those of its collection are {', '.join(keys) or 'none'}")

@@ -61,7 +61,10 @@ class View:
     def seq(self) -> int:
         """Sequence number of the last write."""
         if self._seq is None:
-            self._seq = int(self._connection.execute("SELECT seq FROM state").fetchone()[0])
+            found = self._connection.execute("SELECT seq FROM state").fetchone()
+            if found is None or not isinstance(found[0], int):
+                raise damaged(self._path, "its table state holds no number")
+            self._seq = found[0]
         return self._seq
 
     def count(self) -> int:

@@ -75,6 +75,7 @@ class Disk:
         self.path = root
         self.root = Node(is_directory=True)
         self.events: list[Event] = []
+        self._noted: dict[Node, bytes] = {}
         self._lock = threading.RLock()
 
     def mark(self, writer: int, step: int, *, acknowledged: bool) -> None:
@@ -135,9 +136,11 @@ class Disk:
                     self.note_content(str(Path(path) / name))
             self.node(path)
         elif not _of_sqlite(path):
-            node = self.node(path)
-            self.cut(node, 0)
-            self.wrote(node, 0, Path(path).read_bytes())
+            node, content = self.node(path), Path(path).read_bytes()
+            if self._noted.get(node) != content:
+                self._noted[node] = content
+                self.cut(node, 0)
+                self.wrote(node, 0, content)
 
     def _add(self, event: Event) -> None:
         with self._lock:

@@ -22,7 +22,7 @@ from embedserve.errors import EmbedserveError, Unavailable
 from embedserve.types import CollectionInfo, Hit, Item, SearchOptions
 from embedserve.v1.collection_service_pb2 import UpsertItem, UpsertRequest, UpsertResult, UpsertStreamRequest
 from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
-from tests.crash.ledger import DIMENSION, Put, Violation, Writer, declares_keys
+from tests.crash.ledger import DIMENSION, Put, Violation, Writer, index_of, keys_of
 
 SMALL_SERVER = (
     "-c",
@@ -39,8 +39,9 @@ class ClientDoor:
         self._stub = CollectionServiceStub(channel)
 
     def create(self, name: str) -> None:
-        keys = ("number",) if declares_keys(name) else ()
-        self._client.create_collection(name, external=True, dimension=DIMENSION, filter_keys=keys)
+        self._client.create_collection(
+            name, external=True, dimension=DIMENSION, index=index_of(name), filter_keys=keys_of(name)
+        )
 
     def drop(self, name: str) -> None:
         self._client.delete_collection(name)
@@ -72,7 +73,12 @@ class ClientDoor:
     def search(self, name: str, queries: NDArray[np.float32], options: SearchOptions) -> list[list[Hit]]:
         answers: list[list[Hit]] = []
         for answer in self._client.search_many(
-            name, [Query(vector=query) for query in queries], k=options.k, filter=options.filter
+            name,
+            [Query(vector=query) for query in queries],
+            k=options.k,
+            ef=options.ef,
+            nprobe=options.nprobe,
+            filter=options.filter,
         ):
             if isinstance(answer, EmbedserveError):
                 raise answer

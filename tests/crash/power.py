@@ -112,6 +112,8 @@ def _all_at_once(store: LocalStore, disk: Disk, writers: Sequence[Writer], calls
                 disk.mark(number, len(writer.worlds) - 1, acknowledged=False)
                 call.make(StoreDoor(store))
                 disk.mark(number, len(writer.worlds) - 1, acknowledged=True)
+                # So that segments are sealed in between.
+                threading.Event().wait(0.003)
         except BaseException as error:
             failures.append(error)
 

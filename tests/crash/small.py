@@ -11,11 +11,15 @@ import pytest
 SMALL: dict[str, object] = {
     "embedserve.index.delta._BYTES": 0,
     "embedserve.index.delta._ROWS": 8,
+    "embedserve.index.compaction._MANY_BYTES": 3_000,
+    "embedserve.index.compaction._SOME_BYTES": 3_000,
+    "embedserve.index.compaction._FEW_BYTES": 1_000,
+    "embedserve.store.maintenance._LOOK_S": 0.01,
     "embedserve.store.records._LOG_BYTES": 200_000,
 }
 
 
-def make_small(setattr: object = None) -> None:
+def make_small() -> None:
     """For a process of its own, which ends with these values."""
     for path, value in SMALL.items():
         module, _, name = path.rpartition(".")
