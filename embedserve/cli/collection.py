@@ -393,6 +393,8 @@ class _Stages:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self._finish()
         self._bar.__exit__(*error)
 
     def tell(self, step: CheckProgress) -> None:
@@ -401,8 +403,7 @@ class _Stages:
 
         last = self._last
         if last is None or last.stage != step.stage:
-            if self._progress is not None and last is not None:
-                self._progress.advance(last.total - last.done)  # it has gone on to the next stage
+            self._finish()
             self._bar.close()
             self._progress, last = None, None
             if step.stage == "waiting":
@@ -413,6 +414,11 @@ class _Stages:
             self._progress.advance(step.done - (0 if last is None else last.done))
         self._last = step
 
+    def _finish(self) -> None:
+        """The stage is over, whatever was told of it last."""
+        if self._progress is not None and self._last is not None:
+            self._progress.advance(self._last.total - self._last.done)
+
 
 def _encoder_text(info: CollectionInfo) -> str:
     return "external" if info.external else f"{info.encoder_name} ({info.fingerprint[:12]})"
@@ -422,7 +428,7 @@ def _recall_text(info: CollectionInfo) -> str:
     """What is known of it, as in "0.973 of 100 queries of clients, measured …; target 0.95"."""
     target = f"target {info.target_recall:g}"
     if info.recall is None:
-        return f"every search is exact, or it was not measured yet; {target}"
+        return f"{'every search is exact' if info.index.startswith('exact') else 'not measured yet'}; {target}"
     below = " (below)" if info.recall.value < info.target_recall else ""
     return f"{_measured_text(info.recall)}; {target}{below}"
 

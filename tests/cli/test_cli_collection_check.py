@@ -29,7 +29,7 @@ def report(monkeypatch: pytest.MonkeyPatch, found: CheckReport) -> None:
     """Has the store find this, after some progress."""
 
     def check(_: LocalStore, name: str, on_progress: Callable[[CheckProgress], None]) -> CheckReport:
-        for step in (CheckProgress("items", 0, 1200), CheckProgress("search", 0, 600), CheckProgress("recall", 0, 0)):
+        for step in (CheckProgress("items", 0, 1200), CheckProgress("search", 0, 600), CheckProgress("recall", 0, 100)):
             on_progress(step)
         return found
 
@@ -52,7 +52,7 @@ def test_a_check_without_problems_says_what_was_looked_at(
     assert outcome.err.splitlines() == [
         "checking items: 1200 of 1200",
         "checking search: 600 of 600",
-        "checking recall: 0 of 0",
+        "checking recall: 100 of 100",
     ]
 
 
@@ -152,3 +152,60 @@ def test_a_file_that_is_no_backup_makes_nothing(cli: Cli, client: Client, collec
     assert refused.exit_code == 2
     assert "the bytes are no backup" in refused.err
     assert collection not in [info.name for info in client.list_collections()]
+
+
+# --- With the real store ---
+
+
+def test_a_real_backup_answers_as_the_collection_did(
+    cli: Cli, client: Client, collection: str, photos: Path, tmp_path: Path
+) -> None:
+    cli("add", photos, "--collection", collection, "--keep", "originals")
+    path, other = tmp_path / "photos.backup", f"{collection}-2"
+    assert cli("collection", "backup", collection, path).exit_code == 0
+    client.delete_items(collection, ["top.png"])
+    try:
+        assert cli("collection", "restore", other, path).exit_code == 0
+        items = {item.id: item for item in client.list_items(other, include_vectors=True)}
+        assert len(items) == 5
+        for item in client.list_items(collection, include_vectors=True):
+            same = items[item.id]
+            assert (same.metadata, same.content_sha256) == (item.metadata, item.content_sha256)
+            assert same.vector is not None
+            assert item.vector is not None
+            assert same.vector.tobytes() == item.vector.tobytes()
+        assert [hit.id for hit in client.search(other, image=photos / "top.png", k=1)] == ["top.png"]
+        [top] = client.get_items(other, ["top.png"], include_media=True)
+        assert top is not None
+        assert top.media is not None
+        assert top.media.data == (photos / "top.png").read_bytes()
+    finally:
+        client.delete_collection(other)
+
+
+def test_a_backup_that_was_damaged_on_disk_is_no_collection(
+    cli: Cli, client: Client, collection: str, photos: Path, tmp_path: Path
+) -> None:
+    cli("add", photos, "--collection", collection)
+    path, other = tmp_path / "photos.backup", f"{collection}-2"
+    cli("collection", "backup", collection, path)
+    whole = path.read_bytes()
+    for content in (
+        whole[: len(whole) // 2],
+        whole[:-1],
+        whole[:50_000] + b"\xff" * 64 + whole[50_064:],
+        b"",
+        b"hello",
+    ):
+        path.write_bytes(content)
+        refused = cli("collection", "restore", other, path)
+        assert refused.exit_code != 0
+        assert other not in [info.name for info in client.list_collections()]
+
+
+def test_a_real_check_finds_nothing_wrong(cli: Cli, collection: str, photos: Path) -> None:
+    cli("add", photos, "--collection", collection)
+    outcome = cli("collection", "check", collection, "--json")
+    assert outcome.exit_code == 0
+    found = outcome.json
+    assert (found["items"], found["searched"], found["problems"]) == (5, 5, [])

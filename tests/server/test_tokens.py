@@ -225,6 +225,30 @@ def test_streams_are_let_in_by_role(guarded: str) -> None:
         assert (end is grpc.StatusCode.PERMISSION_DENIED) is refused
 
 
+def test_backups_need_a_token_that_may_read_and_restores_one_that_may_write(guarded: str, tmp_path: Path) -> None:
+    path = tmp_path / "photos.backup"
+    with Client(guarded, token=READ) as reader:
+        assert reader.check_collection("photos").problems == ()
+        reader.backup_collection("photos", path)
+        with pytest.raises(PermissionDenied):
+            reader.restore_collection("again", path)
+    with Client(guarded, token=WRITE) as writer:
+        assert writer.restore_collection("again", path).items == 1
+
+    async def scenario() -> None:
+        async with AsyncClient(guarded, token=READ) as reader:
+            await reader.backup_collection("again", path, overwrite=True)
+            with pytest.raises(PermissionDenied):
+                await reader.restore_collection("and again", path)
+        async with AsyncClient(guarded, token=WRITE) as writer:
+            assert (await writer.restore_collection("once-more", path)).items == 1
+        async with AsyncClient(guarded) as stranger:
+            with pytest.raises(Unauthenticated):
+                await stranger.check_collection("photos")
+
+    asyncio.run(scenario())
+
+
 def test_bulk_methods_over_a_stream_tell_the_refusal_and_leave_nothing_behind(
     guarded: str, caplog: pytest.LogCaptureFixture
 ) -> None:
