@@ -80,11 +80,25 @@ def bitmap_selector(bits: NDArray[np.uint8]) -> faiss.IDSelector:
     return faiss.IDSelectorBitmap(bits)  # type: ignore[arg-type, call-arg]
 
 
-def vectors_of(flat: faiss.IndexFlat, dimension: int) -> NDArray[np.float32]:
-    """A read-only view of the vectors that an index holds: float32 [N, D]. It does not keep the index alive."""
+class _Memory:
+    """Memory of an index, which lives as long as an array over it."""
+
+    def __init__(self, numbers: NDArray[np.float32], owner: faiss.Index) -> None:
+        self.__array_interface__ = numbers.__array_interface__
+        self._owner = owner
+
+
+def vectors_of(flat: faiss.IndexFlat, dimension: int, owner: faiss.Index) -> NDArray[np.float32]:
+    """A read-only view of the vectors that an index holds: float32 [N, D].
+
+    Args:
+        flat: the index, or the storage of one.
+        owner: whose memory it is; the view keeps it alive.
+    """
     if not flat.ntotal:
         return np.empty((0, dimension), np.float32)
-    view: NDArray[np.float32] = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * dimension)
+    numbers: NDArray[np.float32] = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * dimension)
+    view = np.asarray(_Memory(numbers, owner))
     view.flags.writeable = False
     return view.reshape(flat.ntotal, dimension)
 

@@ -52,7 +52,7 @@ class Segment(Rows):
         structure = structures.built(spec, vectors, stopped)
         if isinstance(structure, structures.Hnsw):
             vectors = structure.vectors  # so that they are held once
-        points = tuning.operating_points(structure, vectors) if structure is not None else ()
+        points = tuning.operating_points(structure, vectors, stopped) if structure is not None else ()
         vectors.flags.writeable = False
         return cls(vectors, rids, ids, None, len(rids), uid, structure, points)
 

@@ -23,11 +23,13 @@ _CHUNK = 4096
 _TRAINING_POINTS = 64
 """Rows for each list that k-means sees at most."""
 _ITERATIONS = 10
+TUNED_K = 10
+"""Answers to a query that efforts are tuned for."""
 _SEED = 1234
 
 
 class Stopped(Exception):
-    """A build was given up since the store closes."""
+    """A build was given up, since its collection closes."""
 
 
 class Structure(Protocol):
@@ -87,7 +89,7 @@ class Hnsw:
     @classmethod
     def over(cls, index: faiss.IndexHNSWFlat, spec: IndexSpec) -> Hnsw:
         """With a graph that is there."""
-        return cls(index, spec, kernels.vectors_of(_flat(index), index.d))
+        return cls(index, spec, kernels.vectors_of(_flat(index), index.d, index))
 
     @property
     def efforts(self) -> Sequence[int]:
@@ -161,8 +163,9 @@ class Ivf:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """As Structure."""
         nprobe = min(effort, self.index.nlist)
-        # With one bit a number the codes need more candidates the more recall is asked for.
-        candidates = min(k * min(max(nprobe // 2, 4), 32), len(self.vectors))
+        # With one bit a number the codes need more candidates the more recall is asked for. A search for fewer answers
+        # than efforts are tuned for looks at no fewer of them, or it would find less.
+        candidates = min(max(k, TUNED_K) * min(max(nprobe // 2, 4), 32), len(self.vectors))
         parameters = kernels.ivf_parameters(nprobe)
         _, positions = self.index.search(queries, max(candidates, k), params=parameters)
         scores = np.full(positions.shape, -np.inf, np.float32)

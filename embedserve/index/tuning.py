@@ -1,24 +1,28 @@
 """How hard a structure has to try for a recall: measured on its own rows when it is built.
 
-Recall@10 is the mean share of the ten nearest rows, as exact search finds them, among the ten that were found.
+Recall@10 is the mean share of the ten found rows that are as near as the tenth nearest, as exact search finds it: of
+equal rows any will do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.index import kernels
-from embedserve.index.structures import Structure
+from embedserve.index.ranking import error_of
+from embedserve.index.structures import TUNED_K, Stopped, Structure
 
-K = 10
+K = TUNED_K
 _QUERIES = 200
 _SEED = 4321
 _ENOUGH = 0.999
 """Harder efforts are not tried once this is reached."""
+_TOGETHER = 50
+"""Queries compared with all rows in one go; between two goes a build can be stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +33,16 @@ class Point:
     recall: float
 
 
-def made_queries(vectors: NDArray[np.float32], count: int = _QUERIES) -> NDArray[np.float32]:
+def made_queries(
+    vectors: NDArray[np.float32], count: int = _QUERIES, stopped: Callable[[], bool] = lambda: False
+) -> NDArray[np.float32]:
     """Queries like those to come, from vectors [N, D]: float32 [min(count, N), D], unit norm.
 
     A row is linked to its neighbours, so a search for it is easier than one for a new image. Each query is a row moved
     in a random direction, as far away from it as its nearest neighbour is, which is at least as hard.
+
+    Raises:
+        Stopped: ``stopped`` said so in between.
     """
     random = np.random.default_rng(_SEED)
     places = np.sort(random.choice(len(vectors), min(count, len(vectors)), replace=False))
@@ -41,21 +50,29 @@ def made_queries(vectors: NDArray[np.float32], count: int = _QUERIES) -> NDArray
     noise = random.standard_normal(rows.shape)
     noise -= (noise * rows).sum(axis=1, keepdims=True) * rows
     noise /= np.maximum(np.linalg.norm(noise, axis=1, keepdims=True), 1e-12)
-    _, nearest = kernels.nearest(np.ascontiguousarray(vectors[places]), vectors, min(2, len(vectors)), None)
+    nearest = _best_scores(np.ascontiguousarray(vectors[places]), vectors, min(2, len(vectors)), stopped)
     cosine = np.clip(nearest[:, -1:].astype(np.float64), 0.0, 1.0)
     made = cosine * rows + np.sqrt(1 - cosine**2) * noise
     made /= np.linalg.norm(made, axis=1, keepdims=True)
     return made.astype(np.float32)
 
 
-def operating_points(structure: Structure, vectors: NDArray[np.float32]) -> tuple[Point, ...]:
-    """The recall of rising efforts over vectors [N, D], until nearly everything is found."""
-    queries = made_queries(vectors)
-    truth, _ = kernels.nearest(queries, vectors, min(K, len(vectors)), None)
+def operating_points(
+    structure: Structure, vectors: NDArray[np.float32], stopped: Callable[[], bool]
+) -> tuple[Point, ...]:
+    """The recall of rising efforts over vectors [N, D], until nearly everything is found.
+
+    Raises:
+        Stopped: ``stopped`` said so in between.
+    """
+    queries = made_queries(vectors, stopped=stopped)
+    best = _best_scores(queries, vectors, min(K, len(vectors)), stopped)
     points = []
     for effort in structure.efforts:
-        found, _ = structure.search(queries, truth.shape[1], effort)
-        points.append(Point(effort, recall(found, truth)))
+        if stopped():
+            raise Stopped
+        _, found = structure.search(queries, best.shape[1], effort)
+        points.append(Point(effort, recall(found, best, vectors.shape[1])))
         if points[-1].recall >= _ENOUGH:
             break
     return tuple(points)
@@ -66,7 +83,24 @@ def effort_for(points: Sequence[Point], target_recall: float) -> int:
     return next((point.effort for point in points if point.recall >= target_recall), points[-1].effort)
 
 
-def recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
-    """Mean share of the truth [Q, K] that is among what was found [Q, K]."""
-    shared = (truth[:, :, None] == found[:, None, :]) & (truth >= 0)[:, :, None]
-    return float(shared.any(axis=2).sum() / max((truth >= 0).sum(), 1))
+def recall(found: NDArray[np.float32], best: NDArray[np.float32], dimension: int) -> float:
+    """Mean share of K found rows that are as near as the K-th nearest.
+
+    Args:
+        found: scores of what was found, float32 [Q, K], −inf where there are fewer.
+        best: those of the nearest rows, float32 [Q, K], falling.
+        dimension: D; the error of a score grows with it.
+    """
+    return float((found >= best[:, -1:] - error_of(dimension)).mean())
+
+
+def _best_scores(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, stopped: Callable[[], bool]
+) -> NDArray[np.float32]:
+    """Scores of the k nearest of vectors [N, D] for each of the queries [Q, D]: float32 [Q, k], falling."""
+    scores = []
+    for start in range(0, len(queries), _TOGETHER):
+        if stopped():
+            raise Stopped
+        scores.append(kernels.nearest(queries[start : start + _TOGETHER], vectors, k, None)[1])
+    return np.concatenate(scores)

@@ -235,7 +235,7 @@ class Collection:
         now = time.monotonic()
         pace = Pace(idle=at_once or now - self._written_at > _IDLE_S, due=now - self._built_at > _DUE_S)
         with self._building:
-            if self._next_step(self._index.current, pace) is None:
+            if self._closing or self._next_step(self._index.current, pace) is None:
                 return None
             with self._commits.lock:
                 self._index.publish(self._index.current.with_delta_frozen())
@@ -279,10 +279,13 @@ class Collection:
                     return
 
     def close(self) -> None:
-        """Let nobody in any more, wait for those inside, close the file."""
+        """Let nobody in any more, wait for those inside and until what is being built is given up, close all files."""
         self._closing = True
         self.gate.close()
-        self._records.close()
+        with self._building:
+            self._records.close()
+            # Segments are mapped as long as somebody has them.
+            self._index.publish(Snapshot.of(self._index.current.seq, self.entry.dimension, []))
 
     def _next_step(self, snapshot: Snapshot, pace: Pace) -> Step | None:
         return compaction.next_step(snapshot.parts, self.entry.dimension, pace)

@@ -79,11 +79,15 @@ class Maintenance:
         except EmbedserveError as error:
             if self._stop.is_set() or collection.is_closing:
                 return
-            self._not_before[uid] = now + _AGAIN_S
+            self._wait(uid)
             level = logging.WARNING if isinstance(error, DiskFull) else logging.ERROR
             _log.log(level, "the index of %r was not built on, and stays as it is: %s", collection.entry.name, error)
         except Exception:
             if self._stop.is_set() or collection.is_closing:
                 return
-            self._not_before[uid] = now + _AGAIN_S
+            self._wait(uid)
             _log.exception("the index of %r was not built on: bug", collection.entry.name)
+
+    def _wait(self, uid: str) -> None:
+        # From now on: a step that failed at its end may have taken longer than that.
+        self._not_before[uid] = time.monotonic() + _AGAIN_S

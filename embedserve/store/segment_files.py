@@ -11,6 +11,7 @@ index with a zeroed page loads and answers wrongly.
 
 from __future__ import annotations
 
+import errno
 import logging
 import mmap
 import shutil
@@ -23,7 +24,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.errors import InvalidInput
+from embedserve.errors import InvalidInput, StoreError
 from embedserve.index import spec, structures
 from embedserve.index.ids import PackedIds
 from embedserve.index.segment import Segment
@@ -91,11 +92,17 @@ class SegmentFiles:
                 self._write_files(segment, partial, seq)
                 partial.rename(path)
                 sync(self.directory)
+                return self._opened(segment.uid, read_document(path / "manifest.json"))
             except RuntimeError as error:  # FAISS' word for whatever the file system said
-                raise OSError(28 if "No space" in str(error) else 5, str(error), str(partial)) from error
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        return self._opened(segment.uid, read_document(path / "manifest.json"))
+                self._remove(segment.uid)
+                number = errno.ENOSPC if "No space" in str(error) else errno.EIO
+                raise OSError(number, str(error), str(partial)) from error
+            except ValueError as error:
+                self._remove(segment.uid)
+                raise StoreError(f"what was just written cannot be read: {error}", hint="check the disk") from error
+            except BaseException:
+                self._remove(segment.uid)
+                raise
 
     def use(self, segments: Sequence[Segment], seq: int) -> None:
         """These are the segments from now on; others are removed."""
@@ -120,6 +127,10 @@ class SegmentFiles:
             return [str(error)]
 
     # --- One segment ----------------------------------------------------------------
+
+    def _remove(self, uid: str) -> None:
+        for name in (uid, uid + ".tmp"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
 
     def _named(self) -> tuple[list[str], int]:
         if not self.directory.exists():

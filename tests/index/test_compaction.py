@@ -1,0 +1,124 @@
+"""Which parts are merged next, and that it comes to an end with few parts."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedserve.index.compaction import Pace, Step, next_step
+from embedserve.index.ids import PackedIds
+from embedserve.index.rows import Rows
+from embedserve.index.segment import Segment
+
+D = 1024
+"""So that 256 rows are 1 MiB."""
+BUSY, DUE, IDLE = Pace(idle=False, due=False), Pace(idle=False, due=True), Pace(idle=True, due=True)
+FEW, SOME, MANY = 256, 1024, 16384
+"""Rows that are sealed when nothing is written, when the last build is a while ago, and in any case."""
+
+
+def part(live: int, dead: int = 0, *, sealed: bool = True) -> Rows:
+    """The rule looks at numbers of rows only."""
+    nothing = np.empty((live + dead, 0), np.float32)
+    rids, ids = np.arange(live + dead), PackedIds.of([])
+    if sealed:
+        return Segment(nothing, rids, ids, None, live, "uid", None, ())
+    return Rows(nothing, rids, ids, None, live)
+
+
+def waiting(live: int, dead: int = 0) -> Rows:
+    return part(live, dead, sealed=False)
+
+
+def segments(*sizes: int) -> list[Rows]:
+    return [part(size) for size in sizes]
+
+
+def test_nothing_is_done_where_there_is_nothing() -> None:
+    assert next_step([waiting(0)], D, IDLE) is None
+    assert next_step([*segments(1000, 400, 100), waiting(0)], D, IDLE) is None
+
+
+@pytest.mark.parametrize(("pace", "rows"), [(BUSY, MANY), (DUE, SOME), (IDLE, FEW)])
+def test_rows_wait_the_longer_the_more_is_written(pace: Pace, rows: int) -> None:
+    assert next_step([waiting(rows - 1)], D, pace) is None
+    assert next_step([waiting(rows)], D, pace) == Step(0, 1)
+    # All that wait go together.
+    assert next_step([*segments(MANY * 9), waiting(rows - 1), waiting(1)], D, pace) == Step(1, 2)
+    # Dead rows do not count.
+    assert next_step([waiting(rows - 1, 10**6)], D, pace) is None
+
+
+def test_rows_that_wait_are_sealed_together_with_segments_that_are_at_most_twice_as_large() -> None:
+    assert next_step([*segments(2001), waiting(1000)], D, IDLE) == Step(1, 1)
+    assert next_step([*segments(2000), waiting(1000)], D, IDLE) == Step(0, 2)
+    # With the first of them the rows are more, so that the next one goes along.
+    assert next_step([*segments(6000, 2000), waiting(1000)], D, IDLE) == Step(0, 3)
+    assert next_step([*segments(6001, 2000), waiting(1000)], D, IDLE) == Step(1, 2)
+
+
+def test_a_segment_more_than_half_of_which_is_dead_is_made_anew() -> None:
+    assert next_step([part(1000, 1000), waiting(0)], D, BUSY) is None
+    assert next_step([part(5000), part(1000, 1001), waiting(0)], D, BUSY) == Step(1, 1)
+    assert next_step([part(0, 5), waiting(0)], D, BUSY) == Step(0, 1)
+
+
+def test_rows_of_a_lost_segment_are_sealed_at_once_though_others_follow() -> None:
+    assert next_step([*segments(9000), waiting(1), *segments(10), waiting(0)], D, BUSY) == Step(1, 1)
+    assert next_step([*segments(9000), waiting(5000), *segments(10), waiting(0)], D, BUSY) == Step(0, 2)
+    assert next_step([waiting(7), *segments(10), waiting(0)], D, BUSY) == Step(0, 1)
+
+
+def test_segments_that_shrank_are_merged_with_those_that_follow() -> None:
+    assert next_step([*segments(9000, 2000, 1000, 10), waiting(0)], D, BUSY) == Step(1, 2)
+    assert next_step([*segments(4000, 2000, 1000), waiting(0)], D, BUSY) == Step(0, 3)
+
+
+SIZES = st.tuples(st.booleans(), st.integers(0, 3000), st.integers(0, 3000))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(SIZES, max_size=12), st.sampled_from([BUSY, DUE, IDLE]))
+def test_steps_come_to_an_end_with_sizes_that_fall_by_more_than_half(
+    sizes: list[tuple[bool, int, int]], pace: Pace
+) -> None:
+    parts = [part(live, dead, sealed=sealed) for sealed, live, dead in sizes if live + dead]
+    live = sum(each.live for each in parts)
+    parts.append(waiting(0))
+    steps = 0
+    while (step := next_step(parts, D, pace)) is not None:
+        merged = parts[step.first : step.first + step.count]
+        assert len(merged) >= 1
+        rows = sum(each.live for each in merged)
+        rest = parts[step.first + step.count :]
+        parts = [*parts[: step.first], *([part(rows)] if rows else []), *rest]
+        if not parts or isinstance(parts[-1], Segment):
+            parts.append(waiting(0))
+        steps += 1
+        assert steps <= 2 * len(sizes)
+    assert sum(each.live for each in parts) == live
+    sealed = [each for each in parts if isinstance(each, Segment)]
+    assert all(newer.live * 2 < older.live for older, newer in pairwise(sealed))
+    assert all(each.dead <= each.live for each in sealed)
+    # Segments come first, and what waits is little.
+    assert all(isinstance(each, Segment) for each in parts[: len(sealed)])
+    assert sum(each.live for each in parts[len(sealed) :]) < MANY
+
+
+def test_a_row_is_built_into_few_segments_however_many_come_after_it() -> None:
+    built = total = 0
+    parts: list[Rows] = [waiting(0)]
+    for _ in range(1000):
+        total += FEW
+        parts[-1] = waiting(FEW)
+        while (step := next_step(parts, D, IDLE)) is not None:
+            rows = sum(each.live for each in parts[step.first : step.first + step.count])
+            built += rows
+            parts = [*parts[: step.first], part(rows), *parts[step.first + step.count :], waiting(0)]
+            parts = [each for each in parts if isinstance(each, Segment)] + [waiting(0)]
+        assert len(parts) <= 2 + np.log2(total / FEW)
+    assert built / total < np.log2(total / FEW)

@@ -1,0 +1,244 @@
+"""Sealed segments: built from live rows, searched with more or less effort, and never with a dead row in an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from embedserve.index import tuning
+from embedserve.index.delta import Delta
+from embedserve.index.effort import EXACT, Effort
+from embedserve.index.ids import PackedIds
+from embedserve.index.rows import Rows
+from embedserve.index.segment import Segment
+from embedserve.index.snapshot import Snapshot
+from embedserve.index.spec import parse
+from embedserve.index.structures import Stopped
+
+D = 24
+KINDS = ["exact", "hnsw:m=8", "ivf:nlist=20"]
+NOTHING = np.empty(0, np.int64)
+
+
+def never() -> bool:
+    return False
+
+
+def units(count: int, seed: int = 0) -> NDArray[np.float32]:
+    random = np.random.default_rng(abs(seed))
+    centres = np.random.default_rng(0).standard_normal((40, D))
+    rows = centres[random.integers(0, 40, count)] + 0.6 * random.standard_normal((count, D))
+    scaled: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return scaled.astype(np.float32)
+
+
+def rows(first: int, count: int) -> Rows:
+    rids = np.arange(first, first + count, dtype=np.int64)
+    return Rows(units(count, first), rids, PackedIds.of(b"%d" % rid for rid in rids), None, count)
+
+
+def built(kind: str, parts: Sequence[Rows], uid: str = "a") -> Segment:
+    return Segment.built(uid, parse(kind), parts, D, never)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def segment(request: pytest.FixtureRequest) -> Segment:
+    """4,000 rows from row number 1 on."""
+    return built(request.param, [rows(1, 4000)])
+
+
+@pytest.fixture
+def compare_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that segments of this size are asked through their structure, also among matches."""
+    monkeypatch.setattr("embedserve.index.segment._FEW", 50)
+
+
+def test_a_segment_holds_the_live_rows_of_its_parts_in_order() -> None:
+    first, second = rows(1, 100), rows(200, 50)
+    parts = [first.without(np.array([1, 50, 100])), second, rows(300, 1).without(np.array([300]))]
+    merged = built("exact", parts)
+    expected = [rid for rid in [*range(1, 101), *range(200, 250)] if rid not in (1, 50, 100)]
+    assert merged.rids.tolist() == expected
+    assert list(merged.ids) == [b"%d" % rid for rid in expected]
+    kept = first.vectors[first.positions_of(merged.rids)]
+    assert np.array_equal(merged.vectors, np.concatenate([kept, second.vectors]))
+    assert (len(merged), merged.live, merged.dead) == (147, 147, 0)
+    assert not merged.vectors.flags.writeable
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_segments_answer_like_their_parts(kind: str) -> None:
+    pair = [built(kind, [rows(1, 900)], "a").without(np.arange(5, 300, 7)), built(kind, [rows(2000, 800)], "b")]
+    merged = built(kind, pair, "c")
+    before, after = Snapshot.of(1, D, pair), Snapshot.of(1, D, [merged])
+    queries = units(30, 99)
+    for one, other in zip(before.nearest(queries, 12), after.nearest(queries, 12), strict=True):
+        assert one.rids.tolist() == other.rids.tolist()
+        assert one.scores.tolist() == other.scores.tolist()
+
+
+def test_every_segment_says_what_it_is_and_what_its_efforts_find(segment: Segment) -> None:
+    if segment.structure is None:
+        assert (str(segment.spec), segment.points) == ("exact", ())
+    else:
+        assert str(segment.spec) in KINDS[1:]
+        assert segment.points[-1].recall > 0.95
+        easy, hard = (segment.effort(Effort(target_recall=target)) for target in (0.5, 0.99))
+        assert easy <= hard
+        assert segment.effort(Effort(target_recall=0.9, boost=3.0)) == 3 * segment.effort(Effort(target_recall=0.9))
+        # What is asked for in its own terms is neither tuned nor boosted.
+        assert segment.effort(Effort(ef=33, nprobe=33, boost=2.0)) == 33
+
+
+@pytest.mark.usefixtures("compare_few")
+@pytest.mark.parametrize("dead", [0.0, 0.2, 0.9, 0.99])
+def test_dead_rows_never_come_back_and_live_ones_are_found(segment: Segment, dead: float) -> None:
+    gone = np.flatnonzero(np.random.default_rng(1).random(4000) < dead) + 1
+    left = segment.without(gone)
+    snapshot, queries = Snapshot.of(1, D, [left]), units(100, 7)
+    truth = snapshot.nearest(queries, 10, effort=EXACT)
+    found = snapshot.nearest(queries, 10, effort=Effort(target_recall=0.95))
+    right = 0
+    for got, best in zip(found, truth, strict=True):
+        assert not set(got.rids.tolist()) & set(gone.tolist())
+        assert len(got.rids) == len(set(got.rids.tolist())) >= min(10, left.live)
+        right += int((got.scores[:10] >= best.scores[9]).sum())
+    assert right >= 0.93 * 1000
+
+
+@pytest.mark.usefixtures("compare_few")
+@pytest.mark.parametrize("matching", [0.5, 0.2, 0.02, 0.001])
+def test_only_matching_rows_are_found_and_no_fewer_than_there_are(segment: Segment, matching: float) -> None:
+    snapshot, queries = Snapshot.of(1, D, [segment]), units(60, 8)
+    mask = np.random.default_rng(2).random(4000) < matching
+    among = [mask, np.empty(0, np.bool_)]
+    truth = snapshot.nearest(queries, 10, effort=EXACT, among=among)
+    found = snapshot.nearest(queries, 10, effort=Effort(target_recall=0.9), among=among)
+    right = 0
+    for got, best in zip(found, truth, strict=True):
+        assert mask[got.positions].all()
+        wanted = min(10, int(mask.sum()))
+        assert len(got.rids) >= wanted
+        right += int((got.scores[:wanted] >= best.scores[wanted - 1]).sum())
+    assert right >= 0.88 * 60 * min(10, int(mask.sum()))
+
+
+@pytest.mark.parametrize("k", [1, 999, 1000, 1001, 3999, 4000, 5000])
+def test_as_many_rows_are_found_as_are_asked_for(segment: Segment, k: int) -> None:
+    snapshot = Snapshot.of(1, D, [segment])
+    for ranking in snapshot.nearest(units(3, 9), k, effort=Effort(target_recall=0.5)):
+        assert len(ranking.rids) >= min(k, 4000)
+        assert len(set(ranking.rids.tolist())) == len(ranking.rids)
+        assert (np.diff(ranking.scores) <= 0).all()
+
+
+def test_a_search_that_finds_too_few_is_answered_by_comparing_every_row(segment: Segment) -> None:
+    # One list, or ten rows around one entry, hold fewer live rows than are asked for.
+    left = segment.without(np.setdiff1d(np.arange(1, 4001), np.arange(1, 4001, 4)))
+    snapshot = Snapshot.of(1, D, [left])
+    for ranking in snapshot.nearest(units(20, 10), 240, effort=Effort(ef=1, nprobe=1)):
+        assert len(ranking.rids) >= 240
+
+
+def test_exact_search_ignores_the_structure(segment: Segment) -> None:
+    snapshot, queries = Snapshot.of(1, D, [segment]), units(40, 11)
+    scores = np.sort(queries.astype(np.float64) @ segment.vectors.T.astype(np.float64), axis=1)[:, ::-1]
+    for row, ranking in enumerate(snapshot.nearest(queries, 10, effort=EXACT)):
+        assert ranking.scores[:10].tolist() == pytest.approx(scores[row, :10].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_a_build_that_is_told_to_stop_while_it_tunes_stops(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned: list[int] = []
+    points = tuning.operating_points
+    monkeypatch.setattr(
+        "embedserve.index.segment.tuning.operating_points", lambda *given: tuned.append(1) or points(*given)
+    )
+    with pytest.raises(Stopped):
+        Segment.built("a", parse(kind), [rows(1, 1000)], D, lambda: bool(tuned))
+
+
+# --- In the place of what it was made from ----------------------------------------------
+
+
+def waiting(first: int, count: int) -> Rows:
+    return rows(first, count)
+
+
+def replaced(snapshot: Snapshot, parts: Sequence[Rows], segment: Segment | None) -> Snapshot:
+    after = snapshot.replaced(parts, segment)
+    assert after is not None
+    return after
+
+
+def remaining(snapshot: Snapshot) -> list[int]:
+    return [rid for part in snapshot.parts for rid in part.rids[part.live_positions()].tolist()]
+
+
+def removed(snapshot: Snapshot, *rids: int) -> Snapshot:
+    return snapshot.changed(
+        snapshot.seq + 1, removed=np.array(rids, np.int64), rids=NOTHING, ids=[], vectors=np.empty((0, D), np.float32)
+    )
+
+
+def test_a_segment_takes_the_place_of_its_parts_and_what_died_meanwhile_stays_dead() -> None:
+    parts = [built("exact", [rows(1, 10)]), waiting(20, 10), waiting(40, 10)]
+    begun = Snapshot.of(1, D, [built("exact", [rows(-20, 10)]), *parts])
+    begun = removed(begun, 3, 22)
+    taken = begun.fixed[1:4]
+    segment = built("hnsw:m=8", taken)
+    # Meanwhile: rows of each part are removed, all of the last, and new ones come.
+    later = removed(begun, 5, 25, -15, *range(40, 50))
+    later = later.changed(9, removed=NOTHING, rids=np.array([60]), ids=[b"60"], vectors=units(1))
+    assert len(later.fixed) == 3
+    after = replaced(later, taken, segment)
+    assert remaining(after) == remaining(later)
+    assert [len(part) for part in after.fixed] == [10, 28]
+    assert (after.seq, after.items, after.dead) == (9, later.items, 1 + 12)
+    assert remaining(begun) == [*range(-20, -10), 1, 2, *range(4, 11), 20, 21, *range(23, 30), *range(40, 50)]
+
+
+def test_parts_without_a_live_row_give_their_place_up() -> None:
+    dead = built("exact", [rows(1, 5)])
+    snapshot = removed(Snapshot.of(1, D, [dead, built("exact", [rows(10, 5)])]), 1, 2, 3, 4, 5)
+    after = replaced(snapshot, snapshot.fixed[:1], None)
+    assert [part.rids[0] for part in after.fixed] == [10]
+    assert after.dead == 0
+
+
+def test_parts_that_are_not_here_any_more_are_not_replaced() -> None:
+    parts = [waiting(1, 5)]
+    snapshot = Snapshot.of(1, D, parts)
+    segment = built("exact", parts)
+    assert removed(snapshot, 1, 2, 3, 4, 5).replaced(parts, segment) is None
+    # The same rows, read again from the records.
+    assert Snapshot.of(1, D, [waiting(1, 5)]).replaced(parts, segment) is None
+
+
+def test_freezing_the_delta_changes_no_answer_and_later_writes_do_not_reach_it() -> None:
+    snapshot = Snapshot(1, D, (), Delta.empty(D))
+    for rid in range(1, 30):
+        snapshot = snapshot.changed(
+            rid, removed=np.array([rid - 3]), rids=np.array([rid]), ids=[b"%d" % rid], vectors=units(1, rid)
+        )
+    frozen = snapshot.with_delta_frozen()
+    assert (len(frozen.delta), remaining(frozen), frozen.seq) == (0, remaining(snapshot), snapshot.seq)
+    assert frozen.with_delta_frozen() is frozen
+    part = frozen.fixed[-1]
+    frozen.changed(30, removed=NOTHING, rids=np.array([30]), ids=[b"30"], vectors=units(1, 30))
+    assert len(part.rids) == 29
+    assert [part.ids[place] for place in part.live_positions().tolist()] == [b"27", b"28", b"29"]
+
+
+def test_packed_ids_are_those_that_were_packed() -> None:
+    ids = [b"a", "ü".encode(), "日本".encode(), b"b" * 300]
+    packed = PackedIds.of(ids)
+    assert list(packed) == ids
+    assert [packed[place] for place in (-1, -4, np.int64(1))] == [ids[-1], ids[0], ids[1]]
+    assert packed[1:3] == ids[1:3]
+    assert len(PackedIds.of([])) == 0
+    with pytest.raises(IndexError):
+        packed[4]
