@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from store_cases import EVERYTHING, all_ids, new_collection, random_units, slow_search, unit
+from together import run_together
 
 from embedserve.errors import CollectionNotFound
 from embedserve.index.current import CurrentSnapshot
@@ -16,24 +17,6 @@ from embedserve.store.local import LocalStore
 from embedserve.types import Eq, Include, Item, SearchOptions
 
 SECONDS = 3.0
-
-
-def run_together(*workers: Callable[[threading.Event], Any]) -> list[Any]:
-    """Run each worker in a thread until one fails or the time is over; their results."""
-    stop = threading.Event()
-
-    def guarded(worker: Callable[[threading.Event], Any]) -> Any:
-        try:
-            return worker(stop)
-        except BaseException:
-            stop.set()
-            raise
-
-    with ThreadPoolExecutor(len(workers)) as pool:
-        futures = [pool.submit(guarded, worker) for worker in workers]
-        stop.wait(SECONDS)
-        stop.set()
-        return [future.result() for future in futures]
 
 
 @pytest.mark.usefixtures("small_segments")
@@ -78,7 +61,7 @@ def test_every_hit_existed_no_deleted_item_comes_back_and_no_write_is_seen_by_ha
             searches += 1
         return searches
 
-    writes_a, writes_b, *searches = run_together(write("a"), write("b"), read, read, read)
+    writes_a, writes_b, *searches = run_together(write("a"), write("b"), read, read, read, seconds=SECONDS)
     assert min(writes_a, writes_b, *searches) > 5
     assert set(all_ids(store)) == written - acknowledged_deletions
 
@@ -123,7 +106,7 @@ def test_collections_come_and_go_under_searches_and_writes(store: LocalStore) ->
 
         return worker
 
-    rounds, *seen = run_together(come_and_go, use("new"), use("live"))
+    rounds, *seen = run_together(come_and_go, use("new"), use("live"), seconds=SECONDS)
     assert rounds > 3
     for kind in ("missing", "right"):
         assert sum(counts[kind] for counts in seen) > 0
