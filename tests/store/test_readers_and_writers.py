@@ -37,6 +37,8 @@ SHARES: dict[str, tuple[Filter | None, int]] = {
 """Filters, and below which of 1000 numbers an id has to be."""
 IN_GRAPHS = ("all", "half", "half, undeclared")
 """Those that are searched for in graphs; fewer matches are compared one by one."""
+WAITING = 1000
+"""So many rows are sealed; few, so that it happens often."""
 KEPT = 3
 """Two of so many ids are replaced again and again but never deleted."""
 FLOOR = 0.9
@@ -217,8 +219,8 @@ def _item(version: Version) -> Item:
 def test_every_answer_was_right_during_the_call_and_recall_stays_above_its_floor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Small steps, so that there are many; and filters that half of the items pass go through the graphs.
-    monkeypatch.setattr("embedserve.index.compaction._FEW_BYTES", 1000 * DIMENSION * 4)
+    # With so few rows, filters that half of them pass would not go through the graphs.
+    monkeypatch.setattr("embedserve.index.compaction._FEW_BYTES", WAITING * DIMENSION * 4)
     monkeypatch.setattr("embedserve.index.segment._FEW", 500)
     with LocalStore.open(tmp_path / "data", background=False) as store:
         new_collection(store, dimension=DIMENSION, index="hnsw:m=16", filter_keys=["drawn"])
@@ -245,7 +247,7 @@ def test_every_answer_was_right_during_the_call_and_recall_stays_above_its_floor
         store.maintain()
         check_end(store, history)
     with LocalStore.open(tmp_path / "data", background=False) as store:
-        assert store.get_collection("photos").unsealed == 0
+        assert store.get_collection("photos").unsealed < WAITING
         check_end(store, history)
 
 
