@@ -180,7 +180,7 @@ def first_problem(connection: sqlite3.Connection, entry: Entry, check: Callable[
     if len(states) != 1 or states[0][1] != 1:
         return "the table state does not agree with the rows"
     numbered = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'item'").fetchall()
-    if after and (len(numbered) != 1 or not numbered[0][0] >= after):
+    if after and not (len(numbered) == 1 and type(numbered[0][0]) is int and numbered[0][0] >= after):
         return "row numbers would be given out twice"
     return ""
 

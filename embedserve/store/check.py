@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.errors import StoreError
+from embedserve.errors import DiskFull, StoreError
 from embedserve.index.cores import CORES
 from embedserve.index.effort import Effort
 from embedserve.index.ranking import exact_scores
@@ -176,7 +176,7 @@ class Check:
     def _rebuild(self, uid: str) -> None:
         try:
             self._collection.rebuild(uid)
-        except StoreError as error:
+        except (StoreError, DiskFull) as error:
             self._problems.append(f"segment {uid} could not be made again from the items: {error.message}")
         else:
             self._problems.append(f"segment {uid} is made again from the items")

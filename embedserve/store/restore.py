@@ -53,7 +53,7 @@ def receive(chunks: Iterable[bytes], path: Path, check: Callable[[], None]) -> N
             file.write(ready)
         if not whole:
             raise InvalidInput(
-                "this is no backup of a collection", hint="make one with: embedserve collection backup NAME"
+                "this is no backup of a collection", hint="make one with: embedserve collection backup NAME FILE"
             )
         start, end = last_line("|").split(b"|")
         if not (kept.startswith(start) and kept.endswith(end)):

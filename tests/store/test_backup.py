@@ -398,6 +398,8 @@ CHANGES = {
     "no state": ("DELETE FROM state",),
     "two states": ("INSERT INTO state SELECT seq FROM state",),
     "numbers": ("UPDATE sqlite_sequence SET seq = 1",),
+    "numbers as text": ("UPDATE sqlite_sequence SET seq = 'many'",),
+    "numbers of nothing": ("DELETE FROM sqlite_sequence",),
     "dimension": ("UPDATE backup SET document = json_set(document, '$.dimension', 8)",),
     "huge dimension": ("UPDATE backup SET document = json_set(document, '$.dimension', 1000000000)",),
     "items": ("UPDATE backup SET document = json_set(document, '$.items', 34)",),
