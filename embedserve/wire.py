@@ -407,7 +407,7 @@ def collection_to_proto(info: CollectionInfo) -> collection_pb.Collection:
         unsealed_count=info.unsealed,
         dead_count=info.dead,
     )
-    message.created_at.FromNanoseconds(int(info.created_unix_s * 1e9))
+    message.created_at.FromMicroseconds(round(info.created_unix_s * 1e6))
     return message
 
 
@@ -419,7 +419,7 @@ def collection_from_proto(message: collection_pb.Collection) -> CollectionInfo:
         encoder_name=message.encoder.name,
         dimension=message.encoder.dimension,
         keep=keep_from_proto(message.keep_media),
-        created_unix_s=message.created_at.ToNanoseconds() / 1e9,
+        created_unix_s=message.created_at.ToMicroseconds() / 1e6,
         items=message.item_count,
         aliases=tuple(message.aliases),
         index=message.index,
@@ -446,7 +446,7 @@ def recall_to_proto(recall: Recall | None) -> collection_pb.Recall | None:
     if recall is None:
         return None
     message = collection_pb.Recall(value=recall.value, query_count=recall.queries, real_queries=recall.real)
-    message.measured_at.FromNanoseconds(int(recall.measured_unix_s * 1e9))
+    message.measured_at.FromMicroseconds(round(recall.measured_unix_s * 1e6))
     return message
 
 
@@ -456,7 +456,7 @@ def recall_from_proto(message: collection_pb.Recall) -> Recall:
         value=fraction_from_proto(message.value),
         queries=message.query_count,
         real=message.real_queries,
-        measured_unix_s=message.measured_at.ToNanoseconds() / 1e9,
+        measured_unix_s=message.measured_at.ToMicroseconds() / 1e6,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
@@ -12,7 +13,7 @@ import grpc
 
 from embedserve import wire
 from embedserve.embedder import Embedded, Results, Timings
-from embedserve.errors import DeadlineExceeded, EmbedserveError, InvalidInput
+from embedserve.errors import DeadlineExceeded, EmbedserveError, InvalidInput, Unavailable
 from embedserve.requests import BackupPart, NewItem
 from embedserve.server.calls import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
 from embedserve.server.state import ServerState
@@ -254,11 +255,21 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             raise InvalidInput("the stream has no messages")
 
         async def parts() -> AsyncIterator[BackupPart]:
+            self._state.readers.discard(restoring)  # from here on it is ended where it reads, and not while it writes
             yield BackupPart(first.chunk, first.sha256)
             async for request in requests:
                 yield BackupPart(request.chunk, request.sha256)
 
-        info = await self._state.engine.restore_collection(first.name, parts())
+        restoring = asyncio.create_task(self._state.engine.restore_collection(first.name, parts()))
+        self._state.readers.add(restoring)  # while it waits for its turn
+        try:
+            info = await restoring
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise Unavailable("the server is shutting down", hint="send it again when it is back") from None
+        finally:
+            self._state.readers.discard(restoring)
         return pb.RestoreCollectionResponse(collection=wire.collection_to_proto(info))
 
 

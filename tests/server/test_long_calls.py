@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import io
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -416,6 +417,43 @@ def test_a_server_that_stops_does_not_wait_for_long_work(work: str, script: Scri
         stopping.join(20)
         assert not stopping.is_alive()
     assert script.ended.is_set()
+
+
+def test_a_server_that_stops_does_not_wait_for_a_restore_whose_turn_has_not_come(
+    script: Script, tmp_path: Path
+) -> None:
+    entered, let_go = threading.Semaphore(0), threading.Event()
+
+    def check(on_progress: Callable[[CheckProgress], None]) -> CheckReport:
+        entered.release()
+        return forever(on_progress)
+
+    script.check = check
+    sent = threading.Event()
+
+    def waiting() -> Iterator[pb.RestoreCollectionRequest]:
+        yield pb.RestoreCollectionRequest(name="again", chunk=b"abc")
+        sent.set()
+        let_go.wait(20)
+
+    with ExitStack() as running, ExitStack() as connected:
+        address = running.enter_context(serving(FakeEncoder(), tmp_path / "data"))
+        stub = CollectionServiceStub(connected.enter_context(grpc.insecure_channel(address)))
+        connected.enter_context(Client(address)).create_collection("photos")
+        checks = [stub.CheckCollection(pb.CheckCollectionRequest(name="photos")) for _ in range(2)]
+        assert entered.acquire(timeout=20)
+        assert entered.acquire(timeout=20)
+        restoring = stub.RestoreCollection.future(waiting())
+        assert sent.wait(20)
+        begun = time.monotonic()
+        stopping = threading.Thread(target=running.pop_all().close)
+        stopping.start()
+        assert code_of(restoring.result) is grpc.StatusCode.UNAVAILABLE
+        assert [code_of(lambda check=check: list(check)) for check in checks] == [grpc.StatusCode.UNAVAILABLE] * 2
+        assert time.monotonic() - begun < 8  # of the 10 seconds of grace
+        let_go.set()
+        stopping.join(20)
+        assert not stopping.is_alive()
 
 
 # --- Accounts ---

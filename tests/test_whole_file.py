@@ -1,0 +1,68 @@
+"""A file is there under its name once it is complete, and otherwise nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from embedserve.errors import DataError
+from embedserve.whole_file import whole_file
+
+
+def test_a_file_has_its_name_only_when_the_block_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with whole_file(path) as file:
+        file.write(b"abc")
+        assert not path.exists()
+    assert path.read_bytes() == b"abc"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("raised", [ValueError("no"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path, raised: BaseException) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"before")
+
+    def write() -> None:
+        with whole_file(path, overwrite=True) as file:
+            file.write(b"abc")
+            raise raised
+
+    with pytest.raises(type(raised)):
+        write()
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_there_is_replaced_only_where_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"before")
+    with pytest.raises(DataError, match="f is there already"), whole_file(path):
+        pass
+    assert path.read_bytes() == b"before"
+    with whole_file(path, overwrite=True) as file:
+        file.write(b"after")
+    assert path.read_bytes() == b"after"
+
+
+def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with whole_file(tmp_path / "f") as file:
+            file.write(b"abc")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    def write() -> None:
+        with whole_file(tmp_path / "f"):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(DataError, match="f cannot be written: No space left on device"):
+        write()
+    assert list(tmp_path.iterdir()) == []
