@@ -56,6 +56,15 @@ class Segment(Rows):
         vectors.flags.writeable = False
         return cls(vectors, rids, ids, None, len(rids), uid, structure, points)
 
+    def reaches(self, target_recall: float) -> bool:
+        """Whether some effort finds that much."""
+        return self.greatest_recall >= min(target_recall, tuning.ENOUGH)
+
+    @property
+    def greatest_recall(self) -> float:
+        """That of the hardest efforts."""
+        return max((point.recall for point in self.points), default=1.0)
+
     @property
     def spec(self) -> IndexSpec:
         """What it was built as."""

@@ -19,7 +19,7 @@ from embedserve.index.structures import TUNED_K, Stopped, Structure
 K = TUNED_K
 _QUERIES = 200
 _SEED = 4321
-_ENOUGH = 0.999
+ENOUGH = 0.999
 """Harder efforts are not tried once this is reached."""
 _TOGETHER = 50
 """Queries compared with all rows in one go; between two goes a build can be stopped."""
@@ -73,7 +73,7 @@ def operating_points(
             raise Stopped
         _, found = structure.search(queries, best.shape[1], effort)
         points.append(Point(effort, recall(found, best, vectors.shape[1])))
-        if points[-1].recall >= _ENOUGH:
+        if points[-1].recall >= ENOUGH:
             break
     return tuple(points)
 

@@ -23,6 +23,7 @@ from embedserve.index.effort import Effort
 from embedserve.index.rows import Rows
 from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
+from embedserve.index.spec import IndexSpec
 from embedserve.store import hits, sealed
 from embedserve.store.catalog import Entry
 from embedserve.store.commits import Commits
@@ -313,14 +314,28 @@ class Collection:
         rows = sum(part.live for part in parts)
         if not rows:
             return None
-        kind = spec.chosen(
-            self._spec,
-            total=snapshot.items,
-            rows=rows,
-            dimension=self.entry.dimension,
-            memory_bytes=self._memory_bytes,
-        )
-        segment = Segment.built(uuid.uuid4().hex, kind, parts, self.entry.dimension, stopped)
+        uid = uuid.uuid4().hex
+
+        def built_as(wanted: IndexSpec) -> Segment:
+            kind = spec.chosen(
+                wanted,
+                total=snapshot.items,
+                rows=rows,
+                dimension=self.entry.dimension,
+                memory_bytes=self._memory_bytes,
+            )
+            return Segment.built(uid, kind, parts, self.entry.dimension, stopped)
+
+        segment = built_as(self._spec)
+        if self._spec.kind == "auto" and segment.spec.kind == "hnsw" and not segment.reaches(self.entry.target_recall):
+            # Thousands of equal rows, such as one picture in the place of all that are missing, are linked to each
+            # other only: a search that comes among them does not get out. Lists do not care.
+            segment = max(segment, built_as(IndexSpec("ivf")), key=lambda either: either.greatest_recall)
+        if not segment.reaches(self.entry.target_recall):
+            _log.warning(
+                "%d rows of %r as %s: recall %.3f at most, where %g was asked for",
+                *(rows, self.entry.name, segment.spec, segment.greatest_recall, self.entry.target_recall),
+            )
         return self.files.write(segment, snapshot.seq)
 
     def _use_files(self) -> None:

@@ -45,8 +45,16 @@ def quiet(data: Path, small_steps: None) -> Iterator[LocalStore]:
         yield store
 
 
-def new_graphs(store: LocalStore, name: str = "photos", index: str = "hnsw:m=8") -> None:
-    store.create_collection(name, fingerprint=EXTERNAL, encoder_name="", dimension=D, keep=Keep.ORIGINALS, index=index)
+def new_graphs(store: LocalStore, name: str = "photos", index: str = "hnsw:m=8", target_recall: float = 0.95) -> None:
+    store.create_collection(
+        name,
+        fingerprint=EXTERNAL,
+        encoder_name="",
+        dimension=D,
+        keep=Keep.ORIGINALS,
+        index=index,
+        target_recall=target_recall,
+    )
 
 
 def items(first: int, count: int) -> list[Item]:
@@ -252,6 +260,41 @@ def test_many_merges_leave_no_file_open_and_none_mapped(quiet: LocalStore) -> No
         assert info.dead <= info.items
     # Of each segment four files at most.
     assert most <= 4 * 4
+
+
+@pytest.mark.parametrize("copies", [0, 1500])
+def test_rows_that_a_graph_does_not_find_among_thousands_of_copies_are_found_in_lists(
+    quiet: LocalStore, monkeypatch: pytest.MonkeyPatch, copies: int
+) -> None:
+    monkeypatch.setattr("embedserve.index.spec._EXACT_BYTES", 0)
+    monkeypatch.setattr("embedserve.index.spec._FEW", 0)
+    new_graphs(quiet, "shop", "auto")
+    random = np.random.default_rng(5)
+    centres = random.standard_normal((40, D))
+    rows = centres[random.integers(0, 40, 4000)] + 0.3 * random.standard_normal((4000, D))
+    rows[random.permutation(4000)[:copies]] = random.standard_normal(D)
+    vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    quiet.upsert("shop", [Item(id=f"{n}", vector=vector) for n, vector in enumerate(vectors)])
+    quiet.maintain()
+    (segment,) = collection_of(quiet, "shop")._index.current.segments
+    assert segment.spec.kind == ("ivf" if copies else "hnsw")
+    recall = collection_of(quiet, "shop").measure_recall()
+    assert recall is not None
+    assert recall.value >= 0.93
+
+
+def test_a_recall_that_the_chosen_index_does_not_reach_is_said_in_the_log(
+    quiet: LocalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    new_graphs(quiet, "lists", "ivf", target_recall=0.998)
+    # Unlike pictures, these vectors lie everywhere, and one bit for each of 16 numbers tells little.
+    quiet.upsert("lists", items(0, 3000))
+    with caplog.at_level(logging.WARNING):
+        quiet.maintain()
+    (segment,) = collection_of(quiet, "lists")._index.current.segments
+    assert segment.spec.kind == "ivf"
+    assert segment.greatest_recall < 0.998
+    assert f"3000 rows of 'lists' as {segment.spec}: recall {segment.greatest_recall:.3f} at most" in caplog.text
 
 
 class Sealings(Observer):
