@@ -161,30 +161,10 @@ def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` once it is complete; nothing is left of one that is not.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error.strerror or error}",
-            hint="choose a path in a folder that exists and is writable",
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
 def _lines(out: str) -> Iterator[Callable[[str, NDArray[np.float32], str], None] | None]:
     """A function that writes one line for an image; None where no lines are asked for."""
     from embedserve.cli.output import print_json, shortest
+    from embedserve.whole_file import whole_file
 
     def document(path: str, vector: NDArray[np.float32], fingerprint: str) -> dict[str, Any]:
         return {"path": path, "vector": shortest(vector), "encoder_fingerprint": fingerprint}
@@ -192,7 +172,7 @@ def _lines(out: str) -> Iterator[Callable[[str, NDArray[np.float32], str], None]
     if out == "-":
         yield lambda *row: print_json(document(*row))
     elif out.endswith(".jsonl"):
-        with _replacing(Path(out)) as file:
+        with whole_file(Path(out), overwrite=True) as file:
             yield lambda *row: _write_json(file, document(*row))
     else:
         yield None
@@ -207,12 +187,14 @@ def _write_npy(
 ) -> None:
     import numpy as np
 
+    from embedserve.whole_file import whole_file
+
     vectors = np.stack(rows) if rows else np.empty((0, embedder.dimension), dtype=np.float32)
-    with _replacing(out) as file:
+    with whole_file(out, overwrite=True) as file:
         np.save(file, vectors)
     encoder = {"name": embedder.name, "fingerprint": embedder.fingerprint, "dimension": embedder.dimension}
     failures = [{"path": path, "code": code, "error": why} for path, code, why in failed]
-    with _replacing(out.with_suffix(".json")) as file:
+    with whole_file(out.with_suffix(".json"), overwrite=True) as file:
         _write_json(file, {"encoder": encoder, "paths": named, "failed": failures})
 
 
