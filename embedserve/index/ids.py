@@ -29,6 +29,13 @@ class PackedIds(Sequence[bytes]):
         lengths = np.fromiter(map(len, listed), np.int64, len(listed))
         return cls(np.frombuffer(b"".join(listed), np.uint8), np.cumsum(lengths, dtype=np.int64))
 
+    def at(self, positions: NDArray[np.int64]) -> list[bytes]:
+        """The ids at some positions, in their order."""
+        ends = self.ends[positions].tolist()
+        starts = np.where(positions > 0, self.ends[positions - 1], 0).tolist()
+        text = self.text.data
+        return [bytes(text[start:end]) for start, end in zip(starts, ends, strict=True)]
+
     def __len__(self) -> int:
         return len(self.ends)
 

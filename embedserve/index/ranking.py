@@ -57,8 +57,12 @@ def exact_scores(
         products = vectors[places[part]].astype(np.float64)
         products *= wide[of_query[part]]
         products.sum(axis=1, out=scores[part])
-    np.clip(scores, -1.0, 1.0, out=scores)
-    np.round(scores, DIGITS, out=scores)
+    # What np.clip and np.round do, without what they cost for ten numbers.
+    np.minimum(scores, 1.0, out=scores)
+    np.maximum(scores, -1.0, out=scores)
+    scores *= 10.0**DIGITS
+    np.rint(scores, out=scores)
+    scores /= 10.0**DIGITS
     scores += 0.0  # turns −0.0 into 0.0
     return scores
 

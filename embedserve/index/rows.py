@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from embedserve.index import kernels
 from embedserve.index.effort import Effort
+from embedserve.index.ids import PackedIds
 from embedserve.index.ranking import error_of
 
 _SPARE = 8
@@ -102,6 +103,12 @@ class Rows:
         were_live = int((bits[positions >> 3] >> (positions & 7) & 1).sum())
         np.bitwise_and.at(bits, positions >> 3, ~(1 << (positions & 7)).astype(np.uint8))
         return replace(self, live_bits=bits, live=self.live - were_live)
+
+    def ids_at(self, positions: NDArray[np.int64]) -> list[bytes]:
+        """The ids at some positions, in their order."""
+        if isinstance(self.ids, PackedIds):
+            return self.ids.at(positions)
+        return [self.ids[position] for position in positions.tolist()]
 
     def dead_rids(self) -> NDArray[np.int64]:
         """Row numbers of the dead rows, ascending."""

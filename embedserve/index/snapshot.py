@@ -161,9 +161,24 @@ class Snapshot:
         of_query, rids, scores, numbers, positions = (np.concatenate(column) for column in zip(*gathered, strict=True))
         return ranked(len(queries), of_query, rids, scores, numbers, positions, k)
 
-    def id_at(self, part: int, position: int) -> bytes:
-        """The id of a row, in UTF-8."""
-        return self.parts[part].ids[position]
+    def vector_at(self, ranking: Ranking, place: int) -> NDArray[np.float32]:
+        """The vector of a row of a ranking: float32 [D], a copy."""
+        return self.parts[int(ranking.parts[place])].vectors[int(ranking.positions[place])].copy()
+
+    def ids_of(self, rankings: Sequence[Ranking]) -> list[list[bytes]]:
+        """The ids of the rows of each ranking, in UTF-8."""
+        parts = np.concatenate([ranking.parts for ranking in rankings])
+        positions = np.concatenate([ranking.positions for ranking in rankings])
+        ids = np.empty(len(parts), object)
+        for number, part in enumerate(self.parts):
+            places = np.flatnonzero(parts == number)
+            if len(places):
+                ids[places] = part.ids_at(positions[places])
+        listed, start, of_rankings = ids.tolist(), 0, []
+        for ranking in rankings:
+            of_rankings.append(listed[start : start + len(ranking.rids)])
+            start += len(ranking.rids)
+        return of_rankings
 
 
 def _reaching(

@@ -34,13 +34,16 @@ def search_index(
     """Hits for each of the queries [Q, D], from the index alone."""
     rankings = snapshot.nearest(queries, options.k, effort=effort, threads=threads)
     answers = []
-    for ranking in rankings:
-        hits = []
-        for place, id, score in _ordered(snapshot, ranking, options, None)[: options.k]:
-            vector = None
-            if options.include_vectors:
-                vector = snapshot.parts[ranking.parts[place]].vectors[ranking.positions[place]].copy()
-            hits.append(Hit(id=id.decode(), score=score, vector=vector))
+    for ranking, ids in zip(rankings, snapshot.ids_of(rankings), strict=True):
+        ordered = _ordered(ranking, ids, options, None)[: options.k]
+        if options.include_vectors:
+            vectors = [snapshot.vector_at(ranking, place) for _, _, place in ordered]
+            hits = [
+                Hit(id=id.decode(), score=score, vector=vector)
+                for (score, id, _), vector in zip(ordered, vectors, strict=True)
+            ]
+        else:
+            hits = [Hit(id=id.decode(), score=score) for score, id, _ in ordered]
         answers.append(hits)
     return answers
 
@@ -70,24 +73,26 @@ def search(
         k = options.k + any(rid is not None for rid in excluded)
         rankings = snapshot.nearest(queries, k, effort=effort, among=among, threads=threads)
         chosen = []
-        for ranking, rid in zip(rankings, excluded, strict=True):
-            ordered = _ordered(snapshot, ranking, options, rid)[: options.k]
-            chosen.append([(int(ranking.rids[place]), score) for place, _, score in ordered])
+        for ranking, ids, rid in zip(rankings, snapshot.ids_of(rankings), excluded, strict=True):
+            rids = ranking.rids.tolist()
+            ordered = _ordered(ranking, ids, options, rid)[: options.k]
+            chosen.append([(rids[place], score) for score, _, place in ordered])
     return _hits(view, chosen, options)
 
 
 def _ordered(
-    snapshot: Snapshot, ranking: Ranking, options: SearchOptions, excluded: int | None
-) -> list[tuple[int, bytes, float]]:
-    """Place in the ranking, id and score of what may be a hit; equal scores in the order of the ids' bytes."""
-    lowest = -np.inf if options.min_score is None else options.min_score
-    parts, positions = ranking.parts.tolist(), ranking.positions.tolist()
-    ordered = [
-        (place, snapshot.id_at(parts[place], positions[place]), score)
-        for place, (rid, score) in enumerate(zip(ranking.rids.tolist(), ranking.scores.tolist(), strict=True))
-        if score >= lowest and rid != excluded
-    ]
-    ordered.sort(key=lambda row: (-row[2], row[1]))
+    ranking: Ranking, ids: list[bytes], options: SearchOptions, excluded: int | None
+) -> list[tuple[float, bytes, int]]:
+    """Score, id and place in the ranking of what may be a hit; equal scores in the order of the ids' bytes."""
+    scores = ranking.scores.tolist()
+    ordered = list(zip(scores, ids, range(len(ids)), strict=True))
+    if options.min_score is not None:
+        ordered = [hit for hit in ordered if hit[0] >= options.min_score]
+    if excluded is not None:
+        rids = ranking.rids.tolist()
+        ordered = [hit for hit in ordered if rids[hit[2]] != excluded]
+    if len(set(scores)) < len(scores):
+        ordered.sort(key=lambda hit: (-hit[0], hit[1]))
     return ordered
 
 
@@ -104,9 +109,8 @@ def _grouped(
     depth = options.k * _DEEPER
     while True:
         (ranking,) = snapshot.nearest(query[None], depth, effort=effort, among=among)
-        ranked = [
-            (int(ranking.rids[place]), score) for place, _, score in _ordered(snapshot, ranking, options, excluded)
-        ]
+        (ids,), rids = snapshot.ids_of([ranking]), ranking.rids.tolist()
+        ranked = [(rids[place], score) for score, _, place in _ordered(ranking, ids, options, excluded)]
         groups = view.groups([rid for rid, _ in ranked], options.group_by)
         seen: set[Hashable] = set()
         chosen: list[tuple[int, float]] = []

@@ -241,6 +241,6 @@ def test_many_queries_at_once_get_what_each_gets_alone(large: Snapshot) -> None:
 def test_rankings_say_where_their_rows_are(large: Snapshot) -> None:
     snapshot = added(large, 200_000, units(3, 8, 64))
     (ranking,) = snapshot.nearest(units(3, 8, 64)[1:2], 3)
-    ids = [snapshot.id_at(part, place) for part, place in zip(ranking.parts, ranking.positions, strict=True)]
-    assert ids == ids_of(ranking.rids)
-    assert ids[0] == b"200001"
+    assert snapshot.ids_of([ranking, ranking]) == [ids_of(ranking.rids)] * 2
+    assert ids_of(ranking.rids)[0] == b"200001"
+    assert np.array_equal(snapshot.vector_at(ranking, 0), units(3, 8, 64)[1])
