@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from embedserve import preprocess
-from embedserve.encoder import Encoder, usable_cores
+from embedserve.cores import usable_cores
+from embedserve.encoder import Encoder
 from embedserve.preprocess import PreprocessSpec
 
 CAMERA_PIXELS = 8_000_000

@@ -26,7 +26,7 @@ from measuring.child import Child, fixed_time_server, real_server
 from measuring.machine import busy_s, cpu_model, cpu_s, memory_mb, versions
 
 from embedserve.client.access import access
-from embedserve.encoder import usable_cores
+from embedserve.cores import usable_cores
 from embedserve.loadtest import Measurements, calls, closed_loop, open_loop, percentiles, run, senders
 
 FIXED = "fixed"

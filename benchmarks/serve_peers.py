@@ -34,7 +34,8 @@ from measuring.servers import REPOSITORY, SERVERS, Running, Server, running
 from measuring.tables import print_behaviour, print_throughput
 from peers.shared import Settings
 
-from embedserve.encoder import Encoder, usable_cores
+from embedserve.cores import usable_cores
+from embedserve.encoder import Encoder
 from embedserve.errors import EmbedserveError
 
 CAVEAT = (

@@ -44,7 +44,8 @@ from measuring.traffic import Material, Traffic
 
 from embedserve import AsyncClient, preprocess
 from embedserve.client.access import access
-from embedserve.encoder import Encoder, usable_cores
+from embedserve.cores import usable_cores
+from embedserve.encoder import Encoder
 from embedserve.errors import EncoderFileError
 
 TOKEN = "soak-soak-soak-soak"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from embedserve import images, preprocess, reference
 from embedserve.admission import Admission
 from embedserve.batcher import Batcher, Encoded, Stages
-from embedserve.encoder import ImageEncoder, usable_cores
+from embedserve.cores import usable_cores
+from embedserve.encoder import ImageEncoder
 from embedserve.errors import EmbedserveError, Overloaded
 from embedserve.observer import Observer
 from embedserve.types import Keep, Media

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from embedserve import cuda_driver, encoder_file, providers, reference
+from embedserve.cores import usable_cores
 from embedserve.errors import EncoderFileError, InternalError, SetupError
 from embedserve.run_slots import RunSlots
 
@@ -189,13 +189,6 @@ class Encoder:
 def same_vector_cosine(metadata: EncoderMetadata) -> float:
     """The least cosine at which two devices are said to give the same vectors with this encoder."""
     return SAME_VECTOR_COSINE if metadata.precision == "fp32" else _ROUNDED_VECTOR_COSINE
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _start_on_gpus(

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from embedserve import binding, vectors
 from embedserve.admission import Admission
 from embedserve.batcher import Encoded
+from embedserve.cores import usable_cores
 from embedserve.embedder import Embedded, Embedder, Results, Timings
-from embedserve.encoder import ImageEncoder, usable_cores
+from embedserve.encoder import ImageEncoder
 from embedserve.errors import (
     AlreadyExists,
     CollectionNotFound,

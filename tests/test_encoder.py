@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from embedserve import encoder_file, providers, reference
-from embedserve.encoder import Encoder, same_vector_cosine, usable_cores
+from embedserve.cores import usable_cores
+from embedserve.encoder import Encoder, same_vector_cosine
 from embedserve.errors import EncoderFileError, InternalError
 from tests.encoders import write_encoder_file
 

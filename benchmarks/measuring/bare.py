@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from embedserve import encoder_file, preprocess
-from embedserve.encoder import Encoder, usable_cores
+from embedserve.cores import usable_cores
+from embedserve.encoder import Encoder
 
 BUILT_IN = {"light": ("small-cnn", 28, (160, 120)), "heavy": ("resnet18", 224, (640, 480))}
 """Encoder → backbone with random weights, its side in pixels, and the size of the JPEGs that it is sent."""

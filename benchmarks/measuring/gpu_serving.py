@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from embedserve import encoder_file, preprocess, providers, reference
-from embedserve.encoder import Encoder, usable_cores
+from embedserve.cores import usable_cores
+from embedserve.encoder import Encoder
 from embedserve.errors import EmbedserveError
 from measuring.bare import jpeg
 from measuring.machine import memory_mb

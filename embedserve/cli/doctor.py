@@ -62,7 +62,7 @@ def _machine() -> list[_Finding]:
     import platform
 
     import embedserve
-    from embedserve.encoder import usable_cores
+    from embedserve.cores import usable_cores
 
     findings = [
         _Finding("embedserve", f"{embedserve.__version__} in {Path(embedserve.__file__).parent}"),

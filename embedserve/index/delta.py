@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.index.rows import Rows
+from embedserve.index.rows import Frozen, Rows
 
 _BYTES = 4 << 20
 """Vectors in the first buffer at most: scored in about 0.1 ms."""
@@ -68,6 +68,6 @@ class Delta(Rows):
             self.ids_buffer,
         )
 
-    def frozen(self) -> Rows:
+    def frozen(self) -> Frozen:
         """The same rows as a part that nothing is appended to."""
-        return Rows(self.vectors, self.rids, self.ids, self.live_bits, self.live)
+        return Frozen.of(self.vectors, self.rids, self.ids, self.live_bits, self.live)

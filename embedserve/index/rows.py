@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Self
 
 import numpy as np
@@ -17,6 +18,8 @@ from embedserve.index import kernels
 from embedserve.index.effort import Effort
 from embedserve.index.ids import PackedIds
 from embedserve.index.ranking import error_of
+
+_numbers = count()
 
 _SPARE = 8
 """Candidates beyond k, so that the last one is nearly always clear of the k-th score."""
@@ -160,3 +163,23 @@ class Rows:
         scores = kernels.inner_products(query, self.vectors)
         positions = self.live_positions()
         return positions, scores if len(positions) == len(scores) else scores[positions]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frozen(Rows):
+    """Rows in memory that wait to be sealed; nothing is appended to them."""
+
+    uid: str
+    """Names them for good, as long as the process lives."""
+
+    @classmethod
+    def of(
+        cls,
+        vectors: NDArray[np.float32],
+        rids: NDArray[np.int64],
+        ids: Sequence[bytes],
+        live_bits: NDArray[np.uint8] | None,
+        live: int,
+    ) -> Self:
+        """With a new name."""
+        return cls(vectors, rids, ids, live_bits, live, f"memory-{next(_numbers)}")

@@ -15,7 +15,7 @@ from embedserve.index import kernels
 from embedserve.index.delta import Delta
 from embedserve.index.effort import EXACT, Effort
 from embedserve.index.ranking import Ranking, exact_scores, lowest_candidates, ranked
-from embedserve.index.rows import Found, Rows
+from embedserve.index.rows import Found, Frozen, Rows
 from embedserve.index.segment import Segment
 
 
@@ -91,7 +91,7 @@ class Snapshot:
         if delta.fits(len(rids)):
             delta = delta.appended(rids, ids, vectors)
         else:
-            fixed = (*fixed, Rows(vectors, rids, list(ids), None, len(rids)))
+            fixed = (*fixed, Frozen.of(vectors, rids, list(ids), None, len(rids)))
         return Snapshot(seq, self.dimension, fixed, delta)
 
     def with_delta_frozen(self) -> Snapshot:
@@ -124,7 +124,6 @@ class Snapshot:
         *,
         effort: Effort = EXACT,
         among: Sequence[NDArray[np.bool_]] | None = None,
-        threads: int = 1,
     ) -> list[Ranking]:
         """For each query about the best k rows; with ``EXACT`` just these, and all that tie with the last of them.
 
@@ -133,7 +132,6 @@ class Snapshot:
             k: at least 1.
             effort: how hard to try.
             among: for each part bool [N]: the live rows to choose from; None for all.
-            threads: how many FAISS may use.
 
         Returns:
             For each query at least k rows if there are as many, never a row twice.
@@ -141,7 +139,7 @@ class Snapshot:
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             # FAISS would read beyond the query's end.
             raise ValueError(f"queries of shape {queries.shape} for vectors of {self.dimension}")
-        kernels.use_threads(threads)
+        kernels.use_threads(1)
         queries = np.ascontiguousarray(queries, np.float32)
         searched: list[tuple[int, Found]] = []
         for number, part in enumerate(self.parts):
@@ -163,7 +161,8 @@ class Snapshot:
 
     def vector_at(self, ranking: Ranking, place: int) -> NDArray[np.float32]:
         """The vector of a row of a ranking: float32 [D], a copy."""
-        return self.parts[int(ranking.parts[place])].vectors[int(ranking.positions[place])].copy()
+        vector: NDArray[np.float32] = self.parts[int(ranking.parts[place])].vectors[int(ranking.positions[place])]
+        return vector.copy()
 
     def ids_of(self, rankings: Sequence[Ranking]) -> list[list[bytes]]:
         """The ids of the rows of each ranking, in UTF-8."""

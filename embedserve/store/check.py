@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.errors import DiskFull, StoreError
-from embedserve.index.cores import CORES
 from embedserve.index.effort import Effort
 from embedserve.index.ranking import exact_scores
 from embedserve.index.segment import Segment
@@ -258,8 +257,7 @@ def _absent(snapshot: Snapshot, part: Rows, positions: NDArray[np.int64], effort
     if not len(positions):
         return positions
     vectors = part.vectors[positions]
-    with CORES.for_queries(1) as threads:
-        rankings = snapshot.nearest(vectors, 1, effort=effort, threads=threads)
+    rankings = snapshot.nearest(vectors, 1, effort=effort)
     own_scores = exact_scores(vectors, np.arange(len(vectors)), vectors, np.arange(len(vectors)))
     absent = [
         rid not in ranking.rids and not (len(ranking.scores) and ranking.scores[0] >= own)

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from embedserve.index import compaction, spec
 from embedserve.index.compaction import Pace, Step
-from embedserve.index.cores import CORES
 from embedserve.index.current import CurrentSnapshot
 from embedserve.index.effort import Effort
-from embedserve.index.rows import Rows
+from embedserve.index.rows import Frozen, Rows
 from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import IndexSpec
@@ -139,14 +138,13 @@ class Collection:
     ) -> list[list[Hit]]:
         """Hits for each query."""
         effort = self._effort(options)
-        with CORES.for_queries(len(queries)) as threads:
-            if hits.need_records(options, exclude_ids):
-                with self.in_step() as (view, snapshot):
-                    among = None if options.filter is None else self._matching(view, snapshot, options.filter)
-                    found = hits.search(view, snapshot, queries, options, exclude_ids, effort, threads, among)
-            else:
-                snapshot = self._index.current
-                found = hits.search_index(snapshot, queries, options, effort, threads)
+        if hits.need_records(options, exclude_ids):
+            with self.in_step() as (view, snapshot):
+                among = None if options.filter is None else self._matching(view, snapshot, options.filter)
+                found = hits.search(view, snapshot, queries, options, exclude_ids, effort, among)
+        else:
+            snapshot = self._index.current
+            found = hits.search_index(snapshot, queries, options, effort)
         if not effort.exact and options.filter is None and self._is_approximate(snapshot):
             self.recall.sample(queries)
         return found
@@ -155,7 +153,7 @@ class Collection:
         """For each part the live rows that a filter holds for: bool [N]."""
         masks = []
         for part in snapshot.parts:
-            for_good = part.uid if isinstance(part, Segment) else None
+            for_good = part.uid if isinstance(part, Segment | Frozen) else None
             masks.append(self._matcher.matching(view, filter, part.rids, for_good) & part.live_mask())
         return masks
 

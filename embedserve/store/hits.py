@@ -29,10 +29,10 @@ def need_records(options: SearchOptions, exclude_ids: Sequence[str | None]) -> b
 
 
 def search_index(
-    snapshot: Snapshot, queries: NDArray[np.float32], options: SearchOptions, effort: Effort, threads: int
+    snapshot: Snapshot, queries: NDArray[np.float32], options: SearchOptions, effort: Effort
 ) -> list[list[Hit]]:
     """Hits for each of the queries [Q, D], from the index alone."""
-    rankings = snapshot.nearest(queries, options.k, effort=effort, threads=threads)
+    rankings = snapshot.nearest(queries, options.k, effort=effort)
     answers = []
     for ranking, ids in zip(rankings, snapshot.ids_of(rankings), strict=True):
         ordered = _ordered(ranking, ids, options, None)[: options.k]
@@ -55,7 +55,6 @@ def search(
     options: SearchOptions,
     exclude_ids: Sequence[str | None],
     effort: Effort,
-    threads: int,
     among: Sequence[NDArray[np.bool_]] | None,
 ) -> list[list[Hit]]:
     """The same with what the records say of the items; ``view`` and ``snapshot`` hold the same writes.
@@ -71,7 +70,7 @@ def search(
         ]
     else:
         k = options.k + any(rid is not None for rid in excluded)
-        rankings = snapshot.nearest(queries, k, effort=effort, among=among, threads=threads)
+        rankings = snapshot.nearest(queries, k, effort=effort, among=among)
         chosen = []
         for ranking, ids, rid in zip(rankings, snapshot.ids_of(rankings), excluded, strict=True):
             rids = ranking.rids.tolist()

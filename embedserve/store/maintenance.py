@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from embedserve.cores import usable_cores
 from embedserve.errors import DiskFull, EmbedserveError
 from embedserve.index import kernels
-from embedserve.index.cores import cores_here
 from embedserve.index.structures import Stopped
 from embedserve.observer import Observer
 from embedserve.store.collection import Collection
@@ -67,7 +67,7 @@ class Maintenance:
         if now < self._not_before.get(uid, 0.0):
             return
         try:
-            kernels.use_threads(cores_here())
+            kernels.use_threads(usable_cores())
             built = collection.maintain(self._stop.is_set)
             if built is not None:
                 self._observer.on_sealed(built.rows, built.seconds, built.kind)

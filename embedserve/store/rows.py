@@ -71,7 +71,7 @@ class Row:
     @property
     def metadata(self) -> Metadata:
         """The metadata as it was given."""
-        return from_json(self.meta)
+        return from_json(self.meta.decode())  # json would first look for the encoding of bytes
 
     @property
     def vector(self) -> Vector:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.index.ids import PackedIds
-from embedserve.index.rows import Rows
+from embedserve.index.rows import Frozen, Rows
 from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.store.database import damaged
@@ -79,7 +79,7 @@ def unsealed(view: View, rids: NDArray[np.int64], path: Path, dimension: int) ->
         ids += batch_ids
     if len(ids) != len(rids) or not np.array_equal(found, rids):
         raise damaged(path, "its rows and its index of ids do not agree")
-    return [Rows(vectors, rids.copy(), PackedIds.of(ids), None, len(rids))]
+    return [Frozen.of(vectors, rids.copy(), PackedIds.of(ids), None, len(rids))]
 
 
 def _disagreement(view: View, segment: Segment, live: NDArray[np.int64]) -> str:

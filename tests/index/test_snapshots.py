@@ -233,7 +233,7 @@ def test_many_rows_with_dead_ones_among_them_are_searched_like_a_matrix_product(
 
 def test_many_queries_at_once_get_what_each_gets_alone(large: Snapshot) -> None:
     queries = units(40, 7, 64)
-    together = large.nearest(queries, 10, threads=2)
+    together = large.nearest(queries, 10)
     for query, ranking in zip(queries, together, strict=True):
         assert list(zip(ranking.rids.tolist(), ranking.scores.tolist(), strict=True)) == nearest(large, query, 10)
 

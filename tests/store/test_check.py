@@ -320,8 +320,8 @@ def test_an_item_that_a_search_for_its_vector_does_not_find_is_told(
     segment = store._collections["photos"].snapshot.segments[0]
     rids = set(segment.rids[segment.live_positions()[10 : 10 + hidden]].tolist())
 
-    def without(snapshot: Snapshot, queries: np.ndarray, k: int, *, effort: Effort, threads: int = 1) -> list[Ranking]:
-        rankings = nearest(snapshot, queries, k + 1, effort=effort, threads=threads)
+    def without(snapshot: Snapshot, queries: np.ndarray, k: int, *, effort: Effort) -> list[Ranking]:
+        rankings = nearest(snapshot, queries, k + 1, effort=effort)
         kept = []
         for ranking in rankings:
             mask = np.array([rid not in rids or effort == EXACT for rid in ranking.rids.tolist()])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedserve.encoder import usable_cores
+from embedserve.cores import usable_cores
 from embedserve.errors import DataError
 from embedserve.preprocess import PreprocessSpec
 from embedserve_training import data

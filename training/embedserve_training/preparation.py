@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import embedserve
-from embedserve.encoder import usable_cores
+from embedserve.cores import usable_cores
 from embedserve.errors import DataError, SetupError, TrainingError
 from embedserve.preprocess import PreprocessSpec
 from embedserve_training import cache, checkpoint, data, methods

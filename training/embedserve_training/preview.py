@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from embedserve.encoder import usable_cores
+from embedserve.cores import usable_cores
 from embedserve.errors import DataError, InvalidInput
 from embedserve.preprocess import PreprocessSpec
 from embedserve_training import augment, cache, data

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from embedserve.encoder import usable_cores
+from embedserve.cores import usable_cores
 from embedserve.errors import TrainingError
 
 if TYPE_CHECKING:
