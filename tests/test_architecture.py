@@ -17,7 +17,7 @@ SERVING = REPOSITORY / "embedserve"
 TRAINING = REPOSITORY / "training/embedserve_training"
 
 FLOOR = {
-    **dict.fromkeys(["errors", "pem", "types", "whole_file"], 0),
+    **dict.fromkeys(["cores", "errors", "pem", "types", "whole_file"], 0),
     **dict.fromkeys(
         ["images", "onnx_envelope", "parquet", "preprocess", "vectors", "reference", "wire", "v1", "sample"], 1
     ),
