@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,6 +142,36 @@ def test_a_search_that_finds_too_few_is_answered_by_comparing_every_row(segment:
     snapshot = Snapshot.of(1, D, [left])
     for ranking in snapshot.nearest(units(20, 10), 240, effort=Effort(ef=1, nprobe=1)):
         assert len(ranking.rids) >= 240
+
+
+class Blind:
+    """A structure that finds one row and nothing else."""
+
+    spec = parse("hnsw")
+    efforts = (1,)
+
+    def asked(self, effort: Effort) -> int:
+        return 1
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, effort: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        positions = np.full((len(queries), k), -1, np.int64)
+        positions[:, 0] = 7
+        return positions, np.where(positions < 0, np.float32(-np.inf), np.float32(0.5))
+
+    def write(self, path: Path) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("dead", [[], [3]])
+def test_places_without_a_row_count_for_none(dead: list[int]) -> None:
+    part = rows(1, 100)
+    segment = Segment(part.vectors, part.rids, part.ids, None, 100, "a", Blind(), ())
+    left = segment.without(np.array(dead, np.int64))
+    (ranking,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, effort=Effort(ef=1))
+    (right,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, effort=EXACT)
+    assert ranking.rids.tolist() == right.rids.tolist()
 
 
 def test_exact_search_ignores_the_structure(segment: Segment) -> None:

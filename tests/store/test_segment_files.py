@@ -359,3 +359,29 @@ def test_vectors_that_are_no_single_block_are_written_in_their_order(files: Segm
     strange = Segment(wide[:, ::2], part.rids, part.ids, None, 5, "a" * 32, None, ())
     (written,) = used(files, strange)
     assert np.array_equal(written.vectors, random_units(5, D))
+
+
+def test_row_numbers_that_do_not_ascend_are_no_segment(files: SegmentFiles) -> None:
+    part = rows(1, 5)
+    with pytest.raises(StoreError, match="no ascending row numbers"):
+        files.write(Segment(part.vectors, part.rids[::-1].copy(), part.ids, None, 5, "a" * 32, None, ()), 1)
+
+
+def test_every_file_and_the_names_are_on_disk_before_a_segment_is_used(
+    files: SegmentFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").resolve().name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    written = files.write(segment("a" * 32, "ivf:nlist=10"), 1)
+    of_files = {"rids.i64", "ids.utf8", "ids.ends.i64", "vectors.f32", "index.faiss", "manifest.json.tmp"}
+    assert of_files | {"a" * 32 + ".tmp", "segments"} == set(synced)
+    assert synced[-1] == "segments"
+    synced.clear()
+    files.use([written], 1)
+    assert synced == ["CURRENT.json.tmp", "segments"]
