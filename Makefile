@@ -9,6 +9,7 @@
 #   OUT       dataset: where the class folders go (data/fashion-mnist)
 #   PEER_ARGS serve-peers, search-peers: more words for the benchmark, such as --quick
 #   MINUTES   soak: how long; without it 10
+#   CRASH_ROUNDS, CRASH_SEED  crash: how often the server is killed, and what is drawn by chance
 #   FUZZ_CASES, FUZZ_SEED  fuzz: how many files, and which ones
 #   GPU       gpu: the number of the GPU to use, as CUDA counts them; without it the first
 #   GPU_ARGS  gpu: more words for benchmarks/gpu.py
@@ -23,7 +24,7 @@ export PYTHON PIP_ARGS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips at once would spoil one environment
-.PHONY: help demo test lint proto dataset gpu peers quality serve-peers search-peers overload soak fuzz
+.PHONY: help demo test lint proto dataset gpu peers quality serve-peers search-peers overload soak crash fuzz
 
 help: ## list these tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +62,11 @@ overload: $(VENV)/.with-train ## four times the load that a server can take: goo
 
 soak: $(VENV)/.with-train ## mixed and hostile traffic with encoders replaced, every answer checked: MINUTES=10
 	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),10) --json benchmarks/results/soak.json
+
+crash: $(VENV)/.with-train $(VENV)/.with-dev ## kill -9, power cuts, failing and full disks, damaged files: CRASH_ROUNDS=200, CRASH_SEED=1; an hour
+	CRASH_ROUNDS=$(or $(CRASH_ROUNDS),200) CRASH_SEED=$(or $(CRASH_SEED),1) CRASH_THOROUGH=4 \
+		CRASH_JSON=benchmarks/results/crash.json $(BIN)/python -m pytest tests/crash tests/store/test_crash.py \
+		tests/store/test_damage.py tests/store/test_failing_disk.py
 
 fuzz: $(VENV)/.with-dev ## a hundred thousand damaged images and messages: FUZZ_CASES=100000, FUZZ_SEED=0
 	FUZZ_CASES=$(or $(FUZZ_CASES),100000) FUZZ_SEED=$(or $(FUZZ_SEED),0) $(BIN)/python -m pytest -s tests/test_fuzz.py

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,7 @@ class Catalog:
     def _write(self, statement: str, *values: str | int | float) -> None:
         with self._writer.transaction() as connection:
             connection.execute(statement, values)
+        # The log is moved into the database at once. Damage in the log of a process that was killed takes away the
+        # writes behind it, and the files of a collection that the catalog does not know are removed at the start.
+        with suppress(sqlite3.Error):  # what was written is on disk; the next write tries again
+            self._writer.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()
