@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -54,6 +55,12 @@ def drawn(id: str) -> int:
 
 def is_kept(id: str) -> bool:
     return int(id) // WRITERS % KEPT != 0
+
+
+ALWAYS = sorted(str(n) for n in range(ROWS) if is_kept(str(n)))
+"""Ids of items that are there all the time."""
+ALWAYS_OF = {share: {id for id in ALWAYS if drawn(id) < below} for share, (_, below) in SHARES.items()}
+"""Those of them that a filter holds for."""
 
 
 class Mixture:
@@ -262,14 +269,11 @@ def check_hits(history: History, search: Search) -> None:
         number = int(str(hit.metadata["version"])) if search.options.include_metadata else None
         scored = search.query, hit.score
         history.seen(hit.id, search.start, search.end, number=number, vector=hit.vector, scored=scored)
-    always = {id for id in ALWAYS if drawn(id) < below}
+    always = ALWAYS_OF[search.share]
     assert len(search.hits) >= min(search.options.k, len(always))
     if len(search.hits) < search.options.k:
         # Then these are all there are.
         assert always <= {hit.id for hit in search.hits}
-
-
-ALWAYS = {str(n) for n in range(ROWS) if is_kept(str(n))}
 
 
 def check_items(history: History, reading: Reading) -> None:
@@ -285,7 +289,7 @@ def check_items(history: History, reading: Reading) -> None:
     if reading.between is not None:
         assert reading.ids == sorted(set(reading.ids))
         first, last = reading.between
-        assert {id for id in ALWAYS if first <= id <= last} <= set(reading.ids)
+        assert set(ALWAYS[bisect_left(ALWAYS, first) : bisect_right(ALWAYS, last)]) <= set(reading.ids)
 
 
 def check_recall(history: History, searches: Iterable[Search], builds: list[Build]) -> None:

@@ -47,6 +47,8 @@ FILTERS: st.SearchStrategy[Filter | None] = st.none() | st.sampled_from(
         Or((Eq("n", 2), Exists("tags"))),
     ]
 )
+COUNTS = st.sampled_from([0, 60, 100])
+"""Of items that are written together."""
 DAMAGE = ["none", "none", "all removed", "a file removed", "a file cut", "a bit flipped", "no list of segments"]
 
 
@@ -80,14 +82,17 @@ class StoreMachine(RuleBasedStateMachine):
         for patch in self.small:
             patch.start()
 
-    @initialize(indexes=st.permutations(["exact", "hnsw:m=8", "ivf"]))
-    def create(self, indexes: Sequence[str]) -> None:
+    @initialize(indexes=st.permutations(["exact", "hnsw:m=8", "ivf"]), counts=st.tuples(COUNTS, COUNTS))
+    def create(self, indexes: Sequence[str], counts: tuple[int, int]) -> None:
         self.open()
         for name, index, filter_keys in zip(COLLECTIONS, indexes, (["n"], ["tags", "n"]), strict=False):
             new_collection(self.store, name, index=index, filter_keys=filter_keys)
             self.expected[name] = Expected(index, {})
         self.store.set_alias("live", "photos")
         self.aliases["live"] = "photos"
+        for name, count in zip(COLLECTIONS, counts, strict=True):
+            self.upsert_many(name, 0, count)
+        self.maintain()
 
     def open(self) -> None:
         self.store = LocalStore.open(self.directory / "data", background=False)
@@ -108,7 +113,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.upsert(name, items)
             expected.items |= {item.id: item for item in items}
 
-    @rule(name=st.sampled_from(COLLECTIONS), first=st.integers(0, 200), count=st.integers(50, 100))
+    @rule(name=st.sampled_from(COLLECTIONS), first=st.integers(0, 200), count=COUNTS)
     def upsert_many(self, name: str, first: int, count: int) -> None:
         items = [
             Item(id=f"m{n % 150}", vector=MANY_VECTORS[n], metadata={"n": n % 3, "tags": ["x"][: n % 2]})
@@ -131,6 +136,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.delete_items(name, ids) == len(ids)
         for id in ids:
             del items[id]
+        self.check_searches()
 
     # --- Names ----------------------------------------------------------------------
 
@@ -163,6 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert not info.building
             assert (info.segments > 0) >= (info.items > 0)
             assert info.dead <= info.items
+        self.check_searches()
 
     @rule(damage=st.sampled_from(DAMAGE), where=st.integers(0, 10**6))
     def restart(self, damage: str, where: int) -> None:
@@ -176,6 +183,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert [numbers[1] for numbers in after] != [numbers[1] for numbers in before]
         else:
             assert after == before
+        self.check_searches()
 
     @rule()
     def crash(self) -> None:
@@ -185,6 +193,7 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.rmtree(self.directory / "data")
         (self.directory / "left").rename(self.directory / "data")
         self.open()
+        self.check_searches()
 
     @rule(name=st.sampled_from(COLLECTIONS), stays=st.booleans())
     def back_up_and_restore(self, name: str, stays: bool) -> None:
@@ -213,7 +222,6 @@ class StoreMachine(RuleBasedStateMachine):
         group_by=st.sampled_from(["", "", "n", "tags"]),
         min_score=st.sampled_from([None, None, 0.0, 0.5, 1.0]),
         exclude=st.none() | st.sampled_from([*IDS, "m0", "m1"]),
-        exact=st.booleans(),
         include=st.tuples(st.booleans(), st.booleans()),
     )
     def search(
@@ -225,7 +233,6 @@ class StoreMachine(RuleBasedStateMachine):
         group_by: str,
         min_score: float | None,
         exclude: str | None,
-        exact: bool,
         include: tuple[bool, bool],
     ) -> None:
         options = SearchOptions(
@@ -233,7 +240,6 @@ class StoreMachine(RuleBasedStateMachine):
             filter=condition,
             group_by=group_by,
             min_score=min_score,
-            exact=exact,
             include_metadata=include[0],
             include_vectors=include[1],
         )
@@ -241,15 +247,35 @@ class StoreMachine(RuleBasedStateMachine):
         if expected is None:
             with pytest.raises(CollectionNotFound):
                 self.store.search(name, np.stack(queries), options, [exclude] * len(queries))
-            return
-        answers = self.store.search(name, np.stack(queries), options, [exclude] * len(queries))
-        for query, hits in zip(queries, answers, strict=True):
-            check_parts(hits, expected.items, options)
-            answer = [(hit.id, hit.score) for hit in hits]
-            if exact or expected.index == "exact":
-                assert answer == slow_search(expected.items, query, options, exclude)
-            else:
-                check_approximate(answer, expected.items, query, options, exclude)
+        else:
+            self.check_search(name, expected, queries, options, exclude)
+
+    def check_search(
+        self,
+        name: str,
+        expected: Expected,
+        queries: list[NDArray[np.float32]],
+        options: SearchOptions,
+        exclude: str | None = None,
+    ) -> None:
+        for exact in (False, True):
+            options = replace(options, exact=exact)
+            answers = self.store.search(name, np.stack(queries), options, [exclude] * len(queries))
+            for query, hits in zip(queries, answers, strict=True):
+                check_parts(hits, expected.items, options)
+                answer = [(hit.id, hit.score) for hit in hits]
+                if exact or expected.index == "exact":
+                    assert answer == slow_search(expected.items, query, options, exclude)
+                else:
+                    check_approximate(answer, expected.items, query, options, exclude)
+
+    def check_searches(self) -> None:
+        """Some that go through graphs and lists where there are enough items."""
+        for name, expected in self.expected.items():
+            for condition in (None, Range("n", lt=2), Not(Eq("tags", "x"))):
+                options = SearchOptions(k=3, filter=condition, include_metadata=condition is not None)
+                self.check_search(name, expected, [MANY_VECTORS[0], VECTORS[4]], options)
+            self.check_search(name, expected, [MANY_VECTORS[1]], SearchOptions(k=2, group_by="n"))
 
     @rule(name=st.sampled_from(COLLECTIONS), page_size=st.integers(1, 9) | st.just(200), condition=FILTERS)
     def page(self, name: str, page_size: int, condition: Filter | None) -> None:
@@ -361,5 +387,5 @@ def _parts(item: Item) -> tuple[str, str, bytes]:
     return item.id, repr(sorted(item.metadata.items())), item.vector.tobytes()
 
 
-StoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestStoreEqualsDictionaries = StoreMachine.TestCase
