@@ -114,7 +114,7 @@ def _grouped(
         seen: set[Hashable] = set()
         chosen: list[tuple[int, float]] = []
         for rid, score in ranked:
-            group = groups[rid]
+            group = groups.get(rid)  # a row that cannot be found is reported when it is read
             if group is None or group not in seen:
                 seen.add(group)
                 chosen.append((rid, score))
@@ -129,7 +129,7 @@ def _too_low(ranking: Ranking, options: SearchOptions) -> bool:
 
 
 def _hits(view: View, chosen: list[list[tuple[int, float]]], options: SearchOptions) -> list[list[Hit]]:
-    rows = view.rows(sorted({rid for of_query in chosen for rid, _ in of_query}))
+    rows = view.rows_of_hits(sorted({rid for of_query in chosen for rid, _ in of_query}))
     return [
         [
             Hit(

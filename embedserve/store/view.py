@@ -162,6 +162,18 @@ class View:
         query = f"SELECT {_COLUMNS} FROM item WHERE {_AMONG}"
         return dict(self._row(columns) for columns in self._connection.execute(query, (_list(rids),)))
 
+    def rows_of_hits(self, rids: Sequence[int]) -> dict[int, Row]:
+        """Rows by row number, all of which have to be there.
+
+        Raises:
+            StoreError: a row is damaged, or cannot be found.
+        """
+        rows = self.rows(rids)
+        for rid in rids:
+            if rid not in rows:
+                raise damaged(self._path, f"row {rid}, which its index of ids has, is missing")
+        return rows
+
     def items(self, ids: Sequence[str], include: Include) -> list[Item | None]:
         """The items with these ids, in order; None where there is none.
 
