@@ -6,13 +6,13 @@ Removing a row only clears its bit; the row itself goes when segments are merged
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.index import structures, tuning
+from embedserve.index import kernels, structures, tuning
 from embedserve.index.effort import Effort
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Found, Rows
@@ -24,6 +24,8 @@ _FEW = 20_000
 """So many matches are compared one by one, whatever their share: 1 to 2 ms, and nothing is missed."""
 _SHARE = 0.1
 """And this share of the rows."""
+_MOST_STRAYS = 1000
+"""More than this a search does not compare; a structure with so many does not reach its recall either."""
 _DEEPER = 1.5
 """How many times more rows are looked at than hold k that count if these lie everywhere. They do not lie where the
 query is if there are fewer."""
@@ -38,6 +40,8 @@ class Segment(Rows):
     structure: Structure | None
     points: tuple[Point, ...]
     """What its efforts find; empty without a structure."""
+    strays: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Positions of rows that the structure does not lead to, int64 [S], ascending; compared with every query."""
 
     @classmethod
     def built(
@@ -52,9 +56,12 @@ class Segment(Rows):
         structure = structures.built(spec, vectors, stopped)
         if isinstance(structure, structures.Hnsw):
             vectors = structure.vectors  # so that they are held once
-        points = tuning.operating_points(structure, vectors, stopped) if structure is not None else ()
         vectors.flags.writeable = False
-        return cls(vectors, rids, ids, None, len(rids), uid, structure, points)
+        if structure is None:
+            return cls(vectors, rids, ids, None, len(rids), uid, None, ())
+        points = tuning.operating_points(structure, vectors, stopped)
+        strays = tuning.strays(structure, vectors, points, stopped)[:_MOST_STRAYS]
+        return cls(vectors, rids, ids, None, len(rids), uid, structure, points, strays)
 
     def reaches(self, target_recall: float) -> bool:
         """Whether some effort finds that much."""
@@ -86,12 +93,12 @@ class Segment(Rows):
         if self.structure is None or effort.exact or few or k * 4 >= count:
             return self.exactly_nearest(queries, k, among)
         if count == len(self):
-            positions, scores = self.structure.search(queries, k, self.effort(effort))
+            positions, scores = self._search(queries, k, self.effort(effort))
             counted = positions >= 0
         else:
             more = len(self) / count
             depth = min(ceil(k * _DEEPER * more), len(self))
-            positions, scores = self.structure.search(queries, depth, round(self.effort(effort) * more))
+            positions, scores = self._search(queries, depth, round(self.effort(effort) * more))
             counted = (self.live_mask() if among is None else among)[positions] & (positions >= 0)
             positions, scores = np.where(counted, positions, -1), np.where(counted, scores, np.float32(-np.inf))
         short = np.flatnonzero(counted.sum(axis=1) < k)
@@ -102,6 +109,20 @@ class Segment(Rows):
             exact = self.exactly_nearest(queries[row : row + 1], k, among)
             rows[row] = exact.positions[0], exact.scores[0]
         return Found.of(rows)
+
+    def _search(
+        self, queries: NDArray[np.float32], k: int, effort: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """What the structure finds, and the strays."""
+        assert self.structure is not None
+        positions, scores = self.structure.search(queries, k, effort)
+        if not len(self.strays):
+            return positions, scores
+        twice = np.isin(positions, self.strays)
+        positions, scores = np.where(twice, -1, positions), np.where(twice, np.float32(-np.inf), scores)
+        strays = np.broadcast_to(self.strays, (len(queries), len(self.strays)))
+        more = np.stack([kernels.inner_products_at(query, self.vectors, self.strays) for query in queries])
+        return np.concatenate([positions, strays], axis=1), np.concatenate([scores, more], axis=1)
 
     def effort(self, effort: Effort) -> int:
         """What the structure is searched with: ef or nprobe."""

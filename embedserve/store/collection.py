@@ -23,6 +23,7 @@ from embedserve.index.rows import Frozen, Rows
 from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import IndexSpec
+from embedserve.observer import Observer
 from embedserve.store import hits, sealed
 from embedserve.store.catalog import Entry
 from embedserve.store.commits import Commits
@@ -74,16 +75,25 @@ class Collection:
         directory: where its files are.
         create: make the file of its items.
         memory_bytes: that its index may take.
+        observer: told when a part of the index cannot be used.
 
     Raises:
         StoreError: the file cannot be used, or a row is damaged.
     """
 
-    def __init__(self, entry: Entry, directory: Path, *, create: bool = False, memory_bytes: int = 4 << 30) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        directory: Path,
+        *,
+        create: bool = False,
+        memory_bytes: int = 4 << 30,
+        observer: Observer | None = None,
+    ) -> None:
         self.entry = entry
         self.gate = Gate()
         self.recall = RecallMonitor(entry.target_recall)
-        self.files = SegmentFiles(directory, entry.dimension, entry.fingerprint)
+        self.files = SegmentFiles(directory, entry.dimension, entry.fingerprint, observer)
         self._directory = directory
         self._matcher = Matcher(entry.filter_keys)
         self._spec = spec.parse(entry.index)
@@ -95,7 +105,7 @@ class Collection:
         self._records = Records(directory / FILE, entry.dimension, create=create, filter_keys=entry.filter_keys)
         try:
             with self._records.reading() as view:
-                self._index = CurrentSnapshot(self._loaded(view))
+                self._index = CurrentSnapshot(sealed.load(view, self.files, self.path, entry.dimension))
         except BaseException:
             self._records.close()
             raise
@@ -274,6 +284,7 @@ class Collection:
                     fixed = (*snapshot.fixed[:number], *new, *snapshot.fixed[number + 1 :])
                     self._index.publish(Snapshot(snapshot.seq, snapshot.dimension, fixed, snapshot.delta))
                     self._matcher.forget(uid)
+                    self.files.doubt("checked", "segment %s of %s is made again from the items", uid, self.path)
                     self._use_files()
                     return
 
@@ -401,11 +412,8 @@ class Collection:
         if self._index.current.seq != seq:
             # A thread was interrupted between its commit and its publication.
             with self._records.reading() as view:
-                self._index.publish(self._loaded(view))
+                self._index.publish(sealed.caught_up(view, self._index.current, self.path))
         return self._index.current
-
-    def _loaded(self, view: View) -> Snapshot:
-        return sealed.load(view, self.files, self._directory / FILE, self.entry.dimension)
 
 
 def _size(file: Path) -> int:

@@ -59,7 +59,9 @@ _UID = re.compile(r"[0-9a-f]{32}")
 class LocalStore:
     """A VectorStore on local files; ``LocalStore.open`` makes one."""
 
-    def __init__(self, directory: Path, lock: DirectoryLock, catalog: Catalog, memory_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, lock: DirectoryLock, catalog: Catalog, memory_bytes: int, observer: Observer
+    ) -> None:
         self._directory = directory / "collections"
         self._lock = lock
         self._catalog = catalog
@@ -69,6 +71,7 @@ class LocalStore:
         self._aliases: dict[str, str] = {}
         self._closed = False
         self._memory_bytes = memory_bytes
+        self._observer = observer
         self._maintenance: Maintenance | None = None
 
     @classmethod
@@ -96,12 +99,13 @@ class LocalStore:
             # A new catalog beside collections would take them all for orphans and remove them.
             catalog = Catalog(path, create=not found)
             undo.callback(catalog.close)
-            store = cls(directory, lock, catalog, memory_bytes or _half_of_memory())
+            observer = observer or Observer()
+            store = cls(directory, lock, catalog, memory_bytes or _half_of_memory(), observer)
             undo.callback(store._close_collections)
             store._load(found)
             undo.pop_all()
         if background:
-            store._maintenance = Maintenance(store._all_collections, observer or Observer())
+            store._maintenance = Maintenance(store._all_collections, observer)
         return store
 
     def __enter__(self) -> Self:
@@ -151,7 +155,9 @@ class LocalStore:
             try:
                 with reported(directory):
                     directory.mkdir()
-                    collection = Collection(entry, directory, create=True, memory_bytes=self._memory_bytes)
+                    collection = Collection(
+                        entry, directory, create=True, memory_bytes=self._memory_bytes, observer=self._observer
+                    )
             except EmbedserveError:
                 shutil.rmtree(directory, ignore_errors=True)
                 raise
@@ -344,7 +350,7 @@ class LocalStore:
                 receive(chunks, directory / FILE, self._check_open)
                 entry = checked(directory / FILE, name=name, uid=uid, check=self._check_open).entry
                 strip(directory / FILE)
-                collection = Collection(entry, directory, memory_bytes=self._memory_bytes)
+                collection = Collection(entry, directory, memory_bytes=self._memory_bytes, observer=self._observer)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
@@ -432,7 +438,7 @@ class LocalStore:
             if entry.uid not in found:
                 raise damaged(self._directory / entry.uid, f"the files of collection {entry.name!r} are missing")
             self._collections[entry.name] = Collection(
-                entry, self._directory / entry.uid, memory_bytes=self._memory_bytes
+                entry, self._directory / entry.uid, memory_bytes=self._memory_bytes, observer=self._observer
             )
         self._aliases = self._catalog.aliases()
 

@@ -39,7 +39,7 @@ def load(view: View, files: SegmentFiles, path: Path, dimension: int) -> Snapsho
     seq, live = view.seq(), view.all_rids()
     segments, made_at = files.load()
     if segments and made_at > seq:
-        _log.warning("the index of %s is made again: it is newer than the items, as after restoring older files", path)
+        files.doubt("stale", "the index of %s is made again: it is newer than the items, as of an older copy", path)
         segments = []
     fixed: list[Rows] = []
     start = 0  # among the live rows
@@ -50,7 +50,7 @@ def load(view: View, files: SegmentFiles, path: Path, dimension: int) -> Snapsho
         within = live[first:last]
         what = _disagreement(view, segment, within) if first >= start else "overlaps the segment before it"
         if what:
-            _log.warning("segment %s of %s is made again from the items: it %s", segment.uid, path, what)
+            files.doubt("differs", "segment %s of %s is made again from the items: it %s", segment.uid, path, what)
             continue
         fixed += unsealed(view, live[start:first], path, dimension)
         fixed.append(segment.without(np.setdiff1d(segment.rids, within, assume_unique=True)))
@@ -58,6 +58,25 @@ def load(view: View, files: SegmentFiles, path: Path, dimension: int) -> Snapsho
     fixed += unsealed(view, live[start:], path, dimension)
     files.remove_others({part.uid for part in fixed if isinstance(part, Segment)})
     return Snapshot.of(seq, dimension, fixed)
+
+
+def caught_up(view: View, snapshot: Snapshot, path: Path) -> Snapshot:
+    """A snapshot with the writes that it lacks of those a view sees.
+
+    Args:
+        path: of the records, for messages.
+
+    Raises:
+        StoreError: a row is damaged.
+    """
+    live = view.all_rids()
+    fixed: list[Rows] = []
+    newest = -1
+    for part in snapshot.with_delta_frozen().fixed:
+        fixed.append(part.without(np.setdiff1d(part.rids, live, assume_unique=True)))
+        newest = int(part.rids[-1])
+    fixed += unsealed(view, live[live > newest], path, snapshot.dimension)
+    return Snapshot.of(view.seq(), snapshot.dimension, fixed)
 
 
 def unsealed(view: View, rids: NDArray[np.int64], path: Path, dimension: int) -> list[Rows]:

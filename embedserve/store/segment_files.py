@@ -30,6 +30,7 @@ from embedserve.index.ids import PackedIds
 from embedserve.index.segment import Segment
 from embedserve.index.structures import Hnsw
 from embedserve.index.tuning import Point
+from embedserve.observer import Observer
 from embedserve.store.database import reported
 from embedserve.store.files import read_document, sha256_of, sync, write_document
 
@@ -48,13 +49,15 @@ class SegmentFiles:
         directory: of the collection.
         dimension: D.
         fingerprint: of the encoder whose vectors they hold.
+        observer: told of what cannot be used.
     """
 
-    def __init__(self, directory: Path, dimension: int, fingerprint: str) -> None:
+    def __init__(self, directory: Path, dimension: int, fingerprint: str, observer: Observer | None = None) -> None:
         self.directory = directory / "segments"
         self._current = self.directory / "CURRENT.json"
         self._dimension = dimension
         self._fingerprint = fingerprint
+        self._observer = observer or Observer()
 
     def load(self) -> tuple[list[Segment], int]:
         """The segments in use, in order, as far as their files are intact, and the sequence number they were made at.
@@ -67,7 +70,7 @@ class SegmentFiles:
             try:
                 segments.append(self._read(uid))
             except (OSError, ValueError, KeyError, TypeError, InvalidInput) as error:
-                _log.warning("a segment of the index is made again from the items: %s", error)
+                self.doubt("damaged", "a segment of the index is made again from the items: %s", error)
         self.remove_others({segment.uid for segment in segments})
         return segments, seq
 
@@ -119,6 +122,11 @@ class SegmentFiles:
             if path.is_dir() and path.name not in uids:
                 shutil.rmtree(path, ignore_errors=True)
 
+    def doubt(self, reason: str, message: str, *values: object) -> None:
+        """Say that a part of the index is not used and made again, in the log and to the observer."""
+        _log.warning(message, *values)
+        self._observer.on_index_rebuilt(reason)
+
     def problems(self, uid: str) -> list[str]:
         """What is wrong with the files of a segment: one sentence for each that is not as it was written."""
         try:
@@ -143,7 +151,7 @@ class SegmentFiles:
         except FileNotFoundError:
             return [], 0
         except (OSError, ValueError, KeyError, TypeError) as error:
-            _log.warning("the index is made again from the items: %s", error)
+            self.doubt("damaged", "the index is made again from the items: %s", error)
             return [], 0
 
     def _write_files(self, segment: Segment, path: Path, seq: int) -> None:
@@ -175,6 +183,7 @@ class SegmentFiles:
                 "fingerprint": self._fingerprint,
                 "index": str(segment.spec),
                 "points": [[point.effort, point.recall] for point in segment.points],
+                "strays": segment.strays.tolist(),
                 "faiss": faiss.__version__,
                 "files": files,
             },
@@ -213,7 +222,8 @@ class SegmentFiles:
         if rows and (int(ids.ends[-1]) != len(ids.text) or (np.diff(rids) <= 0).any()):
             raise ValueError(f"{path} holds no ascending row numbers")
         points = tuple(Point(int(effort), float(recall)) for effort, recall in manifest["points"])
-        return Segment(vectors, rids, ids, None, rows, uid, structure, points)
+        strays = np.array(manifest["strays"], np.int64)
+        return Segment(vectors, rids, ids, None, rows, uid, structure, points, strays)
 
 
 def _wrong_files(path: Path, manifest: dict[str, Any]) -> list[str]:

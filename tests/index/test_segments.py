@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -273,3 +274,35 @@ def test_packed_ids_are_those_that_were_packed() -> None:
     assert len(PackedIds.of([])) == 0
     with pytest.raises(IndexError):
         packed[4]
+
+
+def selves_missed(segment: Segment, effort: Effort) -> int:
+    """How many rows are not found by their own vectors."""
+    rankings = Snapshot.of(1, D, [segment]).nearest(segment.vectors, 1, effort=effort)
+    return sum(ranking.scores[0] < 0.999_999 for ranking in rankings)
+
+
+def test_rows_that_a_graph_does_not_lead_to_are_found_all_the_same() -> None:
+    # With few links many rows are linked to by nobody.
+    sparse = built("hnsw:m=4,ef_construction=8", [rows(1, 6000)])
+    hard = Effort(ef=4 * sparse.effort(Effort()))
+    assert len(sparse.strays) > 3
+    assert selves_missed(sparse, hard) == 0
+    assert selves_missed(replace(sparse, strays=NOTHING), hard) == len(sparse.strays)
+    assert selves_missed(sparse, EXACT) == 0
+
+
+@pytest.mark.usefixtures("compare_few")
+def test_strays_are_in_no_answer_twice_nor_when_they_are_dead_or_do_not_match(segment: Segment) -> None:
+    if segment.structure is None:
+        pytest.skip("nothing strays where all rows are compared")
+    strays = np.arange(0, 4000, 40)
+    with_strays = replace(segment, strays=strays)
+    snapshot, queries = Snapshot.of(1, D, [with_strays.without(with_strays.rids[strays[::2]])]), units(40, 5)
+    for ranking in snapshot.nearest(queries, 200, effort=Effort()):
+        assert len(set(ranking.rids.tolist())) == len(ranking.rids) >= 200
+        assert not set(ranking.rids.tolist()) & set(segment.rids[strays[::2]].tolist())
+    odd = [part.live_mask() & (part.rids % 80 != 41) for part in snapshot.parts]
+    for ranking in snapshot.nearest(queries, 200, effort=Effort(), among=odd):
+        assert len(set(ranking.rids.tolist())) == len(ranking.rids) >= 200
+        assert not (ranking.rids % 80 == 41).any()
