@@ -155,9 +155,7 @@ class LocalStore:
             try:
                 with reported(directory):
                     directory.mkdir()
-                    collection = Collection(
-                        entry, directory, create=True, memory_bytes=self._memory_bytes, observer=self._observer
-                    )
+                    collection = self._collection(entry, directory, create=True)
             except EmbedserveError:
                 shutil.rmtree(directory, ignore_errors=True)
                 raise
@@ -350,7 +348,7 @@ class LocalStore:
                 receive(chunks, directory / FILE, self._check_open)
                 entry = checked(directory / FILE, name=name, uid=uid, check=self._check_open).entry
                 strip(directory / FILE)
-                collection = Collection(entry, directory, memory_bytes=self._memory_bytes, observer=self._observer)
+                collection = self._collection(entry, directory)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
@@ -437,10 +435,11 @@ class LocalStore:
         for entry in entries:
             if entry.uid not in found:
                 raise damaged(self._directory / entry.uid, f"the files of collection {entry.name!r} are missing")
-            self._collections[entry.name] = Collection(
-                entry, self._directory / entry.uid, memory_bytes=self._memory_bytes, observer=self._observer
-            )
+            self._collections[entry.name] = self._collection(entry, self._directory / entry.uid)
         self._aliases = self._catalog.aliases()
+
+    def _collection(self, entry: Entry, directory: Path, *, create: bool = False) -> Collection:
+        return Collection(entry, directory, create=create, memory_bytes=self._memory_bytes, observer=self._observer)
 
     def _all_collections(self) -> list[Collection]:
         with self._names:

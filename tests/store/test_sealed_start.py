@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from store_cases import random_units
 
+from embedserve.index.current import CurrentSnapshot
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
 from embedserve.index.segment import Segment
 from embedserve.index.spec import parse
+from embedserve.observer import Observer
 from embedserve.store.local import LocalStore
 from embedserve.store.segment_files import SegmentFiles
 from embedserve.types import EXTERNAL, Item, Keep, SearchOptions
@@ -188,3 +190,57 @@ def test_a_segment_that_is_not_trusted_any_more_is_read_again_from_the_records(
     with opened(data) as store:
         assert answers(store) == expected
         assert sum(count for _, count in segments_of(store)) >= 99
+
+
+@pytest.mark.usefixtures("right")
+def test_a_write_whose_publication_was_interrupted_is_caught_up_with(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(index: CurrentSnapshot, snapshot: object) -> None:
+        raise KeyboardInterrupt
+
+    replaced = Item(id="0003", vector=items(500, 1)[0].vector)
+    with opened(data) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(CurrentSnapshot, "publish", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                store.upsert("photos", [replaced, *items(200, 2)])
+        store.delete_items("photos", ["0001"])
+        with monkeypatch.context() as patched:
+            patched.setattr(CurrentSnapshot, "publish", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                store.delete_items("photos", ["0101", "0134"])
+        segments = segments_of(store)
+        store.upsert("photos", items(300, 1))
+        assert store.get_collection("photos").items == 135 + 2 - 3 + 1
+        assert segments_of(store) == segments == [(1, 100), (101, 30)]
+        caught_up = answers(store)
+        for item in (replaced, *items(200, 2), *items(300, 1)):
+            assert item.vector is not None
+            (hits,) = store.search("photos", item.vector[None], SearchOptions(k=1), [None])
+            assert (hits[0].id, hits[0].score) == (item.id, 1.0)
+    with opened(data) as store:
+        assert answers(store) == caught_up
+
+
+class Told(Observer):
+    """Notes why parts of the index are made again."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def on_index_rebuilt(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def test_the_observer_is_told_why_a_part_of_the_index_is_made_again(
+    data: Path, right: list[list[tuple[str, float]]]
+) -> None:
+    told = Told()
+    with LocalStore.open(data, background=False, observer=told):
+        assert told.reasons == []
+    first, _ = (directory_of(data) / "segments").glob("*/rids.i64")
+    first.unlink()
+    with LocalStore.open(data, background=False, observer=told) as store:
+        assert told.reasons == ["damaged"]
+        assert answers(store) == right
