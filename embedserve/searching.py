@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import queue
 import threading
 import time
 from collections import OrderedDict, deque
@@ -79,7 +80,7 @@ class Searches:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
-        self._arrived = threading.Condition(self._lock)
+        self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._waiting: OrderedDict[object, _Alike] = OrderedDict()  # the next one first
         self._free = threads
         self._done: list[_Call] = []
@@ -135,7 +136,8 @@ class Searches:
                 alike = self._waiting[key] = _Alike(bound, options)
             alike.calls.append(call)
             alike.waiting += count
-            self._arrived.notify(-(-count // _LEAST_SHARE))
+        for _ in range(-(-count // _LEAST_SHARE)):
+            self._tokens.put(True)
         call.future.add_done_callback(lambda future: self._take_back(key, call) if future.cancelled() else None)
         return call.future
 
@@ -143,7 +145,8 @@ class Searches:
         """Finish what was submitted, then stop."""
         with self._lock:
             self._stopping = True
-            self._arrived.notify_all()
+        for _ in self._threads:
+            self._tokens.put(False)  # behind all that was submitted
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
         self._deliver()
@@ -172,12 +175,12 @@ class Searches:
     # --- In the threads ---
 
     def _work(self) -> None:
-        while True:
+        # Each token is worth a share of the queries that were submitted with it, or of others that came earlier; so no
+        # query waits without one. A condition variable would do the same in Python, for 30 µs a search.
+        while self._tokens.get():
             with self._lock:
-                while not self._waiting:
-                    if self._stopping:
-                        return
-                    self._arrived.wait()
+                if not self._waiting:
+                    continue
                 alike, parts = self._take()
                 self._free -= 1
             if parts:

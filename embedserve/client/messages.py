@@ -97,7 +97,13 @@ def search_results(
 ) -> list[list[Hit] | EmbedserveError]:
     """The hits of each query of the part, or why there are none."""
     results = response.results if response is not None else ()
-    return part.merge(read_results("query", results, "hits", lambda result: wire.hits_from_proto(result.hits)))
+    asked = part.request or search_pb.SearchRequest()
+    has_metadata, has_vectors = asked.include_metadata, asked.include_vectors
+
+    def hits(result: search_pb.SearchResult) -> list[Hit]:
+        return wire.hits_from_proto(result.hits, has_metadata=has_metadata, has_vectors=has_vectors)
+
+    return part.merge(read_results("query", results, "hits", hits))
 
 
 # --- Items -----------------------------------------------------------------

@@ -649,6 +649,10 @@ class Client:
 
         try:
             for part in parts:
+                if part.is_all and part.request is not None:
+                    # A call that others may follow costs gRPC a thread, 0.35 ms.
+                    yield part, self._answer(method, part.request)
+                    return
                 while len(waiting) >= calls.CALLS_IN_FLIGHT:
                     yield first()
                 waiting.append((part, None if part.request is None else self._send(method, part.request)))

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 
+_HIT_BYTES = 16
+"""Of a hit with a short id, beside its metadata and vector."""
+
+
 class SearchService(pb_grpc.SearchServiceServicer):
     """Search."""
 
@@ -55,8 +59,10 @@ class SearchService(pb_grpc.SearchServiceServicer):
             deadline=deadline_of(context),
             timings=timings,
         )
-        hits = [hit for result in results if not isinstance(result, EmbedserveError) for hit in result]
-        size_bytes = sum(stored_bytes(hit.metadata, hit.vector) for hit in hits)
+        found = [result for result in results if not isinstance(result, EmbedserveError)]
+        size_bytes = _HIT_BYTES * sum(map(len, found))
+        if options.include_metadata or options.include_vectors:
+            size_bytes += sum(stored_bytes(hit.metadata, hit.vector) for hits in found for hit in hits)
 
         def response() -> pb.SearchResponse:
             made = pb.SearchResponse(encoder=collection_encoder_ref(bound))

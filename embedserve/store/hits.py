@@ -37,13 +37,9 @@ def search_index(
     for ranking, ids in zip(rankings, snapshot.ids_of(rankings), strict=True):
         ordered = _ordered(ranking, ids, options, None)[: options.k]
         if options.include_vectors:
-            vectors = [snapshot.vector_at(ranking, place) for _, _, place in ordered]
-            hits = [
-                Hit(id=id.decode(), score=score, vector=vector)
-                for (score, id, _), vector in zip(ordered, vectors, strict=True)
-            ]
+            hits = [Hit(id=id.decode(), score=s, vector=snapshot.vector_at(ranking, n)) for s, id, n in ordered]
         else:
-            hits = [Hit(id=id.decode(), score=score) for score, id, _ in ordered]
+            hits = [Hit(id=id.decode(), score=s) for s, id, _ in ordered]
         answers.append(hits)
     return answers
 

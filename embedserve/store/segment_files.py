@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from embedserve.errors import InvalidInput, StoreError
 from embedserve.index import spec, structures
 from embedserve.index.ids import PackedIds
-from embedserve.index.segment import Segment
+from embedserve.index.segment import Segment, Strays
 from embedserve.index.structures import Hnsw
 from embedserve.index.tuning import Point
 from embedserve.observer import Observer
@@ -183,7 +183,7 @@ class SegmentFiles:
                 "fingerprint": self._fingerprint,
                 "index": str(segment.spec),
                 "points": [[point.effort, point.recall] for point in segment.points],
-                "strays": segment.strays.tolist(),
+                "strays": segment.strays.positions.tolist(),
                 "faiss": faiss.__version__,
                 "files": files,
             },
@@ -222,7 +222,7 @@ class SegmentFiles:
         if rows and (int(ids.ends[-1]) != len(ids.text) or (np.diff(rids) <= 0).any()):
             raise ValueError(f"{path} holds no ascending row numbers")
         points = tuple(Point(int(effort), float(recall)) for effort, recall in manifest["points"])
-        strays = np.array(manifest["strays"], np.int64)
+        strays = Strays.of(vectors, np.array(manifest["strays"], np.int64))
         return Segment(vectors, rids, ids, None, rows, uid, structure, points, strays)
 
 

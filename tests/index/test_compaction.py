@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from embedserve.index.compaction import Pace, Step, next_step
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
-from embedserve.index.segment import Segment
+from embedserve.index.segment import NO_STRAYS, Segment
 
 D = 1024
 """So that 256 rows are 1 MiB."""
@@ -26,7 +26,7 @@ def part(live: int, dead: int = 0, *, sealed: bool = True) -> Rows:
     nothing = np.empty((live + dead, 0), np.float32)
     rids, ids = np.arange(live + dead), PackedIds.of([])
     if sealed:
-        return Segment(nothing, rids, ids, None, live, "uid", None, ())
+        return Segment(nothing, rids, ids, None, live, "uid", None, (), NO_STRAYS)
     return Rows(nothing, rids, ids, None, live)
 
 

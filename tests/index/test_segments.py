@@ -15,7 +15,7 @@ from embedserve.index.delta import Delta
 from embedserve.index.effort import EXACT, Effort
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
-from embedserve.index.segment import Segment
+from embedserve.index.segment import NO_STRAYS, Segment, Strays
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
 from embedserve.index.structures import Stopped
@@ -168,7 +168,7 @@ class Blind:
 @pytest.mark.parametrize("dead", [[], [3]])
 def test_places_without_a_row_count_for_none(dead: list[int]) -> None:
     part = rows(1, 100)
-    segment = Segment(part.vectors, part.rids, part.ids, None, 100, "a", Blind(), ())
+    segment = Segment(part.vectors, part.rids, part.ids, None, 100, "a", Blind(), (), NO_STRAYS)
     left = segment.without(np.array(dead, np.int64))
     (ranking,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, effort=Effort(ef=1))
     (right,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, effort=EXACT)
@@ -288,7 +288,7 @@ def test_rows_that_a_graph_does_not_lead_to_are_found_all_the_same() -> None:
     hard = Effort(ef=4 * sparse.effort(Effort()))
     assert len(sparse.strays) > 3
     assert selves_missed(sparse, hard) == 0
-    assert selves_missed(replace(sparse, strays=NOTHING), hard) == len(sparse.strays)
+    assert selves_missed(replace(sparse, strays=NO_STRAYS), hard) == len(sparse.strays)
     assert selves_missed(sparse, EXACT) == 0
 
 
@@ -297,7 +297,7 @@ def test_strays_are_in_no_answer_twice_nor_when_they_are_dead_or_do_not_match(se
     if segment.structure is None:
         pytest.skip("nothing strays where all rows are compared")
     strays = np.arange(0, 4000, 40)
-    with_strays = replace(segment, strays=strays)
+    with_strays = replace(segment, strays=Strays.of(segment.vectors, strays))
     snapshot, queries = Snapshot.of(1, D, [with_strays.without(with_strays.rids[strays[::2]])]), units(40, 5)
     for ranking in snapshot.nearest(queries, 200, effort=Effort()):
         assert len(set(ranking.rids.tolist())) == len(ranking.rids) >= 200

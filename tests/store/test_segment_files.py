@@ -21,7 +21,7 @@ from embedserve.errors import DiskFull, StoreError
 from embedserve.index.effort import Effort
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
-from embedserve.index.segment import Segment
+from embedserve.index.segment import NO_STRAYS, Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
 from embedserve.store.files import read_document, write_document
@@ -356,7 +356,7 @@ def test_vectors_that_are_no_single_block_are_written_in_their_order(files: Segm
     wide: NDArray[np.float32] = np.zeros((5, 2 * D), np.float32)
     wide[:, ::2] = random_units(5, D)
     part = rows(1, 5)
-    strange = Segment(wide[:, ::2], part.rids, part.ids, None, 5, "a" * 32, None, ())
+    strange = Segment(wide[:, ::2], part.rids, part.ids, None, 5, "a" * 32, None, (), NO_STRAYS)
     (written,) = used(files, strange)
     assert np.array_equal(written.vectors, random_units(5, D))
 
@@ -364,7 +364,7 @@ def test_vectors_that_are_no_single_block_are_written_in_their_order(files: Segm
 def test_row_numbers_that_do_not_ascend_are_no_segment(files: SegmentFiles) -> None:
     part = rows(1, 5)
     with pytest.raises(StoreError, match="no ascending row numbers"):
-        files.write(Segment(part.vectors, part.rids[::-1].copy(), part.ids, None, 5, "a" * 32, None, ()), 1)
+        files.write(Segment(part.vectors, part.rids[::-1].copy(), part.ids, None, 5, "a" * 32, None, (), NO_STRAYS), 1)
 
 
 def test_every_file_and_the_names_are_on_disk_before_a_segment_is_used(
