@@ -12,13 +12,11 @@ SQLite is the truth; all of the index may be removed, and is made again from the
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -33,6 +31,7 @@ from embedserve.store.catalog import Catalog, Entry, check_filter_keys, check_na
 from embedserve.store.check import Check
 from embedserve.store.collection import Collection
 from embedserve.store.database import damaged, reported
+from embedserve.store.directories import Directories
 from embedserve.store.files import sync
 from embedserve.store.lock import DirectoryLock
 from embedserve.store.maintenance import Maintenance
@@ -53,8 +52,6 @@ from embedserve.types import (
     SearchOptions,
 )
 
-_UID = re.compile(r"[0-9a-f]{32}")
-
 
 class LocalStore:
     """A VectorStore on local files; ``LocalStore.open`` makes one."""
@@ -62,7 +59,7 @@ class LocalStore:
     def __init__(
         self, directory: Path, lock: DirectoryLock, catalog: Catalog, memory_bytes: int, observer: Observer
     ) -> None:
-        self._directory = directory / "collections"
+        self._directories = Directories(directory / "collections")
         self._lock = lock
         self._catalog = catalog
         self._changing = threading.RLock()  # held while collections are made, removed and renamed
@@ -95,14 +92,13 @@ class LocalStore:
             (directory / "collections").mkdir(parents=True, exist_ok=True)
             lock = DirectoryLock(directory)
             undo.callback(lock.release)
-            found = {entry.name for entry in (directory / "collections").iterdir() if _UID.fullmatch(entry.name)}
-            # A new catalog beside collections would take them all for orphans and remove them.
-            catalog = Catalog(path, create=not found)
+            # A new catalog beside collections would know none of them.
+            catalog = Catalog(path, create=not Directories(directory / "collections").uids())
             undo.callback(catalog.close)
             observer = observer or Observer()
             store = cls(directory, lock, catalog, memory_bytes or _half_of_memory(), observer)
             undo.callback(store._close_collections)
-            store._load(found)
+            store._load()
             undo.pop_all()
         if background:
             store._maintenance = Maintenance(store._all_collections, observer)
@@ -139,7 +135,7 @@ class LocalStore:
             raise InvalidInput(f"target_recall is {target_recall}; it lies above 0 and is at most 1")
         entry = Entry(
             name=name,
-            uid=uuid.uuid4().hex,
+            uid="",
             fingerprint=fingerprint,
             encoder_name=encoder_name,
             dimension=dimension,
@@ -151,14 +147,8 @@ class LocalStore:
         )
         with self._changing:
             self._check_free(name)
-            directory = self._directory / entry.uid
-            try:
-                with reported(directory):
-                    directory.mkdir()
-                    collection = self._collection(entry, directory, create=True)
-            except EmbedserveError:
-                shutil.rmtree(directory, ignore_errors=True)
-                raise
+            with self._unfinished() as uid:
+                collection = self._collection(replace(entry, uid=uid), create=True)
             return self._added(collection)
 
     def bound(self, name: str) -> Bound:
@@ -207,13 +197,19 @@ class LocalStore:
             if collection is None:
                 hint = f"{name!r} is an alias of {self._aliases[name]!r}" if name in self._aliases else ""
                 raise CollectionNotFound(f"there is no collection {name!r}", hint=hint)
-            self._catalog.remove(name)
+            uid = collection.entry.uid
+            with suppress(OSError):  # on a full disk it is removed all the same
+                self._directories.doom(uid)
+            try:
+                self._catalog.remove(name)
+            except BaseException:
+                self._directories.finish(uid)
+                raise
             with self._names:
                 del self._collections[name]
                 self._aliases = {alias: target for alias, target in self._aliases.items() if target != name}
             collection.close()
-            # If it cannot be removed now, it is an orphan and goes when the store is opened next.
-            shutil.rmtree(self._directory / collection.entry.uid, ignore_errors=True)
+            self._directories.remove(uid)
 
     def set_alias(self, alias: str, collection: str) -> None:
         """Point an alias to a collection, at once for every later call; an empty ``collection`` removes it.
@@ -310,22 +306,16 @@ class LocalStore:
             DiskFull: there is no room for the copy.
             StoreError: a row is damaged, or the collection was removed or the store closed meanwhile.
         """
-        # A directory that the catalog does not name goes at the next start if the process dies now.
-        directory = self._directory / uuid.uuid4().hex
-        try:
-            with self._used(name) as collection, reported(directory):
-                directory.mkdir()
-                path = directory / "backup"
+        with self._unfinished(remains=False) as uid, self._used(name) as collection:
+            path = self._directories[uid] / "backup"
 
-                def check() -> None:
-                    if collection.gate.closed:
-                        raise StoreError(f"collection {name!r} was closed while it was copied")
+            def check() -> None:
+                if collection.gate.closed:
+                    raise StoreError(f"collection {name!r} was closed while it was copied")
 
-                write_backup(self._directory / collection.entry.uid / FILE, path, collection.entry, check)
-                file = path.open("rb")
-        finally:
-            # The open file stays readable, and nothing of it is left when it is closed, however that comes about.
-            shutil.rmtree(directory, ignore_errors=True)
+            write_backup(self._directories[collection.entry.uid] / FILE, path, collection.entry, check)
+            file = path.open("rb")
+        # The open file stays readable, and nothing of it is left when it is closed, however that comes about.
         with file:
             yield file
 
@@ -340,24 +330,18 @@ class LocalStore:
         check_name(name)
         with self._changing:
             self._check_free(name)
-        uid = uuid.uuid4().hex
-        directory = self._directory / uid
-        try:
-            with reported(directory):
-                directory.mkdir()
-                receive(chunks, directory / FILE, self._check_open)
-                entry = checked(directory / FILE, name=name, uid=uid, check=self._check_open).entry
-                strip(directory / FILE)
-                collection = self._collection(entry, directory)
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
+        with self._unfinished() as uid:
+            path = self._directories[uid] / FILE
+            receive(chunks, path, self._check_open)
+            entry = checked(path, name=name, uid=uid, check=self._check_open).entry
+            strip(path)
+            collection = self._collection(entry)
         with self._changing:
             try:
                 self._check_free(name)
             except EmbedserveError:
                 collection.close()
-                shutil.rmtree(directory, ignore_errors=True)
+                self._directories.remove(uid)
                 raise
             return self._added(collection)
 
@@ -389,13 +373,15 @@ class LocalStore:
 
     def _added(self, collection: Collection) -> CollectionInfo:
         """Give a collection whose files are there its name; only while ``_changing`` is held."""
-        directory = self._directory / collection.entry.uid
+        uid = collection.entry.uid
         try:
-            with reported(directory):
+            with reported(self._directories[uid]):
                 # It is there to stay before the catalog names it.
-                sync(directory)
-                sync(self._directory)
+                sync(self._directories[uid])
+                sync(self._directories.root)
             self._catalog.add(collection.entry)
+            with suppress(OSError):  # the next start takes the mark off
+                self._directories.finish(uid)
         except BaseException:
             # After a failed commit nobody knows whether the catalog names it, so the files stay until the next start,
             # which knows.
@@ -404,6 +390,21 @@ class LocalStore:
         with self._names:
             self._collections[collection.entry.name] = collection
         return collection.info(())
+
+    @contextmanager
+    def _unfinished(self, *, remains: bool = True) -> Iterator[str]:
+        """The uid of a new directory, which is removed if the block fails, or in any case unless it ``remains``."""
+        with reported(self._directories.root):
+            uid = self._directories.make()
+            try:
+                with reported(self._directories[uid]):
+                    yield uid
+            except BaseException:
+                remains = False
+                raise
+            finally:
+                if not remains:
+                    self._directories.remove(uid)
 
     @contextmanager
     def _used(self, name: str, uid: str = "") -> Iterator[Collection]:
@@ -427,19 +428,24 @@ class LocalStore:
         if self._closed:
             raise StoreError("the store is closed")
 
-    def _load(self, found: set[str]) -> None:
+    def _load(self) -> None:
         entries = self._catalog.entries()
-        for uid in found - {entry.uid for entry in entries}:
-            # Made or removed in part when the process died.
-            shutil.rmtree(self._directory / uid, ignore_errors=True)
+        self._directories.clear({entry.uid for entry in entries})
         for entry in entries:
-            if entry.uid not in found:
-                raise damaged(self._directory / entry.uid, f"the files of collection {entry.name!r} are missing")
-            self._collections[entry.name] = self._collection(entry, self._directory / entry.uid)
+            if not self._directories[entry.uid].is_dir():
+                raise damaged(self._directories[entry.uid], f"the files of collection {entry.name!r} are missing")
+            self._directories.finish(entry.uid)
+            self._collections[entry.name] = self._collection(entry)
         self._aliases = self._catalog.aliases()
 
-    def _collection(self, entry: Entry, directory: Path, *, create: bool = False) -> Collection:
-        return Collection(entry, directory, create=create, memory_bytes=self._memory_bytes, observer=self._observer)
+    def _collection(self, entry: Entry, *, create: bool = False) -> Collection:
+        return Collection(
+            entry,
+            self._directories[entry.uid],
+            create=create,
+            memory_bytes=self._memory_bytes,
+            observer=self._observer,
+        )
 
     def _all_collections(self) -> list[Collection]:
         with self._names:

@@ -9,6 +9,7 @@ from store_cases import all_ids, items_file, new_collection, unit
 
 from embedserve.errors import AlreadyExists, CollectionNotFound, DiskFull, InvalidInput, StoreError
 from embedserve.store.catalog import Catalog, Entry
+from embedserve.store.directories import Directories
 from embedserve.store.local import LocalStore
 from embedserve.store.protocol import VectorStore
 from embedserve.types import EXTERNAL, Include, Item, Keep, SearchOptions
@@ -157,15 +158,58 @@ def test_a_restart_finds_collections_and_aliases_again(data: Path) -> None:
     assert [info.aliases for info in after] == [("live",), ()]
 
 
-def test_what_a_crash_left_of_a_creation_is_removed_at_the_next_start(data: Path) -> None:
+def test_what_a_crash_left_of_a_creation_or_a_removal_is_removed_at_the_next_start(data: Path) -> None:
     with LocalStore.open(data) as store:
         new_collection(store)
-    orphan = data / "collections" / ("0" * 32)
-    shutil.copytree(items_file(data).parent, orphan)
+    begun, unfinished = (data / "collections" / (digit * 32) for digit in "01")
+    begun.mkdir()
+    shutil.copytree(items_file(data).parent, unfinished)
+    (unfinished / "UNFINISHED").touch()
     (data / "collections" / "notes").mkdir()
     LocalStore.open(data).close()
-    assert not orphan.exists()
+    assert not begun.exists()
+    assert not unfinished.exists()
     assert (data / "collections" / "notes").exists(), "what the store has not made is not its to remove"
+
+
+def test_items_that_an_older_catalog_does_not_know_are_kept_and_told_of(
+    data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with LocalStore.open(data) as store:
+        new_collection(store)
+    older = (data / "catalog.sqlite").read_bytes()
+    with LocalStore.open(data) as store:
+        new_collection(store, "newer")
+        store.upsert("newer", [Item(id="a", vector=unit(1, 0, 0, 0))])
+    newest = (data / "catalog.sqlite").read_bytes()
+    (data / "catalog.sqlite").write_bytes(older)
+    with LocalStore.open(data) as store:
+        assert [info.name for info in store.list_collections()] == ["photos"]
+    assert "holds items, and the catalog names no collection for it" in caplog.text
+    (data / "catalog.sqlite").write_bytes(newest)
+    with LocalStore.open(data) as store:
+        assert all_ids(store, "newer") == ["a"]
+
+
+@pytest.mark.parametrize("step", ["remove", "doom"])
+def test_a_removal_that_died_half_way_is_finished_at_the_next_start(
+    data: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def died(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    store = LocalStore.open(data, background=False)
+    new_collection(store)
+    new_collection(store, "gone")
+    with monkeypatch.context() as patched:
+        patched.setattr(Directories, step, died)
+        with pytest.raises(KeyboardInterrupt):
+            store.delete_collection("gone")
+    store.close()
+    with LocalStore.open(data) as store:
+        left = ["gone", "photos"] if step == "doom" else ["photos"]
+        assert [info.name for info in store.list_collections()] == left
+    assert len(list((data / "collections").iterdir())) == len(left)
 
 
 def test_a_creation_that_the_catalog_refuses_leaves_no_collection(
