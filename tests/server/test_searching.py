@@ -227,6 +227,21 @@ def test_the_queries_of_one_call_are_shared_out_among_the_threads_that_are_free(
     run(test, threads=2)
 
 
+@pytest.mark.parametrize("threads", [2, 4, 8, 32])
+@pytest.mark.parametrize("size", [1, 16, 33, 64])
+def test_many_calls_at_once_are_all_answered_however_many_threads_there_are(threads: int, size: int) -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        for calls in (1, 9, 10, 40):
+            numbers = [list(range(call * 1000 + 1, call * 1000 + 1 + size)) for call in range(calls)]
+            found = await asyncio.wait_for(
+                asyncio.gather(*(searches.submit(bound("a"), query(*some), PLAIN, [None] * size) for some in numbers)),
+                30,
+            )
+            assert [ids(hits) for hits in found] == [[f"a {number} None" for number in some] for some in numbers]
+
+    run(test, threads=threads)
+
+
 def test_closing_answers_what_waits_and_refuses_what_comes_later() -> None:
     async def test(searches: Searches, store: Store) -> None:
         busy = await kept_busy(searches, store)
