@@ -51,7 +51,8 @@ def next_step(parts: Sequence[Rows], dimension: int, pace: Pace) -> Step | None:
     first = len(parts)
     while first and not isinstance(parts[first - 1], Segment):
         first -= 1
-    waiting = sum(part.live for part in parts[first:])
+    # Dead rows count: where the same items are written over and over, they are nearly all that memory holds.
+    waiting = sum(len(part) for part in parts[first:])
     between = next((n for n, part in enumerate(parts[:first]) if not isinstance(part, Segment)), None)
     if between is not None:
         # A segment was lost, and its rows lie between others.

@@ -22,6 +22,9 @@ _QUERIES = 200
 _SEED = 4321
 ENOUGH = 0.999
 """Harder efforts are not tried once this is reached."""
+_TO_SPARE = 0.3
+"""Share of what may be missed that is found all the same. 200 made queries say what others need to about 0.01: where they
+found 0.962 with the ef that was taken, 1,000 held-out queries found 0.958, and the first 200 of these 0.940."""
 _HARDER = 4
 _SELVES = 1024
 """Rows looked for in one go."""
@@ -112,8 +115,9 @@ def strays(
 
 
 def effort_for(points: Sequence[Point], target_recall: float) -> int:
-    """The least effort that reaches a recall; where none does, the greatest that was tried."""
-    return next((point.effort for point in points if point.recall >= target_recall), points[-1].effort)
+    """The least effort that reaches a recall with something to spare; where none does, the greatest that was tried."""
+    wanted = min(target_recall + _TO_SPARE * (1 - target_recall), ENOUGH)
+    return next((point.effort for point in points if point.recall >= wanted), points[-1].effort)
 
 
 def recall(found: NDArray[np.float32], best: NDArray[np.float32], dimension: int) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.errors import DiskFull, StoreError
+from embedserve.index import tuning
 from embedserve.index.effort import Effort
 from embedserve.index.ranking import exact_scores
 from embedserve.index.segment import Segment
@@ -205,7 +206,7 @@ class Check:
                     self._problems.append(f"item {id!r}: a search for its own vector does not find it")
                 self._progress("search", searched, total)
         target = self._collection.entry.target_recall
-        if missed > (1 - target) * searched:
+        if missed > (1 - min(target, tuning.ENOUGH)) * searched:
             self._problems.append(
                 f"{missed} of {searched} items are not found by their own vectors with the usual effort, which is to "
                 f"find {target:.0%}"

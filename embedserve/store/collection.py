@@ -101,6 +101,7 @@ class Collection:
         self._commits: Commits[_Write, Change] = Commits(self._commit)
         self._building = threading.Lock()
         self._closing = False
+        self._files_named = True
         self._written_at = self._built_at = time.monotonic()
         self._records = Records(directory / FILE, entry.dimension, create=create, filter_keys=entry.filter_keys)
         try:
@@ -244,6 +245,8 @@ class Collection:
         now = time.monotonic()
         pace = Pace(idle=at_once or now - self._written_at > _IDLE_S, due=now - self._built_at > _DUE_S)
         with self._building:
+            if not self._closing and not self._files_named:
+                self._use_files()
             if self._closing or self._next_step(self._index.current, pace) is None:
                 return None
             with self._commits.lock:
@@ -259,9 +262,13 @@ class Collection:
         """Whether it is being closed, so that what fails now is no surprise."""
         return self._closing
 
-    def measure_recall(self) -> Recall | None:
-        """Compare approximate with exact search now; None if every search is exact."""
-        return self.recall.measure(self._index.current)
+    def measure_recall(self, stopped: Callable[[], bool] = lambda: False) -> Recall | None:
+        """Compare approximate with exact search now; None if every search is exact.
+
+        Raises:
+            structures.Stopped: ``stopped`` said so, or the collection is closed meanwhile.
+        """
+        return self.recall.measure(self._index.current, lambda: stopped() or self._closing)
 
     def rebuild(self, uid: str) -> None:
         """Take a segment out of use that cannot be trusted; its rows are read from the records and sealed anew.
@@ -348,8 +355,10 @@ class Collection:
         return self.files.write(segment, snapshot.seq)
 
     def _use_files(self) -> None:
+        self._files_named = False  # so that the next step tries again if this fails
         snapshot = self._index.current
         self.files.use(snapshot.segments, snapshot.seq)
+        self._files_named = True
 
     # --- Records and index in step --------------------------------------------------
 

@@ -23,7 +23,7 @@ from typing import BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.errors import AlreadyExists, CollectionNotFound, EmbedserveError, InvalidInput, StoreError
+from embedserve.errors import AlreadyExists, CollectionNotFound, DiskFull, EmbedserveError, InvalidInput, StoreError
 from embedserve.index import spec
 from embedserve.observer import Observer
 from embedserve.store.backup import write_backup
@@ -382,6 +382,10 @@ class LocalStore:
             self._catalog.add(collection.entry)
             with suppress(OSError):  # the next start takes the mark off
                 self._directories.finish(uid)
+        except DiskFull:  # nothing was committed
+            collection.close()
+            self._directories.remove(uid)
+            raise
         except BaseException:
             # After a failed commit nobody knows whether the catalog names it, so the files stay until the next start,
             # which knows.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from threading import Lock
 
 import numpy as np
@@ -13,13 +14,14 @@ from embedserve.index import tuning
 from embedserve.index.effort import EXACT, Effort
 from embedserve.index.ranking import Ranking
 from embedserve.index.snapshot import Snapshot
+from embedserve.index.structures import Stopped
 from embedserve.types import Recall
 
 _KEPT = 256
 """Queries that are remembered, the latest ones."""
 _MEASURED = 100
-_TOGETHER = 8
-"""Queries searched in one go, so that other threads get their turn."""
+_TOGETHER = 25
+"""Queries searched in one go: from 20 on FAISS reads the vectors once for all of them."""
 _STEP = 2**0.5
 _LEAST, _MOST = 0.25, 16.0
 _MARGIN = 0.01
@@ -61,11 +63,14 @@ class RecallMonitor:
         """What was measured concerns an index that is gone."""
         self._new = True
 
-    def measure(self, snapshot: Snapshot) -> Recall | None:
+    def measure(self, snapshot: Snapshot, stopped: Callable[[], bool] = lambda: False) -> Recall | None:
         """Measure it now; None if every search is exact.
 
         Real queries that are not found as well as they should be raise the effort; those that would be with less lower
         it, if there are enough of them.
+
+        Raises:
+            Stopped: ``stopped`` said so in between.
         """
         with self._lock:
             asked = list(self._queries)[-_MEASURED:]
@@ -75,7 +80,7 @@ class RecallMonitor:
             self.last = None
             return None
         queries = np.stack(asked) if asked else tuning.made_queries(max(approximate, key=len).vectors, _MEASURED)
-        comparison = Comparison(snapshot, queries)
+        comparison = Comparison(snapshot, queries, stopped)
         value = comparison.recall(self._effort(self.boost))
         if asked:
             self.boost, value = self._corrected(comparison, value, may_lower=len(asked) >= _MEASURED)
@@ -86,13 +91,16 @@ class RecallMonitor:
         """The least effort that suffices, and its recall."""
         boost = self.boost
         while value < self._target and boost * _STEP <= _MOST:
-            boost *= _STEP
-            value = comparison.recall(self._effort(boost))
+            higher = comparison.recall(self._effort(boost * _STEP))
+            if higher <= value:
+                break  # what is missed is not a matter of effort
+            boost, value = boost * _STEP, higher
         if boost > self.boost:
             return boost, value
+        enough = min(self._target + _MARGIN, 1 - (1 - self._target) / 2)
         while may_lower and boost / _STEP >= _LEAST:
             lower = comparison.recall(self._effort(boost / _STEP))
-            if lower < self._target + _MARGIN:
+            if lower < enough:
                 break
             boost, value = boost / _STEP, lower
         return boost, value
@@ -104,9 +112,12 @@ class RecallMonitor:
 class Comparison:
     """What exact search finds in a snapshot for queries [Q, D], to compare with."""
 
-    def __init__(self, snapshot: Snapshot, queries: NDArray[np.float32]) -> None:
+    def __init__(
+        self, snapshot: Snapshot, queries: NDArray[np.float32], stopped: Callable[[], bool] = lambda: False
+    ) -> None:
         self._snapshot = snapshot
         self._queries = queries
+        self._stopped = stopped
         self._lowest = [ranking.scores[: tuning.K][-1:] for ranking in self._search(EXACT)]
 
     def recall(self, effort: Effort) -> float:
@@ -122,5 +133,7 @@ class Comparison:
     def _search(self, effort: Effort) -> list[Ranking]:
         rankings = []
         for start in range(0, len(self._queries), _TOGETHER):
+            if self._stopped():
+                raise Stopped
             rankings += self._snapshot.nearest(self._queries[start : start + _TOGETHER], tuning.K, effort=effort)
         return rankings

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.errors import EmbedserveError
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Frozen, Rows
 from embedserve.index.segment import Segment
@@ -56,7 +58,10 @@ def load(view: View, files: SegmentFiles, path: Path, dimension: int) -> Snapsho
         fixed.append(segment.without(np.setdiff1d(segment.rids, within, assume_unique=True)))
         start = int(last)
     fixed += unsealed(view, live[start:], path, dimension)
-    files.remove_others({part.uid for part in fixed if isinstance(part, Segment)})
+    used = [part for part in fixed if isinstance(part, Segment)]
+    if [segment.uid for segment in used] != files.named:
+        with suppress(EmbedserveError):  # on a full disk the next seal does it
+            files.use(used, seq)
     return Snapshot.of(seq, dimension, fixed)
 
 

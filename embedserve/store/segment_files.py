@@ -58,15 +58,17 @@ class SegmentFiles:
         self._dimension = dimension
         self._fingerprint = fingerprint
         self._observer = observer or Observer()
+        self.named: list[str] | None = []
+        """What CURRENT.json named when it was last read or written; None if it could not be read."""
 
     def load(self) -> tuple[list[Segment], int]:
         """The segments in use, in order, as far as their files are intact, and the sequence number they were made at.
 
         All that is doubtful is said in the log and left out; what nobody names is removed.
         """
-        uids, seq = self._named()
+        self.named, seq = self._current_segments()
         segments = []
-        for uid in uids:
+        for uid in self.named or ():
             try:
                 segments.append(self._read(uid))
             except (OSError, ValueError, KeyError, TypeError, InvalidInput) as error:
@@ -112,6 +114,7 @@ class SegmentFiles:
         uids = [segment.uid for segment in segments]
         with reported(self.directory):
             write_document(self._current, {"format": _FORMAT, "segments": uids, "seq": seq})
+        self.named = uids
         self.remove_others(set(uids))
 
     def remove_others(self, uids: set[str]) -> None:
@@ -140,7 +143,7 @@ class SegmentFiles:
         for name in (uid, uid + ".tmp"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
 
-    def _named(self) -> tuple[list[str], int]:
+    def _current_segments(self) -> tuple[list[str] | None, int]:
         if not self.directory.exists():
             return [], 0
         try:
@@ -152,7 +155,7 @@ class SegmentFiles:
             return [], 0
         except (OSError, ValueError, KeyError, TypeError) as error:
             self.doubt("damaged", "the index is made again from the items: %s", error)
-            return [], 0
+            return None, 0
 
     def _write_files(self, segment: Segment, path: Path, seq: int) -> None:
         assert isinstance(segment.ids, PackedIds)

@@ -13,6 +13,8 @@ from embedserve.index.compaction import Pace, Step, next_step
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
 from embedserve.index.segment import NO_STRAYS, Segment
+from embedserve.index.snapshot import Snapshot
+from embedserve.index.spec import IndexSpec
 
 D = 1024
 """So that 256 rows are 1 MiB."""
@@ -122,3 +124,29 @@ def test_a_row_is_built_into_few_segments_however_many_come_after_it() -> None:
             parts = [each for each in parts if isinstance(each, Segment)] + [waiting(0)]
         assert len(parts) <= 2 + np.log2(total / FEW)
     assert built / total < np.log2(total / FEW)
+
+
+def test_dead_rows_in_memory_are_dropped_however_few_live_ones_lie_among_them() -> None:
+    """A few items that are written over and over, and now and then one that stays."""
+    vectors = np.ones((100, 16), np.float32)
+    snapshot, rid, lasting = Snapshot.of(0, 16, []), 1, 0
+    hot = np.empty(0, np.int64)
+    held = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("embedserve.index.delta._BYTES", 200 * 16 * 4)
+        patched.setattr("embedserve.index.compaction._MANY_BYTES", 2000 * 16 * 4)
+        for write in range(400):
+            stays = write % 20 == 0
+            rids = np.arange(rid, rid + 50 + stays, dtype=np.int64)
+            ids = [b"%d" % number for number in rids]
+            snapshot = snapshot.changed(write + 1, removed=hot, rids=rids, ids=ids, vectors=vectors[: len(rids)])
+            rid, hot, lasting = rid + len(rids), rids[:50], lasting + stays
+            step = next_step(snapshot.parts, 16, BUSY)
+            if step is not None:
+                snapshot = snapshot.with_delta_frozen()
+                parts = snapshot.fixed[step.first : step.first + step.count]
+                built = Segment.built(f"{write}", IndexSpec("exact"), parts, 16, lambda: False)
+                snapshot = snapshot.replaced(parts, built) or snapshot
+            held.append(sum(map(len, snapshot.parts)))
+    assert snapshot.items == 50 + lasting
+    assert max(held) < 3000
