@@ -23,8 +23,8 @@ _SEED = 4321
 ENOUGH = 0.999
 """Harder efforts are not tried once this is reached."""
 _TO_SPARE = 0.3
-"""Share of what may be missed that is found all the same. 200 made queries say what others need to about 0.01: where they
-found 0.962 with the ef that was taken, 1,000 held-out queries found 0.958, and the first 200 of these 0.940."""
+"""Share of what may be missed that is found all the same. 200 made queries say what others need to about 0.01: where
+they found 0.962 with the ef that was taken, 1,000 held-out queries found 0.958, and the first 200 of these 0.940."""
 _HARDER = 4
 _SELVES = 1024
 """Rows looked for in one go."""

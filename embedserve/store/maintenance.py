@@ -97,7 +97,7 @@ class Maintenance:
             _log.exception("the index of %r was not built on: bug", collection.entry.name)
 
     def _wait(self, uid: str) -> None:
-        # From now on: a step that failed at its end may have taken longer than that. Longer after each failure, for what
-        # fails on a full disk may have been built for minutes.
+        # From now on: a step that failed at its end may have taken longer than that. Longer after each failure, for
+        # what fails on a full disk may have been built for minutes.
         failures = self._failures[uid] = self._failures.get(uid, 0) + 1
         self._not_before[uid] = time.monotonic() + min(_AGAIN_S * 2 ** (failures - 1), _AGAIN_AT_MOST_S)

@@ -24,6 +24,7 @@ _TOGETHER = 25
 """Queries searched in one go: from 20 on FAISS reads the vectors once for all of them."""
 _STEP = 2**0.5
 _LEAST, _MOST = 0.25, 16.0
+_IN_VAIN = 3.0
 _MARGIN = 0.01
 """Less effort is taken only if it still finds so much more than the target; about the standard error of a
 measurement."""
@@ -90,11 +91,13 @@ class RecallMonitor:
     def _corrected(self, comparison: Comparison, value: float, *, may_lower: bool) -> tuple[float, float]:
         """The least effort that suffices, and its recall."""
         boost = self.boost
-        while value < self._target and boost * _STEP <= _MOST:
-            higher = comparison.recall(self._effort(boost * _STEP))
-            if higher <= value:
-                break  # what is missed is not a matter of effort
-            boost, value = boost * _STEP, higher
+        tried = boost
+        # Where some steps in a row gain nothing, what is missed is not a matter of effort.
+        while value < self._target and tried * _STEP <= min(_MOST, boost * _IN_VAIN):
+            tried *= _STEP
+            higher = comparison.recall(self._effort(tried))
+            if higher > value:
+                boost, value = tried, higher
         if boost > self.boost:
             return boost, value
         enough = min(self._target + _MARGIN, 1 - (1 - self._target) / 2)

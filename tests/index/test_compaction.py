@@ -51,8 +51,9 @@ def test_rows_wait_the_longer_the_more_is_written(pace: Pace, rows: int) -> None
     assert next_step([waiting(rows)], D, pace) == Step(0, 1)
     # All that wait go together.
     assert next_step([*segments(MANY * 9), waiting(rows - 1), waiting(1)], D, pace) == Step(1, 2)
-    # Dead rows do not count.
-    assert next_step([waiting(rows - 1, 10**6)], D, pace) is None
+    # Dead rows take as much room as live ones.
+    assert next_step([waiting(1, rows - 2)], D, pace) is None
+    assert next_step([waiting(1, rows - 1)], D, pace) == Step(0, 1)
 
 
 def test_rows_that_wait_are_sealed_together_with_segments_that_are_at_most_twice_as_large() -> None:

@@ -223,7 +223,7 @@ def test_a_backup_of_the_first_version_is_brought_up_to_date(store: LocalStore, 
     info = store.restore_collection("restored", chunks(first_version(backup, tmp_path / "old")))
     assert info.filter_keys == ()
     assert everything(store, "restored") == everything(store, "filled")
-    with closing(sqlite3.connect(store._directory / info.uid / "items.sqlite")) as connection:
+    with closing(sqlite3.connect(store._directories[info.uid] / "items.sqlite")) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (records.VERSION,)
         assert schema_of(connection) == records.schema(records.VERSION)
     store.upsert("restored", [item(7)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from embedserve.index.rows import Rows
 from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
+from embedserve.index.structures import Stopped
 from embedserve.index.tuning import Point
 from embedserve.store.recall import Comparison, RecallMonitor
 
@@ -33,7 +36,9 @@ def graph(points: tuple[Point, ...] | None = None, rows: int = 3000) -> Segment:
     segment = Segment.built("a", parse("hnsw:m=6"), [rows_of(random_units(rows, D))], D, never)
     if points is None:
         return segment
-    return Segment(segment.vectors, segment.rids, segment.ids, None, rows, "a", segment.structure, points)
+    return Segment(
+        segment.vectors, segment.rids, segment.ids, None, rows, "a", segment.structure, points, segment.strays
+    )
 
 
 def of(*parts: Rows) -> Snapshot:
@@ -132,8 +137,39 @@ def test_effort_is_raised_to_sixteen_times_at_most() -> None:
     monitor = RecallMonitor(1.0)
     for query in random_units(40, D, 11):
         monitor.sample(query[None])
-    monitor.measure(of(graph((Point(1, 1.0),))))
+    monitor.measure(of(graph((Point(10, 1.0),))))
     assert 1.0 < monitor.boost <= 16.0
+
+
+def test_effort_that_gains_nothing_is_not_made(honest: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Comparison, "recall", lambda comparison, effort: 0.8)
+    monitor = RecallMonitor(0.95)
+    for query in random_units(100, D, 13):
+        monitor.sample(query[None])
+    recall = monitor.measure(of(honest))
+    assert recall is not None
+    assert recall.value == 0.8
+    assert monitor.boost == 1.0
+
+
+def test_a_target_near_one_lowers_the_effort_again_too(honest: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"easy": False}
+    monkeypatch.setattr(
+        Comparison, "recall", lambda comparison, effort: 1.0 if found["easy"] else min(0.9 + effort.boost / 40, 1.0)
+    )
+    monitor = RecallMonitor(0.995)
+    for query in random_units(100, D, 14):
+        monitor.sample(query[None])
+    monitor.measure(of(honest))
+    assert monitor.boost > 2
+    found["easy"] = True
+    monitor.measure(of(honest))
+    assert monitor.boost < 1
+
+
+def test_a_measurement_is_given_up_when_the_store_closes(honest: Segment) -> None:
+    with pytest.raises(Stopped):
+        RecallMonitor(0.95).measure(of(honest), lambda: True)
 
 
 @pytest.mark.parametrize("count", [1, 7])
@@ -143,9 +179,9 @@ def test_the_latest_queries_of_calls_are_remembered_as_they_were(
     seen: list[NDArray[np.float32]] = []
 
     class Spy(Comparison):
-        def __init__(self, snapshot: Snapshot, queries: NDArray[np.float32]) -> None:
+        def __init__(self, snapshot: Snapshot, queries: NDArray[np.float32], stopped: Callable[[], bool]) -> None:
             seen.append(queries)
-            super().__init__(snapshot, queries)
+            super().__init__(snapshot, queries, stopped)
 
     monkeypatch.setattr("embedserve.store.recall.Comparison", Spy)
     monitor = RecallMonitor(0.5)
