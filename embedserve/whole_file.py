@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,25 +18,32 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
     """A file to write, which takes its name at the end of the block; if the block raises, nothing is left of it.
 
     Args:
-        path: where it will be.
-        overwrite: whether it may take the place of another one.
+        path: where it will be; of a link, the file that it leads to.
+        overwrite: whether it may take the place of another one, whose permissions it gets.
 
     Raises:
-        DataError: there is a file with this name already, or it cannot be written.
+        DataError: there is a file with this name already, or something else than a file, or it cannot be written.
     """
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} is there already", hint="choose another name, or say that it may be overwritten")
     part: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            part = Path(file.name)
+        target = Path(os.path.realpath(path))
+        before = target.stat() if target.exists() else None
+        if before is not None and not stat.S_ISREG(before.st_mode):
+            raise DataError(f"{path} is there already, and is no regular file", hint="choose another name")
+        if before is not None and not overwrite:
+            raise DataError(f"{path} is there already", hint="choose another name, or say that it may be overwritten")
+        # Not one of tempfile, which is for its owner alone: what the umask allows, only the system knows for sure.
+        name = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        with name.open("xb") as file:
+            part = name
+            if before is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())  # a temporary file is for its owner alone
-        part.replace(path)
+        part.replace(target)
         part = None
-        _sync(path.parent)
+        _sync(target.parent)
     except OSError as error:
         raise DataError(
             f"{path} cannot be written: {error.strerror or error}",
@@ -44,12 +52,6 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _sync(directory: Path) -> None:

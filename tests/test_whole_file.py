@@ -58,6 +58,40 @@ def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
 
 
+def test_a_file_that_is_replaced_keeps_its_permissions_while_it_is_written_too(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"before")
+    path.chmod(0o600)
+    with whole_file(path, overwrite=True) as file:
+        file.write(b"after")
+        assert stat.S_IMODE(os.fstat(file.fileno()).st_mode) == 0o600
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_bytes() == b"after"
+
+
+def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "pipe", tmp_path / "folder", Path(os.devnull)):
+        with (
+            pytest.raises(DataError, match="is there already, and is no regular file"),
+            whole_file(path, overwrite=True),
+        ):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+    assert Path(os.devnull).is_char_device()
+
+
+def test_a_link_stays_one_and_the_file_that_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    path, link = tmp_path / "of-today", tmp_path / "latest"
+    path.write_bytes(b"before")
+    link.symlink_to(path)
+    with whole_file(link, overwrite=True) as file:
+        file.write(b"after")
+    assert link.is_symlink()
+    assert path.read_bytes() == b"after"
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     def write() -> None:
         with whole_file(tmp_path / "f"):
