@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -192,6 +193,21 @@ def test_health_is_open_and_reflection_is_not(guarded: str) -> None:
 def test_a_call_that_nobody_knows_is_told_so_only_to_whom_the_server_knows(guarded: str) -> None:
     assert call(guarded, "/embedserve.v1.EmbeddingService/Later", ()) is grpc.StatusCode.UNAUTHENTICATED
     assert call(guarded, "/embedserve.v1.EmbeddingService/Later", bearer(READ)) is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_the_documented_table_has_every_call_of_ours_with_its_role() -> None:
+    page = (PROTOS.parent / "docs" / "security.md").read_text(encoding="utf-8")
+    documented = {}
+    for role in Role:
+        [row] = [line for line in page.splitlines() if line.startswith(f"| `{role}` |")]
+        documented |= dict.fromkeys(re.findall(r"`([A-Za-z]+)`", row.split("|")[2]), role)
+    assert documented.pop("AdminService") is Role.WRITE
+    needed = {
+        path.rpartition("/")[2]: role
+        for path, role in NEEDED.items()
+        if path.startswith("/embedserve.") and ".AdminService/" not in path
+    }
+    assert documented == needed
 
 
 def test_a_call_that_is_missing_in_the_table_is_refused(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
