@@ -266,11 +266,12 @@ class Engine:
         store = self._the_store()
         store.bound(name)  # before it waits for its turn
 
-        def check(give: Callable[[CheckProgress | CheckReport], None]) -> None:
+        def check(give: Callable[[CheckProgress | CheckReport], None], go_on: Callable[[], None]) -> None:
             last, told = CheckProgress("", 0, 0), 0.0
 
             def on_progress(progress: CheckProgress) -> None:
                 nonlocal last, told
+                go_on()
                 now = time.monotonic()
                 if progress.stage != last.stage or now - told > _PROGRESS_S:
                     last, told = progress, now
@@ -285,9 +286,9 @@ class Engine:
         store = self._the_store()
         store.bound(name)
 
-        def back_up(give: Callable[[BackupPart], None]) -> None:
+        def back_up(give: Callable[[BackupPart], None], go_on: Callable[[], None]) -> None:
             digest = hashlib.sha256()
-            with store.backup_collection(name) as file:
+            with store.backup_collection(name, go_on) as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     digest.update(chunk)
                     give(BackupPart(chunk))
@@ -298,7 +299,10 @@ class Engine:
     async def restore_collection(self, name: str, parts: AsyncIterator[BackupPart]) -> CollectionInfo:
         """Make a collection with this new name from a backup, which comes in pieces of any size.
 
+        Cancelling this ends the work; where that comes too late it returns what was made.
+
         Raises:
+            Overloaded: too many long works wait already, as for a check or a backup.
             InvalidInput: the name is not allowed, or the backup is cut, damaged or none.
             AlreadyExists: the name is taken.
             DiskFull: nothing was made.
@@ -307,7 +311,9 @@ class Engine:
         with suppress(CollectionNotFound):  # an alias too; the store looks again when all has come
             store.bound(name)
             raise AlreadyExists(f"there is a collection or an alias {name!r} already")
-        return await self._long_work.taken_by(lambda taken: store.restore_collection(name, _whole(taken)), parts)
+        return await self._long_work.taken_by(
+            lambda taken, go_on: store.restore_collection(name, _whole(taken), go_on), parts
+        )
 
     # --- Items ----------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
 from embedserve.errors import DataError, EmbedserveError, InvalidInput, SetupError
-from embedserve.types import CollectionInfo, Item, Keep, Metadata, check_metadata
+from embedserve.types import CollectionInfo, Item, Keep, Limits, Metadata, check_metadata, metadata_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -194,16 +194,19 @@ class CollectionFile:
             )
         return next(iter(found), "")
 
-    def check(self) -> Iterator[int]:
+    def check(self, limits: Limits | None = None) -> Iterator[int]:
         """Look at every row, so that nothing is written of a file that is bad in the middle; gives rows in passing.
+
+        Args:
+            limits: of the server that is to take the rows.
 
         Raises:
             DataError: names the first row that cannot be used, from 1, and says why.
         """
-        dimension = self.dimension
+        dimension, limits = self.dimension, limits or Limits()
         for number, (id, vector, metadata) in enumerate(self._batches(rows_at_a_time(dimension or 1)), start=1):
             try:
-                _check_row(id, vector, metadata, dimension)
+                _check_row(id, vector, metadata, dimension, limits)
             except EmbedserveError as error:
                 raise DataError(f"{self._path}, row {number}: {error.message}", hint=error.hint) from None
             yield number
@@ -297,11 +300,14 @@ class CollectionFile:
             raise DataError(f"{self._path} is no Parquet file that can be read: {error}") from error
 
 
-def _check_row(id: str | None, vector: NDArray[np.float32] | None, metadata: str | None, dimension: int) -> None:
+def _check_row(
+    id: str | None, vector: NDArray[np.float32] | None, metadata: str | None, dimension: int, limits: Limits
+) -> None:
     import numpy as np
 
     if not id:
         raise InvalidInput("there is no id")
+    limits.check("max_id_bytes", len(id.encode()), "bytes in the id")
     if vector is None:
         raise InvalidInput("there is no vector")
     if len(vector) != dimension:
@@ -310,7 +316,9 @@ def _check_row(id: str | None, vector: NDArray[np.float32] | None, metadata: str
         raise InvalidInput(f"number {int(np.argmin(np.isfinite(vector)))} of the vector is not finite, or missing")
     if not vector.any():
         raise InvalidInput("the vector is zero, which has no direction")
-    check_metadata(_parsed(metadata))
+    parsed = _parsed(metadata)
+    check_metadata(parsed)
+    limits.check("max_metadata_bytes", metadata_bytes(parsed), "bytes of metadata")
 
 
 def _parsed(text: str | None) -> Metadata:

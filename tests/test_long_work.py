@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 
 import pytest
 
+from embedserve.errors import Overloaded
 from embedserve.long_work import Ended, LongWork
 
 
@@ -16,7 +18,7 @@ def test_pieces_come_in_order_and_never_more_than_two_lie_waiting() -> None:
     async def scenario() -> None:
         given: list[int] = []
 
-        def count(give: Callable[[int], None]) -> None:
+        def count(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
             for number in range(20):
                 give(number)
                 given.append(number)
@@ -35,7 +37,7 @@ def test_pieces_come_in_order_and_never_more_than_two_lie_waiting() -> None:
 
 def test_an_error_of_the_work_comes_after_its_pieces() -> None:
     async def scenario() -> None:
-        def fail(give: Callable[[int], None]) -> None:
+        def fail(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
             give(1)
             give(2)
             raise ValueError("no more")
@@ -59,7 +61,7 @@ def test_who_stops_taking_ends_the_work_at_its_next_piece() -> None:
     async def scenario() -> None:
         ended = threading.Event()
 
-        def count(give: Callable[[int], None]) -> None:
+        def count(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
             number = 0
             try:
                 while True:
@@ -82,11 +84,11 @@ def test_a_work_whose_turn_has_not_come_is_never_begun_once_nobody_waits_for_it(
     async def scenario() -> None:
         let_go, begun = threading.Event(), threading.Event()
 
-        def hold(give: Callable[[int], None]) -> None:
+        def hold(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
             give(1)
             let_go.wait(10)
 
-        def begin(_: Callable[[int], None]) -> None:
+        def begin(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
             begun.set()
 
         work = LongWork(threads=1)
@@ -114,7 +116,7 @@ def test_pieces_are_taken_only_as_the_work_asks_for_them() -> None:
     async def scenario() -> None:
         taken: list[int] = []
 
-        def add(pieces: Iterator[int]) -> int:
+        def add(pieces: Iterator[int], go_on: Callable[[], None]) -> int:
             total = 0
             for number in pieces:
                 assert taken == list(range(number + 1))
@@ -136,7 +138,7 @@ def test_what_the_pieces_raise_passes_through_the_work() -> None:
             yield 1
             raise ValueError("torn")
 
-        def add(pieces: Iterator[int]) -> int:
+        def add(pieces: Iterator[int], go_on: Callable[[], None]) -> int:
             try:
                 return sum(pieces)
             except ValueError as error:
@@ -161,7 +163,7 @@ def test_a_work_that_waits_for_a_piece_ends_when_nobody_waits_for_it() -> None:
             await asyncio.Event().wait()
             yield 1
 
-        def add(pieces: Iterator[int]) -> int:
+        def add(pieces: Iterator[int], go_on: Callable[[], None]) -> int:
             try:
                 return sum(pieces)
             except Ended:
@@ -176,5 +178,99 @@ def test_a_work_that_waits_for_a_piece_ends_when_nobody_waits_for_it() -> None:
             await call
         assert await asyncio.to_thread(ended.wait, 10)
         await asyncio.wait_for(work.close(), 10)
+
+    asyncio.run(scenario())
+
+
+def test_a_work_between_two_pieces_ends_where_it_asks() -> None:
+    async def scenario() -> None:
+        begun, ended = threading.Semaphore(0), threading.Semaphore(0)
+
+        def busy(go_on: Callable[[], None]) -> None:
+            begun.release()
+            try:
+                while True:
+                    time.sleep(0.001)
+                    go_on()
+            except Ended:
+                ended.release()
+                raise
+
+        def count(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
+            give(1)
+            busy(go_on)
+
+        def add(pieces: Iterator[int], go_on: Callable[[], None]) -> None:
+            assert list(pieces) == [0, 1, 2]
+            busy(go_on)
+
+        work = LongWork()
+        async with aclosing(work.given_by(count)) as given:
+            assert await anext(given) == 1
+            assert await asyncio.to_thread(begun.acquire, timeout=10)
+        assert await asyncio.to_thread(ended.acquire, timeout=10)
+        call = asyncio.create_task(work.taken_by(add, counted(3, [])))
+        assert await asyncio.to_thread(begun.acquire, timeout=10)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert ended.acquire(blocking=False)  # the call is over after its work is, and not before
+        await asyncio.wait_for(work.close(), 10)
+
+    asyncio.run(scenario())
+
+
+def test_a_work_that_was_too_far_to_be_ended_is_not_called_ended() -> None:
+    async def scenario() -> None:
+        received, let_go = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def add(pieces: Iterator[int], go_on: Callable[[], None]) -> int:
+            total = sum(pieces)
+            loop.call_soon_threadsafe(received.set)
+            assert let_go.wait(10)
+            return total
+
+        work = LongWork()
+        call = asyncio.create_task(work.taken_by(add, counted(3, [])))
+        await received.wait()
+        call.cancel()
+        await asyncio.sleep(0.01)
+        let_go.set()
+        assert await call == 3
+        await work.close()
+
+    asyncio.run(scenario())
+
+
+def test_where_too_many_wait_the_next_is_refused_until_one_has_gone() -> None:
+    async def scenario() -> None:
+        let_go = threading.Event()
+
+        def hold(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
+            let_go.wait(10)
+
+        def add(pieces: Iterator[int], go_on: Callable[[], None]) -> int:
+            return sum(pieces)
+
+        work = LongWork(threads=1, most_waiting=2)
+        calls = [asyncio.create_task(anext(work.given_by(hold), None)) for _ in range(3)]
+        await asyncio.sleep(0)
+        taken: list[int] = []
+        with pytest.raises(Overloaded) as refused:
+            await work.taken_by(add, counted(3, taken))
+        assert refused.value.retry_after_ms >= 1000
+        with pytest.raises(Overloaded):
+            await anext(work.given_by(hold))
+        assert taken == []
+        calls[-1].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calls[-1]
+        call = asyncio.create_task(work.taken_by(add, counted(3, taken)))
+        await asyncio.sleep(0)
+        let_go.set()
+        assert await call == 3
+        assert await asyncio.gather(*calls[:2]) == [None, None]
+        await work.close()
 
     asyncio.run(scenario())

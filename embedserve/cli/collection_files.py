@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from embedserve.cli.options import json_option, server_option
 from embedserve.errors import CollectionNotFound, DataError, EncoderMismatch, InvalidInput
 
 if TYPE_CHECKING:
+    from embedserve.cli.output import Progress
     from embedserve.client import Client, ItemInput
     from embedserve.parquet import CollectionFile
     from embedserve.types import CollectionInfo
@@ -41,8 +43,11 @@ def backup(name: str, file: Path, overwrite: bool, server: str, as_json: bool) -
     from embedserve.cli.options import connect
     from embedserve.cli.output import print_json, say
 
-    with connect(server) as client:
-        sha256 = client.backup_collection(name, file, overwrite=overwrite)
+    waiting = "waiting: the server makes its copy, or does other checks, backups and restores first"
+    with connect(server) as client, _Transfer(f"receiving {file.name}", None, waiting) as transfer:
+        sha256 = client.backup_collection(
+            name, file, overwrite=overwrite, on_progress=lambda received_bytes: transfer.tell(received_bytes or None)
+        )
     size_bytes = file.stat().st_size
     if as_json:
         print_json({"collection": name, "file": str(file), "sha256": sha256, "size_bytes": size_bytes})
@@ -66,8 +71,10 @@ def restore(name: str, file: Path, server: str) -> None:
     from embedserve.cli.options import connect
     from embedserve.cli.output import say
 
-    with connect(server) as client:
-        info = client.restore_collection(name, file)
+    waiting = "waiting: as many checks, backups and restores as may run are under way"
+    size_bytes = file.stat().st_size
+    with connect(server) as client, _Transfer(f"sending {file.name}", size_bytes, waiting) as transfer:
+        info = client.restore_collection(name, file, on_progress=transfer.tell)
     say(f"made {info.name}: {info.items:,} items, {info.dimension} numbers per vector, keeps {info.keep}")
 
 
@@ -127,7 +134,8 @@ def import_(name: str, file: Path, fingerprint: str, external: bool, server: str
 
     FILE is one of `embedserve collection export`, or has at least a column `id` and a column `vector` with lists of
     floats, and may have a column `metadata` with JSON objects. All rows are looked at before any is written; then items
-    with the same ids are replaced, so that the same command goes on where it stopped. Needs pyarrow.
+    with the same ids are replaced, so that the same command goes on where it stopped. An item that is replaced loses
+    the image that was kept of it, for FILE has none. Needs pyarrow.
 
     \b
     embedserve collection import photos-2 photos.parquet
@@ -145,13 +153,18 @@ def import_(name: str, file: Path, fingerprint: str, external: bool, server: str
         bound_to = _bound_to(rows, file, EXTERNAL if external else fingerprint)
         info = _existing(client, name, rows, file, bound_to)
         with progress("checking", rows.rows) as bar:
-            for _ in rows.check():
+            for _ in rows.check(client.server_info().limits):
                 bar.advance()
         if rows.ignored:
             say(f"columns that are not read: {printable(', '.join(rows.ignored))}")
         if info is None:
             info = _make(client, name, rows, file, bound_to)
             say(f"made collection {info.name}")
+        elif info.items and info.keep != "none":
+            say(
+                f"collection {info.name} keeps {info.keep} of images: an item whose id is in {printable(str(file))}"
+                " is replaced and loses its image"
+            )
         failed = []
         with progress(f"importing into {info.name}", rows.rows) as bar:
             results = client.add_each(
@@ -171,6 +184,45 @@ def import_(name: str, file: Path, fingerprint: str, external: bool, server: str
         say(f"wrote {written:,} of {rows.rows:,} rows into {info.name}")
     if failed:
         sys.exit(1)
+
+
+class _Transfer:
+    """A bar of the bytes of a file, from when its turn has come; before that one line that it waits.
+
+    Args:
+        label: what is done.
+        total: bytes of the file; None where nobody knows yet.
+        waiting: the line.
+    """
+
+    def __init__(self, label: str, total: int | None, waiting: str) -> None:
+        self._label, self._total, self._waiting = label, total, waiting
+        self._open = ExitStack()
+        self._bar: Progress | None = None
+        self._done = 0
+        self._has_said = False
+
+    def __enter__(self) -> _Transfer:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+    def tell(self, done: int | None) -> None:
+        """So many bytes have gone through; None while it waits."""
+        from embedserve.cli.output import byte_progress, say
+
+        if done is None:
+            if not self._has_said:
+                say(self._waiting)
+            self._has_said = True
+            return
+        if self._bar is None:
+            self._bar = self._open.enter_context(byte_progress(self._label, self._total))
+        self._bar.advance(done - self._done)
+        self._done = done
+        if done == self._total:
+            self._bar.note("the server checks it")
 
 
 def _bound_to(rows: CollectionFile, file: Path, given: str) -> str:

@@ -119,6 +119,26 @@ def progress(label: str, total: int) -> Iterator[Progress]:
         say(f"{label}: {running.done} of {total} {running.last_note}".rstrip())
 
 
+@contextmanager
+def byte_progress(label: str, total: int | None) -> Iterator[Progress]:
+    """A bar of bytes on stderr, of which None says that nobody knows how many come; nothing where it is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        yield _RichProgress(bar, bar.add_task(label, total=total, note=""))
+
+
 class _RichProgress:
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar, self._task = bar, task

@@ -410,18 +410,27 @@ class AsyncClient:
                 reader.read(response)
         return reader.report()
 
-    async def backup_collection(self, name: str, path: str | Path, *, overwrite: bool = False) -> str:
-        """As ``Client.backup_collection``."""
+    async def backup_collection(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> str:
+        """As ``Client.backup_collection``; ``on_progress`` is called in another thread."""
         request = messages.message(collection_pb.BackupCollectionRequest, name=name)
         async with _in_threads(whole_file(Path(path), overwrite=overwrite)) as file:
-            reader = backups.BackupReader(file)
+            reader = backups.BackupReader(file, on_progress)
             async with aclosing(self._responses(self._connection.collections.BackupCollection, request)) as responses:
                 async for response in responses:
                     await asyncio.to_thread(reader.read, response)
             return reader.sha256()
 
-    async def restore_collection(self, name: str, path: str | Path) -> CollectionInfo:
-        """As ``Client.restore_collection``."""
+    async def restore_collection(
+        self, name: str, path: str | Path, *, on_progress: Callable[[int | None], None] | None = None
+    ) -> CollectionInfo:
+        """As ``Client.restore_collection``; ``on_progress`` is called in another thread."""
         messages.message(collection_pb.RestoreCollectionRequest, name=name)
         _ = self._connection  # which is there only if the client is open
         await asyncio.to_thread(backups.check_readable, Path(path))
@@ -429,7 +438,7 @@ class AsyncClient:
         channel: grpc.Channel = self._access.open(grpc)
         try:
             method = CollectionServiceStub(channel).RestoreCollection
-            sender = backups.RestoreSender(name, Path(path), self._target, self._timeout_s)
+            sender = backups.RestoreSender(name, Path(path), self._target, self._timeout_s, on_progress)
             return await asyncio.to_thread(sender.send, method, lambda: self._closed)
         finally:
             channel.close()  # which ends the thread, if it is still there
@@ -540,14 +549,14 @@ class AsyncClient:
     async def _responses(
         self, method: grpc.aio.UnaryStreamMultiCallable[RequestT, ResponseT], request: RequestT
     ) -> AsyncGenerator[ResponseT]:
-        """The responses to one request, each within ``timeout_s`` of the one before; asked again before the first."""
+        """The responses to one request, none of them long after the one before; asked again before the first."""
         attempt, deadline_s = 1, time.monotonic() + self._timeout_s
         while True:
             call: Any = method(request)
             has_begun = False
             try:
                 while True:
-                    async with asyncio.timeout(self._timeout_s):
+                    async with asyncio.timeout(backups.silence_s(self._timeout_s)):
                         response = await call.read()
                     if response is grpc.aio.EOF:
                         return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +21,13 @@ from embedserve.v1 import collection_service_pb2 as collection_pb
 _CHUNK_BYTES = 1 << 20
 _PACE_S = 0.5
 """How often a restore looks whether the server still takes something."""
+_LEAST_SILENCE_S = 30.0
+"""A server that works promises to say something every 10 seconds; less than that is no sign that it does not."""
+
+
+def silence_s(timeout_s: float) -> float:
+    """How long a server may say nothing while it works, in seconds, for a client with this ``timeout_s``."""
+    return max(timeout_s, _LEAST_SILENCE_S)
 
 
 class CheckReader:
@@ -56,10 +65,12 @@ class BackupReader:
 
     Args:
         file: where to.
+        on_progress: is told how many bytes there are, if given.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], on_progress: Callable[[int], None] | None) -> None:
         self._file = file
+        self._on_progress = on_progress
         self._digest = hashlib.sha256()
         self._size_bytes = 0
         self._last: collection_pb.BackupCollectionResponse | None = None
@@ -71,6 +82,8 @@ class BackupReader:
         self._size_bytes += len(response.chunk)
         if response.sha256:
             self._last = response
+        if self._on_progress is not None:
+            self._on_progress(self._size_bytes)
 
     def sha256(self) -> str:
         """Of the whole file, once all messages have been read; 64 hexadecimal digits.
@@ -92,12 +105,19 @@ class RestoreSender:
         name: of the new collection.
         path: of the backup.
         target: where the server is, for what is said of it.
-        timeout_s: how long the server may take nothing. Once it has all, it may take its time.
+        timeout_s: how long the server may take nothing, from when the restore's turn has come. Once it has all, it
+            may take its time.
+        on_progress: is told now and then how many bytes have been sent, None until its turn has come, if given.
     """
 
-    def __init__(self, name: str, path: Path, target: str, timeout_s: float) -> None:
+    def __init__(
+        self, name: str, path: Path, target: str, timeout_s: float, on_progress: Callable[[int | None], None] | None
+    ) -> None:
         self._name, self._path, self._target, self._timeout_s = name, path, target, timeout_s
-        self._taken_s = time.monotonic()
+        self._on_progress = on_progress
+        self._begun = threading.Event()
+        self._sent_bytes = 0
+        self._taken_s = 0.0
         self._is_sent = False
         self._failure: OSError | None = None
 
@@ -112,11 +132,13 @@ class RestoreSender:
             EmbedserveError: nothing was made, and why.
         """
         future = method.future(self._requests())
+        threading.Thread(target=self._await_turn, args=(future,), daemon=True).start()
         try:
             while True:
                 try:
                     return wire.collection_from_proto(future.result(timeout=_PACE_S).collection)
                 except grpc.FutureTimeoutError:
+                    self._tell()
                     self._check_pace()
                     if is_closed():
                         raise Unavailable("the call was cancelled: the client was closed") from None
@@ -131,6 +153,17 @@ class RestoreSender:
         finally:
             future.cancel()
 
+    def _await_turn(self, call: Any) -> None:
+        """Until the server answers with its header, which it does when it begins, or the call ends."""
+        with suppress(grpc.RpcError, grpc.FutureCancelledError):
+            call.initial_metadata()
+        self._taken_s = time.monotonic()
+        self._begun.set()
+
+    def _tell(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._sent_bytes if self._begun.is_set() else None)
+
     def _requests(self) -> Iterator[collection_pb.RestoreCollectionRequest]:
         """gRPC asks for the next one when there is room for it.
 
@@ -144,6 +177,7 @@ class RestoreSender:
                     self._taken_s = time.monotonic()
                     digest.update(chunk)
                     yield collection_pb.RestoreCollectionRequest(chunk=chunk)
+                    self._sent_bytes += len(chunk)
         except OSError as error:
             self._failure = error
             return
@@ -151,7 +185,8 @@ class RestoreSender:
         yield collection_pb.RestoreCollectionRequest(sha256=digest.digest())
 
     def _check_pace(self) -> None:
-        if not self._is_sent and time.monotonic() - self._taken_s > self._timeout_s:
+        is_taking = self._begun.is_set() and not self._is_sent
+        if is_taking and time.monotonic() - self._taken_s > self._timeout_s:
             raise DeadlineExceeded(
                 f"the server at {self._target} has taken nothing of the backup for {self._timeout_s:g} s",
                 hint="allow more: Client(timeout_s=…)",
@@ -177,7 +212,8 @@ def check_readable(path: Path) -> None:
 
 
 def silent(target: str, timeout_s: float) -> DeadlineExceeded:
-    """What to raise where the server says nothing any more."""
+    """What to raise where the server says nothing any more, for a client with this ``timeout_s``."""
     return DeadlineExceeded(
-        f"the server at {target} has said nothing for {timeout_s:g} s", hint="allow more: Client(timeout_s=…)"
+        f"the server at {target} has said nothing for {silence_s(timeout_s):g} s",
+        hint="it may be overloaded, or the network is broken",
     )

@@ -495,8 +495,8 @@ class Client:
     def check_collection(self, name: str, on_progress: Callable[[CheckProgress], None] | None = None) -> CheckReport:
         """Have the server compare everything that the collection keeps more than once, and measure recall.
 
-        It reads every item, so it takes as long as that takes; the collection is used meanwhile. ``timeout_s`` bounds
-        the time in which the server says nothing.
+        It reads every item, so it takes as long as that takes; the collection is used meanwhile. ``timeout_s``, or
+        30 seconds if that is more, bounds the time in which the server says nothing.
 
         Args:
             name: name or alias.
@@ -511,16 +511,25 @@ class Client:
             reader.read(response)
         return reader.report()
 
-    def backup_collection(self, name: str, path: str | Path, *, overwrite: bool = False) -> str:
+    def backup_collection(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> str:
         """Write the collection as it is at this moment into one file; the sha256 of the file.
 
-        The file is there once it is complete and on disk. ``timeout_s`` bounds the time in which the server says
-        nothing.
+        The file is there once it is complete and on disk. ``timeout_s``, or 30 seconds if that is more, bounds the time
+        in which the server says nothing.
 
         Args:
             name: name or alias.
             path: of the file.
             overwrite: whether the file may take the place of another one.
+            on_progress: is told how many bytes have come, in this thread; 0 while the call waits for its turn and the
+                server makes its copy.
 
         Raises:
             CollectionNotFound: no collection or alias has the name.
@@ -529,19 +538,24 @@ class Client:
         """
         request = messages.message(collection_pb.BackupCollectionRequest, name=name)
         with whole_file(Path(path), overwrite=overwrite) as file:
-            reader = backups.BackupReader(file)
+            reader = backups.BackupReader(file, on_progress)
             for response in self._responses(self._collections.BackupCollection, request):
                 reader.read(response)
             return reader.sha256()
 
-    def restore_collection(self, name: str, path: str | Path) -> CollectionInfo:
+    def restore_collection(
+        self, name: str, path: str | Path, *, on_progress: Callable[[int | None], None] | None = None
+    ) -> CollectionInfo:
         """Make a collection from a backup. It is there once all of it has been received, checked and written to disk.
 
-        ``timeout_s`` bounds the time in which the server takes nothing of the file; then it may take its time.
+        ``timeout_s`` bounds the time in which the server takes nothing of the file once the call's turn has come; when
+        it has all, it may take its time.
 
         Args:
             name: of the new collection.
             path: of the backup.
+            on_progress: is told now and then, in this thread, how many bytes the server has taken; None while the call
+                waits for its turn.
 
         Raises:
             AlreadyExists: a collection or an alias has the name.
@@ -552,7 +566,7 @@ class Client:
         messages.message(collection_pb.RestoreCollectionRequest, name=name)
         backups.check_readable(Path(path))
         self._check_open()
-        sender = backups.RestoreSender(name, Path(path), self._target, self._timeout_s)
+        sender = backups.RestoreSender(name, Path(path), self._target, self._timeout_s, on_progress)
         return sender.send(self._collections.RestoreCollection, lambda: self._closed)
 
     # --- The server ---
@@ -666,7 +680,7 @@ class Client:
     def _responses(
         self, method: grpc.UnaryStreamMultiCallable[RequestT, ResponseT], request: RequestT
     ) -> Iterator[ResponseT]:
-        """The responses to one request, each within ``timeout_s`` of the one before; asked again before the first."""
+        """The responses to one request, none of them long after the one before; asked again before the first."""
         attempt, deadline_s = 1, time.monotonic() + self._timeout_s
         while True:
             self._check_open()
@@ -680,7 +694,7 @@ class Client:
             has_begun = False
             try:
                 while True:
-                    timer = threading.Timer(self._timeout_s, give_up)
+                    timer = threading.Timer(backups.silence_s(self._timeout_s), give_up)
                     timer.start()
                     try:
                         response = next(call, None)

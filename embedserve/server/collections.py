@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ from embedserve.embedder import Embedded, Results, Timings
 from embedserve.errors import DeadlineExceeded, EmbedserveError, InvalidInput, Unavailable
 from embedserve.requests import BackupPart, NewItem
 from embedserve.server.calls import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
+from embedserve.server.pace import LEAST_BYTES_PER_S, Pace
 from embedserve.server.state import ServerState
 from embedserve.server.streams import Intake, Weight, ordered, until_drained
-from embedserve.types import DEFAULT_TARGET_RECALL, Bound, CheckProgress, Include, Item, Limits
+from embedserve.types import DEFAULT_TARGET_RECALL, Bound, CheckProgress, CheckReport, Include, Item, Limits
 from embedserve.v1 import collection_service_pb2 as pb
 from embedserve.v1 import collection_service_pb2_grpc as pb_grpc
 
@@ -29,8 +30,8 @@ _SAY_EVERY_S = 10.0
 """A check or a backup that has nothing to say for so long says that it is under way."""
 _SILENT_S = 60.0
 """Whoever sends a backup and says nothing for so long has gone."""
-_LEAST_BYTES_PER_S = 16 << 10
-"""A backup that comes slower than this, by the time that was spent waiting for it, holds up others for nothing."""
+_MAX_CHUNK_BYTES = 2 << 20
+"""Of a backup that is sent to us. A message may have 32 MiB, which a restore that waits for its turn would hold."""
 
 _STREAM_WINDOW = 128
 """Items of one stream in work at a time. Those that are embedded are written while others are embedded."""
@@ -223,7 +224,10 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         """Check a collection."""
         last = CheckProgress("waiting", 0, 0)
         steps = self._state.engine.check_collection(request.name)
-        async with aclosing(until_drained(steps, self._state, idle_s=_SAY_EVERY_S)) as told:
+        told = until_drained(
+            steps, self._state, idle_s=_SAY_EVERY_S, is_last=lambda step: isinstance(step, CheckReport)
+        )
+        async with aclosing(told):
             async for step in told:
                 if isinstance(step, CheckProgress):
                     last = step
@@ -235,7 +239,8 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         """Send a collection as a file."""
         size_bytes = 0
         parts = self._state.engine.backup_collection(request.name)
-        async with aclosing(until_drained(parts, self._state, idle_s=_SAY_EVERY_S)) as told:
+        told = until_drained(parts, self._state, idle_s=_SAY_EVERY_S, is_last=lambda part: bool(part.sha256))
+        async with aclosing(told):
             async for part in told:
                 if part is None:
                     yield pb.BackupCollectionResponse()
@@ -255,13 +260,14 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             raise InvalidInput("the stream has no messages")
 
         async def parts() -> AsyncIterator[BackupPart]:
-            self._state.readers.discard(restoring)  # from here on it is ended where it reads, and not while it writes
+            with suppress(grpc.aio.BaseError):  # where the caller is gone already
+                await context.send_initial_metadata(())  # tells that the restore's turn has come
             yield BackupPart(first.chunk, first.sha256)
             async for request in requests:
                 yield BackupPart(request.chunk, request.sha256)
 
         restoring = asyncio.create_task(self._state.engine.restore_collection(first.name, parts()))
-        self._state.readers.add(restoring)  # while it waits for its turn
+        self._state.readers.add(restoring)
         try:
             info = await restoring
         except asyncio.CancelledError:
@@ -285,17 +291,21 @@ async def _in_time(
 
     Raises:
         DeadlineExceeded: they do not.
+        InvalidInput: one is too large.
     """
-    received_bytes, waited_s, begun = 0, 0.0, time.monotonic()
+    pace, begun = Pace(_SILENT_S), time.monotonic()
     async for request in requests:
-        waited_s += time.monotonic() - begun
         if request is None:
             raise DeadlineExceeded(f"nothing of the backup has come for {_SILENT_S:g} s")
-        received_bytes += len(request.chunk)
-        if waited_s > _SILENT_S + received_bytes / _LEAST_BYTES_PER_S:
+        if len(request.chunk) > _MAX_CHUNK_BYTES:
+            raise InvalidInput(
+                f"a chunk has {len(request.chunk)} bytes; the largest may have {_MAX_CHUNK_BYTES}",
+                hint="send the backup in smaller chunks",
+            )
+        if not pace.is_kept(len(request.chunk), time.monotonic() - begun):
             raise DeadlineExceeded(
-                f"{received_bytes} bytes of the backup have come in {waited_s:.0f} s;"
-                f" it is to come with at least {_LEAST_BYTES_PER_S} bytes a second"
+                f"{pace.bytes} bytes of the backup have come in {pace.waited_s:.0f} s;"
+                f" it is to come with at least {LEAST_BYTES_PER_S} bytes a second"
             )
         yield request
         begun = time.monotonic()

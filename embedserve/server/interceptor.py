@@ -24,6 +24,7 @@ from embedserve.server.access import caller
 from embedserve.server.calls import abort
 from embedserve.server.gate import Gate
 from embedserve.server.metrics import MethodMetrics, Metrics
+from embedserve.server.pace import LEAST_BYTES_PER_S, Pace
 from embedserve.server.state import ServerState
 
 if TYPE_CHECKING:
@@ -208,9 +209,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._gate.enter(context.peer())
             request = _checked(await self._gate.receive(context))
             with self._state.call():
+                pace = Pace(_UNTAKEN_S)
                 async with aclosing(inner(request, context)) as responses:
                     async for response in responses:
-                        await _write(response, context)
+                        await _write(response, context, pace)
 
         async def handle(_: AsyncIterator[Any], context: _Context) -> None:
             call = _accept(context)
@@ -273,17 +275,23 @@ def _accept(context: _Context) -> _Call:
     return call
 
 
-async def _write(response: Any, context: _Context) -> None:
+async def _write(response: Any, context: _Context, pace: Pace) -> None:
     """Send a message of several.
 
     Raises:
-        DeadlineExceeded: the caller does not take it.
+        DeadlineExceeded: the caller does not take it, or takes them too slowly.
     """
+    begun = time.monotonic()
     try:
         async with asyncio.timeout(_UNTAKEN_S):
             await context.write(response)
     except TimeoutError:
         raise DeadlineExceeded(f"the caller has taken no message for {_UNTAKEN_S:g} s") from None
+    if not pace.is_kept(response.ByteSize(), time.monotonic() - begun):
+        raise DeadlineExceeded(
+            f"the caller has taken {pace.bytes} bytes in {pace.waited_s:.0f} s;"
+            f" he is to take at least {LEAST_BYTES_PER_S} bytes a second"
+        )
 
 
 def _failure(error: Exception, call: _Call) -> EmbedserveError | grpc.aio.AbortError:

@@ -75,7 +75,11 @@ async def ordered(
 
 
 async def until_drained(
-    pieces: AsyncGenerator[_Out], state: ServerState, *, idle_s: float
+    pieces: AsyncGenerator[_Out],
+    state: ServerState,
+    *,
+    idle_s: float,
+    is_last: Callable[[_Out], bool] = lambda _: False,
 ) -> AsyncGenerator[_Out | None]:
     """The pieces as they come, and None whenever none has come for ``idle_s``; they are closed at the end.
 
@@ -83,6 +87,7 @@ async def until_drained(
         pieces: of work that takes long.
         state: says when the server drains.
         idle_s: how long to say nothing, in seconds.
+        is_last: whether nothing comes after a piece, so that all is there even if the server drains by then.
 
     Raises:
         Unavailable: the server drains.
@@ -103,6 +108,8 @@ async def until_drained(
             if (piece := coming.result()) is None:
                 return
             yield piece
+            if is_last(piece):
+                return
         raise Unavailable("the server is shutting down", hint="ask again when it is back")
 
 

@@ -299,7 +299,7 @@ class LocalStore:
             return Check(collection, on_progress).run()
 
     @contextmanager
-    def backup_collection(self, name: str) -> Iterator[BinaryIO]:
+    def backup_collection(self, name: str, on_progress: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
         """One file with the collection as it is at this moment; see VectorStore.
 
         Raises:
@@ -312,6 +312,7 @@ class LocalStore:
             def check() -> None:
                 if collection.gate.closed:
                     raise StoreError(f"collection {name!r} was closed while it was copied")
+                on_progress()
 
             write_backup(self._directories[collection.entry.uid] / FILE, path, collection.entry, check)
             file = path.open("rb")
@@ -319,7 +320,9 @@ class LocalStore:
         with file:
             yield file
 
-    def restore_collection(self, name: str, chunks: Iterable[bytes]) -> CollectionInfo:
+    def restore_collection(
+        self, name: str, chunks: Iterable[bytes], on_progress: Callable[[], None] = lambda: None
+    ) -> CollectionInfo:
         """Make a collection with this new name from a backup; see VectorStore.
 
         Raises:
@@ -327,14 +330,20 @@ class LocalStore:
             AlreadyExists: a collection or an alias has the name.
             DiskFull: nothing was made.
         """
+
+        def check() -> None:
+            self._check_open()
+            on_progress()
+
         check_name(name)
         with self._changing:
             self._check_free(name)
         with self._unfinished() as uid:
             path = self._directories[uid] / FILE
-            receive(chunks, path, self._check_open)
-            entry = checked(path, name=name, uid=uid, check=self._check_open).entry
+            receive(chunks, path, check)
+            entry = checked(path, name=name, uid=uid, check=check).entry
             strip(path)
+            check()
             collection = self._collection(entry)
         with self._changing:
             try:

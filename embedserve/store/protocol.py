@@ -161,17 +161,28 @@ class VectorStore(Protocol):
             on_progress: called now and then, in the same thread; what it raises ends the check.
         """
 
-    def backup_collection(self, name: str) -> AbstractContextManager[BinaryIO]:
+    def backup_collection(self, name: str, on_progress: Callable[[], None] = ...) -> AbstractContextManager[BinaryIO]:
         """One file with the collection as it is at this moment, open for reading; gone when the block is left.
+
+        Args:
+            name: name or alias.
+            on_progress: called now and then, in the same thread, until the file is there; what it raises ends the work.
 
         Raises:
             DiskFull: there is no room for the copy.
         """
 
-    def restore_collection(self, name: str, chunks: Iterable[bytes]) -> CollectionInfo:
-        """Make a collection with this new name from a backup, whose bytes come in chunks.
+    def restore_collection(
+        self, name: str, chunks: Iterable[bytes], on_progress: Callable[[], None] = ...
+    ) -> CollectionInfo:
+        """Make a collection with this new name from a backup.
 
         It is there only once all of it has been received, checked and written to disk.
+
+        Args:
+            name: of the new collection.
+            chunks: the bytes of the backup.
+            on_progress: called now and then, in the same thread; what it raises ends the work, and nothing is made.
 
         Raises:
             InvalidInput: the name is not allowed, or the bytes are no backup, are cut, or damaged.

@@ -1165,7 +1165,7 @@ class RestoreCollectionRequest(_message.Message):
     name: _builtins.str
     """Name of the new collection, as in Collection.name; read from the first message."""
     chunk: _builtins.bytes
-    """The next bytes; 1 MiB at a time is best. The first message and the last may have some too."""
+    """The next bytes, at most 2 MiB; 1 MiB at a time is best. The first message and the last may have some too."""
     sha256: _builtins.bytes
     """In the last message only: sha256 of all bytes, 32 bytes. Without it nothing is made, for the upload may be cut."""
     def __init__(

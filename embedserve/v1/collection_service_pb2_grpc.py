@@ -183,7 +183,8 @@ class CollectionServiceServicer(object):
         """Compares everything that the collection keeps more than once, while it is used, and measures recall: rows with
         their checksums, files of the index with their hashes, and every item with what a search for its own vector finds.
         What is wrong with the index is made again from the items. Messages with progress come first, at least one in ten
-        seconds; the last message has the report. Two of these calls, backups and restores run at a time; others wait.
+        seconds; the last message has the report. Two of these calls, backups and restores run at a time; 16 others wait, and
+        one more is refused with OVERLOADED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -198,7 +199,8 @@ class CollectionServiceServicer(object):
 
     def RestoreCollection(self, request_iterator, context):
         """Makes a collection from a backup, with a new name. It is there once all of the backup has been received, checked
-        and written to disk; before that, and where the call fails, nothing of it is.
+        and written to disk; before that, and where the call fails, nothing of it is. The header of the answer comes when
+        its turn has come; until then nothing has to be taken from the caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

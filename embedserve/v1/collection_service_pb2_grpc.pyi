@@ -63,13 +63,15 @@ class CollectionServiceStub:
     """Compares everything that the collection keeps more than once, while it is used, and measures recall: rows with
     their checksums, files of the index with their hashes, and every item with what a search for its own vector finds.
     What is wrong with the index is made again from the items. Messages with progress come first, at least one in ten
-    seconds; the last message has the report. Two of these calls, backups and restores run at a time; others wait.
+    seconds; the last message has the report. Two of these calls, backups and restores run at a time; 16 others wait, and
+    one more is refused with OVERLOADED.
     """
     BackupCollection: _grpc.UnaryStreamMultiCallable[_collection_service_pb2.BackupCollectionRequest, _collection_service_pb2.BackupCollectionResponse]
     """The collection as it is at one moment, as a file for RestoreCollection, while it is used."""
     RestoreCollection: _grpc.StreamUnaryMultiCallable[_collection_service_pb2.RestoreCollectionRequest, _collection_service_pb2.RestoreCollectionResponse]
     """Makes a collection from a backup, with a new name. It is there once all of the backup has been received, checked
-    and written to disk; before that, and where the call fails, nothing of it is.
+    and written to disk; before that, and where the call fails, nothing of it is. The header of the answer comes when
+    its turn has come; until then nothing has to be taken from the caller.
     """
 
 @_typing.type_check_only
@@ -107,13 +109,15 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     """Compares everything that the collection keeps more than once, while it is used, and measures recall: rows with
     their checksums, files of the index with their hashes, and every item with what a search for its own vector finds.
     What is wrong with the index is made again from the items. Messages with progress come first, at least one in ten
-    seconds; the last message has the report. Two of these calls, backups and restores run at a time; others wait.
+    seconds; the last message has the report. Two of these calls, backups and restores run at a time; 16 others wait, and
+    one more is refused with OVERLOADED.
     """
     BackupCollection: _aio.UnaryStreamMultiCallable[_collection_service_pb2.BackupCollectionRequest, _collection_service_pb2.BackupCollectionResponse]  # type: ignore[assignment]
     """The collection as it is at one moment, as a file for RestoreCollection, while it is used."""
     RestoreCollection: _aio.StreamUnaryMultiCallable[_collection_service_pb2.RestoreCollectionRequest, _collection_service_pb2.RestoreCollectionResponse]  # type: ignore[assignment]
     """Makes a collection from a backup, with a new name. It is there once all of the backup has been received, checked
-    and written to disk; before that, and where the call fails, nothing of it is.
+    and written to disk; before that, and where the call fails, nothing of it is. The header of the answer comes when
+    its turn has come; until then nothing has to be taken from the caller.
     """
 
 class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -214,7 +218,8 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Compares everything that the collection keeps more than once, while it is used, and measures recall: rows with
         their checksums, files of the index with their hashes, and every item with what a search for its own vector finds.
         What is wrong with the index is made again from the items. Messages with progress come first, at least one in ten
-        seconds; the last message has the report. Two of these calls, backups and restores run at a time; others wait.
+        seconds; the last message has the report. Two of these calls, backups and restores run at a time; 16 others wait, and
+        one more is refused with OVERLOADED.
         """
 
     @_abc_1.abstractmethod
@@ -232,7 +237,8 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_collection_service_pb2.RestoreCollectionResponse, _abc.Awaitable[_collection_service_pb2.RestoreCollectionResponse]]:
         """Makes a collection from a backup, with a new name. It is there once all of the backup has been received, checked
-        and written to disk; before that, and where the call fails, nothing of it is.
+        and written to disk; before that, and where the call fails, nothing of it is. The header of the answer comes when
+        its turn has come; until then nothing has to be taken from the caller.
         """
 
 def add_CollectionServiceServicer_to_server(servicer: CollectionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

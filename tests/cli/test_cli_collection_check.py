@@ -90,10 +90,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store whose backups are the words of the test."""
 
     @contextmanager
-    def back_up(_: LocalStore, name: str) -> Iterator[io.BytesIO]:
+    def back_up(_: LocalStore, name: str, on_progress: Callable[[], None]) -> Iterator[io.BytesIO]:
         yield io.BytesIO(f"all of {name}".encode())
 
-    def restore(store: LocalStore, name: str, chunks: Iterable[bytes]) -> CollectionInfo:
+    def restore(
+        store: LocalStore, name: str, chunks: Iterable[bytes], on_progress: Callable[[], None]
+    ) -> CollectionInfo:
         source = b"".join(chunks).decode().removeprefix("all of ")
         if not source:
             raise InvalidInput("the bytes are no backup")

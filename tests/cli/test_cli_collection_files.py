@@ -16,6 +16,7 @@ import pytest
 from embedserve import Client
 from embedserve.client import ItemInput
 from embedserve.errors import CollectionNotFound
+from embedserve.parquet import CollectionFile
 from embedserve.types import Keep
 from tests.cli.outcome import Cli
 from tests.fakes import DIMENSION, FakeEncoder, picture
@@ -191,9 +192,42 @@ def test_a_file_that_does_not_fit_the_collection_changes_nothing(
     assert everything(client, filled)[1].tobytes() == vectors.tobytes()
 
 
-def test_a_row_that_the_server_refuses_fails_alone_and_is_named(
-    cli: Cli, client: Client, filled: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"id": ["a", "b" * 257, "c"]}, "row 2: 257 bytes in the id; max_id_bytes is 256"),
+        ({"metadata": ["{}", "{}", '{"a": "' + "ü" * (8 << 10) + '"}']}, "row 3: 16393 bytes of metadata; max_meta"),
+    ],
+    ids=["id", "metadata"],
+)
+def test_a_row_above_a_limit_of_the_server_is_refused_before_anything_is_written(
+    cli: Cli, client: Client, filled: str, tmp_path: Path, columns: dict[str, Any], why: str
 ) -> None:
+    path = foreign(tmp_path / "f.parquet", **columns)
+    refused = cli("collection", "import", filled, path, "--fingerprint", OURS)
+    assert refused.exit_code == 1
+    assert why in refused.err
+    assert client.get_collection(filled).items == 13
+
+
+def test_an_import_says_which_images_go(cli: Cli, client: Client, filled: str, other: str, tmp_path: Path) -> None:
+    path = tmp_path / "photos.parquet"
+    assert cli("collection", "export", filled, path).exit_code == 0
+    warning = f"collection {filled} keeps originals of images: an item whose id is in {path} is replaced and loses its"
+    assert warning in cli("collection", "import", filled, path).err
+    [item] = client.get_items(filled, ["ü/3.png"], include_media=True)
+    assert item is not None
+    assert item.media is None
+    client.create_collection(other, keep="none")
+    client.add(other, [ItemInput(id="a", image=picture(1))])
+    assert "images" not in cli("collection", "import", other, path).err
+
+
+def test_a_row_that_the_server_refuses_fails_alone_and_is_named(
+    cli: Cli, client: Client, filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where the server was started again with other limits.
+    monkeypatch.setattr(CollectionFile, "check", lambda *_: iter(range(3)))
     path = foreign(tmp_path / "f.parquet", id=["a", "b" * 300, "c"])
     outcome = cli("collection", "import", filled, path, "--fingerprint", OURS, "--json")
     assert outcome.exit_code == 1

@@ -92,6 +92,8 @@ class FakeServer:
     streams: list[tuple[str, float | None]] = field(default_factory=list)
     """The method of each stream that was opened, and its deadline in seconds."""
     most_under_way: int = 0
+    gives_turns: bool = True
+    """Whether a restore is told at once that its turn has come."""
     ended: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     """Grows by one with each call that is over for the client, whether it was answered or cancelled."""
     _under_way: int = 0
@@ -118,6 +120,8 @@ class FakeServer:
             ]
             self._under_way += 1
             self.most_under_way = max(self.most_under_way, self._under_way)
+        if method == "RestoreCollection" and self.gives_turns:
+            context.send_initial_metadata(())
         try:
             with refusing(context):
                 return self.scripts[method](request)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fake_server import Connect, FakeServer
 
+from embedserve.client import backups
 from embedserve.errors import CollectionNotFound, DataError, DeadlineExceeded, InternalError, Unavailable
 from embedserve.v1 import collection_service_pb2 as pb
 
@@ -122,7 +123,17 @@ def test_a_backup_that_breaks_in_the_middle_is_not_begun_again(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_says_nothing_is_given_up(connect: Connect, server: FakeServer) -> None:
+def test_a_backup_tells_how_many_bytes_have_come(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
+    server.on("BackupCollection", lambda _: [pb.BackupCollectionResponse(), *WHOLE])
+    told: list[int] = []
+    connect(server.target).backup_collection("photos", tmp_path / "b", on_progress=told.append)
+    assert told == [0, 10, 10, 3000, 3000]
+
+
+def test_a_server_that_says_nothing_is_given_up(
+    connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backups, "_LEAST_SILENCE_S", 0.1)
     let_go = threading.Event()
 
     def silent(_: Any) -> Iterator[Any]:
@@ -135,6 +146,20 @@ def test_a_server_that_says_nothing_is_given_up(connect: Connect, server: FakeSe
         connect(server.target, timeout_s=0.3).check_collection("photos", told.append)
     let_go.set()
     assert [step.stage for step in told] == ["items"]
+
+
+def test_a_server_may_be_silent_for_as_long_as_it_promises_however_small_the_timeout(
+    connect: Connect, server: FakeServer
+) -> None:
+    def slow(_: Any) -> Iterator[Any]:
+        for stage in ("items", "search"):
+            yield pb.CheckCollectionResponse(progress=pb.CheckProgress(stage=stage))
+            threading.Event().wait(0.8)
+        yield pb.CheckCollectionResponse(report=pb.CheckReport(item_count=3))
+
+    server.on("CheckCollection", slow)
+    assert connect(server.target, timeout_s=0.4).check_collection("photos").items == 3
+    assert [backups.silence_s(timeout_s) for timeout_s in (0.4, 29, 60)] == [30, 30, 60]
 
 
 def test_a_check_without_a_report_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
@@ -181,6 +206,30 @@ def test_a_server_that_takes_nothing_of_a_backup_is_given_up(
     with pytest.raises(DeadlineExceeded, match=r"has taken nothing of the backup for 0\.3 s"):
         connect(server.target, timeout_s=0.3).restore_collection("again", path)
     let_go.set()
+
+
+def test_a_restore_whose_turn_has_not_come_waits_and_says_so(
+    connect: Connect, server: FakeServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "photos.backup"
+    path.write_bytes(bytes(20 << 20))
+    waited = threading.Event()
+    told: list[int | None] = []
+
+    def tell(sent_bytes: int | None) -> None:
+        told.append(sent_bytes)
+        if len(told) == 2:
+            waited.set()
+
+    def busy(requests: Iterator[Any]) -> Any:
+        assert waited.wait(20)
+        return pb.RestoreCollectionResponse(collection=pb.Collection(name="again" if next(requests).name else ""))
+
+    server.gives_turns = False
+    server.on("RestoreCollection", busy)
+    client = connect(server.target, timeout_s=0.3)
+    assert client.restore_collection("again", path, on_progress=tell).name == "again"
+    assert told == [None, None]
 
 
 def test_a_server_that_has_all_of_a_backup_may_take_its_time(

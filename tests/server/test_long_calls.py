@@ -25,8 +25,9 @@ from embedserve.errors import (
     DataError,
     DiskFull,
     InternalError,
+    Overloaded,
 )
-from embedserve.server import collections, interceptor
+from embedserve.server import collections, interceptor, pace
 from embedserve.store.local import LocalStore
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Keep, Recall
 from embedserve.v1 import collection_service_pb2 as pb
@@ -53,6 +54,10 @@ class Script:
         self.backup = BACKUP
         self.received = b""
         self.on_chunk: Callable[[], None] = lambda: None
+        self.on_copy: Callable[[Callable[[], None]], None] = lambda on_progress: on_progress()
+        """Before the backup is there."""
+        self.on_received: Callable[[Callable[[], None]], None] = lambda on_progress: on_progress()
+        """Before the restored collection is there."""
         self.begun = threading.Event()
         self.ended = threading.Event()
         """A work of the store has been left, however it ended."""
@@ -70,14 +75,17 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
             script.ended.set()
 
     @contextmanager
-    def backup_collection(_: LocalStore, name: str) -> Iterator[io.BytesIO]:
+    def backup_collection(_: LocalStore, name: str, on_progress: Callable[[], None]) -> Iterator[io.BytesIO]:
         script.begun.set()
         try:
+            script.on_copy(on_progress)
             yield io.BytesIO(script.backup)
         finally:
             script.ended.set()
 
-    def restore_collection(store: LocalStore, name: str, chunks: Iterable[bytes]) -> CollectionInfo:
+    def restore_collection(
+        store: LocalStore, name: str, chunks: Iterable[bytes], on_progress: Callable[[], None]
+    ) -> CollectionInfo:
         script.begun.set()
         try:
             received = []
@@ -85,6 +93,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
                 received.append(chunk)
                 script.on_chunk()
             script.received = b"".join(received)
+            script.on_received(on_progress)
             return store.create_collection(name, fingerprint="ab" * 32, encoder_name="a", dimension=3, keep=Keep.NONE)
         finally:
             script.ended.set()
@@ -133,6 +142,13 @@ def forever(on_progress: Callable[[CheckProgress], None]) -> CheckReport:
     while True:
         on_progress(CheckProgress(f"stage {stage}", 0, 0))  # each stage is told at once
         stage += 1
+
+
+def until_stopped(on_progress: Callable[[], None]) -> None:
+    """What takes long, and asks now and then whether anybody waits for it."""
+    while True:
+        time.sleep(0.001)
+        on_progress()
 
 
 # --- Checks ---
@@ -278,6 +294,50 @@ def test_who_takes_nothing_of_a_backup_loses_it(stub: Any, script: Script, monke
     assert code_of(lambda: list(call)) is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+def test_who_takes_a_backup_a_little_at_a_time_loses_it(
+    stub: Any, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interceptor, "_UNTAKEN_S", 0.5)
+    monkeypatch.setattr(pace, "LEAST_BYTES_PER_S", 1 << 30)
+    script.backup = BACKUP * 20
+    call = stub.BackupCollection(pb.BackupCollectionRequest(name="photos"))
+
+    def take() -> None:
+        for _ in call:
+            time.sleep(0.1)
+
+    assert code_of(take) is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert script.ended.wait(20)
+
+
+def test_a_copy_that_nobody_waits_for_any_more_ends_before_its_first_piece(stub: Any, script: Script) -> None:
+    script.on_copy = until_stopped
+    call = stub.BackupCollection(pb.BackupCollectionRequest(name="photos"))
+    assert script.begun.wait(20)
+    call.cancel()
+    assert script.ended.wait(20)
+
+
+def test_the_seventeenth_that_would_have_to_wait_is_refused(
+    target: str, stub: Any, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collections, "_SAY_EVERY_S", 0.01)
+    script.check = forever
+    checks = [stub.CheckCollection(pb.CheckCollectionRequest(name="photos")) for _ in range(18)]
+    for check in checks:
+        assert next(check).progress.stage in {"stage 0", "waiting"}
+    path = tmp_path / "backup"
+    path.write_bytes(b"abc")
+    with Client(target, timeout_s=5) as client:  # too little to ask again
+        with pytest.raises(Overloaded, match="18 checks, backups and restores are under way or wait") as refused:
+            client.restore_collection("again", path)
+        assert refused.value.retry_after_ms == 10_000
+        with pytest.raises(Overloaded):
+            client.check_collection("photos")
+    for check in checks:
+        check.cancel()
+
+
 # --- Restores ---
 
 
@@ -322,6 +382,63 @@ def test_what_the_store_refuses_ends_the_upload(client: Client, script: Script, 
     script.on_chunk = refuse
     with pytest.raises(DiskFull, match="there is no room"):
         client.restore_collection("again", path)
+
+
+def test_a_chunk_may_have_two_mebibytes_and_no_more(stub: Any, script: Script) -> None:
+    most = bytes(2 << 20)
+    assert stub.RestoreCollection(pieces("again", [most], hashlib.sha256(most).digest())).collection.name == "again"
+    for first in (most + b"x", b""):
+        stream = iter([pb.RestoreCollectionRequest(name="bad", chunk=first), *pieces("bad", [most + b"x"], None)])
+        with pytest.raises(grpc.RpcError, match="2097153 bytes; the largest may have 2097152") as raised:
+            stub.RestoreCollection(stream)
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_restore_that_is_given_up_when_all_has_been_sent_ends_and_makes_nothing(
+    stub: Any, script: Script, client: Client
+) -> None:
+    received = threading.Event()
+
+    def check(on_progress: Callable[[], None]) -> None:
+        received.set()
+        until_stopped(on_progress)
+
+    script.on_received = check
+    call = stub.RestoreCollection.future(pieces("bad", [b"abc"], hashlib.sha256(b"abc").digest()))
+    assert received.wait(20)
+    call.cancel()
+    assert script.ended.wait(20)
+    assert [info.name for info in client.list_collections()] == ["photos"]
+
+
+def test_a_restore_that_waits_for_its_turn_is_not_given_up(
+    target: str, stub: Any, script: Script, tmp_path: Path
+) -> None:
+    path = tmp_path / "backup"
+    path.write_bytes(BACKUP)
+    entered, let_go = threading.Semaphore(0), threading.Event()
+
+    def check(on_progress: Callable[[CheckProgress], None]) -> CheckReport:
+        entered.release()
+        assert let_go.wait(20)
+        return REPORT
+
+    script.check = check
+    checks = [stub.CheckCollection(pb.CheckCollectionRequest(name="photos")) for _ in range(2)]
+    for _ in checks:
+        assert entered.acquire(timeout=20)
+    told: list[int | None] = []
+
+    def tell(sent_bytes: int | None) -> None:
+        told.append(sent_bytes)
+        if len(told) == 3:  # a second and a half
+            let_go.set()
+
+    with Client(target, timeout_s=0.4) as impatient:
+        assert impatient.restore_collection("again", path, on_progress=tell).name == "again"
+    assert told[:3] == [None] * 3
+    assert script.received == BACKUP
+    assert [list(check)[-1].report.item_count for check in checks] == [20, 20]
 
 
 def test_a_name_that_is_taken_is_refused_before_the_store_is_asked(
@@ -382,10 +499,13 @@ def test_an_upload_that_only_trickles_is_ended(stub: Any, script: Script, monkey
 # --- Stopping ---
 
 
-@pytest.mark.parametrize("work", ["check", "backup", "restore"])
+@pytest.mark.parametrize("work", ["check", "backup", "copy", "restore", "restore that is checked"])
 def test_a_server_that_stops_does_not_wait_for_long_work(work: str, script: Script, tmp_path: Path) -> None:
     script.check = forever
     script.backup = BACKUP * 100
+    if work == "copy":
+        script.on_copy = until_stopped
+    script.on_received = until_stopped
     let_go = threading.Event()
 
     def waiting() -> Iterator[pb.RestoreCollectionRequest]:
@@ -403,7 +523,11 @@ def test_a_server_that_stops_does_not_wait_for_long_work(work: str, script: Scri
         begin: dict[str, Callable[[], object]] = {
             "check": lambda: slowly(stub.CheckCollection(pb.CheckCollectionRequest(name="photos"))),
             "backup": lambda: slowly(stub.BackupCollection(pb.BackupCollectionRequest(name="photos"))),
+            "copy": lambda: slowly(stub.BackupCollection(pb.BackupCollectionRequest(name="photos"))),
             "restore": lambda: stub.RestoreCollection(waiting()),
+            "restore that is checked": lambda: stub.RestoreCollection(
+                pieces("again", [b"abc"], hashlib.sha256(b"abc").digest())
+            ),
         }
         codes: list[grpc.StatusCode] = []
         calling = threading.Thread(target=lambda: codes.append(code_of(begin[work])))

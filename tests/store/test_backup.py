@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -500,6 +502,88 @@ def test_damage_is_found_when_the_backup_is_made(store: LocalStore, data: Path, 
         pass
     assert caught.value.message.startswith(f"{path} is damaged: item 'a': its ")
     assert sorted((data / "collections").iterdir()) == before
+
+
+class GivenUp(Exception):
+    """What a caller raises who does not wait any more."""
+
+
+def gives_up_after(calls: int) -> Callable[[], None]:
+    """To be called now and then; raises with the call after so many."""
+    left = iter(range(calls))
+
+    def on_progress() -> None:
+        if next(left, None) is None:
+            raise GivenUp
+
+    return on_progress
+
+
+def calls_of(work: Callable[[Callable[[], None]], None]) -> int:
+    """How often a work calls what it is given."""
+    calls = itertools.count()
+    work(lambda: next(calls) and None)
+    return next(calls)
+
+
+def test_a_backup_ends_wherever_its_caller_gives_up_and_leaves_nothing(store: LocalStore, data: Path) -> None:
+    filled(store)
+    store.delete_collection("photos")
+
+    def back_up(on_progress: Callable[[], None]) -> None:
+        with store.backup_collection("filled", on_progress):
+            pass
+
+    before = sorted(path for path in data.rglob("*") if not path.name.endswith(("-wal", "-shm")))
+    total = calls_of(back_up)
+    assert total >= 3  # while it is copied, while it is read, and while its sha256 is made
+    for calls in range(total):
+        with pytest.raises(GivenUp):
+            back_up(gives_up_after(calls))
+        assert sorted(path for path in data.rglob("*") if not path.name.endswith(("-wal", "-shm"))) == before
+
+
+def test_a_restore_ends_wherever_its_caller_gives_up_and_makes_nothing(
+    store: LocalStore, data: Path, backup: bytes
+) -> None:
+    before, numbers = sorted(data.rglob("*")), itertools.count()
+
+    def restore(on_progress: Callable[[], None]) -> None:
+        store.restore_collection(f"restored-{next(numbers)}", chunks(backup, 1 << 16), on_progress)
+
+    for calls in range(100):
+        try:
+            restore(gives_up_after(calls))
+        except GivenUp:
+            assert sorted(data.rglob("*")) == before
+        else:
+            break
+    # With each chunk, and then while the rows are compared.
+    assert len(backup) // (1 << 16) + 2 < calls < 99
+    assert [info.items for info in store.list_collections() if info.name.startswith("restored-")] == [35]
+
+
+def test_the_check_of_sqlite_itself_ends_where_its_caller_gives_up(
+    store: LocalStore, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedserve.store.backup._STEPS", 100)
+    filled(store)
+    backup = backup_of(store)
+    before = sorted(data.rglob("*"))
+    statements: list[str] = []
+
+    def on_progress() -> None:
+        for frame in traceback.extract_stack():
+            if frame.name == "first_problem" and "PRAGMA" in (frame.line or ""):
+                statements.append(frame.line or "")
+                raise GivenUp
+
+    with pytest.raises(GivenUp):
+        store.restore_collection("restored", chunks(backup), on_progress)
+    with pytest.raises(GivenUp), store.backup_collection("filled", on_progress):
+        pass
+    assert ["integrity_check" in statement for statement in statements] == [True, True]
+    assert sorted(data.rglob("*")) == before
 
 
 # --- Full disks and killed processes -------------------------------------------------------------------------------
