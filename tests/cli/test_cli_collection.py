@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,13 @@ def test_a_collection_is_made_and_described(cli: Cli, collection: str) -> None:
     assert described["fingerprint"] == "fa" * 32
     assert described["dimension"] == "16 numbers per vector"
     assert (described["items"], described["keeps"], described["aliases"]) == ("0", "originals", "none")
+
+
+def test_the_documented_example_of_info_has_all_lines_that_are_printed(cli: Cli, filled: str) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "collections.md").read_text(encoding="utf-8")
+    example = page.partition("```text\n")[2].partition("```")[0]
+    printed = cli("collection", "info", filled).out
+    assert [line[:12] for line in example.splitlines()] == [line[:12] for line in printed.splitlines()]
 
 
 def test_a_program_gets_every_field_of_a_collection(cli: Cli, filled: str) -> None:

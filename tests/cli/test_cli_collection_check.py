@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from embedserve import Client
+from embedserve.cli.collection_files import _Transfer
 from embedserve.errors import InvalidInput
 from embedserve.store.local import LocalStore
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Recall
@@ -154,6 +156,54 @@ def test_a_file_that_is_no_backup_makes_nothing(cli: Cli, client: Client, collec
     assert refused.exit_code == 2
     assert "the bytes are no backup" in refused.err
     assert collection not in [info.name for info in client.list_collections()]
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_restore_that_waits_for_its_turn_says_so_once(
+    cli: Cli, client: Client, collection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create_collection(collection)
+    path, other = tmp_path / "photos.backup", f"{collection}-2"
+    path.write_text(f"all of {collection}")
+    begun, let_go = threading.Semaphore(0), threading.Event()
+
+    def check(_: LocalStore, name: str, on_progress: Callable[[CheckProgress], None]) -> CheckReport:
+        begun.release()
+        assert let_go.wait(20)
+        return CheckReport(items=0, segments=0, searched=0, recall=None, problems=())
+
+    monkeypatch.setattr(LocalStore, "check_collection", check)
+    checks = [threading.Thread(target=client.check_collection, args=(collection,)) for _ in range(2)]
+    for thread in checks:
+        thread.start()
+        assert begun.acquire(timeout=20)
+    threading.Timer(1.7, let_go.set).start()
+    restored = cli("collection", "restore", other, path)
+    for thread in checks:
+        thread.join(20)
+    client.delete_collection(other)
+    assert restored.exit_code == 0
+    assert restored.err.splitlines() == [
+        "waiting: as many checks, backups and restores as may run are under way",
+        f"made {other}: 0 items, 16 numbers per vector, keeps thumbnails",
+    ]
+
+
+def test_a_transfer_shows_its_bytes_on_a_terminal_once_it_has_begun(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    with _Transfer("sending photos.backup", 3 << 20, "waiting: for others") as transfer:
+        for done in (None, None, 0, 1 << 20, 3 << 20):
+            transfer.tell(done)
+    err = capfd.readouterr().err
+    assert err.startswith("waiting: for others\n")
+    assert err.count("waiting") == 1
+    assert "sending photos.backup" in err
+    assert "3.0/3.0 MiB" in err
+    assert "the server checks it" in err
 
 
 # --- With the real store ---

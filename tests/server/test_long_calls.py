@@ -10,7 +10,7 @@ import hashlib
 import io
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,11 @@ from embedserve.errors import (
     DiskFull,
     InternalError,
     Overloaded,
+    Unavailable,
 )
 from embedserve.server import collections, interceptor, pace
+from embedserve.server.state import ServerState
+from embedserve.server.streams import until_drained
 from embedserve.store.local import LocalStore
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Keep, Recall
 from embedserve.v1 import collection_service_pb2 as pb
@@ -578,6 +581,32 @@ def test_a_server_that_stops_does_not_wait_for_a_restore_whose_turn_has_not_come
         let_go.set()
         stopping.join(20)
         assert not stopping.is_alive()
+
+
+@pytest.mark.parametrize("last", [3, None], ids=["last piece", "a piece before it"])
+def test_a_call_whose_last_piece_was_given_before_the_server_drains_ends_well(last: int | None) -> None:
+    async def pieces() -> AsyncGenerator[int]:
+        for number in range(1, 4):
+            yield number
+
+    async def scenario() -> None:
+        state, given = ServerState(), []
+        told = until_drained(pieces(), state, idle_s=10, is_last=lambda piece: piece == last)
+
+        async def take() -> None:
+            async for piece in told:
+                given.append(piece)
+                if piece == 3:
+                    await state.drain(1)
+
+        if last is None:
+            with pytest.raises(Unavailable):
+                await take()
+        else:
+            await take()
+        assert given == [1, 2, 3]
+
+    asyncio.run(scenario())
 
 
 # --- Accounts ---
