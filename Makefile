@@ -64,9 +64,9 @@ soak: $(VENV)/.with-train ## mixed and hostile traffic with encoders replaced, e
 	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),10) --json benchmarks/results/soak.json
 
 crash: $(VENV)/.with-train $(VENV)/.with-dev ## kill -9, power cuts, failing and full disks, damaged files: CRASH_ROUNDS=200, CRASH_SEED=1; twenty minutes
-	CRASH_ROUNDS=$(or $(CRASH_ROUNDS),200) CRASH_SEED=$(or $(CRASH_SEED),1) CRASH_THOROUGH=4 \
+	CRASH_ROUNDS=$(or $(CRASH_ROUNDS),200) CRASH_SEED=$(or $(CRASH_SEED),1) CRASH_THOROUGH=4 CRASH_SECONDS=60 \
 		CRASH_JSON=benchmarks/results/crash.json $(BIN)/python -m pytest tests/crash tests/store/test_crash.py \
-		tests/store/test_damage.py tests/store/test_failing_disk.py
+		tests/store/test_damage.py tests/store/test_failing_disk.py tests/store/test_readers_and_writers.py
 
 fuzz: $(VENV)/.with-dev ## a hundred thousand damaged images and messages: FUZZ_CASES=100000, FUZZ_SEED=0
 	FUZZ_CASES=$(or $(FUZZ_CASES),100000) FUZZ_SEED=$(or $(FUZZ_SEED),0) $(BIN)/python -m pytest -s tests/test_fuzz.py
