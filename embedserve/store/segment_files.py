@@ -113,6 +113,7 @@ class SegmentFiles:
         """These are the segments from now on; others are removed."""
         uids = [segment.uid for segment in segments]
         with reported(self.directory):
+            self.directory.mkdir(exist_ok=True)  # where nothing was sealed yet, only dead rows dropped, there is none
             write_document(self._current, {"format": _FORMAT, "segments": uids, "seq": seq})
         self.named = uids
         self.remove_others(set(uids))
