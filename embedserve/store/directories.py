@@ -14,6 +14,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Collection as Names
+from contextlib import suppress
 from pathlib import Path
 
 from embedserve.store.files import sync
@@ -42,7 +43,7 @@ class Directories:
         """A new one, marked as unfinished; its uid."""
         uid = uuid.uuid4().hex
         self[uid].mkdir()
-        (self[uid] / _MARK).touch()
+        self._mark(uid)  # before there are items in it, also after a power cut
         return uid
 
     def finish(self, uid: str) -> None:
@@ -53,24 +54,29 @@ class Directories:
 
     def doom(self, uid: str) -> None:
         """The catalog is about to forget it; on disk when this returns."""
-        (self[uid] / _MARK).touch()
-        sync(self[uid])
+        self._mark(uid)
 
     def remove(self, uid: str) -> None:
         """Remove it as far as that is possible now; the rest goes at the next start, if it is marked."""
-        # The mark goes last, for what is left without it would be kept.
-        for entry in self[uid].iterdir() if self[uid].is_dir() else ():
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name != _MARK:
-                entry.unlink(missing_ok=True)
-        shutil.rmtree(self[uid], ignore_errors=True)
+        with suppress(OSError):
+            # The mark goes last, also on disk, for what is left without it would be kept.
+            for entry in self[uid].iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                elif entry.name != _MARK:
+                    entry.unlink()
+            sync(self[uid])
+            shutil.rmtree(self[uid])
+
+    def _mark(self, uid: str) -> None:
+        (self[uid] / _MARK).touch()
+        sync(self[uid])
 
     def clear(self, known: Names[str]) -> None:
         """Remove what was made or removed in part when a process died; keep, and tell of, what is merely unknown."""
         for uid in sorted(self.uids() - set(known)):
             if (self[uid] / _MARK).exists() or not (self[uid] / FILE).exists():
-                shutil.rmtree(self[uid], ignore_errors=True)
+                self.remove(uid)
             else:
                 _log.error(
                     "%s holds items, and the catalog names no collection for it, as an older catalog would not; it is"

@@ -256,6 +256,10 @@ def watched(disk: Disk) -> Iterator[None]:
                 return
             if not Path(where).is_dir():
                 disk.note_content(where)
+            else:
+                for entry in sorted(Path(where).iterdir()):
+                    if entry.is_file():
+                        disk.note_content(str(entry))
             node = disk.node(where)
             before = len(disk.events)
             syncs[name](handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sqlite3
@@ -93,13 +94,14 @@ def run_writers(root: Path, *, seed: int, calls: int, writers: int = 3, replaced
 
 def _copy_while_it_changes(source: Path, target: Path) -> None:
     """Files that go meanwhile are left out."""
-    for path in sorted(source.rglob("*")):
-        try:
-            if path.is_file():
+    for directory, _, names in os.walk(source):  # which passes over directories that have gone
+        for name in sorted(names):
+            path = Path(directory) / name
+            try:
                 (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target / path.relative_to(source))
-        except FileNotFoundError:
-            continue
+            except FileNotFoundError:
+                continue
 
 
 def _all_at_once(store: LocalStore, disk: Disk, writers: Sequence[Writer], calls: int) -> None:
