@@ -318,14 +318,15 @@ def test_the_thread_seals_what_waits_and_tells_of_it(
     data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None
 ) -> None:
     monkeypatch.setattr(maintenance, "_LOOK_S", 0.02)
-    observer = Sealings()
+    observer, before = Sealings(), set(threading.enumerate())
     with LocalStore.open(data, observer=observer) as store:
+        assert [thread for thread in set(threading.enumerate()) - before if thread.name == "maintenance"]
         new_graphs(store)
         store.upsert("photos", items(0, 150))
         until(lambda: not store.get_collection("photos").building)
         assert observer.sealed == [(150, "hnsw")]
         assert store.get_collection("photos").unsealed == 0
-    assert not [thread for thread in threading.enumerate() if thread.name == "maintenance"]
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "maintenance"]
 
 
 def test_after_a_step_that_failed_the_thread_waits_from_its_end_on_and_looks_after_the_others(
