@@ -63,7 +63,7 @@ overload: $(VENV)/.with-train ## four times the load that a server can take: goo
 soak: $(VENV)/.with-train ## mixed and hostile traffic with encoders replaced, every answer checked: MINUTES=10
 	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),10) --json benchmarks/results/soak.json
 
-crash: $(VENV)/.with-train $(VENV)/.with-dev ## kill -9, power cuts, failing and full disks, damaged files: CRASH_ROUNDS=200, CRASH_SEED=1; twenty minutes
+crash: $(VENV)/.with-train $(VENV)/.with-dev ## kill -9, power cuts, failing and full disks, damaged files: CRASH_ROUNDS=200, CRASH_SEED=1; a quarter of an hour
 	CRASH_ROUNDS=$(or $(CRASH_ROUNDS),200) CRASH_SEED=$(or $(CRASH_SEED),1) CRASH_THOROUGH=4 CRASH_SECONDS=60 \
 		CRASH_JSON=benchmarks/results/crash.json $(BIN)/python -m pytest tests/crash tests/store/test_crash.py \
 		tests/store/test_damage.py tests/store/test_failing_disk.py tests/store/test_readers_and_writers.py
