@@ -30,10 +30,10 @@ from measuring.machine import cpu_model
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedserve import preprocess
 from embedserve.cores import usable_cores
-from embedserve.encoder import Encoder
-from embedserve.preprocess import PreprocessSpec
+from embedserve.encoder.session import Encoder
+from embedserve.images import preprocess
+from embedserve.images.preprocess import PreprocessSpec
 
 CAMERA_PIXELS = 8_000_000
 THREADS = (1, 2, 4)

@@ -37,7 +37,7 @@ sys.path[:0] = [
     str(ROOT / "benchmarks"),
 ]  # so that it runs from a checkout without an installation
 
-from embedserve_training.config import METHODS  # noqa: E402
+from embedserve_training.plan.config import METHODS  # noqa: E402
 
 REPEATS = 3
 IMAGES = 8192
@@ -198,7 +198,7 @@ def network(name: str, size_px: int) -> Any:
     import torch
     from torch import nn
 
-    from embedserve_training import backbones
+    from embedserve_training.networks import backbones
 
     torch.manual_seed(0)
     try:
@@ -221,11 +221,12 @@ def training(case: Case, method_name: str, seconds: float, compiled: bool) -> di
     """One method in bf16: step only, and end to end."""
     import torch
 
-    from embedserve_training import methods, optim
-    from embedserve_training.config import TrainConfig
-    from embedserve_training.distributed import ALONE
-    from embedserve_training.gradient import BatchGradient
-    from embedserve_training.plan import Facts, plan
+    from embedserve_training import methods
+    from embedserve_training.distributed.collectives import ALONE
+    from embedserve_training.plan.config import TrainConfig
+    from embedserve_training.plan.plan import Facts, plan
+    from embedserve_training.run import optim
+    from embedserve_training.run.gradient import BatchGradient
 
     size_px = case.size_px
     config = TrainConfig(
@@ -296,7 +297,7 @@ def encoding(case: Case, seconds: float) -> dict[str, Any]:
     """The encoder as it is served: uint8 images in host memory in, unit vectors in host memory out."""
     import torch
 
-    from embedserve_training.embed import ServedEncoder
+    from embedserve_training.run.served import ServedEncoder
 
     size_px = case.size_px
     served = ServedEncoder(network(case.backbone, size_px)).eval()
@@ -326,7 +327,7 @@ def serving(case: Case, device: str, seconds: float, until: float) -> Iterator[d
     """The encoder in a bare loop, in embedserve and behind its server; or why that cannot be measured here."""
     import torch
 
-    from embedserve_training.embed import ServedEncoder
+    from embedserve_training.run.served import ServedEncoder
 
     why_not = None
     try:
@@ -367,7 +368,7 @@ def onnx_session(served: Any, size_px: int) -> tuple[Any, str]:
         return None, f"{error.name} is not installed"
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return None, "no CUDA provider"
-    from embedserve_training.export import to_onnx
+    from embedserve_training.export.export import to_onnx
 
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # the CUDA libraries that came with torch

@@ -27,7 +27,7 @@ from measuring.machine import busy_s, cpu_model, cpu_s, memory_mb, versions
 
 from embedserve.client.access import access
 from embedserve.cores import usable_cores
-from embedserve.loadtest import Measurements, calls, closed_loop, open_loop, percentiles, run, senders
+from embedserve.loadtest import Measurements, closed_loop, open_loop, percentiles, requests, run, senders
 
 FIXED = "fixed"
 CLIENTS = 32
@@ -135,7 +135,7 @@ async def measure(case: Case, arguments: argparse.Namespace) -> Result:
         server = real_server(path, *more)
     with server as child:
         pictures = [jpeg(*size, seed) for seed in range(PICTURES)]
-        load = calls.embed(pictures, 1)
+        load = requests.embed(pictures, 1)
         target = access(child.address)
         channels = await senders.connect(target, CONNECTIONS)
         try:

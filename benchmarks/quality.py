@@ -176,7 +176,7 @@ def cpu_name() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what computes."""
-    from embedserve_training.run import versions as of_run
+    from embedserve_training.run.run import versions as of_run
 
     return of_run()
 

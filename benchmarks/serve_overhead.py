@@ -38,7 +38,7 @@ from measuring.machine import busy_s, cpu_model, cpu_s, memory_mb, versions
 from numpy.typing import NDArray
 
 from embedserve.cores import usable_cores
-from embedserve.encoder import Encoder
+from embedserve.encoder.session import Encoder
 from embedserve.errors import EmbedserveError
 from embedserve.v1 import common_pb2
 from embedserve.v1 import embedding_service_pb2 as pb

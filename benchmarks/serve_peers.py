@@ -35,7 +35,7 @@ from measuring.tables import print_behaviour, print_throughput
 from peers.shared import Settings
 
 from embedserve.cores import usable_cores
-from embedserve.encoder import Encoder
+from embedserve.encoder.session import Encoder
 from embedserve.errors import EmbedserveError
 
 CAVEAT = (

@@ -42,11 +42,12 @@ from measuring.ledger import counted_calls, scrape, value_of
 from measuring.machine import cpu_model, memory_mb, versions
 from measuring.traffic import Material, Traffic
 
-from embedserve import AsyncClient, preprocess
+from embedserve import AsyncClient
 from embedserve.client.access import access
 from embedserve.cores import usable_cores
-from embedserve.encoder import Encoder
+from embedserve.encoder.session import Encoder
 from embedserve.errors import EncoderFileError
+from embedserve.images import preprocess
 
 TOKEN = "soak-soak-soak-soak"
 PICTURES = 24

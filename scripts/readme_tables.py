@@ -235,7 +235,7 @@ def search_alone_table() -> str:
 
 def recipe_table() -> str:
     """The project's own recipes."""
-    from embedserve_training import recipes
+    from embedserve_training.plan import recipes
 
     rows = [[f"[{name}](recipes/{name}.toml)", recipes.load(name).title] for name in recipes.names()]
     return "\n".join(f"| {' | '.join(line)} |" for line in [["recipe", "what"], ["---", "---"], *rows])

@@ -14,10 +14,10 @@ def write_encoder_file(path: Path, *, seed: int = 1) -> Path:
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
 
-    from embedserve import encoder_file, reference
-    from embedserve.encoder import Encoder
-    from embedserve.encoder_file import EncoderMetadata
-    from embedserve.preprocess import PreprocessSpec
+    from embedserve.encoder import encoder_file, reference
+    from embedserve.encoder.encoder_file import EncoderMetadata
+    from embedserve.encoder.session import Encoder
+    from embedserve.images.preprocess import PreprocessSpec
 
     size_px, dimension = 32, 24
     weights = np.random.default_rng(seed).standard_normal((size_px * size_px * 3, dimension)).astype(np.float32)

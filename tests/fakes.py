@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedserve.encoder_file import EncoderMetadata
-from embedserve.preprocess import PreprocessSpec
+from embedserve.encoder.encoder_file import EncoderMetadata
+from embedserve.images.preprocess import PreprocessSpec
 
 SIZE_PX, DIMENSION = 32, 16
 

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from embedserve.encoder import ImageEncoder
+from embedserve.encoder.session import ImageEncoder
 from embedserve.server.app import Server
 from embedserve.server.config import ServerConfig
-from embedserve.server.tracing import Traces
+from embedserve.server.telemetry.tracing import Traces
 from embedserve.types import Limits
 
 

@@ -31,9 +31,9 @@ from measuring.tables import behaviour_cells
 from onnx import TensorProto, helper, numpy_helper
 from peers.shared import Settings
 
-from embedserve import encoder_file
-from embedserve.encoder_file import EncoderMetadata
-from embedserve.preprocess import PreprocessSpec
+from embedserve.encoder import encoder_file
+from embedserve.encoder.encoder_file import EncoderMetadata
+from embedserve.images.preprocess import PreprocessSpec
 from tests.encoders import write_encoder_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -178,13 +178,13 @@ def test_the_poisoned_image_is_the_only_one_that_is_no_image() -> None:
 
     from PIL import Image
 
-    from embedserve import images
     from embedserve.errors import ImageUndecodable
+    from embedserve.images import codec
 
     out = io.BytesIO()
     Image.effect_noise((64, 64), 50).convert("RGB").save(out, "JPEG")
     with pytest.raises(ImageUndecodable):
-        images.decode(behaviour.truncated(out.getvalue()))
+        codec.decode(behaviour.truncated(out.getvalue()))
 
     class Neighbours(FakeClient):
         async def call(self, images: list[bytes], timeout_s: float = 60.0) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedserve import encoder_file, providers, reference
 from embedserve.cores import usable_cores
-from embedserve.encoder import Encoder, same_vector_cosine
+from embedserve.encoder import encoder_file, providers, reference
+from embedserve.encoder.session import Encoder, same_vector_cosine
 from embedserve.errors import EncoderFileError, InternalError
 from tests.encoders import write_encoder_file
 

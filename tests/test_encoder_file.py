@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from embedserve import encoder_file, reference
-from embedserve.encoder_file import EncoderFile, EncoderMetadata
+from embedserve.encoder import encoder_file, reference
+from embedserve.encoder.encoder_file import EncoderFile, EncoderMetadata
 from embedserve.errors import EncoderFileError
-from embedserve.preprocess import PreprocessSpec
+from embedserve.images.preprocess import PreprocessSpec
 
 WEIGHTS = np.array([[0.5, -1.0], [0.25, 2.0], [1.0, 0.125]], np.float32)
 VECTORS = np.arange(16, dtype=np.float32).reshape(8, 2) / 7

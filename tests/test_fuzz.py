@@ -13,9 +13,9 @@ import grpc
 import numpy as np
 import pytest
 
-from embedserve import images, preprocess
 from embedserve.errors import EmbedserveError
-from embedserve.preprocess import PreprocessSpec
+from embedserve.images import codec, preprocess
+from embedserve.images.preprocess import PreprocessSpec
 from embedserve.types import Limits
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
@@ -36,7 +36,7 @@ def _pillow_warns_of_what_is_damaged() -> None:
 
 def test_every_sample_is_an_image_before_it_is_damaged() -> None:
     for name, data in samples().items():
-        assert images.decode(data).ndim == 3, name
+        assert codec.decode(data).ndim == 3, name
 
 
 def test_of_damaged_files_nothing_comes_but_pixels_or_an_error_of_ours() -> None:
@@ -65,8 +65,8 @@ def test_a_damaged_jpeg_gives_the_pixels_that_pillow_gives_wherever_pillow_takes
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("simplejpeg")
-    quick = images._decode_jpeg
-    monkeypatch.setattr(images, "_decode_jpeg", lambda *_: None)
+    quick = codec._decode_jpeg
+    monkeypatch.setattr(codec, "_decode_jpeg", lambda *_: None)
     compared = refused = 0
     for number, (name, data) in enumerate(mutated(CASES, SEED + 1)):
         if "jpeg" not in name:
@@ -79,7 +79,7 @@ def test_a_damaged_jpeg_gives_the_pixels_that_pillow_gives_wherever_pillow_takes
             if pixels is None:
                 continue
             try:
-                expected = images.decode(data, min_side_px=min_side_px)
+                expected = codec.decode(data, min_side_px=min_side_px)
             except EmbedserveError:
                 refused += 1
                 continue

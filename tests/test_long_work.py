@@ -10,8 +10,8 @@ from contextlib import aclosing
 
 import pytest
 
+from embedserve.engine.jobs import Ended, LongWork
 from embedserve.errors import Overloaded
-from embedserve.long_work import Ended, LongWork
 
 
 def test_pieces_come_in_order_and_never_more_than_two_lie_waiting() -> None:

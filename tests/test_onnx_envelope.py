@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
 
-from embedserve import onnx_envelope
+from embedserve.encoder import envelope
 
 
 def model() -> ModelProto:
@@ -25,7 +25,7 @@ def test_the_parts_are_the_bytes_that_protobuf_writes() -> None:
     body = [helper.make_node("Relu", ["x"], ["y"])]
     whole.functions.append(helper.make_function("other", "F", ["x"], ["y"], body, [helper.make_opsetid("", 18)]))
     whole.metadata_props.add(key="ключ", value="значение" * 100)
-    found = onnx_envelope.parse(whole.SerializeToString())
+    found = envelope.parse(whole.SerializeToString())
     assert found.graph == whole.graph.SerializeToString()
     assert found.opset_import == [opset.SerializeToString() for opset in whole.opset_import]
     assert found.functions == [function.SerializeToString() for function in whole.functions]
@@ -36,10 +36,10 @@ def test_the_parts_are_the_bytes_that_protobuf_writes() -> None:
 def test_properties_are_read_back_by_protobuf_and_by_us(properties: list[tuple[str, str]]) -> None:
     before = model()
     before.metadata_props.add(key="old", value="gone")
-    packed = onnx_envelope.parse(before.SerializeToString()).with_properties(properties)
+    packed = envelope.parse(before.SerializeToString()).with_properties(properties)
     after = ModelProto.FromString(packed)
     assert [(entry.key, entry.value) for entry in after.metadata_props] == properties
-    assert onnx_envelope.parse(packed).properties == properties
+    assert envelope.parse(packed).properties == properties
     del before.metadata_props[:], after.metadata_props[:]
     assert after == before
 
@@ -63,13 +63,13 @@ def test_properties_are_read_back_by_protobuf_and_by_us(properties: list[tuple[s
 )
 def test_what_is_no_model_has_no_parts(message: bytes) -> None:
     with pytest.raises(ValueError, match=r"no |without|wire type|codec"):
-        onnx_envelope.parse(message)
+        envelope.parse(message)
 
 
 @given(st.binary(max_size=64))
 def test_bytes_of_any_kind_are_a_model_or_a_value_error(message: bytes) -> None:
     try:
-        found = onnx_envelope.parse(b"\x3a\x01a\x42\x01b" + message)
+        found = envelope.parse(b"\x3a\x01a\x42\x01b" + message)
     except ValueError:
         return
     assert found.graph == b"a"
@@ -78,5 +78,5 @@ def test_bytes_of_any_kind_are_a_model_or_a_value_error(message: bytes) -> None:
 
 def test_fields_of_every_wire_type_are_kept() -> None:
     extra = b"\x08\x96\x01" + b"\x11" + bytes(8) + b"\x1d" + bytes(4)
-    packed = onnx_envelope.parse(b"\x3a\x01a" + extra + b"\x42\x01b").with_properties([])
+    packed = envelope.parse(b"\x3a\x01a" + extra + b"\x42\x01b").with_properties([])
     assert packed == b"\x3a\x01a" + extra + b"\x42\x01b"

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedserve import parquet
+from embedserve.cli import parquet_file
+from embedserve.cli.parquet_file import CollectionFile, CollectionWriter, rows_at_a_time
 from embedserve.errors import DataError, SetupError
-from embedserve.parquet import CollectionFile, CollectionWriter, rows_at_a_time
 from embedserve.types import CollectionInfo, Item, Keep
 
 INFO = CollectionInfo(
@@ -255,5 +255,5 @@ def test_pages_that_are_damaged_are_named_and_not_read(tmp_path: Path) -> None:
 def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(SetupError, match="pyarrow, which is not installed") as refused:
-        parquet.CollectionFile(tmp_path / "f.parquet")
+        parquet_file.CollectionFile(tmp_path / "f.parquet")
     assert refused.value.hint == "pip install 'embedserve[parquet]'"

@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedserve import preprocess
 from embedserve.errors import EncoderFileError
-from embedserve.preprocess import PreprocessSpec
+from embedserve.images import preprocess
+from embedserve.images.preprocess import PreprocessSpec
 
 
 def waves(width: int, height: int) -> NDArray[np.uint8]:

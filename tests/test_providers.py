@@ -11,10 +11,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from embedserve import cuda_driver, providers, reference
-from embedserve.encoder import Encoder
+from embedserve.encoder import cuda_driver, providers, reference
+from embedserve.encoder.providers import CPU, CUDA, TENSORRT, GpuSettings, Placement, place
+from embedserve.encoder.session import Encoder
 from embedserve.errors import EncoderFileError, SetupError
-from embedserve.providers import CPU, CUDA, TENSORRT, GpuSettings, Placement, place
 from tests.encoders import write_encoder_file
 
 SETTINGS = GpuSettings(image_shape=(32, 32, 3), max_batch=8, fp16=False, cache_key="0123")

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from embedserve.run_slots import RunSlots, sizes
+from embedserve.encoder.run_slots import RunSlots, sizes
 
 SHAPE = (4, 4, 3)
 Images = NDArray[np.uint8]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embedserve import vectors
+from embedserve.engine import unit_vectors
 from embedserve.errors import DimensionMismatch, EmbedserveError, InvalidInput
 
 DIMENSION = 37
@@ -16,7 +16,7 @@ DIMENSION = 37
 
 def outcome(vector: NDArray[np.float32]) -> bytes | tuple[str, str]:
     try:
-        return vectors.unit(vector, DIMENSION).tobytes()
+        return unit_vectors.unit(vector, DIMENSION).tobytes()
     except EmbedserveError as error:
         return error.code, error.message
 
@@ -24,7 +24,7 @@ def outcome(vector: NDArray[np.float32]) -> bytes | tuple[str, str]:
 @given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(-38, 37))
 def test_many_at_once_have_the_bits_that_each_has_alone(seed: int, count: int, power: int) -> None:
     rows = (np.random.default_rng(seed).standard_normal((count, DIMENSION)) * 10.0**power).astype(np.float32)
-    found = vectors.units(list(rows), DIMENSION)
+    found = unit_vectors.units(list(rows), DIMENSION)
     assert [unit.tobytes() for unit in found if not isinstance(unit, EmbedserveError)] == list(map(outcome, rows))
 
 
@@ -40,7 +40,7 @@ def test_many_at_once_have_the_bits_that_each_has_alone(seed: int, count: int, p
 )
 def test_a_bad_vector_among_many_fails_alone(bad: NDArray[np.float32], error: type[EmbedserveError]) -> None:
     good = np.random.default_rng(3).standard_normal((4, DIMENSION)).astype(np.float32)
-    found = vectors.units([*good[:2], bad, *good[2:]], DIMENSION)
+    found = unit_vectors.units([*good[:2], bad, *good[2:]], DIMENSION)
     refused = found.pop(2)
     assert isinstance(refused, error)
     assert (refused.code, refused.message) == outcome(bad)
@@ -49,7 +49,7 @@ def test_a_bad_vector_among_many_fails_alone(bad: NDArray[np.float32], error: ty
 
 def test_more_vectors_than_are_worked_on_at_once_keep_their_order() -> None:
     wide = np.random.default_rng(5).standard_normal((9, 100_000)).astype(np.float32)
-    found = vectors.units(list(wide), 100_000)
+    found = unit_vectors.units(list(wide), 100_000)
     assert [unit.tobytes() for unit in found if not isinstance(unit, EmbedserveError)] == [
-        vectors.unit(row, 100_000).tobytes() for row in wide
+        unit_vectors.unit(row, 100_000).tobytes() for row in wide
     ]

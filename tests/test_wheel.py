@@ -177,7 +177,7 @@ def test_every_module_of_the_serving_part_can_be_imported(installed: Installed) 
         "        print(found.name)\n"
     )
     modules = installed.python(program).split()
-    assert {"embedserve.encoder", "embedserve.client", "embedserve.server"} <= set(modules)
+    assert {"embedserve.encoder.session", "embedserve.client", "embedserve.server"} <= set(modules)
 
 
 def test_the_installed_command_shows_its_help(installed: Installed) -> None:
@@ -188,9 +188,9 @@ def test_the_installed_command_shows_its_help(installed: Installed) -> None:
 
 def test_a_plan_needs_no_pytorch_and_finds_the_recipes_of_the_wheel(installed: Installed) -> None:
     program = (
-        "from embedserve_training import recipes\n"
-        "from embedserve_training.config import TrainConfig\n"
-        "from embedserve_training.plan import Facts, plan\n"
+        "from embedserve_training.plan.plan import recipes\n"
+        "from embedserve_training.plan.plan.config import TrainConfig\n"
+        "from embedserve_training.plan.plan.plan import Facts, plan\n"
         "print(recipes.folder())\n"
         "print(plan(TrainConfig(method='moco'), Facts(images=3000, median_side_px=28)).settings.recipe)\n"
     )

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from embedserve.atomic_write import atomic_write
 from embedserve.errors import DataError
-from embedserve.whole_file import whole_file
 
 
 def test_a_file_has_its_name_only_when_the_block_has_ended(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(b"abc")
         assert not path.exists()
     assert path.read_bytes() == b"abc"
@@ -27,7 +27,7 @@ def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path, raised: BaseE
     path.write_bytes(b"before")
 
     def write() -> None:
-        with whole_file(path, overwrite=True) as file:
+        with atomic_write(path, overwrite=True) as file:
             file.write(b"abc")
             raise raised
 
@@ -40,10 +40,10 @@ def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path, raised: BaseE
 def test_a_file_that_is_there_is_replaced_only_where_that_is_said(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"before")
-    with pytest.raises(DataError, match="f is there already"), whole_file(path):
+    with pytest.raises(DataError, match="f is there already"), atomic_write(path):
         pass
     assert path.read_bytes() == b"before"
-    with whole_file(path, overwrite=True) as file:
+    with atomic_write(path, overwrite=True) as file:
         file.write(b"after")
     assert path.read_bytes() == b"after"
 
@@ -51,7 +51,7 @@ def test_a_file_that_is_there_is_replaced_only_where_that_is_said(tmp_path: Path
 def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        with whole_file(tmp_path / "f") as file:
+        with atomic_write(tmp_path / "f") as file:
             file.write(b"abc")
     finally:
         os.umask(before)
@@ -62,7 +62,7 @@ def test_a_file_that_is_replaced_keeps_its_permissions_while_it_is_written_too(t
     path = tmp_path / "f"
     path.write_bytes(b"before")
     path.chmod(0o600)
-    with whole_file(path, overwrite=True) as file:
+    with atomic_write(path, overwrite=True) as file:
         file.write(b"after")
         assert stat.S_IMODE(os.fstat(file.fileno()).st_mode) == 0o600
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -75,7 +75,7 @@ def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", tmp_path / "folder", Path(os.devnull)):
         with (
             pytest.raises(DataError, match="is there already, and is no regular file"),
-            whole_file(path, overwrite=True),
+            atomic_write(path, overwrite=True),
         ):
             pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
@@ -86,7 +86,7 @@ def test_a_link_stays_one_and_the_file_that_it_leads_to_is_replaced(tmp_path: Pa
     path, link = tmp_path / "of-today", tmp_path / "latest"
     path.write_bytes(b"before")
     link.symlink_to(path)
-    with whole_file(link, overwrite=True) as file:
+    with atomic_write(link, overwrite=True) as file:
         file.write(b"after")
     assert link.is_symlink()
     assert path.read_bytes() == b"after"
@@ -94,7 +94,7 @@ def test_a_link_stays_one_and_the_file_that_it_leads_to_is_replaced(tmp_path: Pa
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     def write() -> None:
-        with whole_file(tmp_path / "f"):
+        with atomic_write(tmp_path / "f"):
             raise OSError(28, "No space left on device")
 
     with pytest.raises(DataError, match="f cannot be written: No space left on device"):

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from embedserve import encoder_file, preprocess
 from embedserve.cores import usable_cores
-from embedserve.encoder import Encoder
+from embedserve.encoder import encoder_file
+from embedserve.encoder.session import Encoder
+from embedserve.images import preprocess
 
 BUILT_IN = {"light": ("small-cnn", 28, (160, 120)), "heavy": ("resnet18", 224, (640, 480))}
 """Encoder → backbone with random weights, its side in pixels, and the size of the JPEGs that it is sent."""
@@ -88,7 +89,8 @@ def encoder_of(name: str) -> tuple[Path, tuple[int, int]]:
         return Path(name), (640, 480)
     backbone, size_px, picture_px = BUILT_IN[name]
     try:
-        from embedserve_training import backbones, export
+        from embedserve_training.export import export
+        from embedserve_training.networks import backbones
     except ModuleNotFoundError:
         raise SystemExit(f"the {name} encoder is made with PyTorch: pip install 'embedserve[train]'") from None
     # Made again when another network or another graph would come out.
@@ -107,9 +109,9 @@ def make_encoder(backbone: str, size_px: int, path: Path, *, seed: int = 0) -> N
     """Write an encoder with random weights: its speed is that of a trained one."""
     import torch
 
-    from embedserve_training import backbones
-    from embedserve_training.embed import ServedEncoder
-    from embedserve_training.export import to_onnx
+    from embedserve_training.export.export import to_onnx
+    from embedserve_training.networks import backbones
+    from embedserve_training.run.served import ServedEncoder
 
     torch.manual_seed(seed)
     network = ServedEncoder(backbones.build(backbone, size_px)).eval()

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.encoder_file import EncoderMetadata
-from embedserve.preprocess import PreprocessSpec
+from embedserve.encoder.encoder_file import EncoderMetadata
+from embedserve.images.preprocess import PreprocessSpec
 from embedserve.server.app import Server
 from embedserve.server.config import ServerConfig
 from embedserve.types import Limits

@@ -28,10 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from embedserve import encoder_file, preprocess, providers, reference
 from embedserve.cores import usable_cores
-from embedserve.encoder import Encoder
+from embedserve.encoder import encoder_file, providers, reference
+from embedserve.encoder.session import Encoder
 from embedserve.errors import EmbedserveError
+from embedserve.images import preprocess
 from measuring.bare import jpeg
 from measuring.machine import memory_mb
 
@@ -102,11 +103,11 @@ def serving(
 
 def _write(network: Any, spec: preprocess.PreprocessSpec, precision: str, path: Path) -> None:
     """Write the encoder file, with what PyTorch makes of the reference images."""
-    from embedserve_training import embed
-    from embedserve_training.export import to_onnx
-    from embedserve_training.precision import to_fp16
+    from embedserve_training.export.export import to_onnx
+    from embedserve_training.export.precision import to_fp16
+    from embedserve_training.run import served
 
-    expected = embed.embed(network, reference.draw(spec.size_px))
+    expected = served.embed(network, reference.draw(spec.size_px))
     metadata = encoder_file.EncoderMetadata(
         name="random", dimension=expected.shape[1], preprocess=spec, precision=precision, reference=expected
     )

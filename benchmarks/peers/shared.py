@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve import encoder_file, preprocess
+from embedserve.encoder import encoder_file
 from embedserve.errors import ImageError
+from embedserve.images import preprocess
 
 PREFIX = "PEER_"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve import preprocess
-from embedserve.encoder import Encoder
+from embedserve.encoder.session import Encoder
+from embedserve.images import preprocess
 from searching.data import DataSet, kept, unit
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from embedserve.client import Client
     from embedserve.client.access import Access
     from embedserve.loadtest import Measurements
-    from embedserve.loadtest.calls import Load
     from embedserve.loadtest.loops import Watch
     from embedserve.loadtest.report import Report, Run
+    from embedserve.loadtest.requests import Load
     from embedserve.loadtest.sweep import Plan
 
 _INTERRUPTED = 130

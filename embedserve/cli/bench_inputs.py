@@ -13,7 +13,7 @@ from embedserve.errors import DataError, EmbedserveError, InvalidInput
 
 if TYPE_CHECKING:
     from embedserve.client import Client
-    from embedserve.loadtest.calls import Load
+    from embedserve.loadtest.requests import Load
     from embedserve.types import Limits
     from embedserve.v1.common_pb2 import Vector
 
@@ -49,7 +49,7 @@ def ready(inputs: Inputs, client: Client) -> tuple[Load, str]:
         DataError: no image can be read.
         CollectionNotFound: there is no such collection.
     """
-    from embedserve.loadtest import calls
+    from embedserve.loadtest import requests
     from embedserve.v1 import collection_service_pb2 as collection_pb
     from embedserve.v1 import search_service_pb2 as search_pb
 
@@ -57,7 +57,7 @@ def ready(inputs: Inputs, client: Client) -> tuple[Load, str]:
     if inputs.call == "embed":
         limits.check("max_images", inputs.per_call, "images in a call")
         images, words = _images(inputs, limits)
-        make = calls.embed_stream if inputs.stream else calls.embed
+        make = requests.embed_stream if inputs.stream else requests.embed
         return make(images, inputs.per_call), words
 
     collection = client.get_collection(inputs.collection)
@@ -72,12 +72,14 @@ def ready(inputs: Inputs, client: Client) -> tuple[Load, str]:
         limits.check("max_queries", inputs.per_call, "queries in a call")
         queries = [search_pb.SearchQuery(image=image) for image in images]
         queries += [search_pb.SearchQuery(vector=vector) for vector in vectors]
-        load = calls.search(queries, inputs.per_call, collection=inputs.collection, k=inputs.k, made_by=made_by)
+        load = requests.search(queries, inputs.per_call, collection=inputs.collection, k=inputs.k, made_by=made_by)
     else:
         limits.check("max_items" if vectors else "max_images", inputs.per_call, "items in a call")
         items = [collection_pb.UpsertItem(image=image) for image in images]
         items += [collection_pb.UpsertItem(vector=vector) for vector in vectors]
-        load = calls.upsert(items, inputs.per_call, collection=inputs.collection, made_by=made_by, prefix=ITEM_PREFIX)
+        load = requests.upsert(
+            items, inputs.per_call, collection=inputs.collection, made_by=made_by, prefix=ITEM_PREFIX
+        )
     return load, words
 
 
@@ -87,7 +89,7 @@ def _images(inputs: Inputs, limits: Limits) -> tuple[list[bytes], str]:
         images, of = _read(files, limits), f" of {', '.join(map(str, inputs.paths))}"
         what = f"{len(images)} of the {len(files)} images" if len(images) < len(files) else f"{len(images)} images"
     elif inputs.sample:
-        from embedserve import sample
+        from embedserve.cli import sample
 
         with tempfile.TemporaryDirectory(prefix="embedserve-bench-") as folder:
             images = _read(_files([sample.unpack(Path(folder))[1]]), limits)
@@ -133,8 +135,8 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 def _read(files: Sequence[Path], limits: Limits) -> list[bytes]:
     """The bytes of at most MOST_IMAGES files, taken evenly; one that cannot be read is named and left out."""
     from embedserve.cli.output import say_failed
-    from embedserve.images import read_file
-    from embedserve.loadtest.calls import MAX_BYTES
+    from embedserve.images.codec import read_file
+    from embedserve.loadtest.requests import MAX_BYTES
 
     images: list[bytes] = []
     size_bytes = 0

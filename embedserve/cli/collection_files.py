@@ -15,8 +15,8 @@ from embedserve.errors import CollectionNotFound, DataError, EncoderMismatch, In
 
 if TYPE_CHECKING:
     from embedserve.cli.output import Progress
+    from embedserve.cli.parquet_file import CollectionFile
     from embedserve.client import Client, ItemInput
-    from embedserve.parquet import CollectionFile
     from embedserve.types import CollectionInfo
 
 _overwrite_option = click.option("--overwrite", is_flag=True, help="Replace FILE if there is one already.")
@@ -94,12 +94,12 @@ def export(name: str, file: Path, overwrite: bool, server: str) -> None:
     """
     from contextlib import closing
 
+    from embedserve.atomic_write import atomic_write
     from embedserve.cli.options import connect
     from embedserve.cli.output import progress, say
-    from embedserve.parquet import CollectionWriter, rows_at_a_time
-    from embedserve.whole_file import whole_file
+    from embedserve.cli.parquet_file import CollectionWriter, rows_at_a_time
 
-    with connect(server, timeout_s=_AWAY_S) as client, whole_file(file, overwrite=overwrite) as opened:
+    with connect(server, timeout_s=_AWAY_S) as client, atomic_write(file, overwrite=overwrite) as opened:
         info = client.get_collection(name)
         limits = client.server_info().limits
         # Metadata of the largest size and vectors as they are fill no more than half a message.
@@ -146,7 +146,7 @@ def import_(name: str, file: Path, fingerprint: str, external: bool, server: str
 
     from embedserve.cli.options import connect
     from embedserve.cli.output import print_json, printable, progress, say, say_failed
-    from embedserve.parquet import CollectionFile
+    from embedserve.cli.parquet_file import CollectionFile
     from embedserve.types import EXTERNAL
 
     with CollectionFile(file) as rows, connect(server, timeout_s=_AWAY_S) as client:

@@ -48,7 +48,7 @@ def command(
     from embedserve.cli.output import say
 
     if folder is None:
-        from embedserve.sample import NAME, unpack
+        from embedserve.cli.sample import NAME, unpack
 
         name, out = NAME, out or Path("demo")
         train_folder, add_folder = unpack(out)
@@ -56,7 +56,7 @@ def command(
         name = folder.resolve().name
         out = out or Path(f"demo-{name}")
         train_folder = add_folder = folder
-    from embedserve import encoder_file
+    from embedserve.encoder import encoder_file
 
     labelled = _has_labels(train_folder)
     run, encoder, server = out / "runs" / name, out / "encoder.onnx", f"localhost:{port}"
@@ -106,7 +106,7 @@ def _has_labels(folder: Path) -> bool:
     from embedserve.cli.training import training_installed
 
     with training_installed():
-        from embedserve_training.data import scan
+        from embedserve_training.data.folders import scan
     labels = scan(folder).labels
     return labels is not None and len(set(labels)) > 1
 
@@ -166,8 +166,9 @@ def _show_agreement(client: Client, encoder: Path, folder: Path) -> None:
     """How often the ten nearest neighbours have the query's label, beside raw pixels on the same images."""
     import numpy as np
 
-    from embedserve import encoder_file, preprocess
     from embedserve.client import Query
+    from embedserve.encoder import encoder_file
+    from embedserve.images import preprocess
     from embedserve_training.evaluate import raw_pixels
 
     items = list(client.list_items("demo"))

@@ -96,7 +96,7 @@ def _onnxruntime() -> _Finding:
         import onnxruntime
     except ImportError as error:
         return _Finding("onnxruntime", f"cannot be imported: {error}; pip install embedserve", ok=False)
-    from embedserve.providers import cuda_problem
+    from embedserve.encoder.providers import cuda_problem
 
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     problem = cuda_problem()
@@ -153,7 +153,7 @@ def _server(address: str, wait_s: float) -> list[_Finding]:
 
 
 def _encoder(path: Path, device: str) -> list[_Finding]:
-    from embedserve.encoder import Encoder, same_vector_cosine
+    from embedserve.encoder.session import Encoder, same_vector_cosine
 
     encoder = Encoder.open(path, device=device)
     metadata, rule = encoder.metadata, encoder.metadata.preprocess

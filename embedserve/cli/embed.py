@@ -132,9 +132,9 @@ def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
     if encoder_path is not None:
         from functools import partial
 
-        from embedserve import bulk
-        from embedserve.encoder import Encoder
-        from embedserve.images import read_file
+        from embedserve.encoder import offline
+        from embedserve.encoder.session import Encoder
+        from embedserve.images.codec import read_file
 
         encoder = Encoder.open(encoder_path)
         metadata = encoder.metadata
@@ -142,7 +142,7 @@ def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
             metadata.name,
             encoder.fingerprint,
             metadata.dimension,
-            lambda images: bulk.embed(encoder, [partial(read_file, path) for path in images]),
+            lambda images: offline.embed(encoder, [partial(read_file, path) for path in images]),
         )
         return
     from embedserve.cli.options import connect
@@ -163,8 +163,8 @@ def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
 @contextmanager
 def _lines(out: str) -> Iterator[Callable[[str, NDArray[np.float32], str], None] | None]:
     """A function that writes one line for an image; None where no lines are asked for."""
+    from embedserve.atomic_write import atomic_write
     from embedserve.cli.output import print_json, shortest
-    from embedserve.whole_file import whole_file
 
     def document(path: str, vector: NDArray[np.float32], fingerprint: str) -> dict[str, Any]:
         return {"path": path, "vector": shortest(vector), "encoder_fingerprint": fingerprint}
@@ -172,7 +172,7 @@ def _lines(out: str) -> Iterator[Callable[[str, NDArray[np.float32], str], None]
     if out == "-":
         yield lambda *row: print_json(document(*row))
     elif out.endswith(".jsonl"):
-        with whole_file(Path(out), overwrite=True) as file:
+        with atomic_write(Path(out), overwrite=True) as file:
             yield lambda *row: _write_json(file, document(*row))
     else:
         yield None
@@ -187,14 +187,14 @@ def _write_npy(
 ) -> None:
     import numpy as np
 
-    from embedserve.whole_file import whole_file
+    from embedserve.atomic_write import atomic_write
 
     vectors = np.stack(rows) if rows else np.empty((0, embedder.dimension), dtype=np.float32)
-    with whole_file(out, overwrite=True) as file:
+    with atomic_write(out, overwrite=True) as file:
         np.save(file, vectors)
     encoder = {"name": embedder.name, "fingerprint": embedder.fingerprint, "dimension": embedder.dimension}
     failures = [{"path": path, "code": code, "error": why} for path, code, why in failed]
-    with whole_file(out.with_suffix(".json"), overwrite=True) as file:
+    with atomic_write(out.with_suffix(".json"), overwrite=True) as file:
         _write_json(file, {"encoder": encoder, "paths": named, "failed": failures})
 
 

@@ -40,7 +40,7 @@ def command(run: Path, out: Path, precision: str, calibration: Path | None, forc
     from embedserve.cli.training import training_installed
 
     with training_installed():
-        from embedserve_training.export import export
+        from embedserve_training.export.export import export
 
         file = export(run, out, precision=precision, calibration=calibration, force=force, report=say)
     if as_json:

@@ -31,7 +31,7 @@ def scan(folder: Path) -> Folder:
     Raises:
         DataError: the folder itself cannot be looked into.
     """
-    from embedserve.images import SUFFIXES
+    from embedserve.images.codec import SUFFIXES
 
     images: list[Path] = []
     others: list[Path] = []
@@ -63,7 +63,7 @@ def scan(folder: Path) -> Folder:
 
 def no_images(folder: Path, found: Folder) -> DataError:
     """Says that there are no images in a folder, and what there is instead."""
-    from embedserve.images import SUFFIXES
+    from embedserve.images.codec import SUFFIXES
 
     seen = ""
     if found.others:

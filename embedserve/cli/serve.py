@@ -13,7 +13,7 @@ from embedserve.server.config import ServerConfig
 from embedserve.types import Limits
 
 if TYPE_CHECKING:
-    from embedserve.server import logs
+    from embedserve.server.telemetry import logs
 
 _HELP = {field.name: field.metadata.get("help", "") for field in (*fields(ServerConfig), *fields(Limits))}
 
@@ -103,8 +103,8 @@ def command(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from embedserve.cli.output import say
-    from embedserve.server import logs
     from embedserve.server.app import run
+    from embedserve.server.telemetry import logs
 
     config = ServerConfig(
         encoder=encoder,

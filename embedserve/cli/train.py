@@ -51,7 +51,7 @@ def command(
     config, from_environment = read_settings(flags, settings)
     out = out or Path("runs") / f"{folder.resolve().name}-{config.method}"
     with training_installed():
-        from embedserve_training.run import run_training
+        from embedserve_training.run.run import run_training
 
     result = run_training(
         folder,

@@ -139,7 +139,7 @@ def _parsed(key: str, text: str) -> Any:
 
 def _config_class() -> Any:
     # Imports only the standard library, and so is cheap enough for `--help`.
-    from embedserve_training.config import TrainConfig
+    from embedserve_training.plan.config import TrainConfig
 
     return TrainConfig
 

@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from embedserve import wire
+from embedserve.atomic_write import atomic_write
 from embedserve.client import aio_streams, backups, bulk, calls, messages, streams
 from embedserve.client.access import Access, access
 from embedserve.client.parts import Part
@@ -45,7 +46,6 @@ from embedserve.v1.admin_service_pb2_grpc import AdminServiceStub
 from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from embedserve.v1.search_service_pb2_grpc import SearchServiceStub
-from embedserve.whole_file import whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -420,7 +420,7 @@ class AsyncClient:
     ) -> str:
         """As ``Client.backup_collection``; ``on_progress`` is called in another thread."""
         request = messages.message(collection_pb.BackupCollectionRequest, name=name)
-        async with _in_threads(whole_file(Path(path), overwrite=overwrite)) as file:
+        async with _in_threads(atomic_write(Path(path), overwrite=overwrite)) as file:
             reader = backups.BackupReader(file, on_progress)
             async with aclosing(self._responses(self._connection.collections.BackupCollection, request)) as responses:
                 async for response in responses:

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from embedserve import wire
+from embedserve.atomic_write import atomic_write
 from embedserve.client import backups, bulk, calls, messages, streams
 from embedserve.client.access import access
 from embedserve.client.parts import Part
@@ -39,7 +40,6 @@ from embedserve.v1.admin_service_pb2_grpc import AdminServiceStub
 from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from embedserve.v1.search_service_pb2_grpc import SearchServiceStub
-from embedserve.whole_file import whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -537,7 +537,7 @@ class Client:
             DiskFull: the server has no room for the copy.
         """
         request = messages.message(collection_pb.BackupCollectionRequest, name=name)
-        with whole_file(Path(path), overwrite=overwrite) as file:
+        with atomic_write(Path(path), overwrite=overwrite) as file:
             reader = backups.BackupReader(file, on_progress)
             for response in self._responses(self._collections.BackupCollection, request):
                 reader.read(response)

@@ -14,9 +14,9 @@ import grpc.aio
 from embedserve.client import calls
 from embedserve.client.access import Access
 from embedserve.errors import EmbedserveError, Unavailable
-from embedserve.loadtest.calls import Load
 from embedserve.loadtest.loops import Send
 from embedserve.loadtest.measurements import Reply
+from embedserve.loadtest.requests import Load
 
 
 async def connect(server: Access, connections: int, *, timeout_s: float = 10) -> list[grpc.aio.Channel]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from embedserve.client.access import Access
 from embedserve.errors import FailedPrecondition
 from embedserve.loadtest import senders
-from embedserve.loadtest.calls import Load
 from embedserve.loadtest.loops import Send, Watch, closed_loop, open_loop
 from embedserve.loadtest.report import Run, amount
+from embedserve.loadtest.requests import Load
 
 
 @dataclass(frozen=True, slots=True)

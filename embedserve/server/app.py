@@ -17,25 +17,25 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from embedserve.encoder import Encoder, ImageEncoder
-from embedserve.engine import Engine
+from embedserve.encoder.session import Encoder, ImageEncoder
+from embedserve.engine.engine import Engine
 from embedserve.errors import EmbedserveError, SetupError
-from embedserve.server import canary, memory
-from embedserve.server.admin import AdminService
-from embedserve.server.collections import CollectionService
+from embedserve.server.access.reload_files import watch
+from embedserve.server.calls.call_limits import Gate
 from embedserve.server.config import ServerConfig
-from embedserve.server.embedding import EmbeddingService
-from embedserve.server.gate import Gate
 from embedserve.server.http import HttpServer, application
 from embedserve.server.interceptor import CallInterceptor
-from embedserve.server.metrics import Metrics
-from embedserve.server.replacing import EncoderReplacer
-from embedserve.server.search import SearchService
+from embedserve.server.lifecycle import encoder_health, memory
+from embedserve.server.lifecycle.replacing import EncoderReplacer
+from embedserve.server.lifecycle.state import ServerState
 from embedserve.server.security import Security
-from embedserve.server.state import ServerState
-from embedserve.server.tracing import Traces
-from embedserve.server.watch import watch
-from embedserve.store.local import LocalStore
+from embedserve.server.services.admin import AdminService
+from embedserve.server.services.collections import CollectionService
+from embedserve.server.services.embedding import EmbeddingService
+from embedserve.server.services.search import SearchService
+from embedserve.server.telemetry.metrics import Metrics
+from embedserve.server.telemetry.tracing import Traces
+from embedserve.store.local.store import LocalStore
 from embedserve.types import Limits
 from embedserve.v1 import (
     admin_service_pb2,
@@ -155,7 +155,7 @@ class Server:
         self._watching.append(asyncio.create_task(self._gate.watch(), name="gate"))
         if (trim := memory.trimmer()) is not None:
             self._watching.append(asyncio.create_task(memory.give_back(trim), name="memory"))
-        self._watching.append(asyncio.create_task(canary.watch(self._state, self._tell_health), name="canary"))
+        self._watching.append(asyncio.create_task(encoder_health.watch(self._state, self._tell_health), name="canary"))
         if self.security.watched:
             self._watching.append(asyncio.create_task(watch(self.security.watched), name="watch"))
         if self._http is not None:

@@ -26,9 +26,9 @@ import embedserve
 from embedserve.errors import SetupError
 
 if TYPE_CHECKING:
-    from embedserve.server.metrics import Metrics
-    from embedserve.server.state import ServerState
-    from embedserve.server.tokens import TokenFile
+    from embedserve.server.access.tokens import TokenFile
+    from embedserve.server.lifecycle.state import ServerState
+    from embedserve.server.telemetry.metrics import Metrics
 
 MOST_CONNECTIONS = 64
 _REQUEST_S = 10.0

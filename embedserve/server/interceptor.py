@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import grpc
 
 from embedserve.errors import DeadlineExceeded, EmbedserveError, InternalError, InvalidInput
-from embedserve.server import logs
-from embedserve.server.access import caller
-from embedserve.server.calls import abort
-from embedserve.server.gate import Gate
-from embedserve.server.metrics import MethodMetrics, Metrics
-from embedserve.server.pace import LEAST_BYTES_PER_S, Pace
-from embedserve.server.state import ServerState
+from embedserve.server.access.roles import caller
+from embedserve.server.calls.call_limits import Gate
+from embedserve.server.calls.minimum_rate import LEAST_BYTES_PER_S, Pace
+from embedserve.server.calls.responses import abort
+from embedserve.server.lifecycle.state import ServerState
+from embedserve.server.telemetry import logs
+from embedserve.server.telemetry.metrics import MethodMetrics, Metrics
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from embedserve.server.tracing import Traces
+    from embedserve.server.telemetry.tracing import Traces
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")

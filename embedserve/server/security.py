@@ -7,11 +7,11 @@ import socket
 import time
 
 from embedserve.errors import SetupError
-from embedserve.server.access import AccessInterceptor
+from embedserve.server.access.reload_files import Watched
+from embedserve.server.access.roles import AccessInterceptor
+from embedserve.server.access.tls import ServerTls
+from embedserve.server.access.tokens import TokenFile
 from embedserve.server.config import ServerConfig
-from embedserve.server.tls import ServerTls
-from embedserve.server.tokens import TokenFile
-from embedserve.server.watch import Watched
 
 
 class Security:

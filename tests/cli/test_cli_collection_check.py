@@ -14,7 +14,7 @@ import pytest
 from embedserve import Client
 from embedserve.cli.collection_files import _Transfer
 from embedserve.errors import InvalidInput
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Recall
 from tests.cli.outcome import Cli
 

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedserve import Client
+from embedserve.cli.parquet_file import CollectionFile
 from embedserve.client import ItemInput
 from embedserve.errors import CollectionNotFound
-from embedserve.parquet import CollectionFile
 from embedserve.types import Keep
 from tests.cli.outcome import Cli
 from tests.fakes import DIMENSION, FakeEncoder, picture

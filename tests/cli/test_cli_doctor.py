@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from embedserve import Client
-from embedserve.encoder import Encoder
+from embedserve.encoder.session import Encoder
 from tests.cli.outcome import Cli
 from tests.fakes import FakeEncoder
 from tests.running import serving

@@ -15,9 +15,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from embedserve import Client, encoder_file
-from embedserve.encoder_file import EncoderMetadata
-from embedserve.preprocess import PreprocessSpec, load
+from embedserve import Client
+from embedserve.encoder import encoder_file
+from embedserve.encoder.encoder_file import EncoderMetadata
+from embedserve.images.preprocess import PreprocessSpec, load
 from tests.cli.outcome import Cli
 from tests.fakes import DIMENSION, FakeEncoder, picture
 

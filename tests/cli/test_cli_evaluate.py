@@ -28,8 +28,8 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two runs that differ in their seed."""
-    from embedserve_training.config import TrainConfig
-    from embedserve_training.run import run_training
+    from embedserve_training.plan.config import TrainConfig
+    from embedserve_training.run.run import run_training
 
     made = []
     for seed in (0, 1):
@@ -99,7 +99,7 @@ def test_json_has_all_values_as_shares(cli: Cli, runs: list[Path], labelled: Pat
 
 
 def test_an_encoder_file_is_measured_like_a_run(cli: Cli, runs: list[Path], labelled: Path, tmp_path: Path) -> None:
-    from embedserve_training.export import export
+    from embedserve_training.export.export import export
 
     export(runs[0], tmp_path / "encoder.onnx", report=lambda line: None)
     outcome = cli("evaluate", tmp_path / "encoder.onnx", labelled)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from embedserve import Client
-from embedserve.sample import unpack
+from embedserve.cli.sample import unpack
 from tests.fakes import FakeEncoder, picture
 from tests.running import serving
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedserve import AsyncClient, Client, bulk
+from embedserve import AsyncClient, Client
 from embedserve.client import ItemInput, Query
+from embedserve.encoder import offline
 from embedserve.errors import CollectionNotFound, ImageUndecodable, ItemNotFound, Unavailable
 from embedserve.types import Eq, Keep, Limits
 from tests.fakes import DIMENSION, FakeEncoder, picture
@@ -27,7 +28,7 @@ def test_both_clients_and_the_encoder_itself_give_the_same_vectors(server: str, 
         async with AsyncClient(server) as client:
             return (await client.embed(images)).vectors
 
-    here = np.stack([np.asarray(vector) for vector in bulk.embed(FakeEncoder(), [lambda i=i: i for i in images])])
+    here = np.stack([np.asarray(vector) for vector in offline.embed(FakeEncoder(), [lambda i=i: i for i in images])])
     assert here.shape == (150, DIMENSION)
     assert np.array_equal(client.embed(images).vectors, here)
     assert np.array_equal(asyncio.run(embed()), here)

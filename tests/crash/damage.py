@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from embedserve.errors import EmbedserveError
-from embedserve.store import maintenance
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
+from embedserve.store.local.upkeep import maintenance
 from embedserve.types import Include
 from tests.crash.ledger import (
     SHARED,

@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.store.local import LocalStore
+from embedserve.engine.unit_vectors import unit
+from embedserve.store.local.store import LocalStore
 from embedserve.types import (
     EXTERNAL,
     CollectionInfo,
@@ -31,7 +32,6 @@ from embedserve.types import (
     Range,
     SearchOptions,
 )
-from embedserve.vectors import unit
 
 DIMENSION = 24
 SHARED = "shared"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from embedserve.errors import EmbedserveError
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from tests.crash.adapter import Connection
 from tests.crash.disk import Disk, Mark, RecordingFiles, Replay, watched
 from tests.crash.ledger import SHARED, Create, StoreDoor, Violation, Writer, check_promises, read_world

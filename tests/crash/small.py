@@ -14,8 +14,8 @@ SMALL: dict[str, object] = {
     "embedserve.index.compaction._MANY_BYTES": 3_000,
     "embedserve.index.compaction._SOME_BYTES": 3_000,
     "embedserve.index.compaction._FEW_BYTES": 1_000,
-    "embedserve.store.maintenance._LOOK_S": 0.01,
-    "embedserve.store.records._LOG_BYTES": 200_000,
+    "embedserve.store.local.upkeep.maintenance._LOOK_S": 0.01,
+    "embedserve.store.local.records.records._LOG_BYTES": 200_000,
 }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from embedserve.errors import EmbedserveError
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from tests.crash.damage import Original, damages, look, make_original
 
 Count = Callable[..., None]

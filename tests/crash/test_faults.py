@@ -9,7 +9,7 @@ import apsw
 import pytest
 
 from embedserve.errors import DiskFull, EmbedserveError, StoreError
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from tests.crash.faults import Fault, Operation, failing
 from tests.crash.ledger import (
     SHARED,

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from tests.crash.ledger import SHARED, StoreDoor, make_item, read_world, stored
 from tests.crash.over_grpc import ClientDoor, door_to
 from tests.encoders import write_encoder_file

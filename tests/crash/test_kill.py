@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from tests.crash.ledger import SHARED, StoreDoor, Violation, Writer, check_promises, read_world
 from tests.crash.over_grpc import SMALL_SERVER, ClientDoor, Ledger, door_to, no_second_tries, write_until_killed
 from tests.encoders import write_encoder_file

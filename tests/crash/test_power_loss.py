@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.store import lock
+from embedserve.store.local import lock
 from tests.crash import power
 from tests.crash.disk import Disk, Replay, Sync
 from tests.crash.power import cut_everywhere, other_segments, run_writers

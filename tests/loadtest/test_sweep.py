@@ -15,7 +15,7 @@ import pytest
 from embedserve import Client, wire
 from embedserve.client.access import access
 from embedserve.errors import DeadlineExceeded, FailedPrecondition, Overloaded, Unavailable
-from embedserve.loadtest import calls, loops, senders
+from embedserve.loadtest import loops, requests, senders
 from embedserve.loadtest.report import Run
 from embedserve.loadtest.sweep import Plan, Rate, sweep
 from embedserve.v1 import collection_service_pb2 as collection_pb
@@ -43,7 +43,7 @@ def fake() -> Iterator[FakeServer]:
 
 def swept(
     address: str,
-    load: calls.Load,
+    load: requests.Load,
     *,
     clients: Sequence[int] = (),
     rates: Sequence[Rate] = (),
@@ -82,7 +82,7 @@ def codes(runs: Sequence[Run]) -> set[str]:
 
 
 def test_closed_and_open_loops_embed_on_a_real_server(server: str) -> None:
-    runs = swept(server, calls.embed(IMAGES, per_call=3), clients=[1, 4], rates=[Rate(60), Rate(0.5, is_share=True)])
+    runs = swept(server, requests.embed(IMAGES, per_call=3), clients=[1, 4], rates=[Rate(60), Rate(0.5, is_share=True)])
     assert codes(runs) == {"OK"}
     assert [run.clients for run in runs] == [1, 4, None, None]
     best = max(run.measured.images_per_s for run in runs[:2])
@@ -93,14 +93,14 @@ def test_closed_and_open_loops_embed_on_a_real_server(server: str) -> None:
 
 
 def test_a_stream_gives_every_image_its_own_answer(server: str) -> None:
-    bad = calls.embed_stream([*IMAGES, b"no image"], 1)
+    bad = requests.embed_stream([*IMAGES, b"no image"], 1)
     [run] = swept(server, bad, clients=[7], stream=True, connections=2, max_calls=60, seconds=20)
     # Every sixth number is the bad image: answers that were given to the wrong call would show.
     assert run.measured.codes() == {"OK": 50, "IMAGE_FORMAT": 10}
 
 
 def test_a_stream_may_carry_several_images_in_a_message(server: str) -> None:
-    load = calls.embed_stream([*IMAGES, b"no image"], 4)
+    load = requests.embed_stream([*IMAGES, b"no image"], 4)
     [run] = swept(server, load, clients=[3], stream=True, max_calls=9, seconds=20)
     # Twelve images in three messages: two of those messages have one bad image each, round and round.
     assert run.measured.codes() == {"IMAGE_FORMAT": 6, "OK": 3}
@@ -108,7 +108,7 @@ def test_a_stream_may_carry_several_images_in_a_message(server: str) -> None:
 
 
 def test_one_bad_image_in_a_call_is_counted_by_its_code(server: str) -> None:
-    load = calls.embed([*IMAGES[:3], b"no image"], per_call=4)
+    load = requests.embed([*IMAGES[:3], b"no image"], per_call=4)
     [run] = swept(server, load, clients=[1], max_calls=5, seconds=20)
     assert run.measured.codes() == {"IMAGE_FORMAT": 5}
     assert run.measured.failed_images() == {"IMAGE_FORMAT": 5}
@@ -120,7 +120,7 @@ def test_searches_by_image_and_by_vector_and_upserts(server: str) -> None:
         client.create_collection("pictures")
         made_by = client.encoder().fingerprint
     items = [collection_pb.UpsertItem(image=image) for image in IMAGES]
-    upserts = calls.upsert(items, 2, collection="pictures", made_by="", prefix="bench-")
+    upserts = requests.upsert(items, 2, collection="pictures", made_by="", prefix="bench-")
     assert len(set(upserts.ids)) == len(upserts.ids) == 2 * len(upserts.requests)
     vectors = [
         search_pb.SearchQuery(vector=wire.vector_to_proto(row, wire.PACKED_F32))
@@ -129,8 +129,8 @@ def test_searches_by_image_and_by_vector_and_upserts(server: str) -> None:
     images = [search_pb.SearchQuery(image=image) for image in IMAGES]
     loads = [
         upserts,
-        calls.search(images, 2, collection="pictures", k=3, made_by=""),
-        calls.search(vectors, 1, collection="pictures", k=3, made_by=made_by),
+        requests.search(images, 2, collection="pictures", k=3, made_by=""),
+        requests.search(vectors, 1, collection="pictures", k=3, made_by=made_by),
     ]
     for load in loads:
         [run] = swept(server, load, clients=[2], max_calls=20, seconds=20)
@@ -166,7 +166,7 @@ def refuse(request: Any) -> Any:
 
 def test_refusals_are_counted_by_the_code_that_the_server_gave(fake: FakeServer) -> None:
     fake.on("Embed", refuse)
-    [run] = swept(fake.target, calls.embed(IMAGES, 1), clients=[1], max_calls=4, seconds=20)
+    [run] = swept(fake.target, requests.embed(IMAGES, 1), clients=[1], max_calls=4, seconds=20)
     assert run.measured.codes() == {Overloaded.code: 4}
     assert run.measured.messages == {Overloaded.code: "the queue is full"}
     assert len(fake.asked("Embed")) == 4, "nothing is tried again: a load tool counts"
@@ -174,7 +174,7 @@ def test_refusals_are_counted_by_the_code_that_the_server_gave(fake: FakeServer)
 
 def test_a_call_that_is_not_answered_in_time_is_counted_as_such(fake: FakeServer) -> None:
     with held(fake):
-        [run] = swept(fake.target, calls.embed(IMAGES, 1), clients=[2], max_calls=4, seconds=20, timeout_s=0.05)
+        [run] = swept(fake.target, requests.embed(IMAGES, 1), clients=[2], max_calls=4, seconds=20, timeout_s=0.05)
     assert run.measured.codes() == {DeadlineExceeded.code: 4}
 
 
@@ -182,7 +182,7 @@ def test_what_is_due_while_the_server_holds_all_calls_is_not_sent(fake: FakeServ
     with held(fake) as release:
         timer = threading.Timer(1, release.set)
         timer.start()
-        [run] = swept(fake.target, calls.embed(IMAGES, 1), rates=[Rate(100)], seconds=0.5, max_outstanding=3)
+        [run] = swept(fake.target, requests.embed(IMAGES, 1), rates=[Rate(100)], seconds=0.5, max_outstanding=3)
         timer.join()
     counts = run.measured.codes()
     assert counts["OK"] == len(fake.asked("Embed")) == 3
@@ -192,7 +192,7 @@ def test_what_is_due_while_the_server_holds_all_calls_is_not_sent(fake: FakeServ
 def test_a_share_of_nothing_is_no_rate(fake: FakeServer) -> None:
     fake.on("Embed", refuse)
     with pytest.raises(FailedPrecondition, match="no rate that is 50%"):
-        swept(fake.target, calls.embed(IMAGES, 1), clients=[1], rates=[Rate(0.5, is_share=True)], max_calls=2)
+        swept(fake.target, requests.embed(IMAGES, 1), clients=[1], rates=[Rate(0.5, is_share=True)], max_calls=2)
 
 
 def test_each_connection_is_one_of_its_own(fake: FakeServer) -> None:
@@ -205,7 +205,7 @@ def test_each_connection_is_one_of_its_own(fake: FakeServer) -> None:
 
     fake.handle = note  # type: ignore[method-assign]
     fake.on("Embed", answer)
-    swept(fake.target, calls.embed(IMAGES, 1), clients=[3], connections=3, max_calls=9, seconds=20)
+    swept(fake.target, requests.embed(IMAGES, 1), clients=[3], connections=3, max_calls=9, seconds=20)
     assert len(peers) == 3
 
 
@@ -218,7 +218,7 @@ def test_a_server_that_cannot_be_reached_is_named() -> None:
 
 
 def test_the_images_of_a_stream_that_fails_fail_with_it_and_the_next_ones_open_another(tmp_path: Path) -> None:
-    load = calls.embed_stream(IMAGES, 1)
+    load = requests.embed_stream(IMAGES, 1)
 
     async def main(address: str) -> list[str]:
         target = access(address)
@@ -244,12 +244,12 @@ def test_the_images_of_a_stream_that_fails_fail_with_it_and_the_next_ones_open_a
 
 
 def test_in_calls_of_several_every_image_comes_equally_often() -> None:
-    load = calls.embed(IMAGES, per_call=3)
+    load = requests.embed(IMAGES, per_call=3)
     sent = [image for data in load.requests[:5] for image in embedding_pb.EmbedRequest.FromString(data).images]
     assert sent == IMAGES * 3
 
 
 def test_requests_take_a_bounded_amount_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "MAX_BYTES", 10_000)
-    assert sum(map(len, calls.embed([bytes(3_000)] * 50, 1).requests)) <= 10_000
-    assert len(calls.embed([bytes(30_000)] * 50, 1).requests) == 1, "one there has to be"
+    monkeypatch.setattr(requests, "MAX_BYTES", 10_000)
+    assert sum(map(len, requests.embed([bytes(3_000)] * 50, 1).requests)) <= 10_000
+    assert len(requests.embed([bytes(30_000)] * 50, 1).requests) == 1, "one there has to be"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.server import watch
+from embedserve.server.access import reload_files
 from tests.certificates import Authority
 from tests.encoders import write_encoder_file
 from tests.fakes import FakeEncoder
@@ -40,4 +40,4 @@ def stranger(tmp_path: Path) -> Authority:
 @pytest.fixture
 def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that changed are read again at once."""
-    monkeypatch.setattr(watch, "EVERY_S", 0.01)
+    monkeypatch.setattr(reload_files, "EVERY_S", 0.01)

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from embedserve import Client
-from embedserve.engine import Engine
+from embedserve.engine.engine import Engine
 from embedserve.errors import Overloaded
 from embedserve.server.app import Server
 from embedserve.types import Limits

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedserve.batcher import Batcher, Encoded, Stages
-from embedserve.embedder import best_batch
+from embedserve.engine.batcher import Batcher, Encoded, Stages
+from embedserve.engine.embedder import best_batch
 from embedserve.errors import DeadlineExceeded, ImageUndecodable, InternalError, Unavailable
 from embedserve.observer import Observer, Outcome
 

@@ -12,8 +12,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from embedserve import Client
-from embedserve.server import canary
 from embedserve.server.app import Server
+from embedserve.server.lifecycle import encoder_health
 from tests.fakes import FakeEncoder, picture
 from tests.running import serving, wait_until
 
@@ -32,7 +32,7 @@ class Breakable:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canary, "EVERY_S", 0.02)
+    monkeypatch.setattr(encoder_health, "EVERY_S", 0.02)
 
 
 def health_of(address: str) -> int:

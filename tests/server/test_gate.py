@@ -11,8 +11,8 @@ import pytest
 
 from embedserve import Client
 from embedserve.errors import Overloaded
-from embedserve.server import gate as gate_module
-from embedserve.server.gate import Gate
+from embedserve.server.calls import call_limits as gate_module
+from embedserve.server.calls.call_limits import Gate
 from embedserve.types import Limits
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub

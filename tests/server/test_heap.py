@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from embedserve.server import memory
+from embedserve.server.lifecycle import memory
 
 MIB = 1 << 20
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from embedserve.server import logs
+from embedserve.server.telemetry import logs
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from tests.fakes import FakeEncoder, picture
@@ -101,7 +101,7 @@ def test_every_line_within_a_call_has_its_id(caplog: pytest.LogCaptureFixture, m
 
     keeper = Keeper()
     monkeypatch.setattr(logging.getLogger("embedserve.server"), "handlers", [keeper])
-    monkeypatch.setattr("embedserve.embedder.Embedder.embed", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("embedserve.engine.embedder.Embedder.embed", lambda *_, **__: 1 / 0)
     request = pb.EmbedRequest(images=[picture(1)])
     with (
         serving(FakeEncoder()) as address,

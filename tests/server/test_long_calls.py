@@ -28,10 +28,12 @@ from embedserve.errors import (
     Overloaded,
     Unavailable,
 )
-from embedserve.server import collections, interceptor, pace
-from embedserve.server.state import ServerState
-from embedserve.server.streams import until_drained
-from embedserve.store.local import LocalStore
+from embedserve.server import interceptor
+from embedserve.server.calls import minimum_rate
+from embedserve.server.calls.streams import until_drained
+from embedserve.server.lifecycle.state import ServerState
+from embedserve.server.services import collections
+from embedserve.store.local.store import LocalStore
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Keep, Recall
 from embedserve.v1 import collection_service_pb2 as pb
 from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
@@ -301,7 +303,7 @@ def test_who_takes_a_backup_a_little_at_a_time_loses_it(
     stub: Any, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(interceptor, "_UNTAKEN_S", 0.5)
-    monkeypatch.setattr(pace, "LEAST_BYTES_PER_S", 1 << 30)
+    monkeypatch.setattr(minimum_rate, "LEAST_BYTES_PER_S", 1 << 30)
     script.backup = BACKUP * 20
     call = stub.BackupCollection(pb.BackupCollectionRequest(name="photos"))
 

@@ -18,12 +18,12 @@ import pytest
 
 from embedserve import Client
 from embedserve.client import ItemInput
-from embedserve.engine import Engine
+from embedserve.engine.engine import Engine
 from embedserve.errors import DiskFull, StoreError
 from embedserve.observer import Observer
 from embedserve.server.app import Server
 from embedserve.server.interceptor import is_late
-from embedserve.server.metrics import Metrics
+from embedserve.server.telemetry.metrics import Metrics
 from embedserve.store.protocol import VectorStore
 from embedserve.types import CollectionInfo, Keep, Limits, Recall
 from embedserve.v1 import embedding_service_pb2 as pb
@@ -292,7 +292,7 @@ class StoreOfOne(VectorStore):
 def test_the_gauges_of_collections_tell_what_was_seen_last_and_a_slow_look_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("embedserve.server.metrics._LOOK_S", 0.05)
+    monkeypatch.setattr("embedserve.server.telemetry.metrics._LOOK_S", 0.05)
 
     async def check() -> None:
         store, metrics = StoreOfOne(), Metrics([])

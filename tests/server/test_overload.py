@@ -13,11 +13,12 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from embedserve import Client, preprocess
-from embedserve import images as images_module
-from embedserve.admission import Admission
-from embedserve.embedder import Embedder, Timings
+from embedserve import Client
+from embedserve.engine.admission import Admission
+from embedserve.engine.embedder import Embedder, Timings
 from embedserve.errors import CollectionNotFound, DeadlineExceeded, InternalError, Overloaded
+from embedserve.images import codec as images_module
+from embedserve.images import preprocess
 from embedserve.types import Keep, Limits
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub

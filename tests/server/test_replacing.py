@@ -17,11 +17,11 @@ import pytest
 
 from embedserve import Client
 from embedserve.client import ItemInput
-from embedserve.encoder import ImageEncoder
-from embedserve.engine import Engine
+from embedserve.encoder.session import ImageEncoder
+from embedserve.engine.engine import Engine
 from embedserve.errors import EncoderFileError, EncoderMismatch, FailedPrecondition, PermissionDenied
-from embedserve.server.replacing import EncoderReplacer
-from embedserve.server.state import ServerState
+from embedserve.server.lifecycle.replacing import EncoderReplacer
+from embedserve.server.lifecycle.state import ServerState
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from tests.encoders import write_encoder_file

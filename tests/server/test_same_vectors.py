@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from embedserve import Client, preprocess
-from embedserve.bulk import embed
+from embedserve import Client
 from embedserve.cli import main
-from embedserve.encoder import SAME_VECTOR_COSINE, Encoder
-from embedserve.engine import Engine
-from embedserve.reference import lowest_cosine
+from embedserve.encoder.offline import embed
+from embedserve.encoder.reference import lowest_cosine
+from embedserve.encoder.session import SAME_VECTOR_COSINE, Encoder
+from embedserve.engine.engine import Engine
+from embedserve.images import preprocess
 from tests.fakes import picture
 from tests.running import serving
 

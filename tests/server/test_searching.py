@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from embedserve.engine.searches import Searches
 from embedserve.errors import CollectionNotFound, DeadlineExceeded, InvalidInput, Unavailable
-from embedserve.searching import Searches
 from embedserve.store.protocol import VectorStore
 from embedserve.types import Bound, Eq, Hit, Keep, SearchOptions
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedserve.engine import Engine
+from embedserve.engine.engine import Engine
+from embedserve.engine.inputs import NewItem, VectorQuery
 from embedserve.errors import CollectionNotFound, EmbedserveError, FailedPrecondition, LimitExceeded
-from embedserve.requests import NewItem, VectorQuery
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from embedserve.types import CollectionInfo, Hit, Include, Item, Limits, SearchOptions
 from tests.fakes import FakeEncoder
 

@@ -8,9 +8,9 @@ import grpc
 import pytest
 
 from embedserve import Client
-from embedserve.admission import Admission
+from embedserve.engine.admission import Admission
 from embedserve.errors import Unavailable
-from embedserve.server.streams import Intake, Weight, ordered
+from embedserve.server.calls.streams import Intake, Weight, ordered
 from embedserve.types import Limits
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as pb

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from embedserve import Client
-from embedserve.admission import Admission
+from embedserve.engine.admission import Admission
 from embedserve.server.app import Server
 from embedserve.types import Limits
 from embedserve.v1 import collection_service_pb2 as collection_pb

@@ -18,10 +18,10 @@ import pytest
 from embedserve import AsyncClient, Client
 from embedserve.client import ItemInput, calls
 from embedserve.errors import EmbedserveError, PermissionDenied, SetupError, Unauthenticated, Unavailable
+from embedserve.server.access.tls import ServerTls
 from embedserve.server.app import Server
 from embedserve.server.config import ServerConfig
 from embedserve.server.security import is_loopback
-from embedserve.server.tls import ServerTls
 from tests.certificates import Authority, Pair
 from tests.fakes import FakeEncoder, picture
 from tests.running import ServerProcess, serving

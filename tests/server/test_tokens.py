@@ -22,10 +22,10 @@ from grpc_status import rpc_status
 from embedserve import AsyncClient, Client, wire
 from embedserve.client import ItemInput
 from embedserve.errors import PermissionDenied, SetupError, Unauthenticated
-from embedserve.server.access import NEEDED
+from embedserve.server.access.roles import NEEDED
+from embedserve.server.access.tokens import Role, TokenFile
 from embedserve.server.app import SERVICES
 from embedserve.server.interceptor import CallInterceptor
-from embedserve.server.tokens import Role, TokenFile
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
 from tests.fakes import FakeEncoder, picture

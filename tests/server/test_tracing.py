@@ -13,7 +13,7 @@ import pytest
 from embedserve.errors import SetupError
 from embedserve.server.app import Server
 from embedserve.server.config import ServerConfig
-from embedserve.server.tracing import Traces
+from embedserve.server.telemetry.tracing import Traces
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from tests.fakes import FakeEncoder, picture
@@ -105,7 +105,7 @@ def test_a_callers_mistake_is_no_error_of_the_server(traced: Traced) -> None:
 
 
 def test_a_bug_of_ours_is_an_error(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedserve.embedder.Embedder.embed", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("embedserve.engine.embedder.Embedder.embed", lambda *_, **__: 1 / 0)
     with pytest.raises(grpc.RpcError):
         traced.stub.Embed(pb.EmbedRequest(images=[picture(1)]))
     span = traced.span(EMBED)
@@ -141,7 +141,7 @@ def test_a_server_that_does_not_trace_loads_no_opentelemetry() -> None:
 
 
 def test_a_collector_that_is_away_does_not_hold_the_stop_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedserve.server.tracing._LAST_SPANS_S", 0.05)
+    monkeypatch.setattr("embedserve.server.telemetry.tracing._LAST_SPANS_S", 0.05)
     back = threading.Event()
 
     class Away(SpanProcessor):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from store_cases import new_collection
 
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 
 
 @pytest.fixture

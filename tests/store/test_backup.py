@@ -19,10 +19,10 @@ import pytest
 from store_cases import EVERYTHING, all_ids, found, items_file, new_collection, random_units, unit
 
 from embedserve.errors import AlreadyExists, CollectionNotFound, InvalidInput, StoreError
-from embedserve.store import records
-from embedserve.store.backup import last_line
-from embedserve.store.database import schema_of
-from embedserve.store.local import LocalStore
+from embedserve.store.local.records import records
+from embedserve.store.local.records.database import schema_of
+from embedserve.store.local.store import LocalStore
+from embedserve.store.local.upkeep.backup import last_line
 from embedserve.types import And, Eq, Filter, Item, Keep, Media, Range, SearchOptions
 
 DIMENSION = 16
@@ -566,7 +566,7 @@ def test_a_restore_ends_wherever_its_caller_gives_up_and_makes_nothing(
 def test_the_check_of_sqlite_itself_ends_where_its_caller_gives_up(
     store: LocalStore, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedserve.store.backup._STEPS", 100)
+    monkeypatch.setattr("embedserve.store.local.upkeep.backup._STEPS", 100)
     filled(store)
     backup = backup_of(store)
     before = sorted(data.rglob("*"))

@@ -17,7 +17,7 @@ from embedserve.errors import CollectionNotFound, StoreError
 from embedserve.index.effort import EXACT, Effort
 from embedserve.index.ranking import Ranking
 from embedserve.index.snapshot import Snapshot
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from embedserve.types import EXTERNAL, CheckProgress, CheckReport, Item, Keep, Media, SearchOptions
 
 DIMENSION = 16
@@ -139,7 +139,7 @@ def test_an_exact_index_too_large_to_search_it_for_every_row_is_searched_evenly(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(store)
-    monkeypatch.setattr("embedserve.store.check._COMPARED", 100 * DIMENSION * COUNT)
+    monkeypatch.setattr("embedserve.store.local.upkeep.check._COMPARED", 100 * DIMENSION * COUNT)
     report = check(store)
     assert 50 <= report.searched <= 102
     assert report.items == COUNT - 10

@@ -8,9 +8,9 @@ import pytest
 from store_cases import all_ids, items_file, new_collection, unit
 
 from embedserve.errors import AlreadyExists, CollectionNotFound, DiskFull, InvalidInput, StoreError
-from embedserve.store.catalog import Catalog, Entry
-from embedserve.store.directories import Directories
-from embedserve.store.local import LocalStore
+from embedserve.store.local.directories import Directories
+from embedserve.store.local.records.catalog import Catalog, Entry
+from embedserve.store.local.store import LocalStore
 from embedserve.store.protocol import VectorStore
 from embedserve.types import EXTERNAL, Include, Item, Keep, SearchOptions
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from embedserve.errors import DiskFull, InvalidInput
-from embedserve.store.commits import Commits
+from embedserve.store.local.records.group_commit import Commits
 
 
 class Disk:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from store_cases import EVERYTHING, all_ids, found, new_collection, unit
 
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from embedserve.types import SearchOptions
 
 WRITER = """

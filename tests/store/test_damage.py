@@ -14,8 +14,8 @@ import pytest
 from store_cases import EVERYTHING, all_ids, found, items_file, new_collection, random_units, unit
 
 from embedserve.errors import DiskFull, StoreError
-from embedserve.store.database import Writer
-from embedserve.store.local import LocalStore
+from embedserve.store.local.records.database import Writer
+from embedserve.store.local.store import LocalStore
 from embedserve.types import Include, Item, Media, SearchOptions
 
 

@@ -14,9 +14,9 @@ import pytest
 from store_cases import items_file, new_collection
 
 from embedserve.errors import DiskFull, SetupError, StoreError
-from embedserve.store import database
-from embedserve.store.database import reported
-from embedserve.store.local import LocalStore
+from embedserve.store.local.records import database
+from embedserve.store.local.records.database import reported
+from embedserve.store.local.store import LocalStore
 from embedserve.types import Include
 
 HOLDER = """

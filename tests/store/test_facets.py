@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from store_cases import EVERYTHING, holds, items_file, unit
 
 from embedserve.errors import DiskFull, StoreError
-from embedserve.store.filters import condition, facet_condition
-from embedserve.store.local import LocalStore
-from embedserve.store.records import Records
-from embedserve.store.rows import Row
+from embedserve.store.local.records.filters import condition, facet_condition
+from embedserve.store.local.records.records import Records
+from embedserve.store.local.records.row import Row
+from embedserve.store.local.store import LocalStore
 from embedserve.types import EXTERNAL, And, Eq, Exists, Filter, In, Include, Item, Keep, Metadata, Not, Or, Range
 
 KEYS = ("color", "n", "ключ")
@@ -211,7 +211,7 @@ DOCUMENTS: list[Metadata] = [
 def test_pages_are_the_same_whether_few_or_many_items_have_the_value(
     data: Path, monkeypatch: pytest.MonkeyPatch, few: int, node: Filter
 ) -> None:
-    monkeypatch.setattr("embedserve.store.view._FEW", few)
+    monkeypatch.setattr("embedserve.store.local.records.view._FEW", few)
     with LocalStore.open(data) as store:
         store.create_collection(
             "photos", fingerprint=EXTERNAL, encoder_name="", dimension=4, keep=Keep.NONE, filter_keys=KEYS

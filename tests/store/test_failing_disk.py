@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from store_cases import all_ids, items_file
 
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from embedserve.types import EXTERNAL, Eq, Include, Keep
 
 COMPILER = shutil.which("cc")

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from store_cases import new_collection
 
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from embedserve.types import Filter, In, Item, Range, SearchOptions
 
 ITEMS, DIMENSION, LATENT, CLUSTERS, QUERIES = 45_000, 64, 24, 200, 60

@@ -7,8 +7,8 @@ import pytest
 from store_cases import EVERYTHING, all_ids, found, new_collection, random_units, unit
 
 from embedserve.errors import DimensionMismatch, InvalidInput
-from embedserve.store.local import LocalStore
-from embedserve.store.page_token import page_token
+from embedserve.store.local.collection.page_token import page_token
+from embedserve.store.local.store import LocalStore
 from embedserve.types import Eq, Include, Item, Media, Metadata, SearchOptions
 
 METADATA: Metadata = {

@@ -19,10 +19,10 @@ from embedserve.errors import DiskFull
 from embedserve.index import structures
 from embedserve.index.structures import Stopped
 from embedserve.observer import Observer
-from embedserve.store import maintenance
-from embedserve.store.collection import Collection
-from embedserve.store.local import LocalStore
-from embedserve.store.segment_files import SegmentFiles
+from embedserve.store.local.collection.collection import Collection
+from embedserve.store.local.collection.segment_files import SegmentFiles
+from embedserve.store.local.store import LocalStore
+from embedserve.store.local.upkeep import maintenance
 from embedserve.types import EXTERNAL, Item, Keep, SearchOptions
 
 D = 16
@@ -205,7 +205,7 @@ def test_a_build_is_given_up_when_its_collection_goes(
     data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     held = Held(monkeypatch)
-    monkeypatch.setattr("embedserve.store.collection._IDLE_S", 0.0)
+    monkeypatch.setattr("embedserve.store.local.collection.collection._IDLE_S", 0.0)
     with caplog.at_level(logging.WARNING):
         store = LocalStore.open(data)
         new_graphs(store)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from store_cases import holds, unit
 
 from embedserve.errors import InvalidInput
-from embedserve.store.matching import Matcher
-from embedserve.store.records import Records
-from embedserve.store.rows import Row
-from embedserve.store.view import View
+from embedserve.store.local.collection.matching import Matcher
+from embedserve.store.local.records.records import Records
+from embedserve.store.local.records.row import Row
+from embedserve.store.local.records.view import View
 from embedserve.types import And, Eq, Exists, Filter, In, Item, Metadata, Not, Or, Range
 
 
@@ -77,8 +77,8 @@ def test_masks_hold_for_the_live_rows_of_every_part_with_and_without_the_cache(
         pytest.MonkeyPatch.context() as patch,
         closing(Records(path, 4, create=True, filter_keys=declared)) as records,
     ):
-        patch.setattr("embedserve.store.matching._MANY", many)
-        patch.setattr("embedserve.store.matching._MANY_ONCE", many)
+        patch.setattr("embedserve.store.local.collection.matching._MANY", many)
+        patch.setattr("embedserve.store.local.collection.matching._MANY_ONCE", many)
         rids = put(records, documents)
         parts = parts_of(rids, ends)
         matcher = Matcher(declared)

@@ -10,10 +10,10 @@ import pytest
 from store_cases import EVERYTHING, all_ids, new_collection, unit
 
 from embedserve.errors import StoreError
-from embedserve.store import catalog
-from embedserve.store.catalog import Catalog
-from embedserve.store.local import LocalStore
-from embedserve.store.rows import Row
+from embedserve.store.local.records import catalog
+from embedserve.store.local.records.catalog import Catalog
+from embedserve.store.local.records.row import Row
+from embedserve.store.local.store import LocalStore
 from embedserve.types import EXTERNAL, Eq, Include, Item, Keep
 
 UID = "0123456789abcdef0123456789abcdef"
@@ -119,7 +119,7 @@ def test_an_upgrade_that_fails_leaves_the_old_file_as_it_was(old: Path, monkeypa
     before = schema(old / "catalog.sqlite")
     with monkeypatch.context() as patch:
         versions = catalog._VERSIONS
-        patch.setattr("embedserve.store.catalog._VERSIONS", (versions[0], (*versions[1], "no SQL")))
+        patch.setattr("embedserve.store.local.records.catalog._VERSIONS", (versions[0], (*versions[1], "no SQL")))
         with pytest.raises(StoreError, match="syntax error"):
             LocalStore.open(old)
     assert schema(old / "catalog.sqlite") == before

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from store_cases import all_ids, new_collection
 from together import run_together
 
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from embedserve.types import Filter, Hit, Include, Item, Range, SearchOptions
 
 SECONDS = float(os.environ.get("CRASH_SECONDS", "8"))

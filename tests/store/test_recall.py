@@ -17,7 +17,7 @@ from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
 from embedserve.index.structures import Stopped
 from embedserve.index.tuning import Point
-from embedserve.store.recall import Comparison, RecallMonitor
+from embedserve.store.local.collection.recall import Comparison, RecallMonitor
 
 D = 24
 
@@ -183,7 +183,7 @@ def test_the_latest_queries_of_calls_are_remembered_as_they_were(
             seen.append(queries)
             super().__init__(snapshot, queries, stopped)
 
-    monkeypatch.setattr("embedserve.store.recall.Comparison", Spy)
+    monkeypatch.setattr("embedserve.store.local.collection.recall.Comparison", Spy)
     monitor = RecallMonitor(0.5)
     calls = random_units(300 * count, D, 12).reshape(300, count, D)
     kept = calls.copy()

@@ -17,8 +17,8 @@ from embedserve.index.rows import Rows
 from embedserve.index.segment import Segment
 from embedserve.index.spec import parse
 from embedserve.observer import Observer
-from embedserve.store.local import LocalStore
-from embedserve.store.segment_files import SegmentFiles
+from embedserve.store.local.collection.segment_files import SegmentFiles
+from embedserve.store.local.store import LocalStore
 from embedserve.types import EXTERNAL, Item, Keep, SearchOptions
 
 D = 8

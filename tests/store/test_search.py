@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from store_cases import found, new_collection, random_units, slow_search, unit
 
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from embedserve.types import And, Eq, Exists, Filter, Hit, Item, Metadata, MetadataValue, Not, Range, SearchOptions
 
 EAST, NORTH = unit(1, 0, 0, 0), unit(0, 1, 0, 0)

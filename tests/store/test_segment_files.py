@@ -24,8 +24,8 @@ from embedserve.index.rows import Rows
 from embedserve.index.segment import NO_STRAYS, Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
-from embedserve.store.files import read_document, write_document
-from embedserve.store.segment_files import SegmentFiles
+from embedserve.store.local.collection.segment_files import SegmentFiles
+from embedserve.store.local.records.files import read_document, write_document
 
 D = 12
 KINDS = ["exact", "hnsw:m=8", "ivf:nlist=10"]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from store_cases import holds
 
 from embedserve.errors import InvalidInput
-from embedserve.store.database import connect
-from embedserve.store.facets import TABLES, Facets
-from embedserve.store.filters import condition
-from embedserve.store.rows import from_json, to_json
+from embedserve.store.local.records.database import connect
+from embedserve.store.local.records.facets import TABLES, Facets
+from embedserve.store.local.records.filters import condition
+from embedserve.store.local.records.row import from_json, to_json
 from embedserve.types import And, Eq, Exists, Filter, In, Metadata, Not, Or, Range
 
 

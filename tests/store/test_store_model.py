@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from store_cases import EVERYTHING, all_ids, holds, new_collection, random_units, slow_search, unit
 
 from embedserve.errors import AlreadyExists, CollectionNotFound
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from embedserve.types import And, Eq, Exists, Filter, Hit, In, Item, Not, Or, Range, SearchOptions
 
 # Few different vectors, so that many scores are equal.

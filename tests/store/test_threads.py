@@ -13,7 +13,7 @@ from together import run_together
 
 from embedserve.errors import CollectionNotFound
 from embedserve.index.current import CurrentSnapshot
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 from embedserve.types import Eq, Include, Item, SearchOptions
 
 SECONDS = 3.0

@@ -12,8 +12,8 @@ import pytest
 from store_cases import random_units
 
 from embedserve.errors import StoreError
-from embedserve.store.records import Records
-from embedserve.store.rows import Row
+from embedserve.store.local.records.records import Records
+from embedserve.store.local.records.row import Row
 from embedserve.types import Item
 
 VECTORS = random_units(40, 4)
@@ -56,7 +56,7 @@ def test_an_empty_collection_has_no_row_numbers_and_no_rows(tmp_path: Path) -> N
 def test_rows_of_a_range_come_with_both_ends_in_batches(
     records: Records, monkeypatch: pytest.MonkeyPatch, first: int, last: int, batch: int
 ) -> None:
-    monkeypatch.setattr("embedserve.store.view._ROWS", batch)
+    monkeypatch.setattr("embedserve.store.local.records.view._ROWS", batch)
     expected = [rid for rid in LIVE if first <= rid <= last]
     seen: list[int] = []
     with records.reading() as view:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedserve_training.config import TrainConfig
+from embedserve_training.plan.config import TrainConfig
 
 KINDS = ("stripes", "checks", "discs")
 
@@ -57,7 +57,7 @@ def tiny_config() -> Callable[..., TrainConfig]:
 @pytest.fixture(scope="session")
 def finished_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a finished run over ``image_folder``. Tests must not change it."""
-    from embedserve_training.run import run_training
+    from embedserve_training.run.run import run_training
 
     out = tmp_path_factory.mktemp("runs") / "finished"
     config = TrainConfig(backbone="small-cnn", batch_size=16, epochs=2, device="cpu", workers=1)
@@ -68,7 +68,7 @@ def finished_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The encoder file of ``finished_run``."""
-    from embedserve_training.export import export
+    from embedserve_training.export.export import export
 
     path = tmp_path_factory.mktemp("export") / "encoder.onnx"
     export(finished_run, path, report=lambda line: None)

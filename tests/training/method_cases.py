@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedserve_training import backbones
-from embedserve_training.distributed import ALONE, Processes
-from embedserve_training.memory import KeyQueue, MemoryBank
-from embedserve_training.method import Method
+from embedserve_training.distributed.collectives import ALONE, Processes
 from embedserve_training.methods.barlow_twins import BarlowTwins
 from embedserve_training.methods.cpc import CPC
 from embedserve_training.methods.instance_discrimination import InstanceDiscrimination
+from embedserve_training.methods.method import Method
 from embedserve_training.methods.moco import MoCo
+from embedserve_training.methods.patches import Patches
 from embedserve_training.methods.simclr import SimCLR
-from embedserve_training.patches import Patches
+from embedserve_training.networks import backbones
+from embedserve_training.networks.memory import KeyQueue, MemoryBank
 
 SIZE_PX = 20
 IMAGES = 24

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from embedserve.errors import InvalidInput
-from embedserve_training import augment, config
+from embedserve_training import augment
 from embedserve_training.augment import PRESETS, Augmentation
 from embedserve_training.augment.colour import Colour
 from embedserve_training.augment.draw import Draw
 from embedserve_training.augment.pixels import Pixels, gaussian
 from embedserve_training.augment.spatial import Spatial
+from embedserve_training.plan import config
 from tests.training.pictures import NOTHING, picture, picture_CSS, seeded, spread, views
 
 RECIPES = {f"{name}-{view + 1}": recipe for name, preset in PRESETS.items() for view, recipe in enumerate(preset)}

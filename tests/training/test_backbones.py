@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from embedserve.errors import InvalidInput
-from embedserve_training import backbones
-from embedserve_training.heads import projector
+from embedserve_training.networks import backbones
+from embedserve_training.networks.heads import projector
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embedserve_training import batch_norm
-from embedserve_training.backbones import build
-from embedserve_training.batch_norm import GlobalBatchNorm, SplitBatchNorm
-from embedserve_training.distributed import ALONE, Processes
+from embedserve_training.distributed.collectives import ALONE, Processes
+from embedserve_training.networks import batch_norm
+from embedserve_training.networks.backbones import build
+from embedserve_training.networks.batch_norm import GlobalBatchNorm, SplitBatchNorm
 
 
 @dataclass(frozen=True)

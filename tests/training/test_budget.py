@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from embedserve_training.budget import Budget, Spent
+from embedserve_training.run.budget import Budget, Spent
 
 EPOCHS = Budget(epochs=4, minutes=0.0, steps_per_epoch=5)
 MINUTES = Budget(epochs=0, minutes=2.0, steps_per_epoch=5)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from embedserve.errors import TrainingError
-from embedserve_training import checkpoint
-from embedserve_training.checkpoint import Checkpoint
+from embedserve_training.run import checkpoint
+from embedserve_training.run.checkpoint import Checkpoint
 
 
 def make(step: int) -> Checkpoint:

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from embedserve.encoder import Encoder
-from embedserve.providers import cuda_problem
-from embedserve.reference import lowest_cosine
-from embedserve_training import augment, checkpoint
-from embedserve_training.config import METHODS, TrainConfig
-from embedserve_training.export import export
+from embedserve.encoder.providers import cuda_problem
+from embedserve.encoder.reference import lowest_cosine
+from embedserve.encoder.session import Encoder
+from embedserve_training import augment
+from embedserve_training.export.export import export
 from embedserve_training.losses import nt_xent
-from embedserve_training.method import StepOutput
-from embedserve_training.run import RunResult, run_training
-from embedserve_training.trainer import Trainer
+from embedserve_training.methods.method import StepOutput
+from embedserve_training.plan.config import METHODS, TrainConfig
+from embedserve_training.run import checkpoint
+from embedserve_training.run.run import RunResult, run_training
+from embedserve_training.run.trainer import Trainer
 from tests.fakes import picture
 from tests.training.method_cases import build, drawn_views
 

@@ -14,17 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
-from embedserve import encoder_file
+from embedserve.encoder import encoder_file
 from embedserve.errors import DataError, EncoderFileError, InvalidInput, SetupError, TrainingError
-from embedserve.preprocess import PreprocessSpec
-from embedserve_training import checkpoint, data, embed
+from embedserve.images.preprocess import PreprocessSpec
 from embedserve_training.augment import PRESETS
-from embedserve_training.config import TrainConfig
+from embedserve_training.data import folders
 from embedserve_training.evaluate import Evaluation, Figure, Row, evaluate, figures
 from embedserve_training.evaluate.bench import Bench
-from embedserve_training.evaluate.images import Images, choose, hold_out, load
+from embedserve_training.evaluate.images import ImageSplit, choose, hold_out, load
 from embedserve_training.evaluate.subjects import open_subject
-from embedserve_training.whitening import fit_to_images
+from embedserve_training.networks.whitening import fit_to_images
+from embedserve_training.plan.config import TrainConfig
+from embedserve_training.run import checkpoint, served
 
 OWN = ["trained", "trained, not whitened"]
 BASELINES = ["untrained", "untrained, whitened", "raw pixels", "PCA", "PCA, whitened"]
@@ -59,7 +60,7 @@ def result(finished_run: Path, image_folder: Path) -> Evaluation:
 @pytest.fixture(scope="module")
 def other_seed(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run with another seed."""
-    from embedserve_training.run import run_training
+    from embedserve_training.run.run import run_training
 
     out = tmp_path_factory.mktemp("runs") / "other-seed"
     config = TrainConfig(backbone="small-cnn", batch_size=16, epochs=2, device="cpu", workers=1, seed=1)
@@ -106,11 +107,11 @@ def test_the_figures_are_those_of_images_embedded_one_by_one_in_evaluation_mode(
 ) -> None:
     # Batch-norm in training mode, a fault of several published evaluations, would mix the images of a batch.
     spec = open_subject(finished_run).spec
-    encoder = embed.trained(finished_run)
+    encoder = served.trained(finished_run)
     vectors, labels = [], []
-    for part in hold_out(data.scan(image_folder)):
-        pixels, positions, _ = data.load_squares(part, spec, workers=1)
-        vectors.append(np.concatenate([embed.embed(encoder, pixels[i : i + 1]) for i in range(len(pixels))]))
+    for part in hold_out(folders.scan(image_folder)):
+        pixels, positions, _ = folders.load_squares(part, spec, workers=1)
+        vectors.append(np.concatenate([served.embed(encoder, pixels[i : i + 1]) for i in range(len(pixels))]))
         kinds = [part.paths[position].split("/")[0] for position in positions]
         labels.append(np.unique(kinds, return_inverse=True)[1])
     expected = figures(vectors[0], labels[0], vectors[1], labels[1])
@@ -150,7 +151,7 @@ def test_runs_of_several_seeds_are_one_row_with_mean_and_spread(
 def test_runs_of_different_settings_are_rows_named_after_them(
     finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Callable[..., TrainConfig]
 ) -> None:
-    from embedserve_training.run import run_training
+    from embedserve_training.run.run import run_training
 
     out = tmp_path / "shorter"
     run_training(image_folder, config=tiny_config(epochs=1), out=out, report=quiet)
@@ -168,7 +169,7 @@ def test_runs_of_different_settings_are_rows_named_after_them(
 def test_networks_of_different_kinds_have_untrained_rows_of_their_own(
     finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Callable[..., TrainConfig]
 ) -> None:
-    from embedserve_training.run import run_training
+    from embedserve_training.run.run import run_training
 
     out = tmp_path / "shufflenet"
     config = tiny_config(epochs=1, backbone="shufflenet_v2_x0_5", size_px=24)
@@ -189,11 +190,11 @@ def test_networks_of_different_kinds_have_untrained_rows_of_their_own(
 
 def test_a_run_is_also_measured_without_its_whitening_layer(finished_run: Path, image_folder: Path) -> None:
     spec = open_subject(finished_run).spec
-    pixels, positions, _ = data.load_squares(data.scan(image_folder), spec, workers=1)
-    kinds = [data.scan(image_folder).paths[position].split("/")[0] for position in positions]
+    pixels, positions, _ = folders.load_squares(folders.scan(image_folder), spec, workers=1)
+    kinds = [folders.scan(image_folder).paths[position].split("/")[0] for position in positions]
     labels = np.unique(kinds, return_inverse=True)[1]
     with torch.no_grad():
-        h = embed.trained(finished_run).backbone(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).numpy()
+        h = served.trained(finished_run).backbone(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).numpy()
     expected = figures(h, labels, h, labels)
     rows = evaluate(finished_run, image_folder, image_folder, report=quiet, baselines=False).rows
     assert [row.name for row in rows] == ["trained", "trained, not whitened"]
@@ -205,12 +206,12 @@ def test_the_untrained_network_is_whitened_as_a_trained_one_is(finished_run: Pat
     # Otherwise what whitening alone is worth would be taken for what was learned.
     settings = checkpoint.read_plan(finished_run).settings
     spec = open_subject(finished_run).spec
-    pixels, positions, _ = data.load_squares(data.scan(image_folder), spec, workers=1)
-    kinds = [data.scan(image_folder).paths[position].split("/")[0] for position in positions]
+    pixels, positions, _ = folders.load_squares(folders.scan(image_folder), spec, workers=1)
+    kinds = [folders.scan(image_folder).paths[position].split("/")[0] for position in positions]
     labels = np.unique(kinds, return_inverse=True)[1]
-    backbone = embed.untrained(settings).backbone
-    encoder = embed.ServedEncoder(backbone, fit_to_images(backbone, pixels, spec.size_px)).eval()
-    vectors = embed.embed(encoder, pixels)
+    backbone = served.untrained(settings).backbone
+    encoder = served.ServedEncoder(backbone, fit_to_images(backbone, pixels, spec.size_px)).eval()
+    vectors = served.embed(encoder, pixels)
     expected = figures(vectors, labels, vectors, labels)
     _, _, plain, whitened, *_ = evaluate(finished_run, image_folder, image_folder, report=quiet).rows
     assert whitened.map == Figure.of([expected.map])
@@ -274,8 +275,8 @@ def test_the_only_image_of_a_label_is_searched_and_does_not_ask(
     for name in ("discs/00.png", "discs/01.png", "checks/00.png", "stripes/00.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(image_folder / name, tmp_path / name)
-    kept, held_out = hold_out(data.scan(tmp_path))
-    assert sorted(kept.paths + held_out.paths) == list(data.scan(tmp_path).paths)
+    kept, held_out = hold_out(folders.scan(tmp_path))
+    assert sorted(kept.paths + held_out.paths) == list(folders.scan(tmp_path).paths)
     assert [path.split("/")[0] for path in held_out.paths] == ["discs"]
     lines: list[str] = []
     result = evaluate(finished_run, tmp_path, report=lines.append, baselines=False)
@@ -387,11 +388,11 @@ def test_unreadable_files_are_reported_and_left_out_of_both_images_and_labels(
 
 
 def test_a_folder_that_cannot_be_read_is_named_once_when_images_are_held_out(image_folder: Path) -> None:
-    closed = (data.Skipped(path="locked", reason="the folder cannot be read: Permission denied"),)
-    kept, held_out = hold_out(replace(data.scan(image_folder), closed=closed))
+    closed = (folders.Skipped(path="locked", reason="the folder cannot be read: Permission denied"),)
+    kept, held_out = hold_out(replace(folders.scan(image_folder), closed=closed))
     lines: list[str] = []
     spec = PreprocessSpec(size_px=16, resize_px=16, filter="bicubic")
-    loaded = load(Images(train=kept, test=held_out, held_out=True), spec, lines.append)
+    loaded = load(ImageSplit(train=kept, test=held_out, held_out=True), spec, lines.append)
     assert loaded.skipped == closed
     assert lines == ["left out: locked: the folder cannot be read: Permission denied"]
 

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from embedserve_training import whitening
 from embedserve_training.augment import Augmentation
 from embedserve_training.evaluate import principal_components, raw_pixels
 from embedserve_training.evaluate.baselines import WHITENING_FLOOR, fit_components, flat_pixels, is_grey
 from embedserve_training.evaluate.self_retrieval import augmented
+from embedserve_training.networks import whitening
 
 
 @pytest.mark.parametrize("shape", [(60, 12), (12, 60)])

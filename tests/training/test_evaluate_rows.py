@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedserve.preprocess import PreprocessSpec
-from embedserve_training.config import Settings
+from embedserve.images.preprocess import PreprocessSpec
 from embedserve_training.evaluate.figures import Figures
-from embedserve_training.evaluate.rows import Figure, Measured, Row
 from embedserve_training.evaluate.self_retrieval import SelfRetrieval
 from embedserve_training.evaluate.subjects import Subject, groups
+from embedserve_training.evaluate.table import Figure, Measured, Row
+from embedserve_training.plan.config import Settings
 
 SPEC = PreprocessSpec(size_px=16, resize_px=16, filter="bicubic")
 
 
 @pytest.fixture
 def settings(finished_run: Path) -> Settings:
-    from embedserve_training.checkpoint import read_plan
+    from embedserve_training.run.checkpoint import read_plan
 
     return read_plan(finished_run).settings
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from embedserve.errors import DataError
-from embedserve_training import embed
-from embedserve_training.checkpoint import read_plan
-from embedserve_training.config import Settings
-from embedserve_training.supervised import train_supervised
+from embedserve_training.evaluate.supervised import train_supervised
+from embedserve_training.plan.config import Settings
+from embedserve_training.run import served
+from embedserve_training.run.checkpoint import read_plan
 from tests.training.conftest import KINDS, draw
 
 
@@ -46,9 +46,9 @@ def test_it_learns_to_tell_the_kinds_of_pictures_it_never_saw(
 def test_it_begins_with_the_weights_of_the_untrained_network(
     pictures: tuple[np.ndarray, np.ndarray], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedserve_training.optim.lr_factor", lambda progress, warmup: 0.0)
+    monkeypatch.setattr("embedserve_training.run.optim.lr_factor", lambda progress, warmup: 0.0)
     trained = train_supervised(settings, *pictures, epochs=1, report=quiet)
-    untrained = dict(embed.untrained(settings).named_parameters())
+    untrained = dict(served.untrained(settings).named_parameters())
     for name, value in trained.named_parameters():
         if not name.startswith("classifier"):
             assert torch.equal(value, untrained[name]), name
@@ -73,8 +73,8 @@ def test_it_is_returned_in_evaluation_mode_so_that_an_image_embeds_the_same_in_a
 ) -> None:
     encoder = train_supervised(settings, *pictures, epochs=1, report=quiet)
     assert not any(module.training for module in encoder.modules())
-    together = embed.embed(encoder, pictures[0][:8])
-    alone = np.concatenate([embed.embed(encoder, pictures[0][i : i + 1]) for i in range(8)])
+    together = served.embed(encoder, pictures[0][:8])
+    alone = np.concatenate([served.embed(encoder, pictures[0][i : i + 1]) for i in range(8)])
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
@@ -90,7 +90,7 @@ def test_a_single_image_in_a_batch_is_refused(
 
 def test_two_images_are_enough(pictures: tuple[np.ndarray, np.ndarray], settings: Settings) -> None:
     encoder = train_supervised(settings, pictures[0][:2], pictures[1][:2], epochs=1, report=quiet)
-    assert bool(np.isfinite(embed.embed(encoder, pictures[0][:2])).all())
+    assert bool(np.isfinite(served.embed(encoder, pictures[0][:2])).all())
 
 
 def test_it_says_how_far_it_is_after_each_epoch(pictures: tuple[np.ndarray, np.ndarray], settings: Settings) -> None:

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from embedserve import encoder_file, preprocess
-from embedserve.encoder import Encoder
+from embedserve.encoder import encoder_file
+from embedserve.encoder.session import Encoder
 from embedserve.errors import ExportError, TrainingError
-from embedserve_training import backbones, checkpoint, embed
-from embedserve_training import export as module
-from embedserve_training.embed import ServedEncoder
-from embedserve_training.export import export
+from embedserve.images import preprocess
+from embedserve_training.export import export as module
+from embedserve_training.export.export import export
+from embedserve_training.networks import backbones
+from embedserve_training.run import checkpoint, served
+from embedserve_training.run.served import ServedEncoder
 
 
 def quiet(line: str) -> None:
@@ -27,7 +29,7 @@ def test_the_file_gives_the_embeddings_of_pytorch_for_files_on_disk(
     encoder = Encoder.open(exported, device="cpu")
     paths = sorted(image_folder.rglob("*.png"))
     squares = np.stack([preprocess.load(encoder.metadata.preprocess, path.read_bytes()) for path in paths])
-    ours, theirs = encoder.encode(squares), embed.embed(embed.trained(finished_run), squares)
+    ours, theirs = encoder.encode(squares), served.embed(served.trained(finished_run), squares)
     assert float((ours * theirs).sum(1).min()) > 0.9999
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
 
@@ -95,7 +97,7 @@ def test_a_resnet_exports_as_well(tmp_path: Path) -> None:
     metadata = encoder_file.EncoderMetadata(name="r18", dimension=512, preprocess=preprocess.PreprocessSpec(size_px=32))
     images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
     encoder = Encoder.from_file(encoder_file.pack(model, metadata), device="cpu")
-    assert float((encoder.encode(images) * embed.embed(network, images)).sum(1).min()) > 0.9999
+    assert float((encoder.encode(images) * served.embed(network, images)).sum(1).min()) > 0.9999
 
 
 def test_a_folder_without_a_run_cannot_be_exported(tmp_path: Path) -> None:

@@ -12,15 +12,18 @@ import torch
 from click.testing import CliRunner
 from onnx import TensorProto
 
-from embedserve import encoder_file, preprocess
 from embedserve.cli import main
-from embedserve.encoder import Encoder
+from embedserve.encoder import encoder_file
+from embedserve.encoder.session import Encoder
 from embedserve.errors import DataError, ExportError
-from embedserve_training import backbones, checkpoint, comparison, embed, fidelity, precision
-from embedserve_training import export as module
-from embedserve_training.embed import ServedEncoder
-from embedserve_training.export import export, to_onnx
-from embedserve_training.whitening import Whitening
+from embedserve.images import preprocess
+from embedserve_training.export import calibration, fidelity, precision
+from embedserve_training.export import export as module
+from embedserve_training.export.export import export, to_onnx
+from embedserve_training.networks import backbones
+from embedserve_training.networks.whitening import Whitening
+from embedserve_training.run import checkpoint, served
+from embedserve_training.run.served import ServedEncoder
 
 LESS = ("fp16", "int8")
 
@@ -52,7 +55,7 @@ def test_half_precision_gives_the_vectors_of_pytorch_nearly(
     encoder = Encoder.open(files["fp16"], device="cpu")
     paths = sorted(image_folder.rglob("*.png"))
     squares = np.stack([preprocess.load(encoder.metadata.preprocess, path.read_bytes()) for path in paths])
-    cosines = (encoder.encode(squares) * embed.embed(embed.trained(finished_run), squares)).sum(1)
+    cosines = (encoder.encode(squares) * served.embed(served.trained(finished_run), squares)).sum(1)
     assert 0.999 < cosines.min() <= cosines.max() < 1 + 1e-5
 
 
@@ -186,7 +189,7 @@ def test_neighbours_that_are_as_near_may_change_places() -> None:
 
 
 def test_images_to_calibrate_with_and_to_compare_on_are_not_the_same(image_folder: Path) -> None:
-    images = comparison.gather(
+    images = calibration.gather(
         image_folder, preprocess.PreprocessSpec(size_px=16), np.zeros((0, 16, 16, 3), np.uint8),
         must_exist=True, report=quiet,
     )  # fmt: skip

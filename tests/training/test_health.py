@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedserve_training.health import MOST_ROWS, effective_rank, measure, strided
+from embedserve_training.watch.representation import MOST_ROWS, effective_rank, measure, strided
 
 CORNERS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedserve_training import batch_norm
-from embedserve_training.backbones import Backbone
-from embedserve_training.config import TrainConfig
 from embedserve_training.methods import instance_discrimination, moco
 from embedserve_training.methods.moco import MoCo
-from embedserve_training.plan import Facts, plan
+from embedserve_training.networks import batch_norm
+from embedserve_training.networks.backbones import Backbone
+from embedserve_training.plan.config import TrainConfig
+from embedserve_training.plan.plan import Facts, plan
 from tests.training.method_cases import build, drawn_views, seeded
 
 HERE = Path(__file__).parent

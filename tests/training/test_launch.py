@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from embedserve.errors import DataError, EmbedserveError, SetupError
-from embedserve_training.launch import Together, meet
+from embedserve_training.distributed.launch import Together, meet
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What ``torchrun`` sets."""

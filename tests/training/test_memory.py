@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from embedserve_training.memory import KeyQueue, MemoryBank, follow, momentum_copy
+from embedserve_training.networks.memory import KeyQueue, MemoryBank, follow, momentum_copy
 from tests.training.method_cases import seeded
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embedserve_training import memory, methods, optim
+from embedserve_training import methods
 from embedserve_training.methods.instance_discrimination import InstanceDiscrimination, _mean_exponential
 from embedserve_training.methods.moco import MoCo
+from embedserve_training.networks import memory
+from embedserve_training.run import optim
 from tests.training.method_cases import (
     BUILDERS,
     IMAGES,
@@ -227,7 +229,7 @@ def test_moco_in_two_parts_has_the_queue_lengths_and_key_weights_of_the_whole_ba
 
 
 def without_batch_norm(method: MoCo) -> MoCo:
-    from embedserve_training import batch_norm
+    from embedserve_training.networks import batch_norm
 
     batch_norm.without(method.backbone)
     method.key_backbone = memory.momentum_copy(method.backbone)
@@ -242,7 +244,7 @@ def test_moco_without_batch_norm_has_in_two_parts_the_gradients_and_the_queue_of
 
 
 def test_instance_discrimination_has_in_two_parts_the_gradients_and_the_bank_of_split_batch_norm() -> None:
-    from embedserve_training import batch_norm
+    from embedserve_training.networks import batch_norm
 
     whole, parts = (build("instance-discrimination") for _ in range(2))
     batch_norm.split(whole, 2)

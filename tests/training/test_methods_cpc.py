@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from embedserve_training.backbones import Backbone
 from embedserve_training.methods.cpc import CPC, RowContext
-from embedserve_training.patches import crop_and_pad
+from embedserve_training.methods.patches import crop_and_pad
+from embedserve_training.networks.backbones import Backbone
 from tests.training.method_cases import PATCHES, SIZE_PX, build, cpc, drawn_views, seeded
 
 BATCH = 4
@@ -157,8 +157,9 @@ def test_the_encoder_takes_whole_images_and_gives_each_its_own_embedding() -> No
 
 def test_a_patch_that_the_backbone_does_not_take_is_named_when_the_method_is_made() -> None:
     from embedserve.errors import InvalidInput
-    from embedserve_training import methods, plan
-    from embedserve_training.config import TrainConfig
+    from embedserve_training import methods
+    from embedserve_training.plan import plan
+    from embedserve_training.plan.config import TrainConfig
 
     config = TrainConfig(method="cpc", size_px=SIZE_PX, patch_px=5, patch_grid=3, backbone="small-cnn", epochs=1)
     settings = plan.plan(config, plan.Facts(images=64, median_side_px=SIZE_PX)).settings

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pytest
 
-from embedserve_training.config import METHODS
+from embedserve_training.plan.config import METHODS
 from tests.training.golden.curves import CASES, losses, stored
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedserve_training import optim
-from embedserve_training.batch_norm import SplitBatchNorm
 from embedserve_training.methods.moco import MoCo
+from embedserve_training.networks.batch_norm import SplitBatchNorm
+from embedserve_training.run import optim
 from tests.training.method_cases import build, drawn_views, moco, seeded, small_cnn
 
 BATCH = 8
@@ -137,7 +137,7 @@ class Literal:
 
 
 def without_batch_norm() -> MoCo:
-    from embedserve_training import batch_norm
+    from embedserve_training.networks import batch_norm
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from embedserve_training.monitor import COLUMNS, Monitor, Progress, duration, sign_of_failure
+from embedserve_training.watch.monitor import COLUMNS, Monitor, Progress, duration, sign_of_failure
 
 PROGRESS = Progress(
     epoch=3,

@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedserve.errors import TrainingError
-from embedserve_training import augment, backbones, methods, optim
-from embedserve_training.collapse import Spread, sign_of_collapse, spread
-from embedserve_training.config import METHODS, TrainConfig
-from embedserve_training.heads import projector
-from embedserve_training.method import Anchors, Method, StepOutput
+from embedserve_training import augment, methods
 from embedserve_training.methods.barlow_twins import BarlowTwins
-from embedserve_training.monitor import CHECK_EVERY_STEPS, CHECK_FROM_STEP, Monitor
-from embedserve_training.plan import Facts, plan
+from embedserve_training.methods.method import Anchors, Method, StepOutput
+from embedserve_training.networks import backbones
+from embedserve_training.networks.heads import projector
+from embedserve_training.plan.config import METHODS, TrainConfig
+from embedserve_training.plan.plan import Facts, plan
+from embedserve_training.run import optim
+from embedserve_training.watch.collapse import Spread, sign_of_collapse, spread
+from embedserve_training.watch.monitor import CHECK_EVERY_STEPS, CHECK_FROM_STEP, Monitor
 from tests.training.conftest import KINDS, draw
 
 SIDE_PX = 16

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from embedserve_training import optim
-from embedserve_training.backbones import build
-from embedserve_training.config import Settings, TrainConfig, drops
 from embedserve_training.methods.simclr import SimCLR
-from embedserve_training.plan import Facts, plan
+from embedserve_training.networks.backbones import build
+from embedserve_training.plan.config import Settings, TrainConfig, drops
+from embedserve_training.plan.plan import Facts, plan
+from embedserve_training.run import optim
 
 FACTS = Facts(images=1_281_167, median_side_px=375, cuda=True)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedserve_training.distributed import ALONE, Processes
-from embedserve_training.patches import Patches, crop_and_pad
+from embedserve_training.distributed.collectives import ALONE, Processes
+from embedserve_training.methods.patches import Patches, crop_and_pad
 from tests.training.method_cases import seeded
 
 

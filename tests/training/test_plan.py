@@ -11,10 +11,10 @@ from click.testing import CliRunner
 
 from embedserve.cli.training import make_config, read_settings, setting_options
 from embedserve.errors import InvalidInput
-from embedserve_training.config import METHODS, TrainConfig
-from embedserve_training.layers import Layers
-from embedserve_training.plan import Facts, Plan, PlanEntry, plan
-from embedserve_training.recipes import Recipe
+from embedserve_training.plan.config import METHODS, TrainConfig
+from embedserve_training.plan.plan import Facts, Plan, PlanEntry, plan
+from embedserve_training.plan.recipes import Recipe
+from embedserve_training.plan.sources import Layers
 
 SMALL = Facts(images=3000, median_side_px=28, cores=2)
 PHOTOS = Facts(images=50_000, median_side_px=480, cuda=True, cores=16)

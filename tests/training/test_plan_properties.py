@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve.errors import InvalidInput
-from embedserve_training import recipes
-from embedserve_training.config import METHODS, MIN_IMAGES, Settings, TrainConfig, drops
-from embedserve_training.plan import Facts, plan
+from embedserve_training.plan import recipes
+from embedserve_training.plan.config import METHODS, MIN_IMAGES, Settings, TrainConfig, drops
+from embedserve_training.plan.plan import Facts, plan
 
 TYPES = get_type_hints(Settings)
 

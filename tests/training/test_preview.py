@@ -14,7 +14,7 @@ from PIL import Image, ImageFont
 from embedserve.errors import DataError, InvalidInput
 from embedserve_training import augment
 from embedserve_training.augment import PRESETS, Augmentation
-from embedserve_training.config import TrainConfig
+from embedserve_training.plan.config import TrainConfig
 from embedserve_training.preview import Group, Preview, captions, draw, preview, summary
 
 TILE, GAP, LINE = 96, 4, 18

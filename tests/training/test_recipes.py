@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from embedserve.errors import InvalidInput
-from embedserve_training import recipes
-from embedserve_training.config import METHODS, RIVALS, TrainConfig, applies
-from embedserve_training.plan import Facts, plan
+from embedserve_training.plan import recipes
+from embedserve_training.plan.config import METHODS, RIVALS, TrainConfig, applies
+from embedserve_training.plan.plan import Facts, plan
 
 IMAGENET = Facts(images=1_281_167, median_side_px=375, cuda=True, cores=16)
 CIFAR = Facts(images=50_000, median_side_px=32, cuda=True, cores=16)

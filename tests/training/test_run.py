@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from embedserve.errors import InvalidInput, SetupError, TrainingError
-from embedserve_training import cache, checkpoint, data, embed
-from embedserve_training.config import TrainConfig
-from embedserve_training.preparation import prepare
-from embedserve_training.run import run_training
+from embedserve_training.data import cache, folders
+from embedserve_training.plan.config import TrainConfig
+from embedserve_training.run import checkpoint, served
+from embedserve_training.run.prepare import prepare
+from embedserve_training.run.run import run_training
 
 Config = Callable[..., TrainConfig]
 
@@ -61,13 +62,13 @@ def test_a_checkpoint_of_another_network_is_no_bug_of_ours(finished_run: Path, t
     method = {name: value for name, value in saved.method.items() if "projector" not in name}
     checkpoint.save(replace(saved, method=method), tmp_path / "run")
     with pytest.raises(TrainingError, match="does not fit the network of its plan"):
-        embed.trained(tmp_path / "run")
+        served.trained(tmp_path / "run")
 
 
 def test_a_damaged_index_of_decoded_images_is_made_again(
     image_folder: Path, tmp_path: Path, tiny_config: Config
 ) -> None:
-    images = data.scan(image_folder)
+    images = folders.scan(image_folder)
     first = cache.open_cache(images, 16, tmp_path, workers=1)
     [index] = tmp_path.glob("*.json")
     index.write_text("")
@@ -79,7 +80,7 @@ def test_a_damaged_index_of_decoded_images_is_made_again(
 def test_decoded_images_are_found_by_their_fingerprint_as_another_process_finds_them(
     image_folder: Path, tmp_path: Path
 ) -> None:
-    made = cache.open_cache(data.scan(image_folder), 16, tmp_path, workers=1)
+    made = cache.open_cache(folders.scan(image_folder), 16, tmp_path, workers=1)
     found = cache.find_cache(tmp_path, 16, made.fingerprint)
     assert found is not None
     assert (found.positions, (found.pixels_NTTC == made.pixels_NTTC).all()) == (made.positions, True)
@@ -119,7 +120,7 @@ def test_a_huge_file_is_left_out_without_being_read(image_folder: Path, tmp_path
     shutil.copytree(image_folder, tmp_path / "images")
     with (tmp_path / "images" / "film.png").open("wb") as film:
         film.truncate(1 << 40)  # holes only: reading them would take all memory
-    _, _, skipped = data.load_squares(data.scan(tmp_path / "images"), _spec(), workers=1)
+    _, _, skipped = folders.load_squares(folders.scan(tmp_path / "images"), _spec(), workers=1)
     assert [entry.path for entry in skipped] == ["film.png"]
     assert "max_image_bytes" in skipped[0].reason
 
@@ -127,7 +128,7 @@ def test_a_huge_file_is_left_out_without_being_read(image_folder: Path, tmp_path
 def test_a_pipe_in_the_folder_is_left_out_and_not_waited_for(image_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(image_folder, tmp_path / "images")
     os.mkfifo(tmp_path / "images" / "pipe.png")
-    _, _, skipped = data.load_squares(data.scan(tmp_path / "images"), _spec(), workers=1)
+    _, _, skipped = folders.load_squares(folders.scan(tmp_path / "images"), _spec(), workers=1)
     assert [(entry.path, entry.reason) for entry in skipped] == [("pipe.png", "it is no regular file")]
 
 
@@ -137,13 +138,13 @@ def test_a_folder_that_cannot_be_read_is_reported(image_folder: Path, tmp_path: 
     closed = tmp_path / "images" / "discs"
     closed.chmod(0)
     try:
-        found = data.scan(tmp_path / "images")
+        found = folders.scan(tmp_path / "images")
     finally:
         closed.chmod(0o755)
     assert [entry.path for entry in found.closed] == ["discs"]
 
 
 def _spec():
-    from embedserve.preprocess import PreprocessSpec
+    from embedserve.images.preprocess import PreprocessSpec
 
     return PreprocessSpec(size_px=16)

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 
 from embedserve.errors import DataError, SetupError, TrainingError
-from embedserve_training import checkpoint, gradient, trainer
-from embedserve_training.config import TrainConfig
-from embedserve_training.method import StepOutput
-from embedserve_training.monitor import Progress
-from embedserve_training.run import run_training
+from embedserve_training.methods.method import StepOutput
+from embedserve_training.plan.config import TrainConfig
+from embedserve_training.run import checkpoint, gradient, trainer
+from embedserve_training.run.run import run_training
+from embedserve_training.watch.monitor import Progress
 
 Config = Callable[..., TrainConfig]
 
@@ -267,7 +267,7 @@ def test_a_budget_too_small_to_learn_anything_is_called_out(
 def test_every_image_is_used_once_per_epoch_but_for_the_incomplete_batch() -> None:
     import numpy as np
 
-    from embedserve_training.batches import Batches
+    from embedserve_training.data.batches import Batches
 
     pixels = np.zeros((10, 2, 2, 3), np.uint8)
     pixels[:, 0, 0, 0] = range(10)
@@ -283,7 +283,7 @@ def test_every_image_is_used_once_per_epoch_but_for_the_incomplete_batch() -> No
 def test_batches_fetched_ahead_are_those_of_resident_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
-    from embedserve_training import batches as module
+    from embedserve_training.data import batches as module
 
     pixels = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
 

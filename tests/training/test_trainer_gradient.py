@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedserve_training import batch_norm, gradient, methods, trainer
-from embedserve_training.config import Settings, TrainConfig
-from embedserve_training.distributed import Processes
-from embedserve_training.gradient import BatchGradient
+from embedserve_training import methods
+from embedserve_training.distributed.collectives import Processes
 from embedserve_training.methods.instance_discrimination import InstanceDiscrimination
-from embedserve_training.plan import Facts, plan
-from embedserve_training.run import run_training
+from embedserve_training.networks import batch_norm
+from embedserve_training.plan.config import Settings, TrainConfig
+from embedserve_training.plan.plan import Facts, plan
+from embedserve_training.run import gradient, trainer
+from embedserve_training.run.gradient import BatchGradient
+from embedserve_training.run.run import run_training
 from tests.training.conftest import KINDS, draw
 
 Config = Callable[..., TrainConfig]

@@ -27,11 +27,14 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from embedserve.errors import EmbedserveError, TrainingError
-from embedserve_training import backbones, batch_norm, checkpoint, gradient, launch, methods, trainer
-from embedserve_training.config import TrainConfig
-from embedserve_training.memory import KeyQueue, MemoryBank
-from embedserve_training.method import Method, StepOutput
-from embedserve_training.run import RunResult, run_training
+from embedserve_training import methods
+from embedserve_training.distributed import launch
+from embedserve_training.methods.method import Method, StepOutput
+from embedserve_training.networks import backbones, batch_norm
+from embedserve_training.networks.memory import KeyQueue, MemoryBank
+from embedserve_training.plan.config import TrainConfig
+from embedserve_training.run import checkpoint, gradient, trainer
+from embedserve_training.run.run import RunResult, run_training
 
 SGD = {"optimizer": "sgd", "lr": 0.1, "warmup": 0.0, "epochs": 1, "whiten": False}
 CASES: dict[str, dict[str, Any]] = {

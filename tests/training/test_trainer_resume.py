@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from embedserve_training import backbones, checkpoint, trainer
-from embedserve_training.config import METHODS, TrainConfig
-from embedserve_training.run import run_training
+from embedserve_training.networks import backbones
+from embedserve_training.plan.config import METHODS, TrainConfig
+from embedserve_training.run import checkpoint, trainer
+from embedserve_training.run.run import run_training
 
 Config = Callable[..., TrainConfig]
 CONFIGS: dict[str, dict[str, Any]] = {

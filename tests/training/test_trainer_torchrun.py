@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from embedserve_training import checkpoint
+from embedserve_training.run import checkpoint
 from tests.training.test_trainer_resume import assert_equal_to_the_bit
 
 STEPS, SAVED_AT, KILLED_AT = 30, 4, 6

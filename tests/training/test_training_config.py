@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from embedserve.errors import InvalidInput
-from embedserve_training.config import METHODS, Settings, TrainConfig, drops
-from embedserve_training.plan import Facts, plan
+from embedserve_training.plan.config import METHODS, Settings, TrainConfig, drops
+from embedserve_training.plan.plan import Facts, plan
 
 SMALL = Facts(images=3000, median_side_px=28)
 PHOTOS = Facts(images=50_000, median_side_px=480, cuda=True, cores=16)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedserve import preprocess
 from embedserve.errors import DataError
-from embedserve.preprocess import PreprocessSpec
-from embedserve_training import cache, data
+from embedserve.images import preprocess
+from embedserve.images.preprocess import PreprocessSpec
+from embedserve_training.data import cache, folders
 
 
 def put(path: Path, side: int = 16, value: int = 100) -> Path:
@@ -25,7 +25,7 @@ def put(path: Path, side: int = 16, value: int = 100) -> Path:
 def test_flat_and_nested_files_are_found_in_a_fixed_order(tmp_path: Path) -> None:
     for name in ("b.png", "a.PNG", "x/y/z/c.png", "x/a.jpeg"):
         put(tmp_path / name)
-    assert data.scan(tmp_path).paths == ("a.PNG", "b.png", "x/a.jpeg", "x/y/z/c.png")
+    assert folders.scan(tmp_path).paths == ("a.PNG", "b.png", "x/a.jpeg", "x/y/z/c.png")
 
 
 def test_hidden_files_and_other_suffixes_are_ignored(tmp_path: Path) -> None:
@@ -33,26 +33,26 @@ def test_hidden_files_and_other_suffixes_are_ignored(tmp_path: Path) -> None:
     put(tmp_path / ".hidden.png")
     put(tmp_path / ".thumbnails/a.png")
     (tmp_path / "notes.txt").write_text("no image")
-    assert data.scan(tmp_path).paths == ("a.png",)
+    assert folders.scan(tmp_path).paths == ("a.png",)
 
 
 def test_a_missing_folder_is_a_data_error_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist") as caught:
-        data.scan(tmp_path / "nowhere")
+        folders.scan(tmp_path / "nowhere")
     assert caught.value.hint
 
 
 def test_a_folder_without_images_names_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match=r"holds no images .*notes\.txt") as caught:
-        data.scan(tmp_path)
+        folders.scan(tmp_path)
     assert ".png" in caught.value.hint
 
 
 def test_labels_are_the_top_level_folders(tmp_path: Path) -> None:
     for name in ("cat/1.png", "cat/deep/2.png", "dog/1.png"):
         put(tmp_path / name)
-    assert data.scan(tmp_path).labels == ("cat", "cat", "dog")
+    assert folders.scan(tmp_path).labels == ("cat", "cat", "dog")
 
 
 @pytest.mark.parametrize("names", [("1.png", "dog/1.png"), ("dog/1.png", "dog/2.png")])
@@ -61,7 +61,7 @@ def test_a_file_outside_of_the_folders_or_a_single_folder_is_no_labelling(
 ) -> None:
     for name in names:
         put(tmp_path / name)
-    assert data.scan(tmp_path).labels is None
+    assert folders.scan(tmp_path).labels is None
 
 
 def test_unreadable_files_are_left_out_with_their_reason(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_unreadable_files_are_left_out_with_their_reason(tmp_path: Path) -> None
     (tmp_path / "text.jpg").write_text("this is no image")
     cut = put(tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(cut[:-40])
-    decoded = cache.open_cache(data.scan(tmp_path), 16, tmp_path / "cache", workers=2)
+    decoded = cache.open_cache(folders.scan(tmp_path), 16, tmp_path / "cache", workers=2)
     assert len(decoded.pixels_NTTC) == 1
     reasons = {entry.path: entry.reason for entry in decoded.skipped}
     assert set(reasons) == {"empty.png", "text.jpg", "cut.png"}
@@ -80,7 +80,7 @@ def test_unreadable_files_are_left_out_with_their_reason(tmp_path: Path) -> None
 def test_a_folder_of_unreadable_files_only_is_a_data_error_that_quotes_the_first(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"empty\.png: the image has zero bytes"):
-        cache.open_cache(data.scan(tmp_path), 16, tmp_path / "cache", workers=1)
+        cache.open_cache(folders.scan(tmp_path), 16, tmp_path / "cache", workers=1)
 
 
 def test_images_of_every_kind_are_decoded_as_the_server_decodes_them(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_images_of_every_kind_are_decoded_as_the_server_decodes_them(tmp_path: P
     Image.fromarray(rgb).convert("CMYK").save(tmp_path / "print.jpg")
     Image.fromarray(rng.integers(0, 256, (20, 20, 4), dtype=np.uint8)).save(tmp_path / "clear.png")
     Image.fromarray(rgb[..., 0]).save(tmp_path / "grey.png")
-    folder = data.scan(tmp_path)
+    folder = folders.scan(tmp_path)
     decoded = cache.open_cache(folder, 16, tmp_path / "cache", workers=2)
     assert decoded.skipped == ()
     spec = PreprocessSpec(size_px=16, resize_px=16, filter="bicubic")
@@ -104,7 +104,7 @@ def test_images_of_every_kind_are_decoded_as_the_server_decodes_them(tmp_path: P
 
 def test_the_cache_is_read_again_and_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "images/a.png")
-    folder = data.scan(tmp_path / "images")
+    folder = folders.scan(tmp_path / "images")
     first = cache.open_cache(folder, 16, tmp_path / "cache", workers=1)
     monkeypatch.setattr(cache, "load_all", None)  # calling it would fail
     second = cache.open_cache(folder, 16, tmp_path / "cache", workers=1)
@@ -114,9 +114,9 @@ def test_the_cache_is_read_again_and_not_decoded_again(tmp_path: Path, monkeypat
 
 def test_a_changed_file_changes_pixels_and_fingerprint(tmp_path: Path) -> None:
     path = put(tmp_path / "images/a.png", value=100)
-    before = cache.open_cache(data.scan(tmp_path / "images"), 16, tmp_path / "cache", workers=1)
+    before = cache.open_cache(folders.scan(tmp_path / "images"), 16, tmp_path / "cache", workers=1)
     put(path, value=200)
-    after = cache.open_cache(data.scan(tmp_path / "images"), 16, tmp_path / "cache", workers=1)
+    after = cache.open_cache(folders.scan(tmp_path / "images"), 16, tmp_path / "cache", workers=1)
     assert after.pixels_NTTC.max() == 200
     assert after.fingerprint != before.fingerprint
 
@@ -125,7 +125,7 @@ def test_the_fingerprint_does_not_depend_on_where_the_folder_is(tmp_path: Path) 
     put(tmp_path / "images/a.png")
     shutil.copytree(tmp_path / "images", tmp_path / "elsewhere")
     found = {
-        cache.open_cache(data.scan(tmp_path / name), 16, tmp_path / "cache", workers=1).fingerprint
+        cache.open_cache(folders.scan(tmp_path / name), 16, tmp_path / "cache", workers=1).fingerprint
         for name in ("images", "elsewhere")
     }
     assert len(found) == 1
@@ -134,7 +134,7 @@ def test_the_fingerprint_does_not_depend_on_where_the_folder_is(tmp_path: Path) 
 def test_the_number_of_threads_changes_neither_order_nor_pixels(tmp_path: Path) -> None:
     for i in range(30):
         put(tmp_path / f"images/{i:02d}.png", side=16 + i % 5, value=8 * i)
-    folder = data.scan(tmp_path / "images")
+    folder = folders.scan(tmp_path / "images")
     one = cache.open_cache(folder, 16, tmp_path / "one", workers=1)
     four = cache.open_cache(folder, 16, tmp_path / "four", workers=4)
     np.testing.assert_array_equal(one.pixels_NTTC, four.pixels_NTTC)
@@ -151,12 +151,12 @@ def test_cached_images_have_a_margin_but_no_invented_pixels(size_px: int, median
 def test_the_median_side_is_that_of_the_shorter_sides(tmp_path: Path) -> None:
     for i, size in enumerate([(10, 50), (30, 20), (90, 80)]):
         Image.new("RGB", size).save(tmp_path / f"{i}.png")
-    assert data.look(data.scan(tmp_path)).median_side_px == 20
+    assert folders.look(folders.scan(tmp_path)).median_side_px == 20
 
 
 def test_images_are_grey_only_if_none_has_colour(tmp_path: Path) -> None:
     for i in range(3):
         put(tmp_path / f"{i}.png", value=50 * i)
-    assert data.look(data.scan(tmp_path)).grey
+    assert folders.look(folders.scan(tmp_path)).grey
     Image.new("RGB", (16, 16), (10, 20, 30)).save(tmp_path / "colour.png")
-    assert not data.look(data.scan(tmp_path)).grey
+    assert not folders.look(folders.scan(tmp_path)).grey

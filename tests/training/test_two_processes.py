@@ -25,11 +25,11 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from embedserve_training import batch_norm
-from embedserve_training.config import METHODS
-from embedserve_training.distributed import ALONE, Processes, gather_rows
-from embedserve_training.method import Method
+from embedserve_training.distributed.collectives import ALONE, Processes, gather_rows
 from embedserve_training.methods.instance_discrimination import InstanceDiscrimination
+from embedserve_training.methods.method import Method
+from embedserve_training.networks import batch_norm
+from embedserve_training.plan.config import METHODS
 from tests.training.method_cases import IMAGES, build, drawn_views, in_double, seeded
 
 BATCH = 8

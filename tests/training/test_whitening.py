@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from embedserve.encoder import Encoder
-from embedserve_training import checkpoint, embed
-from embedserve_training.backbones import Backbone
-from embedserve_training.config import TrainConfig
-from embedserve_training.export import export
-from embedserve_training.run import run_training
-from embedserve_training.whitening import FLOOR, IMAGES_PER_NUMBER, Whitening, fit_to_images
+from embedserve.encoder.session import Encoder
+from embedserve_training.export.export import export
+from embedserve_training.networks.backbones import Backbone
+from embedserve_training.networks.whitening import FLOOR, IMAGES_PER_NUMBER, Whitening, fit_to_images
+from embedserve_training.plan.config import TrainConfig
+from embedserve_training.run import checkpoint, served
+from embedserve_training.run.run import run_training
 
 Config = Callable[..., TrainConfig]
 
@@ -100,13 +100,13 @@ def test_it_is_fitted_to_what_the_encoder_sees(cached: int, size: int, cut: int)
 def test_a_finished_run_serves_whitened_embeddings_through_the_file(finished_run: Path, tmp_path: Path) -> None:
     saved = checkpoint.load(finished_run)
     assert saved.whitening is not None
-    encoder = embed.trained(finished_run)
+    encoder = served.trained(finished_run)
     images = np.load(finished_run / checkpoint.SAMPLES)
     with torch.no_grad():
         h_ND = encoder.backbone(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
         expected_ND = (h_ND - saved.whitening["mean_D"]) @ saved.whitening["matrix_DD"]
         expected_ND = expected_ND / expected_ND.norm(dim=1, keepdim=True)
-    np.testing.assert_allclose(embed.embed(encoder, images), expected_ND.numpy(), atol=1e-5)
+    np.testing.assert_allclose(served.embed(encoder, images), expected_ND.numpy(), atol=1e-5)
     export(finished_run, tmp_path / "encoder.onnx", report=quiet)
     served_ND = Encoder.open(tmp_path / "encoder.onnx").encode(images)
     np.testing.assert_allclose(served_ND, expected_ND.numpy(), atol=1e-4)
@@ -115,7 +115,7 @@ def test_a_finished_run_serves_whitened_embeddings_through_the_file(finished_run
 def test_it_can_be_left_out(image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
     run_training(image_folder, config=tiny_config(epochs=1, whiten=False), out=tmp_path, report=quiet)
     assert checkpoint.load(tmp_path).whitening is None
-    encoder = embed.trained(tmp_path)
+    encoder = served.trained(tmp_path)
     assert isinstance(encoder.whitening, nn.Identity)
 
 
@@ -123,7 +123,7 @@ def test_a_killed_run_is_whitened_with_the_images_that_it_left(
     finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A checkpoint of a run under way has no whitening; its decoded images are still there.
-    from embedserve_training import trainer
+    from embedserve_training.run import trainer
 
     class Killed(Exception):
         """Stands for SIGKILL: nothing after the step is done."""
@@ -139,7 +139,7 @@ def test_a_killed_run_is_whitened_with_the_images_that_it_left(
     assert checkpoint.load(tmp_path).whitening is None
     images = np.load(finished_run / checkpoint.SAMPLES)
     np.testing.assert_allclose(
-        embed.embed(embed.trained(tmp_path), images), embed.embed(embed.trained(finished_run), images), atol=1e-5
+        served.embed(served.trained(tmp_path), images), served.embed(served.trained(finished_run), images), atol=1e-5
     )
     shutil.rmtree(tmp_path / checkpoint.CACHE)
     lines: list[str] = []

@@ -18,12 +18,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from embedserve.cores import usable_cores
 from embedserve.errors import DataError, InvalidInput
-from embedserve.preprocess import PreprocessSpec
-from embedserve_training import augment, cache, data
+from embedserve.images.preprocess import PreprocessSpec
+from embedserve_training import augment
 from embedserve_training.augment import PRESETS, Augmentation
-from embedserve_training.config import MIN_IMAGES, Settings, TrainConfig
-from embedserve_training.data import ImageFolder, Skipped
-from embedserve_training.plan import Facts, plan
+from embedserve_training.data import cache, folders
+from embedserve_training.data.folders import ImageFolder, Skipped
+from embedserve_training.plan.config import MIN_IMAGES, Settings, TrainConfig
+from embedserve_training.plan.plan import Facts, plan
 
 _LEAST_TILE_PX = 96
 """Smaller views are enlarged by a whole factor, so that their pixels can be seen."""
@@ -85,7 +86,7 @@ def preview(
     """
     if out.name in ("", ".."):
         raise InvalidInput(f"{str(out)!r} has no file name to write to", hint="name a PNG: -o preview.png")
-    files = data.scan(folder)
+    files = folders.scan(folder)
     facts = _facts(files)
     chosen = [replace(config, augmentation=name) for name in PRESETS] if every_preset else [config]
     runs = [plan(one, facts).settings for one in chosen]
@@ -93,7 +94,7 @@ def preview(
     side_px = cache.cached_side_px(size_px, facts.median_side_px)
     # Two of one place would be one image twice.
     wanted = sorted({int(position) for position in np.linspace(0, len(files.paths) - 1, images)})
-    originals_NTTC, kept, skipped = data.load_squares(
+    originals_NTTC, kept, skipped = folders.load_squares(
         files.subset(wanted), PreprocessSpec(size_px=side_px, resize_px=side_px, filter="bicubic"), workers=1
     )
     for entry in skipped:
@@ -113,7 +114,7 @@ def preview(
 
 
 def _facts(files: ImageFolder) -> Facts:
-    seen = data.look(files)
+    seen = folders.look(files)
     return Facts(
         images=max(len(files.paths), MIN_IMAGES),  # fewer cannot be trained on, but looked at
         median_side_px=seen.median_side_px,

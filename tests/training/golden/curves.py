@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedserve_training.method import Method
+from embedserve_training.methods.method import Method
 from embedserve_training.methods.moco import MoCo
 from tests.training.method_cases import IMAGES, build, drawn_views, in_double, seeded
 

@@ -8,8 +8,8 @@ from embedserve_training.evaluate.baselines import principal_components, raw_pix
 from embedserve_training.evaluate.evaluation import Evaluation, evaluate
 from embedserve_training.evaluate.figures import Figures, figures
 from embedserve_training.evaluate.neighbours import nearest, vote
-from embedserve_training.evaluate.rows import Figure, Row
 from embedserve_training.evaluate.self_retrieval import SelfRetrieval, self_retrieval
+from embedserve_training.evaluate.table import Figure, Row
 
 __all__ = [
     "Evaluation",

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from embedserve.errors import DataError, SetupError, TrainingError
 from embedserve_training.evaluate import images
 from embedserve_training.evaluate.figures import figures
-from embedserve_training.evaluate.images import Images, Loaded
-from embedserve_training.evaluate.rows import Measured, Row
+from embedserve_training.evaluate.images import ImageSplit, Loaded
 from embedserve_training.evaluate.self_retrieval import Question, answer, ask
 from embedserve_training.evaluate.subjects import Embed
+from embedserve_training.evaluate.table import Measured, Row
 
 if TYPE_CHECKING:
-    from embedserve.preprocess import PreprocessSpec
+    from embedserve.images.preprocess import PreprocessSpec
     from embedserve_training.augment import Augmentation
 
 NAME_WIDTH = 21
@@ -32,7 +32,7 @@ class Bench:
         SetupError: there is neither a label nor a recipe, and so nothing to measure.
     """
 
-    def __init__(self, chosen: Images, recipe: Augmentation | None, report: Callable[[str], None]) -> None:
+    def __init__(self, chosen: ImageSplit, recipe: Augmentation | None, report: Callable[[str], None]) -> None:
         if recipe is None and chosen.test is None:
             raise SetupError(
                 f"{chosen.train.root} has no labels, and without labels measuring needs PyTorch",

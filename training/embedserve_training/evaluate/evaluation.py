@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedserve_training.config import SMALL_SIDE_PX
-from embedserve_training.data import Skipped
+from embedserve_training.data.folders import Skipped
 from embedserve_training.evaluate import images, subjects
 from embedserve_training.evaluate.baselines import PIXEL_SIDE, fit_components, flat_pixels, is_grey
 from embedserve_training.evaluate.bench import NAME_WIDTH, Bench
-from embedserve_training.evaluate.images import Images, Loaded
+from embedserve_training.evaluate.images import ImageSplit, Loaded
 from embedserve_training.evaluate.neighbours import NEIGHBOURS, TEMPERATURE
 from embedserve_training.evaluate.networks import found_networks, supervised_row, untrained_rows
-from embedserve_training.evaluate.rows import Row
 from embedserve_training.evaluate.self_retrieval import first_view
 from embedserve_training.evaluate.subjects import Subject
+from embedserve_training.evaluate.table import Row
+from embedserve_training.plan.config import SMALL_SIDE_PX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from embedserve.preprocess import PreprocessSpec
+    from embedserve.images.preprocess import PreprocessSpec
     from embedserve_training.augment import Augmentation
 
 Report = Callable[[str], None]
@@ -145,7 +145,7 @@ def _recipe(subject: Subject, name: str | None) -> tuple[Augmentation | None, st
         return None, ""
 
 
-def _say_what_is_measured(folder: Path, chosen: Images, loaded: Loaded, report: Report) -> None:
+def _say_what_is_measured(folder: Path, chosen: ImageSplit, loaded: Loaded, report: Report) -> None:
     if chosen.test is None:
         report(f"{folder} has no labels: what is left to measure is whether changed images find their originals")
         return

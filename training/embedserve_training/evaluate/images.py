@@ -15,20 +15,20 @@ import numpy as np
 
 from embedserve.cores import usable_cores
 from embedserve.errors import DataError
-from embedserve_training import data
-from embedserve_training.data import ImageFolder, Skipped
+from embedserve_training.data import folders
+from embedserve_training.data.folders import ImageFolder, Skipped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from embedserve.preprocess import PreprocessSpec
+    from embedserve.images.preprocess import PreprocessSpec
 
 TEST_SHARE = 0.2
 _ScalarT = TypeVar("_ScalarT", bound=np.generic)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
+class ImageSplit:
     """Files to search in and files that ask."""
 
     train: ImageFolder
@@ -45,7 +45,7 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The pixels of ``Images`` in the size of an encoder, and their labels as numbers."""
+    """The pixels of ``ImageSplit`` in the size of an encoder, and their labels as numbers."""
 
     train_NSSC: NDArray[np.uint8]
     train_labels_N: NDArray[np.int64]
@@ -66,7 +66,7 @@ class Loaded:
         return np.concatenate([of_train, of_test]) if self.held_out else of_train
 
 
-def choose(folder: Path, test_folder: Path | None, *, labels_needed: bool) -> Images:
+def choose(folder: Path, test_folder: Path | None, *, labels_needed: bool) -> ImageSplit:
     """Which images are searched and which ask.
 
     Args:
@@ -77,18 +77,18 @@ def choose(folder: Path, test_folder: Path | None, *, labels_needed: bool) -> Im
     Raises:
         DataError: a folder is missing, or has no labels though they are needed.
     """
-    train = data.scan(folder)
+    train = folders.scan(folder)
     if train.labels is None:
         if labels_needed or test_folder is not None:
             raise _no_labels(folder)
-        return Images(train=train, test=None, held_out=False)
+        return ImageSplit(train=train, test=None, held_out=False)
     if test_folder is None:
         kept, held_out = hold_out(train)
-        return Images(train=kept, test=held_out, held_out=True)
-    test = data.scan(test_folder)
+        return ImageSplit(train=kept, test=held_out, held_out=True)
+    test = folders.scan(test_folder)
     if test.labels is None:
         raise _no_labels(test_folder)
-    return Images(train=train, test=test, held_out=False)
+    return ImageSplit(train=train, test=test, held_out=False)
 
 
 def _no_labels(folder: Path) -> DataError:
@@ -132,7 +132,7 @@ def _label(path: str) -> str:
     return path.split("/")[0]
 
 
-def load(images: Images, spec: PreprocessSpec, report: Callable[[str], None]) -> Loaded:
+def load(images: ImageSplit, spec: PreprocessSpec, report: Callable[[str], None]) -> Loaded:
     """The pixels of all images that can be read.
 
     Raises:
@@ -166,7 +166,7 @@ def load(images: Images, spec: PreprocessSpec, report: Callable[[str], None]) ->
 def _load(
     files: ImageFolder, spec: PreprocessSpec, report: Callable[[str], None]
 ) -> tuple[NDArray[np.uint8], list[str], tuple[Skipped, ...]]:
-    pixels_NSSC, positions, skipped = data.load_squares(files, spec, workers=min(usable_cores(), 16))
+    pixels_NSSC, positions, skipped = folders.load_squares(files, spec, workers=min(usable_cores(), 16))
     for entry in skipped:
         report(f"left out: {entry.path}: {entry.reason}")
     return pixels_NSSC, [_label(files.paths[position]) for position in positions], skipped

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from embedserve.errors import InvalidInput
 from embedserve_training.evaluate.bench import Bench
-from embedserve_training.evaluate.rows import Figure, Row
 from embedserve_training.evaluate.subjects import Embed, Subject
+from embedserve_training.evaluate.table import Figure, Row
 
 if TYPE_CHECKING:
-    from embedserve.preprocess import PreprocessSpec
-    from embedserve_training.config import Settings
-    from embedserve_training.embed import ServedEncoder
+    from embedserve.images.preprocess import PreprocessSpec
+    from embedserve_training.plan.config import Settings
+    from embedserve_training.run.served import ServedEncoder
 
 _NO_TORCH = "PyTorch is not installed"
 _NOT_SAID = "the encoder file does not say how its network is made"
@@ -42,9 +42,9 @@ class Network:
 
 
 def _embed_with(encoder: ServedEncoder) -> Embed:
-    from embedserve_training import embed
+    from embedserve_training.run import served
 
-    return lambda pixels_NSSC: embed.embed(encoder, pixels_NSSC)
+    return lambda pixels_NSSC: served.embed(encoder, pixels_NSSC)
 
 
 def found_networks(groups: Sequence[Sequence[Subject]]) -> tuple[list[Network], list[Row]]:
@@ -57,9 +57,9 @@ def found_networks(groups: Sequence[Sequence[Subject]]) -> tuple[list[Network], 
             left_out.setdefault(_NOT_SAID, Row.left_out("untrained", _NOT_SAID))
             continue
         try:
-            from embedserve_training import embed
+            from embedserve_training.run import served
 
-            encoders = tuple(embed.untrained(one) for one in settings)
+            encoders = tuple(served.untrained(one) for one in settings)
         except ImportError:
             left_out.setdefault(_NO_TORCH, Row.left_out("untrained", _NO_TORCH))
             continue
@@ -88,8 +88,8 @@ def untrained_rows(bench: Bench, network: Network) -> list[Row]:
     Whitening needs no training, and is worth many points by itself: without it on both sides a comparison would take it
     for what the encoder has learned.
     """
-    from embedserve_training.embed import ServedEncoder
-    from embedserve_training.whitening import fit_to_images
+    from embedserve_training.networks.whitening import fit_to_images
+    from embedserve_training.run.served import ServedEncoder
 
     pixels_NSSC, size_px = bench.loaded(network.spec).train_NSSC, network.spec.size_px
     whitened = [
@@ -106,7 +106,7 @@ def untrained_rows(bench: Bench, network: Network) -> list[Row]:
 
 def supervised_row(bench: Bench, network: Network, epochs: int) -> Row:
     """The same network trained on the labels of the images that are searched."""
-    from embedserve_training.supervised import train_supervised
+    from embedserve_training.evaluate.supervised import train_supervised
 
     loaded = bench.loaded(network.spec)
     encoders: list[ServedEncoder] = []

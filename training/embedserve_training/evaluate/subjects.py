@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedserve_training.config import Settings
+from embedserve_training.plan.config import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from embedserve.preprocess import PreprocessSpec
+    from embedserve.images.preprocess import PreprocessSpec
 
 Embed = Callable[["NDArray[np.uint8]"], "NDArray[np.float32]"]
 """uint8 [N, S, S, 3] → vectors [N, D]."""
@@ -76,25 +76,25 @@ def groups(subjects: Sequence[Subject]) -> list[list[Subject]]:
 
 
 def _open_run(run: Path) -> Subject:
-    from embedserve.preprocess import PreprocessSpec
-    from embedserve_training import checkpoint, embed
+    from embedserve.images.preprocess import PreprocessSpec
+    from embedserve_training.run import checkpoint, served
 
     plan = checkpoint.read_plan(run)
-    encoder = embed.trained(run)
-    plain = embed.ServedEncoder(encoder.backbone).eval() if encoder.is_whitened else None
+    encoder = served.trained(run)
+    plain = served.ServedEncoder(encoder.backbone).eval() if encoder.is_whitened else None
     return Subject(
         path=run,
-        embed=lambda pixels_NSSC: embed.embed(encoder, pixels_NSSC),
+        embed=lambda pixels_NSSC: served.embed(encoder, pixels_NSSC),
         spec=PreprocessSpec.from_json(dict(plan.preprocess)),
         backbone=plan.settings.backbone,
         settings=plan.settings,
         data=str(plan.data.get("fingerprint", "")),
-        not_whitened=(lambda pixels_NSSC: embed.embed(plain, pixels_NSSC)) if plain else None,
+        not_whitened=(lambda pixels_NSSC: served.embed(plain, pixels_NSSC)) if plain else None,
     )
 
 
 def _open_file(path: Path) -> Subject:
-    from embedserve.encoder import Encoder
+    from embedserve.encoder.session import Encoder
 
     encoder = Encoder.open(path)
     metadata = encoder.metadata

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from embedserve_training import backbones
-from embedserve_training.config import Settings
-from embedserve_training.distributed import ALONE, Processes
-from embedserve_training.method import Method
+from embedserve_training.distributed.collectives import ALONE, Processes
 from embedserve_training.methods.barlow_twins import BarlowTwins
 from embedserve_training.methods.cpc import CPC
 from embedserve_training.methods.instance_discrimination import InstanceDiscrimination
+from embedserve_training.methods.method import Method
 from embedserve_training.methods.moco import MoCo
 from embedserve_training.methods.simclr import SimCLR
+from embedserve_training.networks import backbones
+from embedserve_training.plan.config import Settings
 
 METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedserve_training import backbones, batch_norm
-from embedserve_training.backbones import Backbone
-from embedserve_training.config import Settings
-from embedserve_training.distributed import ALONE, Processes
+from embedserve_training.distributed.collectives import ALONE, Processes
 from embedserve_training.losses import cpc_chance, cpc_info_nce
-from embedserve_training.method import Anchors, Method, StepOutput
-from embedserve_training.patches import Patches, crop_and_pad
+from embedserve_training.methods.method import Anchors, Method, StepOutput
+from embedserve_training.methods.patches import Patches, crop_and_pad
+from embedserve_training.networks import backbones, batch_norm
+from embedserve_training.networks.backbones import Backbone
+from embedserve_training.plan.config import Settings
 
 
 class CPC(Method):

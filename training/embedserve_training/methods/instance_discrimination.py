@@ -16,10 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedserve_training.backbones import Backbone
-from embedserve_training.config import Settings
-from embedserve_training.distributed import ALONE, Processes
-from embedserve_training.heads import projector
+from embedserve_training.distributed.collectives import ALONE, Processes
 from embedserve_training.losses import (
     instance_nce,
     instance_nce_chance,
@@ -28,8 +25,11 @@ from embedserve_training.losses import (
     instance_softmax_chance,
     proximal,
 )
-from embedserve_training.memory import MemoryBank
-from embedserve_training.method import Anchors, Method, StepOutput
+from embedserve_training.methods.method import Anchors, Method, StepOutput
+from embedserve_training.networks.backbones import Backbone
+from embedserve_training.networks.heads import projector
+from embedserve_training.networks.memory import MemoryBank
+from embedserve_training.plan.config import Settings
 
 
 class InstanceDiscrimination(Method):

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedserve_training import batch_norm
-from embedserve_training.backbones import Backbone
-from embedserve_training.config import Settings
-from embedserve_training.distributed import ALONE, Processes
-from embedserve_training.heads import projector
+from embedserve_training.distributed.collectives import ALONE, Processes
 from embedserve_training.losses import info_nce, info_nce_chance
-from embedserve_training.memory import KeyQueue, follow, momentum_copy
-from embedserve_training.method import Anchors, Method, StepOutput
+from embedserve_training.methods.method import Anchors, Method, StepOutput
+from embedserve_training.networks import batch_norm
+from embedserve_training.networks.backbones import Backbone
+from embedserve_training.networks.heads import projector
+from embedserve_training.networks.memory import KeyQueue, follow, momentum_copy
+from embedserve_training.plan.config import Settings
 
 
 class MoCo(Method):

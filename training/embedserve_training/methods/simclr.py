@@ -14,12 +14,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from embedserve_training.backbones import Backbone
-from embedserve_training.config import Settings
-from embedserve_training.distributed import ALONE, Processes
-from embedserve_training.heads import projector
+from embedserve_training.distributed.collectives import ALONE, Processes
 from embedserve_training.losses import nt_xent, nt_xent_chance
-from embedserve_training.method import Anchors, Method, StepOutput
+from embedserve_training.methods.method import Anchors, Method, StepOutput
+from embedserve_training.networks.backbones import Backbone
+from embedserve_training.networks.heads import projector
+from embedserve_training.plan.config import Settings
 
 
 class SimCLR(Method):

@@ -1,0 +1,1 @@
+"""The encoder: its self-describing file, and the sessions that run it on CPU or GPU."""

@@ -1,0 +1,220 @@
+"""The encoder file: one ``.onnx`` that carries everything needed to use it rightly.
+
+An ordinary ONNX model (input ``images`` uint8 [N, S, S, C] RGB, output ``embeddings`` float32 [N, D] with unit norm)
+whose ``metadata_props["embedserve"]`` holds one JSON document. This module reads, writes and fingerprints such files;
+running them is ``encoder.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedserve.encoder import envelope
+from embedserve.encoder.envelope import Envelope
+from embedserve.encoder.reference import COUNT as REFERENCE_COUNT
+from embedserve.errors import EncoderFileError
+from embedserve.images.preprocess import PreprocessSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FORMAT = 1
+KEY = "embedserve"
+INPUT, OUTPUT = "images", "embeddings"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderMetadata:
+    """What an encoder file says of itself."""
+
+    name: str
+    dimension: int
+    """D: numbers in an embedding."""
+    channels: int = 3
+    """C: colour channels of the input."""
+    preprocess: PreprocessSpec
+    method: str = ""
+    """How it was trained, as in "simclr"."""
+    backbone: str = ""
+    precision: str = "fp32"
+    """"fp32", "fp16" or "int8": that of the network; input and output are the same for all."""
+    fidelity: dict[str, Any] = field(default_factory=dict)
+    """What less precision has left of the vectors and neighbours, as measured at export."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """The whole configuration of the run."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Fingerprint and number of the training images."""
+    versions: dict[str, str] = field(default_factory=dict)
+    licence: str = ""
+    reference: NDArray[np.float32] | None = None
+    """float32 [8, D]: embeddings of ``reference.draw(size_px)`` at export."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as JSON values."""
+        document: dict[str, Any] = {
+            "format": FORMAT,
+            "name": self.name,
+            "dimension": self.dimension,
+            "channels": self.channels,
+            "preprocess": self.preprocess.to_json(),
+            "method": self.method,
+            "backbone": self.backbone,
+            "precision": self.precision,
+            "training": self.training,
+            "data": self.data,
+            "versions": self.versions,
+            "licence": self.licence,
+        }
+        if self.fidelity:
+            document["fidelity"] = self.fidelity
+        if self.reference is not None:
+            packed = self.reference.astype("<f4").tobytes()
+            document["reference_f32_base64"] = base64.b64encode(packed).decode("ascii")
+        return document
+
+    @classmethod
+    def from_json(cls, document: Any) -> EncoderMetadata:
+        """The metadata that a JSON document describes.
+
+        Raises:
+            EncoderFileError: it is of a newer format, or something is missing or contradictory.
+        """
+        import numpy as np
+
+        if not isinstance(document, dict) or not isinstance(document.get("format"), int):
+            raise EncoderFileError("the encoder's self-description is not understood")
+        if document["format"] > FORMAT:
+            raise EncoderFileError(
+                f"the encoder file has format {document['format']}; this embedserve reads up to {FORMAT}",
+                hint="upgrade: pip install -U embedserve",
+            )
+        try:
+            dimension = int(document["dimension"])
+            reference = None
+            if "reference_f32_base64" in document:
+                packed = base64.b64decode(document["reference_f32_base64"], validate=True)
+                reference = np.frombuffer(packed, dtype="<f4").reshape(REFERENCE_COUNT, dimension)
+            return cls(
+                name=str(document["name"]),
+                dimension=dimension,
+                channels=int(document["channels"]),
+                preprocess=PreprocessSpec.from_json(document["preprocess"]),
+                method=str(document.get("method", "")),
+                backbone=str(document.get("backbone", "")),
+                precision=str(document.get("precision", "fp32")),
+                fidelity=dict(document.get("fidelity", {})),
+                training=dict(document.get("training", {})),
+                data=dict(document.get("data", {})),
+                versions=dict(document.get("versions", {})),
+                licence=str(document.get("licence", "")),
+                reference=reference,
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise EncoderFileError(f"the encoder's self-description is incomplete: {error!r}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderFile:
+    """An encoder file in memory."""
+
+    model: bytes
+    """The ONNX model, with its metadata."""
+    metadata: EncoderMetadata
+    fingerprint: str
+    """sha256 over graph, weights and PreprocessSpec, as 64 hexadecimal digits."""
+
+
+def read(path: str | Path) -> EncoderFile:
+    """Read an encoder file and compute its fingerprint from its content.
+
+    Raises:
+        EncoderFileError: there is no such file, it is no ONNX model, or it is one without our metadata.
+    """
+    path = Path(path)
+    try:
+        model = path.read_bytes()
+    except FileNotFoundError:
+        raise EncoderFileError(
+            f"there is no encoder file {path}", hint=f"make one: embedserve export RUN -o {path}"
+        ) from None
+    except OSError as error:
+        raise EncoderFileError(f"the encoder file {path} cannot be read: {error.strerror}") from error
+    envelope = _parse(model, str(path))
+    text = dict(envelope.properties).get(KEY)
+    if text is None:
+        raise EncoderFileError(
+            f"{path} is an ONNX model, but not one that embedserve exported",
+            hint="encoder files are made by: embedserve export RUN -o encoder.onnx",
+        )
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EncoderFileError(f"the self-description in {path} is damaged: {error}") from error
+    metadata = EncoderMetadata.from_json(document)
+    return EncoderFile(model=model, metadata=metadata, fingerprint=_fingerprint(envelope, metadata.preprocess))
+
+
+def pack(model: bytes, metadata: EncoderMetadata) -> EncoderFile:
+    """Put metadata into an ONNX model, in memory, replacing what it had of ours.
+
+    Raises:
+        EncoderFileError: the bytes are no ONNX model.
+    """
+    envelope = _parse(model, "the model")
+    text = json.dumps(metadata.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    properties = [entry for entry in envelope.properties if entry[0] != KEY]
+    return EncoderFile(
+        model=envelope.with_properties([*properties, (KEY, text)]),
+        metadata=metadata,
+        fingerprint=_fingerprint(envelope, metadata.preprocess),
+    )
+
+
+def write(file: EncoderFile, path: str | Path) -> None:
+    """Write an encoder file so that the path holds, at any moment, either the old file or the whole new one.
+
+    Raises:
+        EncoderFileError: the folder does not exist or is not writable.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as out:
+            out.write(file.model)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise EncoderFileError(
+            f"{path} cannot be written: {error.strerror}", hint="choose a path in a folder that exists and is writable"
+        ) from error
+
+
+def _parse(model: bytes, what: str) -> Envelope:
+    try:
+        return envelope.parse(model)
+    except ValueError:
+        raise EncoderFileError(
+            f"{what} is no ONNX model", hint="encoder files are made by: embedserve export RUN -o encoder.onnx"
+        ) from None
+
+
+def _fingerprint(envelope: Envelope, preprocess: PreprocessSpec) -> str:
+    digest = hashlib.sha256()
+    rule = json.dumps(preprocess.to_json(), sort_keys=True, separators=(",", ":")).encode()
+    # The length in front of each part keeps two different splits of the same bytes apart.
+    parts: list[bytes | memoryview] = [*envelope.opset_import, *envelope.functions, envelope.graph, rule]
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()

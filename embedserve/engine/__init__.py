@@ -1,0 +1,1 @@
+"""What every door calls: embed, add, search and delete, with batching and admission."""

@@ -1,0 +1,1 @@
+"""Images: bytes to RGB pixels, and to the square that an encoder takes."""

@@ -1,0 +1,1 @@
+"""Who may call: TLS, tokens, and the role that each call needs."""

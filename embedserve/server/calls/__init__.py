@@ -1,0 +1,1 @@
+"""What every call meets: limits, the minimum rate, streams, responses."""

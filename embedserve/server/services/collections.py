@@ -1,0 +1,355 @@
+"""CollectionService: messages in, engine called, messages out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from embedserve import wire
+from embedserve.engine.embedder import Embedded, Results, Timings
+from embedserve.engine.inputs import BackupPart, NewItem
+from embedserve.errors import DeadlineExceeded, EmbedserveError, InvalidInput, Unavailable
+from embedserve.server.calls.minimum_rate import LEAST_BYTES_PER_S, Pace
+from embedserve.server.calls.responses import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
+from embedserve.server.calls.streams import Intake, Weight, ordered, until_drained
+from embedserve.server.lifecycle.state import ServerState
+from embedserve.types import DEFAULT_TARGET_RECALL, Bound, CheckProgress, CheckReport, Include, Item, Limits
+from embedserve.v1 import collection_service_pb2 as pb
+from embedserve.v1 import collection_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+_SAY_EVERY_S = 10.0
+"""A check or a backup that has nothing to say for so long says that it is under way."""
+_SILENT_S = 60.0
+"""Whoever sends a backup and says nothing for so long has gone."""
+_MAX_CHUNK_BYTES = 2 << 20
+"""Of a backup that is sent to us. A message may have 32 MiB, which a restore that waits for its turn would hold."""
+
+_STREAM_WINDOW = 128
+"""Items of one stream in work at a time. Those that are embedded are written while others are embedded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A message of a stream whose images are being embedded."""
+
+    items: list[NewItem | EmbedserveError]
+    refusal: EmbedserveError | None
+    """Why none of its items is looked at."""
+    inputs: int
+    has_several: bool
+    """Whether it holds a list of items, and is answered with a list."""
+
+
+class CollectionService(pb_grpc.CollectionServiceServicer):
+    """Collections, aliases and items."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def CreateCollection(
+        self, request: pb.CreateCollectionRequest, context: Context
+    ) -> pb.CreateCollectionResponse:
+        """Make a collection."""
+        info = await self._state.engine.create_collection(
+            request.name,
+            keep=wire.keep_from_proto(request.keep_media),
+            external=request.external,
+            dimension=request.dimension,
+            index=request.index or "auto",
+            target_recall=(
+                wire.fraction_from_proto(request.target_recall)
+                if request.HasField("target_recall")
+                else DEFAULT_TARGET_RECALL
+            ),
+            filter_keys=request.filter_keys,
+            encoder_fingerprint=request.encoder_fingerprint,
+            encoder_name=request.encoder_name,
+        )
+        return pb.CreateCollectionResponse(collection=wire.collection_to_proto(info))
+
+    async def GetCollection(self, request: pb.GetCollectionRequest, context: Context) -> pb.GetCollectionResponse:
+        """What a collection is and holds."""
+        info = await self._state.engine.get_collection(request.name)
+        return pb.GetCollectionResponse(collection=wire.collection_to_proto(info))
+
+    async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
+        """All collections."""
+        infos = await self._state.engine.list_collections()
+        return pb.ListCollectionsResponse(collections=map(wire.collection_to_proto, infos))
+
+    async def DeleteCollection(
+        self, request: pb.DeleteCollectionRequest, context: Context
+    ) -> pb.DeleteCollectionResponse:
+        """Remove a collection."""
+        await self._state.engine.delete_collection(request.name)
+        return pb.DeleteCollectionResponse()
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
+        """Point an alias."""
+        await self._state.engine.set_alias(request.alias, request.collection)
+        return pb.SetAliasResponse()
+
+    async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
+        """Write the items of one call."""
+        begun, engine, timings = time.monotonic(), self._state.engine, Timings()
+        # Before anything is converted: that costs more than refusing it.
+        engine.limits.check("max_items", len(request.items), "items in one call")
+        bound, results = await engine.upsert(
+            request.collection,
+            [_new_item(item) for item in request.items],
+            encoder_fingerprint=request.encoder_fingerprint,
+            deadline=deadline_of(context),
+            timings=timings,
+        )
+        return pb.UpsertResponse(
+            results=map(_upsert_result, results),
+            encoder=collection_encoder_ref(bound),
+            timings=timings_to_proto(timings, begun),
+        )
+
+    async def UpsertStream(
+        self, request_iterator: AsyncIterator[pb.UpsertStreamRequest], context: Context
+    ) -> AsyncIterator[pb.UpsertStreamResponse]:
+        """Write the items of a stream, each group in one transaction, answering in order."""
+        engine, turn, deadline = self._state.engine, object(), deadline_of(context)
+        limits = engine.limits
+        collection: Bound | None = None
+        fingerprint, index = "", 0
+
+        async def opened() -> AsyncIterator[pb.UpsertStreamRequest]:
+            nonlocal collection, fingerprint
+            async for request in request_iterator:
+                if collection is None:
+                    fingerprint = request.encoder_fingerprint
+                    collection = engine.bound(request.collection)
+                yield request
+
+        def begin(request: pb.UpsertStreamRequest) -> tuple[_Begun, Results]:
+            assert collection is not None
+            refusal = _refusal(request, limits)
+            if refusal is not None:
+                engine.refuse(_weight(request).images)
+            items = [] if refusal else [_new_item(item) for item in _items(request)]
+            checked, embedded = engine.begin_upsert(
+                collection, items, encoder_fingerprint=fingerprint, deadline=deadline, turn=turn
+            )
+            return _Begun(checked, refusal, len(_items(request)), bool(request.items)), embedded
+
+        async def finish(
+            group: list[tuple[_Begun, list[Embedded | EmbedserveError]]],
+        ) -> list[pb.UpsertStreamResponse]:
+            nonlocal index
+            assert collection is not None
+            written = await engine.finish_upsert(collection, [(begun.items, embedded) for begun, embedded in group])
+            responses = []
+            for (begun, _), results in zip(group, written, strict=True):
+                response = pb.UpsertStreamResponse(index=index)
+                if begun.refusal is not None:
+                    response.result.CopyFrom(_upsert_result(begun.refusal))
+                elif begun.has_several:
+                    response.results.extend(map(_upsert_result, results))
+                else:
+                    response.result.CopyFrom(_upsert_result(results[0]))
+                responses.append(response)
+                index += begun.inputs
+            return responses
+
+        intake: Intake[pb.UpsertStreamRequest] = Intake(
+            window=_STREAM_WINDOW, admission=engine.admission, weigh=_weight, readers=self._state.readers
+        )
+        async for responses in ordered(opened(), begin, finish, intake):
+            for response in responses:
+                yield response
+
+    async def GetItems(self, request: pb.GetItemsRequest, context: Context) -> pb.GetItemsResponse:
+        """Read items by id."""
+        engine = self._state.engine
+        wire.check_encoding(request.vector_encoding)
+        include = Include(
+            metadata=request.include_metadata, vectors=request.include_vectors, media=request.include_media
+        )
+        bound, results = await engine.get_items(request.collection, list(request.ids), include)
+        return await build(
+            sum(_item_bytes(result) for result in results if isinstance(result, Item)),
+            engine.limits,
+            lambda: pb.GetItemsResponse(
+                results=[
+                    pb.GetItemsResult(error=wire.error_to_status(result))
+                    if isinstance(result, EmbedserveError)
+                    else pb.GetItemsResult(item=wire.item_to_proto(result, request.vector_encoding))
+                    for result in results
+                ],
+                encoder=collection_encoder_ref(bound),
+            ),
+        )
+
+    async def DeleteItems(self, request: pb.DeleteItemsRequest, context: Context) -> pb.DeleteItemsResponse:
+        """Remove items by id."""
+        deleted = await self._state.engine.delete_items(request.collection, request.ids)
+        return pb.DeleteItemsResponse(deleted_count=deleted)
+
+    async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
+        """Read a page of items."""
+        engine = self._state.engine
+        wire.check_encoding(request.vector_encoding)
+        bound, page = await engine.list_items(
+            request.collection,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            filter=wire.filter_from_proto(request.filter, engine.limits) if request.HasField("filter") else None,
+            include=Include(metadata=request.include_metadata, vectors=request.include_vectors),
+        )
+        return await build(
+            sum(map(_item_bytes, page.items)),
+            engine.limits,
+            lambda: pb.ListItemsResponse(
+                items=[wire.item_to_proto(item, request.vector_encoding) for item in page.items],
+                next_page_token=page.next_page_token,
+                encoder=collection_encoder_ref(bound),
+            ),
+        )
+
+    async def CheckCollection(
+        self, request: pb.CheckCollectionRequest, context: Context
+    ) -> AsyncIterator[pb.CheckCollectionResponse]:
+        """Check a collection."""
+        last = CheckProgress("waiting", 0, 0)
+        steps = self._state.engine.check_collection(request.name)
+        told = until_drained(
+            steps, self._state, idle_s=_SAY_EVERY_S, is_last=lambda step: isinstance(step, CheckReport)
+        )
+        async with aclosing(told):
+            async for step in told:
+                if isinstance(step, CheckProgress):
+                    last = step
+                yield wire.check_step_to_proto(last if step is None else step)
+
+    async def BackupCollection(
+        self, request: pb.BackupCollectionRequest, context: Context
+    ) -> AsyncIterator[pb.BackupCollectionResponse]:
+        """Send a collection as a file."""
+        size_bytes = 0
+        parts = self._state.engine.backup_collection(request.name)
+        told = until_drained(parts, self._state, idle_s=_SAY_EVERY_S, is_last=lambda part: bool(part.sha256))
+        async with aclosing(told):
+            async for part in told:
+                if part is None:
+                    yield pb.BackupCollectionResponse()
+                    continue
+                size_bytes += len(part.chunk)
+                yield pb.BackupCollectionResponse(
+                    chunk=part.chunk, sha256=part.sha256, size_bytes=size_bytes if part.sha256 else 0
+                )
+
+    async def RestoreCollection(
+        self, request_iterator: AsyncIterator[pb.RestoreCollectionRequest], context: Context
+    ) -> pb.RestoreCollectionResponse:
+        """Make a collection from a file."""
+        requests = _in_time(until_drained(_each(request_iterator), self._state, idle_s=_SILENT_S))
+        first = await anext(requests, None)
+        if first is None:
+            raise InvalidInput("the stream has no messages")
+
+        async def parts() -> AsyncIterator[BackupPart]:
+            with suppress(grpc.aio.BaseError):  # where the caller is gone already
+                await context.send_initial_metadata(())  # tells that the restore's turn has come
+            yield BackupPart(first.chunk, first.sha256)
+            async for request in requests:
+                yield BackupPart(request.chunk, request.sha256)
+
+        restoring = asyncio.create_task(self._state.engine.restore_collection(first.name, parts()))
+        self._state.readers.add(restoring)
+        try:
+            info = await restoring
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise Unavailable("the server is shutting down", hint="send it again when it is back") from None
+        finally:
+            self._state.readers.discard(restoring)
+        return pb.RestoreCollectionResponse(collection=wire.collection_to_proto(info))
+
+
+async def _each(requests: AsyncIterator[pb.RestoreCollectionRequest]) -> AsyncGenerator[pb.RestoreCollectionRequest]:
+    async for request in requests:
+        yield request
+
+
+async def _in_time(
+    requests: AsyncIterator[pb.RestoreCollectionRequest | None],
+) -> AsyncIterator[pb.RestoreCollectionRequest]:
+    """The requests as long as they come fast enough; None among them says that none comes.
+
+    Raises:
+        DeadlineExceeded: they do not.
+        InvalidInput: one is too large.
+    """
+    pace, begun = Pace(_SILENT_S), time.monotonic()
+    async for request in requests:
+        if request is None:
+            raise DeadlineExceeded(f"nothing of the backup has come for {_SILENT_S:g} s")
+        if len(request.chunk) > _MAX_CHUNK_BYTES:
+            raise InvalidInput(
+                f"a chunk has {len(request.chunk)} bytes; the largest may have {_MAX_CHUNK_BYTES}",
+                hint="send the backup in smaller chunks",
+            )
+        if not pace.is_kept(len(request.chunk), time.monotonic() - begun):
+            raise DeadlineExceeded(
+                f"{pace.bytes} bytes of the backup have come in {pace.waited_s:.0f} s;"
+                f" it is to come with at least {LEAST_BYTES_PER_S} bytes a second"
+            )
+        yield request
+        begun = time.monotonic()
+
+
+def _item_bytes(item: Item) -> int:
+    return stored_bytes(item.metadata, item.vector, item.media)
+
+
+def _items(request: pb.UpsertStreamRequest) -> Sequence[pb.UpsertItem]:
+    return request.items or [request.item]
+
+
+def _weight(request: pb.UpsertStreamRequest) -> Weight:
+    images = [item for item in _items(request) if item.HasField("image")]
+    return Weight(len(_items(request)), len(images), request.ByteSize())
+
+
+def _refusal(request: pb.UpsertStreamRequest, limits: Limits) -> EmbedserveError | None:
+    """Why nothing of a message can be used."""
+    weight = _weight(request)
+    try:
+        if request.items and request.HasField("item"):
+            raise InvalidInput("the message has both item and items", hint="send one of the two")
+        limits.check("max_items", weight.inputs, "items in one message")
+        limits.check("max_images", weight.images, "images in one message")
+    except EmbedserveError as error:
+        return error
+    return None
+
+
+def _new_item(message: pb.UpsertItem) -> NewItem | EmbedserveError:
+    try:
+        return NewItem(
+            id=message.id,
+            image=message.image if message.HasField("image") else None,
+            vector=wire.vector_from_proto(message.vector) if message.HasField("vector") else None,
+            metadata=wire.metadata_from_proto(message.metadata),
+        )
+    except EmbedserveError as error:
+        return error
+
+
+def _upsert_result(result: str | EmbedserveError) -> pb.UpsertResult:
+    if isinstance(result, EmbedserveError):
+        return pb.UpsertResult(error=wire.error_to_status(result))
+    return pb.UpsertResult(id=result)

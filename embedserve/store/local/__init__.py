@@ -1,0 +1,1 @@
+"""Collections in one data directory: SQLite is the truth, FAISS indexes are made from it."""

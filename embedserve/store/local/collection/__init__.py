@@ -1,0 +1,1 @@
+"""One collection: its items, its searches, its index in step with its records."""

@@ -1,0 +1,253 @@
+"""Sealed segments on disk, beside the records from which they can be made again.
+
+    segments/CURRENT.json             which segments there are, in order
+    segments/<uid>/manifest.json      what a segment holds, with size and sha256 of each file
+    segments/<uid>/rids.i64, ids.utf8, ids.ends.i64, vectors.f32, index.faiss
+
+A directory is written under another name, synced, renamed, and only then named by CURRENT.json; what that does not name
+is removed. Files are mapped, not read, except that each is hashed at the start: FAISS' format has no checksum, and an
+index with a zeroed page loads and answers wrongly.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from embedserve.atomic_write import sync
+from embedserve.errors import InvalidInput, StoreError
+from embedserve.index import spec, structures
+from embedserve.index.ids import PackedIds
+from embedserve.index.segment import Segment, Strays
+from embedserve.index.structures import Hnsw
+from embedserve.index.tuning import Point
+from embedserve.observer import Observer
+from embedserve.store.local.records.database import reported
+from embedserve.store.local.records.files import read_document, sha256_of, write_document
+
+_log = logging.getLogger("embedserve.store")
+
+_FORMAT = 1
+_RIDS, _IDS, _ENDS, _VECTORS, _INDEX = "rids.i64", "ids.utf8", "ids.ends.i64", "vectors.f32", "index.faiss"
+
+_Number = TypeVar("_Number", np.int64, np.float32, np.uint8)
+
+
+class SegmentFiles:
+    """The segments of one collection.
+
+    Args:
+        directory: of the collection.
+        dimension: D.
+        fingerprint: of the encoder whose vectors they hold.
+        observer: told of what cannot be used.
+    """
+
+    def __init__(self, directory: Path, dimension: int, fingerprint: str, observer: Observer | None = None) -> None:
+        self.directory = directory / "segments"
+        self._current = self.directory / "CURRENT.json"
+        self._dimension = dimension
+        self._fingerprint = fingerprint
+        self._observer = observer or Observer()
+        self.named: list[str] | None = []
+        """What CURRENT.json named when it was last read or written; None if it could not be read."""
+
+    def load(self) -> tuple[list[Segment], int]:
+        """The segments in use, in order, as far as their files are intact, and the sequence number they were made at.
+
+        All that is doubtful is said in the log and left out; what nobody names is removed.
+        """
+        self.named, seq = self._current_segments()
+        segments = []
+        for uid in self.named or ():
+            try:
+                segments.append(self._read(uid))
+            except (OSError, ValueError, KeyError, TypeError, InvalidInput) as error:
+                self.doubt("damaged", "a segment of the index is made again from the items: %s", error)
+        self.remove_others({segment.uid for segment in segments})
+        return segments, seq
+
+    def write(self, segment: Segment, seq: int) -> Segment:
+        """Write a segment that was built in memory; it is on disk when this returns, but not yet in use.
+
+        Args:
+            seq: the last write that it holds.
+
+        Returns:
+            The same segment, over its files.
+
+        Raises:
+            DiskFull, StoreError: nothing is left of it.
+        """
+        path = self.directory / segment.uid
+        partial = path.with_name(path.name + ".tmp")
+        with reported(self.directory):
+            self.directory.mkdir(exist_ok=True)
+            try:
+                partial.mkdir()
+                self._write_files(segment, partial, seq)
+                partial.rename(path)
+                sync(self.directory)
+                return self._opened(segment.uid, read_document(path / "manifest.json"))
+            except RuntimeError as error:  # FAISS' word for whatever the file system said
+                self._remove(segment.uid)
+                number = errno.ENOSPC if "No space" in str(error) else errno.EIO
+                raise OSError(number, str(error), str(partial)) from error
+            except ValueError as error:
+                self._remove(segment.uid)
+                raise StoreError(f"what was just written cannot be read: {error}", hint="check the disk") from error
+            except BaseException:
+                self._remove(segment.uid)
+                raise
+
+    def use(self, segments: Sequence[Segment], seq: int) -> None:
+        """These are the segments from now on; others are removed."""
+        uids = [segment.uid for segment in segments]
+        with reported(self.directory):
+            self.directory.mkdir(exist_ok=True)  # where nothing was sealed yet, only dead rows dropped, there is none
+            write_document(self._current, {"format": _FORMAT, "segments": uids, "seq": seq})
+        self.named = uids
+        self.remove_others(set(uids))
+
+    def remove_others(self, uids: set[str]) -> None:
+        """Remove what does not belong to these segments. Whoever has it mapped still can read it."""
+        if not self.directory.is_dir():
+            return
+        for path in self.directory.iterdir():
+            if path.is_dir() and path.name not in uids:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def doubt(self, reason: str, message: str, *values: object) -> None:
+        """Say that a part of the index is not used and made again, in the log and to the observer."""
+        _log.warning(message, *values)
+        self._observer.on_index_rebuilt(reason)
+
+    def problems(self, uid: str) -> list[str]:
+        """What is wrong with the files of a segment: one sentence for each that is not as it was written."""
+        try:
+            return _wrong_files(self.directory / uid, read_document(self.directory / uid / "manifest.json"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return [str(error)]
+
+    # --- One segment ----------------------------------------------------------------
+
+    def _remove(self, uid: str) -> None:
+        for name in (uid, uid + ".tmp"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    def _current_segments(self) -> tuple[list[str] | None, int]:
+        if not self.directory.exists():
+            return [], 0
+        try:
+            document = read_document(self._current)
+            if document["format"] != _FORMAT:
+                raise ValueError(f"{self._current} has format {document['format']}; this release reads {_FORMAT}")
+            return [str(uid) for uid in document["segments"]], int(document["seq"])
+        except FileNotFoundError:
+            return [], 0
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.doubt("damaged", "the index is made again from the items: %s", error)
+            return None, 0
+
+    def _write_files(self, segment: Segment, path: Path, seq: int) -> None:
+        assert isinstance(segment.ids, PackedIds)
+        arrays: dict[str, NDArray[Any]] = {
+            _RIDS: segment.rids.astype("<i8", copy=False),
+            _IDS: segment.ids.text,
+            _ENDS: segment.ids.ends.astype("<i8", copy=False),
+        }
+        if not isinstance(segment.structure, Hnsw):
+            arrays[_VECTORS] = segment.vectors.astype("<f4", copy=False)
+        for name, array in arrays.items():
+            with (path / name).open("wb") as file:
+                file.write(np.ascontiguousarray(array).data)
+        if segment.structure is not None:
+            segment.structure.write(path / _INDEX)
+        files = {}
+        for name in [*arrays, *([] if segment.structure is None else [_INDEX])]:
+            sync(path / name)
+            files[name] = {"bytes": (path / name).stat().st_size, "sha256": sha256_of(path / name)}
+        write_document(
+            path / "manifest.json",
+            {
+                "format": _FORMAT,
+                "uid": segment.uid,
+                "seq": seq,
+                "rows": len(segment),
+                "dimension": self._dimension,
+                "fingerprint": self._fingerprint,
+                "index": str(segment.spec),
+                "points": [[point.effort, point.recall] for point in segment.points],
+                "strays": segment.strays.positions.tolist(),
+                "faiss": faiss.__version__,
+                "files": files,
+            },
+        )
+
+    def _read(self, uid: str) -> Segment:
+        path = self.directory / uid
+        manifest = read_document(path / "manifest.json")
+        mine = {"format": _FORMAT, "uid": uid, "dimension": self._dimension, "fingerprint": self._fingerprint}
+        for key, value in mine.items():
+            if manifest[key] != value:
+                raise ValueError(f"{path / 'manifest.json'} says {key} {manifest[key]!r}, not {value!r}")
+        begun = time.monotonic()
+        if problems := _wrong_files(path, manifest):
+            raise ValueError("; ".join(problems))
+        seconds = time.monotonic() - begun
+        if seconds > 1:
+            _log.info("hashed segment %s in %.1f s", uid, seconds)
+        return self._opened(uid, manifest)
+
+    def _opened(self, uid: str, manifest: dict[str, Any]) -> Segment:
+        path = self.directory / uid
+        rows = int(manifest["rows"])
+        rids = _mapped(path / _RIDS, "<i8", np.int64)
+        ids = PackedIds(_mapped(path / _IDS, "u1", np.uint8), _mapped(path / _ENDS, "<i8", np.int64))
+        vectors = None
+        if _VECTORS in manifest["files"]:
+            vectors = _mapped(path / _VECTORS, "<f4", np.float32).reshape(-1, self._dimension)
+        structure = None
+        if _INDEX in manifest["files"]:
+            structure = structures.opened(spec.parse(manifest["index"]), path / _INDEX, vectors)
+            if isinstance(structure, Hnsw):
+                vectors = structure.vectors
+        if vectors is None or vectors.shape != (rows, self._dimension) or not len(rids) == len(ids) == rows:
+            raise ValueError(f"{path} does not hold {rows} rows of {self._dimension} numbers")
+        if rows and (int(ids.ends[-1]) != len(ids.text) or (np.diff(rids) <= 0).any()):
+            raise ValueError(f"{path} holds no ascending row numbers")
+        points = tuple(Point(int(effort), float(recall)) for effort, recall in manifest["points"])
+        strays = Strays.of(vectors, np.array(manifest["strays"], np.int64))
+        return Segment(vectors, rids, ids, None, rows, uid, structure, points, strays)
+
+
+def _wrong_files(path: Path, manifest: dict[str, Any]) -> list[str]:
+    problems = []
+    for name, file in manifest["files"].items():
+        found = path / name
+        if not found.is_file():
+            problems.append(f"{found} is missing")
+        elif found.stat().st_size != file["bytes"]:
+            problems.append(f"{found} has {found.stat().st_size} bytes, not {file['bytes']}")
+        elif sha256_of(found) != file["sha256"]:
+            problems.append(f"{found} is damaged: it does not agree with its hash")
+    return problems
+
+
+def _mapped(path: Path, stored: str, kind: type[_Number]) -> NDArray[_Number]:
+    """The numbers in a file, mapped; as this machine has them."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return np.empty(0, kind)
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapping, stored).astype(kind, copy=False)

@@ -1,0 +1,243 @@
+"""The truth about a collection: its items in one SQLite file, written by one thread at a time.
+
+The row number of an item is never used again, so the index can use it: replacing an item gives it a new one.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedserve.store.local.records import facets
+from embedserve.store.local.records.database import (
+    BUSY_MS,
+    Writer,
+    connect,
+    damaged,
+    open_database,
+    reported,
+    schema_of,
+)
+from embedserve.store.local.records.facets import Facets
+from embedserve.store.local.records.readers import Readers
+from embedserve.store.local.records.row import Row
+from embedserve.store.local.records.view import View, media_crc
+from embedserve.types import Media
+
+_VERSIONS = (
+    (
+        # The vector comes last: a filter reads the columns before it only.
+        """
+        CREATE TABLE item (
+            rid INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE COLLATE BINARY,
+            seq INTEGER NOT NULL,
+            crc INTEGER NOT NULL,
+            sha BLOB NOT NULL,
+            meta TEXT NOT NULL,
+            vec BLOB NOT NULL
+        )
+        """,
+        # In a table of its own, so that reading all vectors does not read all images.
+        """
+        CREATE TABLE media (
+            rid INTEGER PRIMARY KEY REFERENCES item (rid) ON DELETE CASCADE,
+            type TEXT NOT NULL,
+            crc INTEGER NOT NULL,
+            data BLOB NOT NULL
+        )
+        """,
+        "CREATE TABLE state (seq INTEGER NOT NULL)",
+        "INSERT INTO state (seq) VALUES (0)",
+    ),
+    facets.TABLES,
+)
+
+VERSION = len(_VERSIONS)
+"""Of the schema; older files are brought up to it when they are opened."""
+
+FILE = "items.sqlite"
+"""Name of the database in the directory of its collection."""
+
+_IDS = 500
+"""Ids bound to one statement."""
+_LOG_BYTES = 64 << 20
+"""A write-ahead log above this is moved into the database and cut; readers without a pause can make it grow."""
+_TRIM_WAIT_MS = 50
+
+
+def schema(version: int) -> frozenset[tuple[str, str, str, str]]:
+    """What ``schema_of`` finds in a database of a version up to VERSION."""
+    with closing(connect(Path(":memory:"))) as connection:
+        for statements in _VERSIONS[: max(version, 0)]:
+            for statement in statements:
+                connection.execute(statement)
+        return schema_of(connection)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a write did to the rows."""
+
+    seq: int
+    """Its sequence number; each write has a higher one."""
+    removed: NDArray[np.int64]
+    """Row numbers that are gone: int64 [R], in no particular order."""
+    rids: NDArray[np.int64]
+    """Row numbers that are new: int64 [N], ascending."""
+
+
+class Records:
+    """The items of one collection.
+
+    Args:
+        path: the SQLite file.
+        dimension: D.
+        create: make it.
+        filter_keys: metadata keys whose values are kept in a table of their own; the same as when it was made.
+
+    Raises:
+        StoreError: the file cannot be used.
+        DiskFull: the file cannot be made.
+    """
+
+    def __init__(self, path: Path, dimension: int, *, create: bool, filter_keys: Sequence[str] = ()) -> None:
+        self._path = path
+        self._dimension = dimension
+        self._filter_keys = tuple(filter_keys)
+        self._facets = Facets(filter_keys)
+        # So that a page of a table holds at least three rows: with 4 KiB pages and 512 numbers half of the file was
+        # empty, and writing took twice as long.
+        page_size = 8192 if dimension <= 512 else 16384
+        connection = open_database(path, create=create, versions=_VERSIONS, page_size=page_size)
+        self._writer = Writer(connection, path)
+        try:
+            with reported(path):
+                if create:
+                    facets.declare(connection, self._filter_keys)
+                facets.check_declared(connection, path, self._filter_keys)
+        except BaseException:
+            connection.close()
+            raise
+        self._readers = Readers(path)
+        self._trim_above = _LOG_BYTES
+
+    @contextmanager
+    def reading(self) -> Iterator[View]:
+        """The items as they are now, whatever is written meanwhile.
+
+        Raises:
+            StoreError: the file cannot be read, or what was read is damaged.
+        """
+        with self._readers.transaction() as connection:
+            yield View(connection, self._path, self._dimension, self._filter_keys)
+
+    @contextmanager
+    def writing(self) -> Iterator[Writing]:
+        """A write of all or nothing; see ``Writer.transaction``."""
+        with self._writer.transaction() as connection:
+            yield Writing(connection, self._path, self._facets)
+        self._trim_log()
+
+    def close(self) -> None:
+        """Close the file; moves the write-ahead log into it."""
+        self._readers.close()
+        self._writer.close()
+
+    def _trim_log(self) -> None:
+        log = self._path.with_name(self._path.name + "-wal")
+        try:
+            size = log.stat().st_size
+            if size <= self._trim_above:
+                return
+            # It waits for readers, which may never pause; writers should not notice.
+            self._writer.connection.execute(f"PRAGMA busy_timeout = {_TRIM_WAIT_MS}")
+            try:
+                busy, _, _ = self._writer.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()
+            finally:
+                self._writer.connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        except (OSError, sqlite3.OperationalError):
+            # The write itself is on disk; a later one tries again, and copies every page again whose sync failed.
+            return
+        self._trim_above = size * 2 if busy else _LOG_BYTES
+
+
+class Writing:
+    """What can be done inside one write."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, facets: Facets) -> None:
+        self._connection = connection
+        self._path = path
+        self._facets = facets
+
+    def upsert(self, rows: Sequence[tuple[Row, Media | None]]) -> Change:
+        """Put rows with different ids, replacing those with the same ids."""
+        removed = self._remove([row.text_id for row, _ in rows])
+        seq = self._next_seq()
+        last = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'item'").fetchone()
+        first = last[0] + 1 if last else 1
+        numbered = list(enumerate(rows, first))
+        self._connection.executemany(
+            "INSERT INTO item (rid, id, seq, crc, sha, meta, vec) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            ((rid, row.text_id, seq, row.crc, row.sha, row.meta.decode(), row.vec) for rid, (row, _) in numbered),
+        )
+        self._connection.executemany(
+            "INSERT INTO media (rid, type, crc, data) VALUES (?, ?, ?, ?)",
+            (
+                (rid, media.media_type, media_crc(media.media_type, media.data), media.data)
+                for rid, (_, media) in numbered
+                if media is not None
+            ),
+        )
+        if self._facets:
+            self._connection.executemany(
+                "INSERT INTO facet (key, value, rid) VALUES (?, ?, ?)",
+                (facet for rid, (row, _) in numbered for facet in self._facets.rows(rid, row.meta)),
+            )
+        return Change(seq, removed, np.arange(first, first + len(rows), dtype=np.int64))
+
+    def delete(self, ids: Sequence[str]) -> Change:
+        """Remove the rows with these ids, as far as there are any."""
+        return Change(self._next_seq(), self._remove(ids), np.empty(0, np.int64))
+
+    def _next_seq(self) -> int:
+        self._connection.execute("UPDATE state SET seq = seq + 1")
+        row = self._connection.execute("SELECT seq FROM state").fetchone()
+        if row is None:
+            raise damaged(self._path, "the table state is empty")
+        return int(row[0])
+
+    def _remove(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        removed: list[tuple[int, bytes]] = []
+        for start in range(0, len(ids), _IDS):
+            some = ids[start : start + _IDS]
+            columns = "rid, CAST(meta AS BLOB)" if self._facets else "rid, NULL"
+            query = f"SELECT {columns} FROM item WHERE id IN ({', '.join('?' * len(some))})"
+            removed += self._connection.execute(query, some)
+        rids = [rid for rid, _ in removed]
+        self._connection.executemany("DELETE FROM item WHERE rid = ?", ((rid,) for rid in rids))
+        if self._facets:
+            self._remove_facets(removed)
+        return np.array(rids, np.int64)
+
+    def _remove_facets(self, removed: Sequence[tuple[int, bytes]]) -> None:
+        """``removed``: row numbers and metadata."""
+        # The metadata says where the rows are: an index over row numbers would double the table.
+        try:
+            expected = [facet for rid, meta in removed for facet in self._facets.rows(rid, meta)]
+        except ValueError:
+            expected = None
+        if expected is not None:
+            cursor = self._connection.executemany("DELETE FROM facet WHERE key = ? AND value = ? AND rid = ?", expected)
+            if cursor.rowcount == len(expected) or not expected:
+                return
+        # Damaged metadata: the whole table is read, so that nothing stays.
+        rids = json.dumps([rid for rid, _ in removed])
+        self._connection.execute("DELETE FROM facet WHERE rid IN (SELECT value FROM json_each(?))", (rids,))

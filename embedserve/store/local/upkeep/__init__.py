@@ -1,0 +1,1 @@
+"""What is done to collections beside their use: sealing, checks, backups, restores."""

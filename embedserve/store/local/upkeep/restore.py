@@ -1,0 +1,136 @@
+"""From the bytes of a backup to the files of a collection, trusting none of them until all have been checked.
+
+A backup comes from outside. It is opened read-only, with nothing in it allowed to run, and only if it has exactly the
+tables of a collection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from embedserve.errors import InvalidInput
+from embedserve.store.local.records.database import connect, reported, schema_of
+from embedserve.store.local.records.records import VERSION, schema
+from embedserve.store.local.upkeep.backup import FORMAT, LAST_LINE_BYTES, TABLE, Document, first_problem, last_line
+
+_MAGIC = b"SQLite format 3\x00"
+_AGAIN = "get the file again from where it was kept, or use another backup"
+
+
+def receive(chunks: Iterable[bytes], path: Path, check: Callable[[], None]) -> None:
+    """Write a backup without its last line to a new file; on disk when it returns.
+
+    Args:
+        chunks: of its bytes, of any sizes.
+        path: where to.
+        check: called for every chunk; what it raises ends the work.
+
+    Raises:
+        InvalidInput: the bytes are no backup, or not the bytes that were written when it was made.
+        DiskFull: there is no room.
+    """
+    digest, kept, whole = hashlib.sha256(), b"", False
+    with reported(path), path.open("xb") as file:
+        for chunk in chunks:
+            check()
+            kept += chunk
+            if not whole:
+                if len(kept) < len(_MAGIC):
+                    continue
+                if not kept.startswith(_MAGIC):
+                    break
+                whole = True
+            # What may be the last line is held back.
+            ready, kept = kept[:-LAST_LINE_BYTES], kept[-LAST_LINE_BYTES:]
+            digest.update(ready)
+            file.write(ready)
+        if not whole:
+            raise InvalidInput(
+                "this is no backup of a collection", hint="make one with: embedserve collection backup NAME FILE"
+            )
+        start, end = last_line("|").split(b"|")
+        if not (kept.startswith(start) and kept.endswith(end)):
+            raise InvalidInput("this is no backup of a collection, or its end is missing", hint=_AGAIN)
+        if kept != last_line(digest.hexdigest()):
+            raise InvalidInput("the backup is damaged: its bytes do not agree with its sha256", hint=_AGAIN)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def checked(path: Path, *, name: str, uid: str, check: Callable[[], None]) -> Document:
+    """What a received backup says of itself, after everything in it was compared with that.
+
+    Args:
+        path: as ``receive`` wrote it.
+        name: of the collection that is to be made.
+        uid: of that collection.
+        check: called every few milliseconds; what it raises ends the work.
+
+    Raises:
+        InvalidInput: it is of a newer release, or does not agree with itself.
+    """
+    with _refused(), closing(_untrusted(path)) as connection:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        found = schema_of(connection)
+        extra = frozenset({("table", "backup", "backup", TABLE)})
+        if not extra <= found:
+            raise InvalidInput("the database is no backup of a collection", hint=_AGAIN)
+        (text,) = connection.execute("SELECT document FROM backup").fetchone() or ("",)
+        document = json.loads(text) if isinstance(text, str) else None
+        if not isinstance(document, dict):
+            raise ValueError("the table backup holds no document")
+        if _number(document.get("format")) > FORMAT or version > VERSION:
+            raise InvalidInput(
+                "the backup was made by a newer release of embedserve, which this one cannot read",
+                hint="upgrade embedserve",
+            )
+        if found != extra | schema(version):
+            different = sorted(str(name) for _, name, _, _ in found ^ (extra | schema(version)))
+            raise ValueError(f"its tables are not those of a collection: {', '.join(different)[:200]}")
+        backup = Document.from_json(document, name=name, uid=uid)
+        problem = first_problem(connection, backup.entry, check)
+        if problem:
+            raise ValueError(problem)
+        items, seq = connection.execute("SELECT (SELECT COUNT(*) FROM item), (SELECT seq FROM state)").fetchone()
+        if (items, seq) != (backup.items, backup.seq):
+            raise ValueError(f"it holds {items} items; it was made with {backup.items}")
+    return backup
+
+
+def strip(path: Path) -> None:
+    """Make a checked backup a database of items again, on disk when it returns."""
+    with reported(path), closing(connect(path)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("DROP TABLE backup")
+
+
+def _number(value: object) -> int:
+    if type(value) is not int:
+        raise ValueError("the table backup does not name its format")
+    return value
+
+
+def _untrusted(path: Path) -> sqlite3.Connection:
+    # Immutable: no log beside the file is read, whatever its header asks for, and nothing is locked.
+    connection = sqlite3.connect(
+        f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True, isolation_level=None, check_same_thread=False
+    )
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, ValueError, RecursionError) as error:
+        raise InvalidInput(f"the backup is damaged: {error}", hint=_AGAIN) from error

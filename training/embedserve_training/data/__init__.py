@@ -1,0 +1,1 @@
+"""Images of a folder, decoded once, in batches."""

@@ -1,0 +1,172 @@
+"""Every image of a run decoded once: one memory-mapped uint8 file beside the run.
+
+Decoding limits training long before a GPU does (some 700 photos per second and core), and an augmentation that runs on
+the device needs pixels only. The file is a copy that can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from embedserve.atomic_write import write_text
+from embedserve.errors import DataError
+from embedserve.images.preprocess import PreprocessSpec
+from embedserve_training.data.folders import ImageFolder, Skipped, load_all, nothing_readable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MARGIN = 1.15
+"""Side of a cached image over side of a view. A crop is then rarely enlarged by more than the recipe asks for."""
+_RULE = 1
+"""Changes whenever the same files would give other pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedImages:
+    """The pixels of a run's images."""
+
+    pixels_NTTC: NDArray[np.uint8]
+    """uint8 [N, T, T, 3], memory-mapped, read-only."""
+    positions: tuple[int, ...]
+    """Position of each image in the folder's ``paths``."""
+    skipped: tuple[Skipped, ...]
+    fingerprint: str
+    """sha256 over names and contents of the images used."""
+
+
+def cached_side_px(size_px: int, median_side_px: int) -> int:
+    """T for views of S pixels: 1.15 · S, but no more pixels than the images have."""
+    return max(min(round(size_px * MARGIN), median_side_px), 8)
+
+
+def open_cache(
+    folder: ImageFolder,
+    side_px: int,
+    where: Path,
+    *,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> DecodedImages:
+    """The decoded images of a folder, from ``where`` if they are there already and no file has changed since.
+
+    Args:
+        folder: the files.
+        side_px: T; the centre square of each image is resized to it.
+        where: folder for the cache; made if missing.
+        workers: threads that decode.
+        progress: called with the number of files done and their total.
+
+    Raises:
+        DataError: no file can be read, or the disk is too small.
+    """
+    where.mkdir(parents=True, exist_ok=True)
+    spec = PreprocessSpec(size_px=side_px, resize_px=side_px, filter="bicubic")
+    key = _key(folder, spec)
+    pixels_path, index_path = where / f"{key}.u8", where / f"{key}.json"
+    cached = _open(pixels_path, index_path, side_px)
+    if cached is None:
+        _decode(folder, spec, pixels_path, index_path, workers, progress)
+        cached = _open(pixels_path, index_path, side_px)
+    if cached is None:
+        raise DataError(f"the decoded images in {where} cannot be read back", hint="check the disk")
+    return cached
+
+
+def find_cache(where: Path, side_px: int, fingerprint: str) -> DecodedImages | None:
+    """The decoded images that another process has made, by their fingerprint; None if they are not there."""
+    for index_path in sorted(where.glob("*.json")):
+        cached = _open(index_path.with_suffix(".u8"), index_path, side_px)
+        if cached and cached.fingerprint == fingerprint:
+            return cached
+    return None
+
+
+def _key(folder: ImageFolder, spec: PreprocessSpec) -> str:
+    """Changes with any name, size or time of modification; cheap, so that resuming need not read every file."""
+    digest = hashlib.sha256(json.dumps([_RULE, spec.to_json()]).encode())
+    for path in folder.paths:
+        try:
+            status = (folder.root / path).stat()
+            digest.update(os.fsencode(f"\0{path}\0{status.st_size}\0{status.st_mtime_ns}"))
+        except OSError:
+            digest.update(os.fsencode(f"\0{path}\0"))
+    return digest.hexdigest()[:16]
+
+
+def _decode(
+    folder: ImageFolder,
+    spec: PreprocessSpec,
+    pixels_path: Path,
+    index_path: Path,
+    workers: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    needed = len(folder.paths) * spec.size_px**2 * 3
+    free = shutil.disk_usage(pixels_path.parent).free
+    if needed > free:
+        raise DataError(
+            f"decoded, the images take {needed >> 20} MiB; {pixels_path.parent} has {free >> 20} MiB left",
+            hint="put the run on a larger disk: -o FOLDER",
+        )
+    positions: list[int] = []
+    skipped = list(folder.closed)
+    fingerprint = hashlib.sha256()
+    partial = pixels_path.with_suffix(".partial")
+    complete = False
+    try:
+        with partial.open("wb") as out:
+            for position, digest, outcome in load_all(folder, spec, workers=workers, progress=progress):
+                if isinstance(outcome, Skipped):
+                    skipped.append(outcome)
+                    continue
+                out.write(outcome.tobytes())
+                positions.append(position)
+                fingerprint.update(os.fsencode(folder.paths[position]) + b"\0" + digest)
+            out.flush()
+            os.fsync(out.fileno())
+        complete = True
+    except OSError as error:
+        raise DataError(f"the decoded images cannot be kept in {pixels_path.parent}: {error.strerror}") from error
+    finally:
+        if not complete:
+            partial.unlink(missing_ok=True)
+    if not positions:
+        partial.unlink()
+        raise nothing_readable(folder, skipped)
+    partial.replace(pixels_path)
+    index = {
+        "positions": positions,
+        "skipped": [asdict(entry) for entry in skipped],
+        "fingerprint": fingerprint.hexdigest(),
+    }
+    write_text(index_path, json.dumps(index))
+
+
+def _open(pixels_path: Path, index_path: Path, side_px: int) -> DecodedImages | None:
+    """What is in the cache; None if it is not there, or not whole."""
+    import numpy as np
+
+    try:
+        index = json.loads(index_path.read_text())
+        shape = (len(index["positions"]), side_px, side_px, 3)
+        if pixels_path.stat().st_size != math.prod(shape):
+            return None
+        pixels = np.memmap(pixels_path, np.uint8, mode="c", shape=shape)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return DecodedImages(
+        pixels_NTTC=pixels,
+        positions=tuple(index["positions"]),
+        skipped=tuple(Skipped(**entry) for entry in index["skipped"]),
+        fingerprint=index["fingerprint"],
+    )

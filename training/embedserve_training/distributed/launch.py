@@ -1,0 +1,161 @@
+"""How the processes of a run meet, agree, and end together, so that none waits for one that is gone.
+
+``torchrun`` starts the processes. Tensors of the training go over NCCL between GPUs and over gloo between CPUs; what is
+agreed on goes over gloo in any case, without waiting for a GPU.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from embedserve.errors import EmbedserveError, SetupError, TrainingError
+from embedserve_training.distributed.collectives import ALONE, Processes, launched
+
+_T = TypeVar("_T")
+
+_PATIENCE = timedelta(days=30)
+"""Others wait this long for process 0, which may have millions of images to decode."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """This process among those that train together. With one process every call returns at once."""
+
+    processes: Processes = ALONE
+    group: Any = None
+    """A gloo group of all processes, for what is agreed on."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is process 0, which plans, writes and speaks for all."""
+        return self.processes.rank == 0
+
+    def highest(self, *numbers: float) -> list[float]:
+        """The highest value of each number over all processes, in every process."""
+        if self.processes.count == 1:
+            return list(numbers)
+        values = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
+        return values.tolist()
+
+    def mean(self, number: float) -> float:
+        """The mean of a number over all processes, in every process."""
+        if self.processes.count == 1:
+            return number
+        value = torch.tensor([number], dtype=torch.float64)
+        dist.all_reduce(value, group=self.group)
+        return value.item() / self.processes.count
+
+    @contextmanager
+    def or_none(self) -> Iterator[None]:
+        """A block that all processes enter; if it fails in one, it fails in all, and one of them says why.
+
+        Raises:
+            EmbedserveError: in the first of the processes in which it failed, what it failed with.
+            SystemExit: in all others; they have nothing to say.
+        """
+        if self.processes.count == 1:
+            yield
+            return
+        failure: EmbedserveError | None = None
+        try:
+            yield
+        except EmbedserveError as error:
+            failure = error
+        before_last = self.processes.count - self.processes.rank
+        highest, code = self.highest(before_last if failure else 0, failure.exit_code if failure else 0)
+        if not highest:
+            return
+        if failure and highest == before_last:
+            raise failure
+        self._wait_for_the_end_of(self.processes.count - round(highest))
+        raise SystemExit(round(code))
+
+    def from_first(self, find: Callable[[], _T]) -> _T:
+        """What process 0 finds, in every process; it has to be something that can be pickled.
+
+        Raises:
+            EmbedserveError: in process 0, what ``find`` failed with.
+            SystemExit: in all others, if it failed.
+        """
+        found: list[Any] = [None]
+        with self.or_none():
+            if self.is_first:
+                found = [find()]
+        if self.processes.count > 1:
+            dist.broadcast_object_list(found, src=0, group=self.group)
+        result: _T = found[0]
+        return result
+
+    def _wait_for_the_end_of(self, rank: int) -> None:
+        # torchrun ends all processes as soon as one has ended: the one that says why must be the first.
+        with suppress(RuntimeError):
+            dist.recv(torch.zeros(1), rank, group=self.group)
+
+
+@contextmanager
+def meet(device: str) -> Iterator[Together]:
+    """Within the block the processes that ``torchrun`` started are together; without it this one is alone.
+
+    Args:
+        device: as in ``TrainConfig``: auto, cpu, cuda or mps. On CUDA each process of a machine has its own GPU.
+
+    Raises:
+        SetupError: there are fewer GPUs than processes, or what ``torchrun`` sets is missing.
+        TrainingError: the connection to another process was lost.
+    """
+    joined_here = launched() and not dist.is_initialized()
+    if joined_here:
+        _join(device)
+    processes = Processes.current()
+    if processes.count == 1:
+        yield Together()
+        return
+    try:
+        yield Together(processes, dist.new_group(backend="gloo", timeout=_PATIENCE))
+    except BaseException as error:
+        if joined_here:
+            # Not before this process has said what is wrong: the others wait for its end.
+            atexit.register(dist.destroy_process_group)
+        if isinstance(error, RuntimeError) and _is_lost_connection(error):
+            raise TrainingError(
+                f"process {processes.rank} has lost the connection to another process of the run:"
+                f" {' '.join(str(error).split())[:200]}",
+                hint="that one may have said why it ended; the same line goes on from the last checkpoint",
+            ) from error
+        raise
+    if joined_here:
+        dist.destroy_process_group()
+
+
+def _join(device: str) -> None:
+    on_gpus = device in ("auto", "cuda") and torch.cuda.is_available()
+    if on_gpus:
+        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= gpus:
+            raise SetupError(
+                f"process {local} of this machine has no GPU: there are {gpus}",
+                hint=f"torchrun --nproc-per-node {gpus}, or train on CPUs: --device cpu",
+            )
+        torch.cuda.set_device(local)
+    try:
+        dist.init_process_group("nccl" if on_gpus else "gloo")
+    except ValueError as error:
+        raise SetupError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes cannot find each other: {error}",
+            hint="start them with torchrun, or unset WORLD_SIZE for a single one",
+        ) from error
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    # gloo's errors have no class of their own, only where in gloo they arose.
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

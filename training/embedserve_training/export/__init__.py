@@ -1,0 +1,1 @@
+"""From a run to an encoder file that was compared with PyTorch."""

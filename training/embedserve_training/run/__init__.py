@@ -1,0 +1,1 @@
+"""A training run: preparation, steps, checkpoints, the encoder that comes of it."""

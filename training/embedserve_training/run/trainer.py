@@ -1,0 +1,342 @@
+"""One training run over decoded images, step by step, and its exact continuation.
+
+The order of the images, the augmentations, all else that is random in a step, and the learning rate are functions of
+seed and step, so a run that is stopped and started again takes the very steps it would have taken.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from embedserve.errors import TrainingError
+from embedserve_training import methods
+from embedserve_training.data.batches import Batches
+from embedserve_training.data.cache import DecodedImages
+from embedserve_training.distributed.launch import Together
+from embedserve_training.methods.method import StepOutput
+from embedserve_training.networks import batch_norm, whitening
+from embedserve_training.plan.config import Settings, drops
+from embedserve_training.run import checkpoint, optim
+from embedserve_training.run.budget import Budget, Spent
+from embedserve_training.run.checkpoint import Checkpoint
+from embedserve_training.run.gradient import BatchGradient
+from embedserve_training.seeds import seed_of
+from embedserve_training.watch import representation
+from embedserve_training.watch.monitor import CHECK_EVERY_STEPS, Monitor, Progress
+
+REPORT_EVERY_S = 5.0
+CHECKPOINT_EVERY_S = 60.0
+_LOOK_EVERY_STEPS = 50
+"""On a GPU the loss is looked at only now and then: looking means waiting for the GPU."""
+_FEW_STEPS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How far a run came."""
+
+    finished: bool
+    """False if it was stopped before its budget was used."""
+    step: int
+    seconds: float
+    """Spent training, since the run was first begun."""
+    progress: Progress | None
+    """The last report since this start; process 0 alone has it."""
+
+
+class Trainer:
+    """A run in progress.
+
+    Args:
+        run: its folder.
+        settings: what it uses.
+        images: its pixels.
+        report: takes lines for a person.
+        stop_wanted: asked after every step whether to stop.
+        together: the processes that train together.
+        stop_on_collapse: end the run if its embeddings collapse; else that is only said.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        settings: Settings,
+        images: DecodedImages,
+        report: Callable[[str], None],
+        stop_wanted: Callable[[], bool],
+        *,
+        together: Together | None = None,
+        stop_on_collapse: bool = False,
+    ) -> None:
+        self.run = run
+        self.settings = settings
+        self.device = torch.device(settings.device)
+        self.report = report
+        self.stop_wanted = stop_wanted
+        self.together = together or Together()
+        torch.backends.cudnn.benchmark = True  # all batches have the same shape
+        torch.manual_seed(settings.seed)  # the same in every process, so all begin with the same weights
+        processes = self.together.processes
+        method = methods.build(settings, len(images.positions), processes)
+        # Channels-last is what the fast convolutions of both oneDNN and cuDNN take.
+        self.method = method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.method.global_batch_norm:
+            batch_norm.join(self.method, processes)
+        self.optimizer = optim.build(settings, self.method)
+        self.gradient = BatchGradient(self.method, settings)
+        self.batches = Batches(
+            images.pixels_NTTC, settings.batch_size, settings.seed, self.device, rows_B=self.gradient.rows_B
+        )
+        self.budget = Budget(epochs=settings.epochs, minutes=settings.minutes, steps_per_epoch=self.batches.per_epoch)
+        self.pixels_NTTC = images.pixels_NTTC
+        self.anchors = self.method.anchors(settings.batch_size)
+        self.monitor = Monitor(
+            run / checkpoint.METRICS,
+            report,
+            anchors=self.anchors,
+            stop_on_collapse=stop_on_collapse,
+            tensorboard=run / checkpoint.TENSORBOARD,
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self._step_s = 0.0
+        self._saved_step = -1
+        self._since = _Since()
+
+    @property
+    def _spent(self) -> Spent:
+        return Spent(step=self.step, seconds=self.seconds, step_s=self._step_s)
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is used."""
+        return self.budget.done(self._spent)
+
+    def resume(self, saved: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        checkpoint.load_weights(self.method, saved, self.run)
+        self.optimizer.load_state_dict(dict(saved.optimizer))
+        self.step, self.seconds, self._saved_step = saved.step, saved.seconds, saved.step
+        self._step_s = saved.step_s
+        if self.together.is_first:
+            self.monitor.forget_after(saved.step)
+
+    def train(self) -> Outcome:
+        """Train until the budget is used or a stop is wanted; either way a checkpoint is written.
+
+        Raises:
+            TrainingError: the loss is not finite, the embeddings have collapsed (if asked for), or the disk is full.
+        """
+        self.method.train()
+        if self._saved_step < 0:
+            self.save(finished=False)  # a disk that cannot be written to shows now and not in an hour
+        with closing(self.batches.start_at(self.step)) as batches, closing(self.monitor):
+            progress = self._train(batches)
+        if not self.done:
+            self.save(finished=False)  # before the whitening, for which whoever wants a stop may not wait
+        self.save(finished=self.done, whitening=self._whitening())
+        return Outcome(finished=self.done, step=self.step, seconds=self.seconds, progress=progress)
+
+    def _train(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Progress | None:
+        """Steps until the budget is used or a stop is wanted."""
+        reported = saved = begun = time.perf_counter()
+        before = self.seconds
+        progress: Progress | None = None
+        output: StepOutput | None = None
+        stopped = 0.0
+        first = self.step
+        while not self.done and not stopped:
+            started = time.perf_counter()
+            indices_B, pixels_BTTC = next(batches)
+            fetched = time.perf_counter()
+            output = self._step(indices_B, pixels_BTTC)
+            now = time.perf_counter()
+            looked = self.device.type == "cpu" or self.step % _LOOK_EVERY_STEPS == 1
+            not_finite = looked and not math.isfinite(output.loss.item())
+            # Process 0 looks at the clock for all, but the slowest one's time counts: with a budget in minutes the
+            # learning rate depends on it, and has to be the same everywhere.
+            asked = self.stop_wanted()
+            stopped, failing, report_now, save_now, self.seconds, self._step_s = self.together.highest(
+                asked,
+                not_finite,
+                self.together.is_first and now - reported >= REPORT_EVERY_S,
+                self.together.is_first and now - saved >= CHECKPOINT_EVERY_S,
+                before + now - begun,
+                # Compiling, or whatever makes the first step slow, says nothing of the next.
+                now - started if self.step > first + 1 else 0.0,
+            )
+            if stopped and not asked:
+                self.report("another process was asked to stop: stopping after this step")
+            self._since.add(output, self.settings.batch_size, fetched - started, now - started)
+            if failing or self.step % CHECK_EVERY_STEPS == 0:
+                with self.together.or_none():
+                    self._check(output)
+            if report_now:
+                progress = self._report(output)
+                reported = now
+            if save_now:
+                self.save(finished=False)
+                saved = time.perf_counter()
+        if output and self._since.steps:
+            progress = self._report(output)
+        if self.done and self.settings.minutes and self.step < _FEW_STEPS:
+            self.report(
+                f"warning: only {self.step} steps fitted into {self.settings.minutes:g} minutes, too few to learn from;"
+                " give more minutes or a smaller --batch-size"
+            )
+        return progress
+
+    def _step(self, indices_B: Tensor, pixels_BTTC: Tensor) -> StepOutput:
+        settings = self.settings
+        progress = self.budget.middle_of_next(self._spent)
+        lr = settings.lr * optim.lr_factor(progress, settings.warmup, drops(settings.lr_drops), settings.lr_end)
+        optim.set_lr(self.optimizer, lr)
+        # For what the network itself draws, as dropout does: in each process for other images.
+        torch.manual_seed(seed_of(settings.seed, f"network {self.together.processes.rank}", self.step))
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            output = self.gradient.of(pixels_BTTC, indices_B, self.step)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the memory of the GPU is too small for {settings.batch_size} images per step; {self._last_good}",
+                hint=f"--batch-size {max(settings.batch_size // 2, 2)}, a smaller network, or a smaller --size-px",
+            ) from error
+        except RuntimeError as error:
+            if not settings.compile or not _from_compiler(error):
+                raise
+            raise TrainingError(
+                f"the network cannot be compiled here: {str(error).strip().splitlines()[0]}", hint="leave out --compile"
+            ) from error
+        if settings.clip_norm:
+            norm = clip_grad_norm_(self.method.parameters(), settings.clip_norm)
+            output = replace(output, diagnostics={**output.diagnostics, "grad_norm": norm})
+        self.optimizer.step()
+        self.step += 1
+        self.method.after_step()
+        return output
+
+    def _check(self, output: StepOutput) -> None:
+        loss = output.loss.item()
+        if not math.isfinite(loss):
+            raise self._not_finite(f"the loss is {loss} at step {self.step - 1}")
+        if self.together.is_first:
+            try:
+                self.monitor.watch(output, self.step)
+            except TrainingError as error:
+                raise TrainingError(f"{error.message}; {self._last_good}", hint=error.hint) from error
+
+    def _not_finite(self, what: str) -> TrainingError:
+        lr = self.optimizer.param_groups[0]["lr"]
+        return TrainingError(
+            f"{what} (lr {lr:.2g}, {self.settings.precision}); {self._last_good}",
+            hint=f"a lower learning rate helps most: --fresh --set lr={self.settings.lr / 4:.2g}",
+        )
+
+    @property
+    def _last_good(self) -> str:
+        return f"the last good checkpoint is {self.run / checkpoint.CHECKPOINT}, of step {self._saved_step}"
+
+    def _report(self, output: StepOutput) -> Progress | None:
+        since, self._since = self._since, _Since()
+        loss = self.together.mean(float(since.loss_sum) / since.steps)
+        progress = None
+        with self.together.or_none():
+            if not math.isfinite(loss):
+                raise self._not_finite(f"the loss is {loss} near step {self.step}")
+            if self.together.is_first:
+                progress = self._progress(output, since, loss)
+                self.monitor.record(progress, self.budget.used(self._spent))
+        return progress
+
+    def _progress(self, output: StepOutput, since: _Since, loss: float) -> Progress:
+        measured = representation.measure(output.features_ND, output.projections_ND, output.views)
+        steps = self.budget.total_steps(self._spent)
+        return Progress(
+            epoch=math.ceil(self.step / self.batches.per_epoch),
+            epochs=math.ceil(steps / self.batches.per_epoch),
+            estimated=not self.settings.epochs,
+            step=self.step,
+            steps=steps,
+            loss=loss,
+            chance=self.anchors.chance,
+            collapse=self.anchors.collapse,
+            rank=measured.rank,
+            dimension=measured.dimension,
+            std=measured.std,
+            alignment=measured.alignment,
+            uniformity=measured.uniformity,
+            lr=self.optimizer.param_groups[0]["lr"],
+            images_per_s=since.images / since.total_s,
+            data_wait=since.waited_s / since.total_s,
+            seconds=self.seconds,
+            eta_s=self.budget.left_s(self._spent, since.total_s / since.steps),
+            diagnostics={name: float(value) for name, value in output.diagnostics.items()},
+        )
+
+    def _whitening(self) -> Mapping[str, Tensor] | None:
+        if not self.settings.whiten or not self.together.is_first:
+            return None
+        return whitening.fit_to_images(self.method.backbone, self.pixels_NTTC, self.settings.size_px).state_dict()
+
+    def save(self, *, finished: bool, whitening: Mapping[str, Tensor] | None = None) -> None:
+        """Write a checkpoint, but never one with numbers that are not finite.
+
+        Raises:
+            TrainingError: a weight is not finite, or the checkpoint cannot be written.
+        """
+        with self.together.or_none():
+            if self.together.is_first:
+                self._save(finished, whitening)
+        self._saved_step = self.step
+
+    def _save(self, finished: bool, whitening: Mapping[str, Tensor] | None) -> None:
+        state = self.method.state_dict()
+        for name, value in state.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise self._not_finite(f"{name} is not finite after step {self.step}")
+        checkpoint.save(
+            Checkpoint(
+                step=self.step,
+                seconds=self.seconds,
+                step_s=self._step_s,
+                finished=finished,
+                method=state,
+                optimizer=self.optimizer.state_dict(),
+                whitening=whitening,
+            ),
+            self.run,
+        )
+
+
+def _from_compiler(error: RuntimeError) -> bool:
+    # Loaded by compiling only: importing it takes seconds.
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
+
+
+class _Since:
+    """Sums since the last report. The loss stays on its device until it is needed."""
+
+    def __init__(self) -> None:
+        self.loss_sum: Tensor | float = 0.0
+        self.steps = 0
+        self.images = 0
+        self.waited_s = 0.0
+        self.total_s = 0.0
+
+    def add(self, output: StepOutput, images: int, waited_s: float, total_s: float) -> None:
+        self.loss_sum = self.loss_sum + output.loss
+        self.steps += 1
+        self.images += images
+        self.waited_s += waited_s
+        self.total_s += total_s

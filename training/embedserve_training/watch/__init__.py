@@ -1,0 +1,1 @@
+"""Whether a run learns: figures without labels, and signs of collapse."""
