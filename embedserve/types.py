@@ -304,7 +304,7 @@ class Hit:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bound:
+class CollectionIdentity:
     """What a collection is for good: which vectors it holds. Known without a look at its files."""
 
     name: str
@@ -336,7 +336,7 @@ class Recall:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CollectionInfo(Bound):
+class CollectionInfo(CollectionIdentity):
     """What a collection is and holds."""
 
     created_unix_s: float

@@ -6,7 +6,7 @@ import re
 
 from embedserve.encoder.session import ImageEncoder
 from embedserve.errors import EncoderMismatch, FailedPrecondition, InvalidInput
-from embedserve.types import EXTERNAL, Bound, Keep
+from embedserve.types import EXTERNAL, CollectionIdentity, Keep
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LONGEST_NAME = 256
@@ -21,7 +21,7 @@ def new(
     dimension: int,
     encoder_fingerprint: str,
     encoder_name: str,
-) -> Bound:
+) -> CollectionIdentity:
     """What a new collection is bound to: the server's encoder unless ``external`` or a fingerprint says otherwise.
 
     Args:
@@ -54,17 +54,21 @@ def new(
                 f"dimension {dimension} was asked for; the encoder makes vectors of {ours.dimension}",
                 hint="leave the dimension out, or make the collection external",
             )
-        return Bound(
+        return CollectionIdentity(
             name=name, fingerprint=encoder.fingerprint, encoder_name=ours.name, dimension=ours.dimension, keep=keep
         )
     if not 1 <= dimension <= 65536:
         whose = "an external collection" if external else "a collection that is bound to another encoder"
         raise InvalidInput(f"{whose} needs a dimension of 1–65536, not {dimension}")
     fingerprint = EXTERNAL if external else encoder_fingerprint
-    return Bound(name=name, fingerprint=fingerprint, encoder_name=encoder_name, dimension=dimension, keep=keep)
+    return CollectionIdentity(
+        name=name, fingerprint=fingerprint, encoder_name=encoder_name, dimension=dimension, keep=keep
+    )
 
 
-def check(bound: Bound, encoder: ImageEncoder, given_fingerprint: str, *, has_images: bool, has_vectors: bool) -> None:
+def check(
+    bound: CollectionIdentity, encoder: ImageEncoder, given_fingerprint: str, *, has_images: bool, has_vectors: bool
+) -> None:
     """Refuse what could not be compared with the vectors of a collection.
 
     Args:

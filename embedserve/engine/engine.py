@@ -38,9 +38,9 @@ from embedserve.observer import Observer
 from embedserve.store.protocol import VectorStore
 from embedserve.types import (
     DEFAULT_TARGET_RECALL,
-    Bound,
     CheckProgress,
     CheckReport,
+    CollectionIdentity,
     CollectionInfo,
     Filter,
     Hit,
@@ -230,7 +230,7 @@ class Engine:
             )
         )
 
-    def bound(self, name: str) -> Bound:
+    def bound(self, name: str) -> CollectionIdentity:
         """What a collection, by name or alias, is bound to; does not wait.
 
         Raises:
@@ -325,7 +325,7 @@ class Engine:
         encoder_fingerprint: str = "",
         deadline: float | None = None,
         timings: Timings | None = None,
-    ) -> tuple[Bound, list[str | EmbedserveError]]:
+    ) -> tuple[CollectionIdentity, list[str | EmbedserveError]]:
         """Write items; for each the id under which it is now on disk, or why it was not written.
 
         An item that is an error already, since it could not be read, keeps its place. ``encoder_fingerprint`` says
@@ -345,7 +345,7 @@ class Engine:
 
     def begin_upsert(
         self,
-        bound: Bound,
+        bound: CollectionIdentity,
         items: Sequence[NewItem | EmbedserveError],
         *,
         encoder_fingerprint: str,
@@ -367,7 +367,7 @@ class Engine:
 
     async def finish_upsert(
         self,
-        bound: Bound,
+        bound: CollectionIdentity,
         begun: Sequence[tuple[list[NewItem | EmbedserveError], list[Embedded | EmbedserveError]]],
     ) -> list[list[str | EmbedserveError]]:
         """The second half: write what several messages hold in one transaction.
@@ -383,7 +383,7 @@ class Engine:
 
     def _check_items(
         self,
-        bound: Bound,
+        bound: CollectionIdentity,
         encoder: ImageEncoder,
         items: Sequence[NewItem | EmbedserveError],
         encoder_fingerprint: str,
@@ -401,7 +401,7 @@ class Engine:
 
     async def _write(
         self,
-        bound: Bound,
+        bound: CollectionIdentity,
         begun: Sequence[tuple[list[NewItem | EmbedserveError], list[Embedded | EmbedserveError]]],
         timings: Timings,
     ) -> list[list[str | EmbedserveError]]:
@@ -420,7 +420,7 @@ class Engine:
 
     async def get_items(
         self, collection: str, ids: Sequence[str], include: Include
-    ) -> tuple[Bound, list[Item | EmbedserveError]]:
+    ) -> tuple[CollectionIdentity, list[Item | EmbedserveError]]:
         """The items with these ids, in order; in the place of one that is not there, ItemNotFound.
 
         Raises:
@@ -447,7 +447,7 @@ class Engine:
                 )
         return bound, [found[item_id] for item_id in ids]
 
-    async def _read_items(self, bound: Bound, ids: Sequence[str], include: Include) -> list[Item | None]:
+    async def _read_items(self, bound: CollectionIdentity, ids: Sequence[str], include: Include) -> list[Item | None]:
         return await self._in_store(
             lambda store: store.get_items(bound.name, ids, include, uid=bound.uid), self._readers
         )
@@ -466,7 +466,7 @@ class Engine:
 
     async def list_items(
         self, collection: str, *, page_size: int, page_token: str, filter: Filter | None, include: Include
-    ) -> tuple[Bound, Page]:
+    ) -> tuple[CollectionIdentity, Page]:
         """A page of items in the order of their ids; ``page_size`` 0 means 100."""
         size = page_size or 100
         self.limits.check("max_page_size", size, "items on a page")
@@ -492,7 +492,7 @@ class Engine:
         encoder_fingerprint: str = "",
         deadline: float | None = None,
         timings: Timings | None = None,
-    ) -> tuple[Bound, list[list[Hit] | EmbedserveError]]:
+    ) -> tuple[CollectionIdentity, list[list[Hit] | EmbedserveError]]:
         """The nearest items for each query, closest first, or why it could not be answered.
 
         A query that is an error already, since it could not be read, keeps its place. ``encoder_fingerprint`` says
@@ -706,7 +706,7 @@ def _with_vector(item: NewItem, units: Iterator[NDArray[np.float32] | Embedserve
 
 def _query_vector(
     query: Query | EmbedserveError,
-    bound: Bound,
+    bound: CollectionIdentity,
     embedded: Iterator[Embedded | EmbedserveError],
     own: Iterator[NDArray[np.float32] | EmbedserveError],
     neighbours: Iterator[Item | None],
@@ -724,5 +724,5 @@ def _query_vector(
             return query
 
 
-def _item_not_found(item_id: str, bound: Bound) -> ItemNotFound:
+def _item_not_found(item_id: str, bound: CollectionIdentity) -> ItemNotFound:
     return ItemNotFound(f"collection {bound.name!r} has no item {item_id!r}")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from embedserve.errors import DeadlineExceeded, EmbedserveError, Unavailable
 from embedserve.store.protocol import VectorStore
-from embedserve.types import Bound, Hit, SearchOptions
+from embedserve.types import CollectionIdentity, Hit, SearchOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ class _Call:
 class _Alike:
     """Calls that ask for the same of one collection."""
 
-    bound: Bound
+    bound: CollectionIdentity
     options: SearchOptions
     calls: deque[_Call] = field(default_factory=deque)
     """In the order in which they are to be served."""
@@ -95,7 +95,7 @@ class Searches:
 
     def submit(
         self,
-        bound: Bound,
+        bound: CollectionIdentity,
         queries: NDArray[np.float32],
         options: SearchOptions,
         exclude_ids: Sequence[str | None],

@@ -30,7 +30,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class WriteActivity:
     """What has happened lately."""
 
     idle: bool
@@ -39,7 +39,7 @@ class Pace:
     """The last build was a while ago."""
 
 
-def next_step(parts: Sequence[Rows], dimension: int, pace: Pace) -> Step | None:
+def next_step(parts: Sequence[Rows], dimension: int, pace: WriteActivity) -> Step | None:
     """What to build next of a snapshot's parts, oldest first; None if nothing.
 
     Args:
@@ -66,7 +66,7 @@ def next_step(parts: Sequence[Rows], dimension: int, pace: Pace) -> Step | None:
     return None
 
 
-def _threshold(pace: Pace) -> int:
+def _threshold(pace: WriteActivity) -> int:
     if pace.idle:
         return _FEW_BYTES
     return _SOME_BYTES if pace.due else _MANY_BYTES

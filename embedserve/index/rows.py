@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.index import kernels
-from embedserve.index.effort import Effort
 from embedserve.index.ids import PackedIds
 from embedserve.index.ranking import error_of
+from embedserve.index.search_params import SearchParams
 
 _numbers = count()
 
@@ -120,7 +120,7 @@ class Rows:
     # --- Search ---------------------------------------------------------------------
 
     def nearest(
-        self, queries: NDArray[np.float32], k: int, effort: Effort, among: NDArray[np.bool_] | None = None
+        self, queries: NDArray[np.float32], k: int, effort: SearchParams, among: NDArray[np.bool_] | None = None
     ) -> Found:
         """For each of the queries [Q, D] at least the k closest live rows, or all if there are fewer.
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.index import structures, tuning
-from embedserve.index.effort import Effort
 from embedserve.index.ids import PackedIds
 from embedserve.index.ranking import error_of
 from embedserve.index.rows import Found, Rows
+from embedserve.index.search_params import SearchParams
 from embedserve.index.spec import IndexSpec
 from embedserve.index.structures import Structure
 from embedserve.index.tuning import Point
@@ -33,7 +33,7 @@ query is if there are fewer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Strays:
+class Unreachable:
     """Some rows of a segment."""
 
     positions: NDArray[np.int64]
@@ -45,12 +45,12 @@ class Strays:
         return len(self.positions)
 
     @classmethod
-    def of(cls, vectors: NDArray[np.float32], positions: NDArray[np.int64]) -> Strays:
+    def of(cls, vectors: NDArray[np.float32], positions: NDArray[np.int64]) -> Unreachable:
         """Those of vectors [N, D] at some positions."""
         return cls(positions, vectors[positions])
 
 
-NO_STRAYS = Strays(np.empty(0, np.int64), np.empty((0, 0), np.float32))
+NO_STRAYS = Unreachable(np.empty(0, np.int64), np.empty((0, 0), np.float32))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +62,7 @@ class Segment(Rows):
     structure: Structure | None
     points: tuple[Point, ...]
     """What its efforts find; empty without a structure."""
-    strays: Strays
+    strays: Unreachable
     """Rows that the structure does not lead to; compared with every query."""
 
     @classmethod
@@ -83,7 +83,7 @@ class Segment(Rows):
             return cls(vectors, rids, ids, None, len(rids), uid, None, (), NO_STRAYS)
         points = tuning.operating_points(structure, vectors, stopped)
         strays = tuning.strays(structure, vectors, points, stopped)[:_MOST_STRAYS]
-        return cls(vectors, rids, ids, None, len(rids), uid, structure, points, Strays.of(vectors, strays))
+        return cls(vectors, rids, ids, None, len(rids), uid, structure, points, Unreachable.of(vectors, strays))
 
     def reaches(self, target_recall: float) -> bool:
         """Whether some effort finds that much."""
@@ -100,7 +100,7 @@ class Segment(Rows):
         return IndexSpec("exact") if self.structure is None else self.structure.spec
 
     def nearest(
-        self, queries: NDArray[np.float32], k: int, effort: Effort, among: NDArray[np.bool_] | None = None
+        self, queries: NDArray[np.float32], k: int, effort: SearchParams, among: NDArray[np.bool_] | None = None
     ) -> Found:
         """For each of the queries [Q, D] about the k closest live rows; never fewer than k if there are k.
 
@@ -152,11 +152,11 @@ class Segment(Rows):
         more = np.where(counts, more, np.float32(-np.inf))
         return np.concatenate([positions, strays], axis=1), np.concatenate([scores, more], axis=1)
 
-    def effort(self, effort: Effort) -> int:
+    def effort(self, effort: SearchParams) -> int:
         """What the structure is searched with: ef or nprobe."""
         assert self.structure is not None
         asked = self.structure.asked(effort)
-        return asked or max(round(tuning.effort_for(self.points, effort.target_recall) * effort.boost), 1)
+        return asked or max(round(tuning.effort_for(self.points, effort.target_recall) * effort.multiplier), 1)
 
 
 def _joined(parts: Sequence[Rows], dimension: int) -> tuple[NDArray[np.int64], PackedIds, NDArray[np.float32]]:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from embedserve.index import kernels
 from embedserve.index.delta import Delta
-from embedserve.index.effort import EXACT, Effort
 from embedserve.index.ranking import Ranking, exact_scores, lowest_candidates, ranked
 from embedserve.index.rows import Found, Frozen, Rows
+from embedserve.index.search_params import EXACT, SearchParams
 from embedserve.index.segment import Segment
 
 
@@ -122,7 +122,7 @@ class Snapshot:
         queries: NDArray[np.float32],
         k: int,
         *,
-        effort: Effort = EXACT,
+        effort: SearchParams = EXACT,
         among: Sequence[NDArray[np.bool_]] | None = None,
     ) -> list[Ranking]:
         """For each query about the best k rows; with ``EXACT`` just these, and all that tie with the last of them.

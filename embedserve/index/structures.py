@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.index import kernels
-from embedserve.index.effort import Effort
+from embedserve.index.search_params import SearchParams
 from embedserve.index.spec import IndexSpec
 
 _CHUNK = 4096
@@ -43,7 +43,7 @@ class Structure(Protocol):
     def efforts(self) -> Sequence[int]:
         """Those worth trying, rising."""
 
-    def asked(self, effort: Effort) -> int:
+    def asked(self, effort: SearchParams) -> int:
         """The effort that was asked for in its own terms; 0: none."""
 
     def search(
@@ -96,7 +96,7 @@ class Hnsw:
         """Values of ef."""
         return (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
-    def asked(self, effort: Effort) -> int:
+    def asked(self, effort: SearchParams) -> int:
         """ef."""
         return effort.ef
 
@@ -154,7 +154,7 @@ class Ivf:
         nlist = self.index.nlist
         return (*(n for n in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024) if n < nlist), nlist)
 
-    def asked(self, effort: Effort) -> int:
+    def asked(self, effort: SearchParams) -> int:
         """nprobe."""
         return effort.nprobe
 

@@ -21,7 +21,7 @@ from embedserve.encoder.session import Encoder, ImageEncoder
 from embedserve.engine.engine import Engine
 from embedserve.errors import EmbedserveError, SetupError
 from embedserve.server.access.reload_files import watch
-from embedserve.server.calls.call_limits import Gate
+from embedserve.server.calls.call_limits import CallLimits
 from embedserve.server.config import ServerConfig
 from embedserve.server.http import HttpServer, application
 from embedserve.server.interceptor import CallInterceptor
@@ -94,7 +94,7 @@ class Server:
         """Who may call."""
         self._watching: list[asyncio.Task[None]] = []
         self._state = ServerState()
-        self._gate = Gate(config.limits)
+        self._gate = CallLimits(config.limits)
         self._replacer = EncoderReplacer(self._open_encoder, self._state)
         self._traces = Traces() if traces is None and config.traces else traces
         self.metrics = Metrics(_methods())

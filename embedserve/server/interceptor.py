@@ -20,8 +20,8 @@ import grpc
 
 from embedserve.errors import DeadlineExceeded, EmbedserveError, InternalError, InvalidInput
 from embedserve.server.access.roles import caller
-from embedserve.server.calls.call_limits import Gate
-from embedserve.server.calls.minimum_rate import LEAST_BYTES_PER_S, Pace
+from embedserve.server.calls.call_limits import CallLimits
+from embedserve.server.calls.minimum_rate import LEAST_BYTES_PER_S, MinimumRate
 from embedserve.server.calls.responses import abort
 from embedserve.server.lifecycle.state import ServerState
 from embedserve.server.telemetry import logs
@@ -83,7 +83,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         traces: where spans go, if anywhere.
     """
 
-    def __init__(self, state: ServerState, gate: Gate, metrics: Metrics, traces: Traces | None = None) -> None:
+    def __init__(self, state: ServerState, gate: CallLimits, metrics: Metrics, traces: Traces | None = None) -> None:
         self._state = state
         self._gate = gate
         self._metrics = metrics
@@ -209,7 +209,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._gate.enter(context.peer())
             request = _checked(await self._gate.receive(context))
             with self._state.call():
-                pace = Pace(_UNTAKEN_S)
+                pace = MinimumRate(_UNTAKEN_S)
                 async with aclosing(inner(request, context)) as responses:
                     async for response in responses:
                         await _write(response, context, pace)
@@ -275,7 +275,7 @@ def _accept(context: _Context) -> _Call:
     return call
 
 
-async def _write(response: Any, context: _Context, pace: Pace) -> None:
+async def _write(response: Any, context: _Context, pace: MinimumRate) -> None:
     """Send a message of several.
 
     Raises:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from embedserve.types import (
     DEFAULT_TARGET_RECALL,
-    Bound,
     CheckProgress,
     CheckReport,
+    CollectionIdentity,
     CollectionInfo,
     Filter,
     Hit,
@@ -64,7 +64,7 @@ class VectorStore(Protocol):
             AlreadyExists: a collection or an alias has the name.
         """
 
-    def bound(self, name: str) -> Bound:
+    def bound(self, name: str) -> CollectionIdentity:
         """What the collection is bound to. Never waits, so that the event loop may ask before every call.
 
         Raises:

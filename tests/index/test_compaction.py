@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedserve.index.compaction import Pace, Step, next_step
+from embedserve.index.compaction import Step, WriteActivity, next_step
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
 from embedserve.index.segment import NO_STRAYS, Segment
@@ -18,7 +18,11 @@ from embedserve.index.spec import IndexSpec
 
 D = 1024
 """So that 256 rows are 1 MiB."""
-BUSY, DUE, IDLE = Pace(idle=False, due=False), Pace(idle=False, due=True), Pace(idle=True, due=True)
+BUSY, DUE, IDLE = (
+    WriteActivity(idle=False, due=False),
+    WriteActivity(idle=False, due=True),
+    WriteActivity(idle=True, due=True),
+)
 FEW, SOME, MANY = 256, 1024, 16384
 """Rows that are sealed when nothing is written, when the last build is a while ago, and in any case."""
 
@@ -46,7 +50,7 @@ def test_nothing_is_done_where_there_is_nothing() -> None:
 
 
 @pytest.mark.parametrize(("pace", "rows"), [(BUSY, MANY), (DUE, SOME), (IDLE, FEW)])
-def test_rows_wait_the_longer_the_more_is_written(pace: Pace, rows: int) -> None:
+def test_rows_wait_the_longer_the_more_is_written(pace: WriteActivity, rows: int) -> None:
     assert next_step([waiting(rows - 1)], D, pace) is None
     assert next_step([waiting(rows)], D, pace) == Step(0, 1)
     # All that wait go together.
@@ -87,7 +91,7 @@ SIZES = st.tuples(st.booleans(), st.integers(0, 3000), st.integers(0, 3000))
 @settings(max_examples=300, deadline=None)
 @given(st.lists(SIZES, max_size=12), st.sampled_from([BUSY, DUE, IDLE]))
 def test_steps_come_to_an_end_with_sizes_that_fall_by_more_than_half(
-    sizes: list[tuple[bool, int, int]], pace: Pace
+    sizes: list[tuple[bool, int, int]], pace: WriteActivity
 ) -> None:
     parts = [part(live, dead, sealed=sealed) for sealed, live, dead in sizes if live + dead]
     live = sum(each.live for each in parts)

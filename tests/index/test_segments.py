@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from embedserve.index import tuning
 from embedserve.index.delta import Delta
-from embedserve.index.effort import EXACT, Effort
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
-from embedserve.index.segment import NO_STRAYS, Segment, Strays
+from embedserve.index.search_params import EXACT, SearchParams
+from embedserve.index.segment import NO_STRAYS, Segment, Unreachable
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
 from embedserve.index.structures import Stopped
@@ -88,11 +88,13 @@ def test_every_segment_says_what_it_is_and_what_its_efforts_find(segment: Segmen
     else:
         assert str(segment.spec) in KINDS[1:]
         assert segment.points[-1].recall > 0.95
-        easy, hard = (segment.effort(Effort(target_recall=target)) for target in (0.5, 0.99))
+        easy, hard = (segment.effort(SearchParams(target_recall=target)) for target in (0.5, 0.99))
         assert easy <= hard
-        assert segment.effort(Effort(target_recall=0.9, boost=3.0)) == 3 * segment.effort(Effort(target_recall=0.9))
-        # What is asked for in its own terms is neither tuned nor boosted.
-        assert segment.effort(Effort(ef=33, nprobe=33, boost=2.0)) == 33
+        assert segment.effort(SearchParams(target_recall=0.9, multiplier=3.0)) == 3 * segment.effort(
+            SearchParams(target_recall=0.9)
+        )
+        # What is asked for in its own terms is neither tuned nor multiplied.
+        assert segment.effort(SearchParams(ef=33, nprobe=33, multiplier=2.0)) == 33
 
 
 @pytest.mark.usefixtures("compare_few")
@@ -102,7 +104,7 @@ def test_dead_rows_never_come_back_and_live_ones_are_found(segment: Segment, dea
     left = segment.without(gone)
     snapshot, queries = Snapshot.of(1, D, [left]), units(100, 7)
     truth = snapshot.nearest(queries, 10, effort=EXACT)
-    found = snapshot.nearest(queries, 10, effort=Effort(target_recall=0.95))
+    found = snapshot.nearest(queries, 10, effort=SearchParams(target_recall=0.95))
     right = 0
     for got, best in zip(found, truth, strict=True):
         assert not set(got.rids.tolist()) & set(gone.tolist())
@@ -118,7 +120,7 @@ def test_only_matching_rows_are_found_and_no_fewer_than_there_are(segment: Segme
     mask = np.random.default_rng(2).random(4000) < matching
     among = [mask, np.empty(0, np.bool_)]
     truth = snapshot.nearest(queries, 10, effort=EXACT, among=among)
-    found = snapshot.nearest(queries, 10, effort=Effort(target_recall=0.9), among=among)
+    found = snapshot.nearest(queries, 10, effort=SearchParams(target_recall=0.9), among=among)
     right = 0
     for got, best in zip(found, truth, strict=True):
         assert mask[got.positions].all()
@@ -131,7 +133,7 @@ def test_only_matching_rows_are_found_and_no_fewer_than_there_are(segment: Segme
 @pytest.mark.parametrize("k", [1, 999, 1000, 1001, 3999, 4000, 5000])
 def test_as_many_rows_are_found_as_are_asked_for(segment: Segment, k: int) -> None:
     snapshot = Snapshot.of(1, D, [segment])
-    for ranking in snapshot.nearest(units(3, 9), k, effort=Effort(target_recall=0.5)):
+    for ranking in snapshot.nearest(units(3, 9), k, effort=SearchParams(target_recall=0.5)):
         assert len(ranking.rids) >= min(k, 4000)
         assert len(set(ranking.rids.tolist())) == len(ranking.rids)
         assert (np.diff(ranking.scores) <= 0).all()
@@ -141,7 +143,7 @@ def test_a_search_that_finds_too_few_is_answered_by_comparing_every_row(segment:
     # One list, or ten rows around one entry, hold fewer live rows than are asked for.
     left = segment.without(np.setdiff1d(np.arange(1, 4001), np.arange(1, 4001, 4)))
     snapshot = Snapshot.of(1, D, [left])
-    for ranking in snapshot.nearest(units(20, 10), 240, effort=Effort(ef=1, nprobe=1)):
+    for ranking in snapshot.nearest(units(20, 10), 240, effort=SearchParams(ef=1, nprobe=1)):
         assert len(ranking.rids) >= 240
 
 
@@ -151,7 +153,7 @@ class Blind:
     spec = parse("hnsw")
     efforts = (1,)
 
-    def asked(self, effort: Effort) -> int:
+    def asked(self, effort: SearchParams) -> int:
         return 1
 
     def search(
@@ -170,7 +172,7 @@ def test_places_without_a_row_count_for_none(dead: list[int]) -> None:
     part = rows(1, 100)
     segment = Segment(part.vectors, part.rids, part.ids, None, 100, "a", Blind(), (), NO_STRAYS)
     left = segment.without(np.array(dead, np.int64))
-    (ranking,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, effort=Effort(ef=1))
+    (ranking,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, effort=SearchParams(ef=1))
     (right,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, effort=EXACT)
     assert ranking.rids.tolist() == right.rids.tolist()
 
@@ -276,7 +278,7 @@ def test_packed_ids_are_those_that_were_packed() -> None:
         packed[4]
 
 
-def selves_missed(segment: Segment, effort: Effort) -> int:
+def selves_missed(segment: Segment, effort: SearchParams) -> int:
     """How many rows are not found by their own vectors."""
     rankings = Snapshot.of(1, D, [segment]).nearest(segment.vectors, 1, effort=effort)
     return sum(ranking.scores[0] < 0.999_999 for ranking in rankings)
@@ -285,7 +287,7 @@ def selves_missed(segment: Segment, effort: Effort) -> int:
 def test_rows_that_a_graph_does_not_lead_to_are_found_all_the_same() -> None:
     # With few links many rows are linked to by nobody.
     sparse = built("hnsw:m=4,ef_construction=8", [rows(1, 6000)])
-    hard = Effort(ef=4 * sparse.effort(Effort()))
+    hard = SearchParams(ef=4 * sparse.effort(SearchParams()))
     assert len(sparse.strays) > 3
     assert selves_missed(sparse, hard) == 0
     assert selves_missed(replace(sparse, strays=NO_STRAYS), hard) == len(sparse.strays)
@@ -297,12 +299,12 @@ def test_strays_are_in_no_answer_twice_nor_when_they_are_dead_or_do_not_match(se
     if segment.structure is None:
         pytest.skip("nothing strays where all rows are compared")
     strays = np.arange(0, 4000, 40)
-    with_strays = replace(segment, strays=Strays.of(segment.vectors, strays))
+    with_strays = replace(segment, strays=Unreachable.of(segment.vectors, strays))
     snapshot, queries = Snapshot.of(1, D, [with_strays.without(with_strays.rids[strays[::2]])]), units(40, 5)
-    for ranking in snapshot.nearest(queries, 200, effort=Effort()):
+    for ranking in snapshot.nearest(queries, 200, effort=SearchParams()):
         assert len(set(ranking.rids.tolist())) == len(ranking.rids) >= 200
         assert not set(ranking.rids.tolist()) & set(segment.rids[strays[::2]].tolist())
     odd = [part.live_mask() & (part.rids % 80 != 41) for part in snapshot.parts]
-    for ranking in snapshot.nearest(queries, 200, effort=Effort(), among=odd):
+    for ranking in snapshot.nearest(queries, 200, effort=SearchParams(), among=odd):
         assert len(set(ranking.rids.tolist())) == len(ranking.rids) >= 200
         assert not (ranking.rids % 80 == 41).any()

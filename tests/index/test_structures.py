@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from embedserve.index import kernels, structures
-from embedserve.index.effort import Effort
+from embedserve.index.search_params import SearchParams
 from embedserve.index.spec import IndexSpec, chosen, parse
 from embedserve.index.structures import Hnsw, Ivf, Stopped, Structure
 
@@ -116,7 +116,7 @@ def test_rows_that_are_all_the_same_are_found_all_the_same(kind: str) -> None:
 
 
 def test_asked_efforts_are_those_of_the_kind(pair: dict[str, Structure]) -> None:
-    effort = Effort(ef=70, nprobe=9)
+    effort = SearchParams(ef=70, nprobe=9)
     assert [pair[kind].asked(effort) for kind in KINDS] == [70, 9]
 
 

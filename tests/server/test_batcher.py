@@ -75,7 +75,7 @@ def submit(batcher: Batcher[int, str], numbers: list[int], turn: object, deadlin
     return batcher.submit(numbers, turn=turn, deadline=deadline, stages=Stages())
 
 
-class Gate:
+class CallLimits:
     """An encoder that waits, in its first batch, until it is opened; so that a test can fill the queue."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Gate:
         return numbers_of(images)
 
 
-async def busy(gate: Gate, batcher: Batcher[int, str]) -> asyncio.Future:
+async def busy(gate: CallLimits, batcher: Batcher[int, str]) -> asyncio.Future:
     """Image 0 keeps the only worker busy."""
     first = submit(batcher, [0], "first")
     await asyncio.to_thread(gate.entered.wait, 20)
@@ -98,7 +98,7 @@ async def busy(gate: Gate, batcher: Batcher[int, str]) -> asyncio.Future:
 
 def test_what_waits_while_the_encoder_is_busy_becomes_one_batch() -> None:
     async def scenario() -> list[list[int]]:
-        gate = Gate()
+        gate = CallLimits()
         batcher = batcher_of(gate.encode)
         calls = [await busy(gate, batcher), *(submit(batcher, [number], number) for number in (1, 2, 3))]
         gate.opened.set()
@@ -111,7 +111,7 @@ def test_what_waits_while_the_encoder_is_busy_becomes_one_batch() -> None:
 
 def test_a_large_call_and_a_small_one_take_turns() -> None:
     async def scenario() -> list[list[int]]:
-        gate = Gate()
+        gate = CallLimits()
         batcher = batcher_of(gate.encode, max_batch=2)
         calls = [await busy(gate, batcher), submit(batcher, [1, 2, 3, 4, 5, 6], "large"), submit(batcher, [9], "small")]
         gate.opened.set()
@@ -124,7 +124,7 @@ def test_a_large_call_and_a_small_one_take_turns() -> None:
 
 def test_calls_of_one_stream_take_turns_with_others_as_one() -> None:
     async def scenario() -> list[list[int]]:
-        gate = Gate()
+        gate = CallLimits()
         batcher = batcher_of(gate.encode, max_batch=2)
         calls = [await busy(gate, batcher), *(submit(batcher, [number], "stream") for number in (1, 2, 3))]
         calls.append(submit(batcher, [9], "small"))
@@ -138,7 +138,7 @@ def test_calls_of_one_stream_take_turns_with_others_as_one() -> None:
 
 def test_a_call_whose_caller_has_gone_is_neither_prepared_nor_encoded() -> None:
     async def scenario() -> tuple[list[list[int]], int, Counter[Outcome]]:
-        gate, observer = Gate(), Counting()
+        gate, observer = CallLimits(), Counting()
         batcher = batcher_of(gate.encode, observer=observer)
         first = await busy(gate, batcher)
         gone, stays = submit(batcher, [1, 2, 3], "a"), submit(batcher, [4], "b")
@@ -159,7 +159,7 @@ def test_a_call_whose_caller_has_gone_is_neither_prepared_nor_encoded() -> None:
 @SHAPES
 def test_an_image_whose_deadline_has_passed_is_not_encoded(decode_threads: int) -> None:
     async def scenario() -> tuple[list[list[int]], object]:
-        gate = Gate()
+        gate = CallLimits()
         batcher = batcher_of(gate.encode, decode_threads=decode_threads)
         first = await busy(gate, batcher)
         late = submit(batcher, [1], "late", deadline=time.monotonic())
@@ -176,7 +176,7 @@ def test_an_image_whose_deadline_has_passed_is_not_encoded(decode_threads: int) 
 
 def test_an_image_that_ran_out_of_time_after_it_was_prepared_is_left_out_of_the_batch() -> None:
     async def scenario() -> tuple[list[list[int]], object, object]:
-        gate = Gate()
+        gate = CallLimits()
         batcher = batcher_of(gate.encode, decode_threads=1)
         first = await busy(gate, batcher)
         deadline = time.monotonic() + 0.2
@@ -317,7 +317,7 @@ def test_no_more_images_are_prepared_ahead_than_the_next_batches_need() -> None:
         return prepare(number, row)
 
     async def scenario() -> int:
-        gate = Gate()
+        gate = CallLimits()
         batcher = Batcher(
             slowly, gate.encode, shape=(1, 1, 3), runs=1, decode_threads=3, max_batch=4, observer=Observer()
         )
@@ -338,7 +338,7 @@ def test_no_more_images_are_prepared_ahead_than_the_next_batches_need() -> None:
 
 def test_what_is_expected_counts_the_turns_of_others_and_not_the_length_of_their_calls() -> None:
     async def scenario() -> tuple[float, float, float]:
-        gate = Gate()
+        gate = CallLimits()
         batcher = batcher_of(gate.encode, max_batch=2)
         first = await busy(gate, batcher)
         batcher.ms_per_image = 10.0

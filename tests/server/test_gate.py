@@ -12,7 +12,7 @@ import pytest
 from embedserve import Client
 from embedserve.errors import Overloaded
 from embedserve.server.calls import call_limits as gate_module
-from embedserve.server.calls.call_limits import Gate
+from embedserve.server.calls.call_limits import CallLimits
 from embedserve.types import Limits
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
@@ -155,7 +155,7 @@ def test_a_caller_who_leaves_while_he_waits_to_be_received_gives_his_turn_to_the
             return "request"
 
     async def scenario() -> tuple[bool, list[str]]:
-        gate = Gate(Limits(max_message_bytes=MIB, max_queue_bytes=4 * MIB))
+        gate = CallLimits(Limits(max_message_bytes=MIB, max_queue_bytes=4 * MIB))
         contexts = [Context() for _ in range(6)]
         reading = [asyncio.create_task(gate.receive(context)) for context in contexts]
         await asyncio.sleep(0)

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from embedserve.engine.searches import Searches
 from embedserve.errors import CollectionNotFound, DeadlineExceeded, InvalidInput, Unavailable
 from embedserve.store.protocol import VectorStore
-from embedserve.types import Bound, Eq, Hit, Keep, SearchOptions
+from embedserve.types import CollectionIdentity, Eq, Hit, Keep, SearchOptions
 
 PLAIN = SearchOptions()
 
 
-def bound(name: str) -> Bound:
-    return Bound(name=name, fingerprint="f", encoder_name="e", dimension=1, keep=Keep.NONE, uid=f"uid of {name}")
+def bound(name: str) -> CollectionIdentity:
+    return CollectionIdentity(
+        name=name, fingerprint="f", encoder_name="e", dimension=1, keep=Keep.NONE, uid=f"uid of {name}"
+    )
 
 
 def query(*numbers: float) -> NDArray[np.float32]:

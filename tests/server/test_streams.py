@@ -10,7 +10,7 @@ import pytest
 from embedserve import Client
 from embedserve.engine.admission import Admission
 from embedserve.errors import Unavailable
-from embedserve.server.calls.streams import Intake, Weight, ordered
+from embedserve.server.calls.streams import Cost, ReadAhead, ordered
 from embedserve.types import Limits
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as pb
@@ -20,11 +20,11 @@ from tests.fakes import FakeEncoder, picture
 from tests.running import serving
 
 
-def intake(window: int, admission: Admission | None = None, readers: set | None = None) -> Intake[int]:
-    return Intake(
+def intake(window: int, admission: Admission | None = None, readers: set | None = None) -> ReadAhead[int]:
+    return ReadAhead(
         window=window,
         admission=admission or Admission(Limits()),
-        weigh=lambda _: Weight(1, 1, 10),
+        weigh=lambda _: Cost(1, 1, 10),
         readers=set() if readers is None else readers,
     )
 
@@ -401,7 +401,7 @@ def test_a_stream_has_no_more_images_in_work_than_its_window_however_large_its_m
             return number, future
 
         for window in (16, 4):
-            sevens = Intake(window=window, admission=admission, weigh=lambda _: Weight(7, 7, 10), readers=set())
+            sevens = ReadAhead(window=window, admission=admission, weigh=lambda _: Cost(7, 7, 10), readers=set())
             assert [number for number, _ in await collect(ordered(numbers(50), begin, same, sevens))] == list(range(50))
         assert admission.images == 0
         return most

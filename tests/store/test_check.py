@@ -14,8 +14,8 @@ import pytest
 from store_cases import all_ids, found, items_file, random_units, unit
 
 from embedserve.errors import CollectionNotFound, StoreError
-from embedserve.index.effort import EXACT, Effort
 from embedserve.index.ranking import Ranking
+from embedserve.index.search_params import EXACT, SearchParams
 from embedserve.index.snapshot import Snapshot
 from embedserve.store.local.store import LocalStore
 from embedserve.types import EXTERNAL, CheckProgress, CheckReport, Item, Keep, Media, SearchOptions
@@ -320,7 +320,7 @@ def test_an_item_that_a_search_for_its_vector_does_not_find_is_told(
     segment = store._collections["photos"].snapshot.segments[0]
     rids = set(segment.rids[segment.live_positions()[10 : 10 + hidden]].tolist())
 
-    def without(snapshot: Snapshot, queries: np.ndarray, k: int, *, effort: Effort) -> list[Ranking]:
+    def without(snapshot: Snapshot, queries: np.ndarray, k: int, *, effort: SearchParams) -> list[Ranking]:
         rankings = nearest(snapshot, queries, k + 1, effort=effort)
         kept = []
         for ranking in rankings:

@@ -191,7 +191,7 @@ def test_items_that_an_older_catalog_does_not_know_are_kept_and_told_of(
         assert all_ids(store, "newer") == ["a"]
 
 
-@pytest.mark.parametrize("step", ["remove", "doom"])
+@pytest.mark.parametrize("step", ["remove", "mark_for_removal"])
 def test_a_removal_that_died_half_way_is_finished_at_the_next_start(
     data: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -207,7 +207,7 @@ def test_a_removal_that_died_half_way_is_finished_at_the_next_start(
             store.delete_collection("gone")
     store.close()
     with LocalStore.open(data) as store:
-        left = ["gone", "photos"] if step == "doom" else ["photos"]
+        left = ["gone", "photos"] if step == "mark_for_removal" else ["photos"]
         assert [info.name for info in store.list_collections()] == left
     assert len(list((data / "collections").iterdir())) == len(left)
 

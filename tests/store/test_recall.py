@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from store_cases import random_units
 
-from embedserve.index.effort import Effort
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
+from embedserve.index.search_params import SearchParams
 from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
@@ -73,13 +73,13 @@ def test_without_real_queries_made_up_ones_are_taken_and_change_no_effort(honest
     monitor = RecallMonitor(0.95)
     recall = monitor.measure(of(honest))
     assert recall is not None
-    assert (recall.real, recall.queries, monitor.boost) == (False, 100, 1.0)
+    assert (recall.real, recall.queries, monitor.multiplier) == (False, 100, 1.0)
     assert 0.9 < recall.value <= 1.0
 
 
 def test_measured_recall_is_that_of_a_count_by_hand(honest: Segment) -> None:
     snapshot, queries = of(honest), random_units(50, D, 5)
-    effort = Effort(ef=12)
+    effort = SearchParams(ef=12)
     found = snapshot.nearest(queries, 10, effort=effort)
     nearest = np.argsort(-(queries.astype(np.float64) @ honest.vectors.T.astype(np.float64)), axis=1)[:, :10] + 1
     by_hand = np.mean(
@@ -87,19 +87,19 @@ def test_measured_recall_is_that_of_a_count_by_hand(honest: Segment) -> None:
     )
     assert 0.3 < by_hand < 0.999
     assert Comparison(snapshot, queries).recall(effort) == pytest.approx(by_hand)
-    assert Comparison(snapshot, queries).recall(Effort(exact=True)) == 1.0
+    assert Comparison(snapshot, queries).recall(SearchParams(exact=True)) == 1.0
 
 
 def test_of_rows_with_the_same_score_any_is_right() -> None:
     vectors = np.repeat(random_units(150, D), 20, axis=0)
     segment = Segment.built("a", parse("hnsw:m=16"), [rows_of(vectors)], D, never)
-    assert Comparison(of(segment), random_units(40, D, 6)).recall(Effort(ef=300)) >= 0.99
+    assert Comparison(of(segment), random_units(40, D, 6)).recall(SearchParams(ef=300)) >= 0.99
 
 
 @pytest.mark.parametrize("items", [0, 3])
 def test_fewer_rows_than_ten_are_all_that_can_be_found(items: int) -> None:
     comparison = Comparison(of(rows_of(random_units(items, D))), random_units(5, D, 2))
-    assert comparison.recall(Effort()) == 1.0
+    assert comparison.recall(SearchParams()) == 1.0
 
 
 def test_real_queries_that_are_found_too_rarely_raise_the_effort_until_they_are_not() -> None:
@@ -112,11 +112,11 @@ def test_real_queries_that_are_found_too_rarely_raise_the_effort_until_they_are_
     assert recall is not None
     assert (recall.real, recall.queries) == (True, 60)
     assert recall.value >= 0.97
-    assert 1.4 < monitor.boost <= 16
-    raised = monitor.boost
+    assert 1.4 < monitor.multiplier <= 16
+    raised = monitor.multiplier
     # Once it is enough it stays, for so few queries say little.
     monitor.measure(snapshot)
-    assert monitor.boost == raised
+    assert monitor.multiplier == raised
 
 
 def test_many_real_queries_that_would_be_found_with_less_lower_the_effort() -> None:
@@ -125,11 +125,11 @@ def test_many_real_queries_that_would_be_found_with_less_lower_the_effort() -> N
     for query in random_units(99, D, 9):
         monitor.sample(query[None])
     monitor.measure(snapshot)
-    assert monitor.boost == 1.0
+    assert monitor.multiplier == 1.0
     monitor.sample(random_units(1, D, 10))
     recall = monitor.measure(snapshot)
     assert recall is not None
-    assert 0.25 <= monitor.boost < 0.5
+    assert 0.25 <= monitor.multiplier < 0.5
     assert recall.value >= 0.91
 
 
@@ -138,7 +138,7 @@ def test_effort_is_raised_to_sixteen_times_at_most() -> None:
     for query in random_units(40, D, 11):
         monitor.sample(query[None])
     monitor.measure(of(graph((Point(10, 1.0),))))
-    assert 1.0 < monitor.boost <= 16.0
+    assert 1.0 < monitor.multiplier <= 16.0
 
 
 def test_effort_that_gains_nothing_is_not_made(honest: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,22 +149,24 @@ def test_effort_that_gains_nothing_is_not_made(honest: Segment, monkeypatch: pyt
     recall = monitor.measure(of(honest))
     assert recall is not None
     assert recall.value == 0.8
-    assert monitor.boost == 1.0
+    assert monitor.multiplier == 1.0
 
 
 def test_a_target_near_one_lowers_the_effort_again_too(honest: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"easy": False}
     monkeypatch.setattr(
-        Comparison, "recall", lambda comparison, effort: 1.0 if found["easy"] else min(0.9 + effort.boost / 40, 1.0)
+        Comparison,
+        "recall",
+        lambda comparison, effort: 1.0 if found["easy"] else min(0.9 + effort.multiplier / 40, 1.0),
     )
     monitor = RecallMonitor(0.995)
     for query in random_units(100, D, 14):
         monitor.sample(query[None])
     monitor.measure(of(honest))
-    assert monitor.boost > 2
+    assert monitor.multiplier > 2
     found["easy"] = True
     monitor.measure(of(honest))
-    assert monitor.boost < 1
+    assert monitor.multiplier < 1
 
 
 def test_a_measurement_is_given_up_when_the_store_closes(honest: Segment) -> None:

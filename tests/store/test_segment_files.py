@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from store_cases import random_units
 
 from embedserve.errors import DiskFull, StoreError
-from embedserve.index.effort import Effort
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
+from embedserve.index.search_params import SearchParams
 from embedserve.index.segment import NO_STRAYS, Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
@@ -56,7 +56,7 @@ def used(files: SegmentFiles, *segments: Segment, seq: int = 7) -> list[Segment]
     return written
 
 
-def answers(of: Segment, effort: Effort) -> list[tuple[list[int], list[float]]]:
+def answers(of: Segment, effort: SearchParams) -> list[tuple[list[int], list[float]]]:
     rankings = Snapshot.of(1, D, [of]).nearest(random_units(20, D, 99), 10, effort=effort)
     return [(ranking.rids.tolist(), ranking.scores.tolist()) for ranking in rankings]
 
@@ -78,7 +78,7 @@ def test_a_written_segment_is_the_one_that_was_built(files: SegmentFiles, kind: 
         assert (other.uid, other.spec, other.points) == (built.uid, built.spec, built.points)
         assert (other.live, other.dead, len(other)) == (600, 0, 600)
         assert not other.vectors.flags.writeable
-        for effort in (Effort(ef=12, nprobe=2), Effort(target_recall=0.9), Effort(exact=True)):
+        for effort in (SearchParams(ef=12, nprobe=2), SearchParams(target_recall=0.9), SearchParams(exact=True)):
             assert answers(other, effort) == answers(built, effort)
     assert files.problems("a" * 32) == []
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from embedserve.errors import DataError, EmbedserveError, SetupError
-from embedserve_training.distributed.launch import Together, meet
+from embedserve_training.distributed.launch import ProcessGroup, meet
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What ``torchrun`` sets."""
@@ -33,26 +33,26 @@ def fail() -> None:
 
 
 def test_without_torchrun_a_process_is_alone_and_first() -> None:
-    with meet("auto") as together:
-        assert (together.processes.count, together.is_first) == (1, True)
-        assert together.highest(3, -1.5, False) == [3, -1.5, False]
-        assert together.mean(0.25) == 0.25
-        assert together.from_first(lambda: "found") == "found"
+    with meet("auto") as group:
+        assert (group.processes.count, group.is_first) == (1, True)
+        assert group.all_reduce_max(3, -1.5, False) == [3, -1.5, False]
+        assert group.mean(0.25) == 0.25
+        assert group.from_first(lambda: "found") == "found"
     assert not dist.is_initialized()
 
 
 def test_a_single_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with meet("cpu") as together:
-        assert together.processes.count == 1
+    with meet("cpu") as group:
+        assert group.processes.count == 1
     assert not dist.is_initialized()
 
 
 def test_alone_a_failure_is_what_it_is() -> None:
-    with pytest.raises(DataError, match="there are no images"), Together().or_none():
+    with pytest.raises(DataError, match="there are no images"), ProcessGroup().or_none():
         fail()
     with pytest.raises(DataError, match="there are no images"):
-        Together().from_first(fail)
+        ProcessGroup().from_first(fail)
 
 
 def test_more_processes_than_gpus_are_refused_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,15 +78,15 @@ def work(folder: str) -> None:
     outcomes: dict[str, Any] = {}
     rank = int(os.environ["RANK"])
     try:
-        with meet("cpu") as together:
-            outcomes["highest"] = together.highest(rank, -rank, rank == 1)
-            outcomes["mean"] = together.mean(rank)
-            outcomes["found"] = together.from_first(lambda: {"by": rank})
-            with together.or_none():
+        with meet("cpu") as group:
+            outcomes["highest"] = group.all_reduce_max(rank, -rank, rank == 1)
+            outcomes["mean"] = group.mean(rank)
+            outcomes["found"] = group.from_first(lambda: {"by": rank})
+            with group.or_none():
                 outcomes["nobody failed"] = True
             if rank == 2:
                 os._exit(3)
-            together.highest(0)
+            group.all_reduce_max(0)
     except EmbedserveError as error:
         outcomes["lost"] = [type(error).__name__, error.message]
     except BaseException:
@@ -99,7 +99,7 @@ def fail_in_1_and_2(folder: str) -> None:
     rank = int(os.environ["RANK"])
     outcome: list[Any] = []
     try:
-        with meet("cpu") as together, together.or_none():
+        with meet("cpu") as group, group.or_none():
             if rank == 1:
                 fail()
             if rank == 2:

@@ -57,15 +57,15 @@ class Constant(nn.Module):
         return vector_D.expand(len(x), -1)
 
 
-# --- Anchors -------------------------------------------------------------------------------------------------------
+# --- Loss references -----------------
 
 
 def test_simclr_that_gives_all_images_the_same_vector_costs_its_collapse_anchor() -> None:
     method = simclr()
     method.projector = Constant(16)  # type: ignore[assignment]
     loss = method(drawn_views(method), indices(), seeded()).loss
-    assert loss.item() == pytest.approx(method.anchors(BATCH).collapse, rel=1e-6)
-    assert method.anchors(256).collapse == pytest.approx(6.2364, abs=1e-4)  # ln 511
+    assert loss.item() == pytest.approx(method.loss_references(BATCH).collapse, rel=1e-6)
+    assert method.loss_references(256).collapse == pytest.approx(6.2364, abs=1e-4)  # ln 511
 
 
 def test_moco_whose_queue_is_full_of_the_same_vector_costs_its_collapse_anchor() -> None:
@@ -74,17 +74,19 @@ def test_moco_whose_queue_is_full_of_the_same_vector_costs_its_collapse_anchor()
     for _ in range(3):  # 24 keys fill a queue of 20
         loss = method(drawn_views(method), indices(), seeded()).loss
         method.queue.put(method.new_keys.pop())
-    assert loss.item() != pytest.approx(method.anchors(BATCH).collapse, rel=0.05)  # not yet: random keys were left
+    assert loss.item() != pytest.approx(
+        method.loss_references(BATCH).collapse, rel=0.05
+    )  # not yet: random keys were left
     loss = method(drawn_views(method), indices(), seeded()).loss
-    assert loss.item() == pytest.approx(method.anchors(BATCH).collapse, rel=1e-6)
-    assert moco(queue_size=4096).anchors(BATCH).collapse == pytest.approx(8.318, abs=1e-3)  # ln 4097
+    assert loss.item() == pytest.approx(method.loss_references(BATCH).collapse, rel=1e-6)
+    assert moco(queue_size=4096).loss_references(BATCH).collapse == pytest.approx(8.318, abs=1e-3)  # ln 4097
 
 
 def test_barlow_twins_that_gives_all_images_the_same_vector_costs_as_many_as_it_has_numbers() -> None:
     method = barlow_twins()
     method.projector = Constant(16)  # type: ignore[assignment]
     loss = method(drawn_views(method), indices(), seeded()).loss
-    assert loss.item() == method.anchors(BATCH).collapse == 16.0
+    assert loss.item() == method.loss_references(BATCH).collapse == 16.0
 
 
 def test_instance_discrimination_whose_bank_holds_one_vector_costs_its_collapse_anchor() -> None:
@@ -92,8 +94,8 @@ def test_instance_discrimination_whose_bank_holds_one_vector_costs_its_collapse_
     method.head = Constant(16)  # type: ignore[assignment]
     method.bank.rows_ND.copy_(torch.nn.functional.normalize(torch.linspace(-1, 2, 16), dim=0).expand(IMAGES, -1))
     loss = method(drawn_views(method), indices(), seeded()).loss
-    assert loss.item() == pytest.approx(method.anchors(BATCH).collapse, rel=1e-6)
-    assert method.anchors(BATCH).collapse == pytest.approx(3.17805, abs=1e-5)  # ln 24
+    assert loss.item() == pytest.approx(method.loss_references(BATCH).collapse, rel=1e-6)
+    assert method.loss_references(BATCH).collapse == pytest.approx(3.17805, abs=1e-5)  # ln 24
 
 
 def test_instance_discrimination_with_noise_costs_far_more_in_collapse_than_at_chance_as_its_anchors_say() -> None:
@@ -104,7 +106,7 @@ def test_instance_discrimination_with_noise_costs_far_more_in_collapse_than_at_c
     method(views_VBCSS, indices_B, seeded())  # estimates Z on a bank of random directions
     method.bank.rows_ND.copy_(torch.nn.functional.normalize(torch.linspace(-1, 2, 32), dim=0).expand(20_000, -1))
     loss = method(views_VBCSS, indices_B, seeded()).loss
-    anchors = method.anchors(32)
+    anchors = method.loss_references(32)
     assert loss.item() == pytest.approx(anchors.collapse, rel=0.02)
     assert anchors.chance == pytest.approx(7.24, abs=0.01)  # 1 + ln 513
     assert anchors.collapse > 2 * anchors.chance
@@ -126,8 +128,8 @@ def test_cpc_that_gives_all_patches_the_same_vector_costs_its_collapse_anchor() 
     method.backbone.body = Constant(256)
     loss = method(drawn_views(method), indices(), seeded()).loss
     # 8 images of 3 × 3 patches: 8 · 3 · 2 candidates one row below, 8 · 3 two rows below.
-    assert method.anchors(BATCH).collapse == pytest.approx((3.8712 + 3.1781) / 2, abs=1e-4)
-    assert loss.item() == pytest.approx(method.anchors(BATCH).collapse, rel=1e-6)
+    assert method.loss_references(BATCH).collapse == pytest.approx((3.8712 + 3.1781) / 2, abs=1e-4)
+    assert loss.item() == pytest.approx(method.loss_references(BATCH).collapse, rel=1e-6)
 
 
 # --- One step ------------------------------------------------------------------------------------------------------

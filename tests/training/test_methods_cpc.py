@@ -118,7 +118,7 @@ def test_layer_norm_stands_in_place_of_each_batch_norm() -> None:
 def test_a_step_begins_near_chance_because_predictors_begin_near_zero() -> None:
     method = build("cpc")
     loss = method(drawn_views(method, BATCH), INDICES, seeded()).loss.item()
-    assert loss == pytest.approx(method.anchors(BATCH).chance, abs=0.3)
+    assert loss == pytest.approx(method.loss_references(BATCH).chance, abs=0.3)
 
 
 def test_the_loss_is_the_mean_over_distances_of_the_paper_written_out() -> None:

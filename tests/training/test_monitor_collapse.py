@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from embedserve.errors import TrainingError
 from embedserve_training import augment, methods
 from embedserve_training.methods.barlow_twins import BarlowTwins
-from embedserve_training.methods.method import Anchors, Method, StepOutput
+from embedserve_training.methods.method import LossReferences, Method, StepOutput
 from embedserve_training.networks import backbones
 from embedserve_training.networks.heads import projector
 from embedserve_training.plan.config import METHODS, TrainConfig
@@ -218,9 +218,9 @@ def test_either_embedding_alike_or_on_a_line_is_a_sign(
 class TestWatch:
     def monitor(self, tmp_path: Path, *, stop: bool = False) -> tuple[Monitor, list[str]]:
         lines: list[str] = []
-        anchors = Anchors(chance=4.844, collapse=4.844)
+        anchors = LossReferences(chance=4.844, collapse=4.844)
         path = tmp_path / "metrics.jsonl"
-        return Monitor(path, lines.append, anchors=anchors, stop_on_collapse=stop), lines
+        return Monitor(path, lines.append, loss_references=anchors, stop_on_collapse=stop), lines
 
     def test_the_second_of_two_signs_is_named_with_what_was_measured(self, tmp_path: Path) -> None:
         monitor, _ = self.monitor(tmp_path, stop=True)

@@ -14,7 +14,7 @@ from embedserve.errors import InvalidInput
 from embedserve_training.plan.config import METHODS, TrainConfig
 from embedserve_training.plan.plan import Facts, Plan, PlanEntry, plan
 from embedserve_training.plan.recipes import Recipe
-from embedserve_training.plan.sources import Layers
+from embedserve_training.plan.sources import SettingSources
 
 SMALL = Facts(images=3000, median_side_px=28, cores=2)
 PHOTOS = Facts(images=50_000, median_side_px=480, cuda=True, cores=16)
@@ -68,7 +68,7 @@ def test_a_recipe_by_name_is_taken_once() -> None:
 
 
 def test_a_lower_recipe_gives_nothing_that_takes_the_place_of_what_a_higher_one_gives() -> None:
-    layers = Layers(TrainConfig())
+    layers = SettingSources(TrainConfig())
     layers.use(Recipe(name="upper", title="", method="simclr", values={"base_lr": 0.1, "epochs": 3}))
     layers.use(Recipe(name="lower", title="", method="simclr", values={"lr": 0.2, "minutes": 1.0, "tau": 0.3}))
     given = [layers.from_recipe(name) for name in ("base_lr", "epochs", "lr", "minutes", "tau")]

@@ -30,7 +30,7 @@ _RETRY_AFTER_MS = 1000
 _ENDED_S = 0.1
 
 
-class Gate:
+class CallLimits:
     """Counts calls from their headers to their end.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 LEAST_BYTES_PER_S = 16 << 10
 
 
-class Pace:
+class MinimumRate:
     """Adds up what went through and how long the other side was waited for.
 
     Args:

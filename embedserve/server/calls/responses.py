@@ -15,7 +15,7 @@ from embedserve import wire
 from embedserve.encoder.session import ImageEncoder
 from embedserve.engine.embedder import Timings
 from embedserve.errors import EmbedserveError
-from embedserve.types import Bound, Limits, Media, Metadata
+from embedserve.types import CollectionIdentity, Limits, Media, Metadata
 from embedserve.v1 import common_pb2
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def encoder_ref_of(encoder: ImageEncoder) -> common_pb2.EncoderRef:
     return wire.encoder_ref(encoder.metadata.name, encoder.fingerprint, encoder.metadata.dimension)
 
 
-def collection_encoder_ref(bound: Bound) -> common_pb2.EncoderRef:
+def collection_encoder_ref(bound: CollectionIdentity) -> common_pb2.EncoderRef:
     """The encoder that the collection is bound to."""
     return wire.encoder_ref(bound.encoder_name, bound.fingerprint, bound.dimension)
 

@@ -24,7 +24,7 @@ _Begun = TypeVar("_Begun")
 _Answer = TypeVar("_Answer")
 
 
-class Weight(NamedTuple):
+class Cost(NamedTuple):
     """What a request holds."""
 
     inputs: int
@@ -34,12 +34,12 @@ class Weight(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intake(Generic[_In]):
+class ReadAhead(Generic[_In]):
     """How far ahead a stream is read: ``window`` inputs, or one request, as long as ``admission`` has room for them."""
 
     window: int
     admission: Admission
-    weigh: Callable[[_In], Weight]
+    weigh: Callable[[_In], Cost]
     readers: set[asyncio.Task[Any]]
     """Where the reading task is kept while it runs; cancelling it there ends the stream for a server that drains."""
 
@@ -48,7 +48,7 @@ async def ordered(
     requests: AsyncIterator[_In],
     begin: Callable[[_In], tuple[_Begun, asyncio.Future[_Out]]],
     finish: Callable[[list[tuple[_Begun, _Out]]], Awaitable[Sequence[_Answer]]],
-    intake: Intake[_In],
+    intake: ReadAhead[_In],
 ) -> AsyncIterator[Sequence[_Answer]]:
     """An answer for every request, in the order of the requests, a window of them in work at a time.
 
@@ -125,13 +125,13 @@ class _Work(Generic[_In, _Begun, _Out, _Answer]):
         requests: AsyncIterator[_In],
         begin: Callable[[_In], tuple[_Begun, asyncio.Future[_Out]]],
         finish: Callable[[list[tuple[_Begun, _Out]]], Awaitable[Sequence[_Answer]]],
-        intake: Intake[_In],
+        intake: ReadAhead[_In],
     ) -> None:
         self.answers: asyncio.Queue[Sequence[_Answer] | None] = asyncio.Queue()
         """No more than a window of them; None is the end."""
         self._intake = intake
         self._begun: deque[tuple[_Begun, asyncio.Future[_Out]]] = deque()
-        self._weights: deque[Weight] = deque()
+        self._weights: deque[Cost] = deque()
         """Of what was begun and counts in admission, the oldest first."""
         self._inputs: deque[int] = deque()
         """How many inputs each request has that was read and whose answer has not been taken, the oldest first."""

@@ -15,11 +15,19 @@ from embedserve import wire
 from embedserve.engine.embedder import Embedded, Results, Timings
 from embedserve.engine.inputs import BackupPart, NewItem
 from embedserve.errors import DeadlineExceeded, EmbedserveError, InvalidInput, Unavailable
-from embedserve.server.calls.minimum_rate import LEAST_BYTES_PER_S, Pace
+from embedserve.server.calls.minimum_rate import LEAST_BYTES_PER_S, MinimumRate
 from embedserve.server.calls.responses import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
-from embedserve.server.calls.streams import Intake, Weight, ordered, until_drained
+from embedserve.server.calls.streams import Cost, ReadAhead, ordered, until_drained
 from embedserve.server.lifecycle.state import ServerState
-from embedserve.types import DEFAULT_TARGET_RECALL, Bound, CheckProgress, CheckReport, Include, Item, Limits
+from embedserve.types import (
+    DEFAULT_TARGET_RECALL,
+    CheckProgress,
+    CheckReport,
+    CollectionIdentity,
+    Include,
+    Item,
+    Limits,
+)
 from embedserve.v1 import collection_service_pb2 as pb
 from embedserve.v1 import collection_service_pb2_grpc as pb_grpc
 
@@ -122,7 +130,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         """Write the items of a stream, each group in one transaction, answering in order."""
         engine, turn, deadline = self._state.engine, object(), deadline_of(context)
         limits = engine.limits
-        collection: Bound | None = None
+        collection: CollectionIdentity | None = None
         fingerprint, index = "", 0
 
         async def opened() -> AsyncIterator[pb.UpsertStreamRequest]:
@@ -163,7 +171,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
                 index += begun.inputs
             return responses
 
-        intake: Intake[pb.UpsertStreamRequest] = Intake(
+        intake: ReadAhead[pb.UpsertStreamRequest] = ReadAhead(
             window=_STREAM_WINDOW, admission=engine.admission, weigh=_weight, readers=self._state.readers
         )
         async for responses in ordered(opened(), begin, finish, intake):
@@ -293,7 +301,7 @@ async def _in_time(
         DeadlineExceeded: they do not.
         InvalidInput: one is too large.
     """
-    pace, begun = Pace(_SILENT_S), time.monotonic()
+    pace, begun = MinimumRate(_SILENT_S), time.monotonic()
     async for request in requests:
         if request is None:
             raise DeadlineExceeded(f"nothing of the backup has come for {_SILENT_S:g} s")
@@ -319,9 +327,9 @@ def _items(request: pb.UpsertStreamRequest) -> Sequence[pb.UpsertItem]:
     return request.items or [request.item]
 
 
-def _weight(request: pb.UpsertStreamRequest) -> Weight:
+def _weight(request: pb.UpsertStreamRequest) -> Cost:
     images = [item for item in _items(request) if item.HasField("image")]
-    return Weight(len(_items(request)), len(images), request.ByteSize())
+    return Cost(len(_items(request)), len(images), request.ByteSize())
 
 
 def _refusal(request: pb.UpsertStreamRequest, limits: Limits) -> EmbedserveError | None:

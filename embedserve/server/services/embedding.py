@@ -19,7 +19,7 @@ from embedserve.engine.embedder import Embedded, Results, Timings
 from embedserve.engine.engine import positioned
 from embedserve.errors import EmbedserveError, EncoderMismatch, InvalidInput
 from embedserve.server.calls.responses import deadline_of, encoder_ref_of, timings_to_proto
-from embedserve.server.calls.streams import Intake, Weight, ordered
+from embedserve.server.calls.streams import Cost, ReadAhead, ordered
 from embedserve.server.lifecycle.state import ServerState
 from embedserve.types import Keep
 from embedserve.v1 import embedding_service_pb2 as pb
@@ -96,7 +96,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         async def finish(group: list[tuple[_Asked, list[Embedded | EmbedserveError]]]) -> list[pb.EmbedStreamResponse]:
             return [_answer(asked, results) for asked, results in group]
 
-        intake: Intake[pb.EmbedStreamRequest] = Intake(
+        intake: ReadAhead[pb.EmbedStreamRequest] = ReadAhead(
             window=_STREAM_WINDOW, admission=engine.admission, weigh=_weight, readers=self._state.readers
         )
         async for responses in ordered(request_iterator, begin, finish, intake):
@@ -150,9 +150,9 @@ def _answer(asked: _Asked, results: list[Embedded | EmbedserveError]) -> pb.Embe
     )
 
 
-def _weight(request: pb.EmbedStreamRequest) -> Weight:
+def _weight(request: pb.EmbedStreamRequest) -> Cost:
     images = request.images or [request.image]
-    return Weight(len(images), len(images), sum(map(len, images)))
+    return Cost(len(images), len(images), sum(map(len, images)))
 
 
 def _check_encoder(encoder: ImageEncoder, fingerprint: str) -> None:

@@ -52,7 +52,7 @@ class Directories:
             (self[uid] / _MARK).unlink()
             sync(self[uid])
 
-    def doom(self, uid: str) -> None:
+    def mark_for_removal(self, uid: str) -> None:
         """The catalog is about to forget it; on disk when this returns."""
         self._mark(uid)
 

@@ -39,9 +39,9 @@ from embedserve.store.local.upkeep.maintenance import Maintenance
 from embedserve.store.local.upkeep.restore import checked, receive, strip
 from embedserve.types import (
     DEFAULT_TARGET_RECALL,
-    Bound,
     CheckProgress,
     CheckReport,
+    CollectionIdentity,
     CollectionInfo,
     Filter,
     Hit,
@@ -151,7 +151,7 @@ class LocalStore:
                 collection = self._collection(replace(entry, uid=uid), create=True)
             return self._added(collection)
 
-    def bound(self, name: str) -> Bound:
+    def bound(self, name: str) -> CollectionIdentity:
         """What the collection is bound to; does not wait.
 
         Raises:
@@ -199,7 +199,7 @@ class LocalStore:
                 raise CollectionNotFound(f"there is no collection {name!r}", hint=hint)
             uid = collection.entry.uid
             with suppress(OSError):  # on a full disk it is removed all the same
-                self._directories.doom(uid)
+                self._directories.mark_for_removal(uid)
             try:
                 self._catalog.remove(name)
             except BaseException:

@@ -27,7 +27,7 @@ _PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
-class Together:
+class ProcessGroup:
     """This process among those that train together. With one process every call returns at once."""
 
     processes: Processes = ALONE
@@ -39,7 +39,7 @@ class Together:
         """Whether this is process 0, which plans, writes and speaks for all."""
         return self.processes.rank == 0
 
-    def highest(self, *numbers: float) -> list[float]:
+    def all_reduce_max(self, *numbers: float) -> list[float]:
         """The highest value of each number over all processes, in every process."""
         if self.processes.count == 1:
             return list(numbers)
@@ -72,7 +72,7 @@ class Together:
         except EmbedserveError as error:
             failure = error
         before_last = self.processes.count - self.processes.rank
-        highest, code = self.highest(before_last if failure else 0, failure.exit_code if failure else 0)
+        highest, code = self.all_reduce_max(before_last if failure else 0, failure.exit_code if failure else 0)
         if not highest:
             return
         if failure and highest == before_last:
@@ -103,7 +103,7 @@ class Together:
 
 
 @contextmanager
-def meet(device: str) -> Iterator[Together]:
+def meet(device: str) -> Iterator[ProcessGroup]:
     """Within the block the processes that ``torchrun`` started are together; without it this one is alone.
 
     Args:
@@ -118,10 +118,10 @@ def meet(device: str) -> Iterator[Together]:
         _join(device)
     processes = Processes.current()
     if processes.count == 1:
-        yield Together()
+        yield ProcessGroup()
         return
     try:
-        yield Together(processes, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        yield ProcessGroup(processes, dist.new_group(backend="gloo", timeout=_PATIENCE))
     except BaseException as error:
         if joined_here:
             # Not before this process has said what is wrong: the others wait for its end.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from embedserve_training.distributed.collectives import ALONE, Processes
 from embedserve_training.losses import barlow_twins, barlow_twins_chance
-from embedserve_training.methods.method import Anchors, Method, StepOutput
+from embedserve_training.methods.method import LossReferences, Method, StepOutput
 from embedserve_training.networks.backbones import Backbone
 from embedserve_training.networks.heads import projector
 from embedserve_training.plan.config import Settings
@@ -75,7 +75,7 @@ class BarlowTwins(Method):
             diagnostics=diagnostics,
         )
 
-    def anchors(self, global_batch: int) -> Anchors:
+    def loss_references(self, global_batch: int) -> LossReferences:
         """P and some more for independent views; P for constant ones, whose correlation is zero."""
         chance = barlow_twins_chance(self.projection, global_batch, self.off_diagonal)
-        return Anchors(chance=chance, collapse=float(self.projection))
+        return LossReferences(chance=chance, collapse=float(self.projection))

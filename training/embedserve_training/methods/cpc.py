@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from embedserve_training.distributed.collectives import ALONE, Processes
 from embedserve_training.losses import cpc_chance, cpc_info_nce
-from embedserve_training.methods.method import Anchors, Method, StepOutput
+from embedserve_training.methods.method import LossReferences, Method, StepOutput
 from embedserve_training.methods.patches import Patches, crop_and_pad
 from embedserve_training.networks import backbones, batch_norm
 from embedserve_training.networks.backbones import Backbone
@@ -93,11 +93,11 @@ class CPC(Method):
             diagnostics={"top1": torch.stack(hits).mean()},
         )
 
-    def anchors(self, global_batch: int) -> Anchors:
+    def loss_references(self, global_batch: int) -> LossReferences:
         """The logarithm of the number of candidates, meaned over distances."""
         grid, steps = self.patches.grid, range(1, self.predict_steps + 1)
         chance = sum(cpc_chance(global_batch * grid * (grid - step)) for step in steps) / self.predict_steps
-        return Anchors(chance=chance, collapse=chance)
+        return LossReferences(chance=chance, collapse=chance)
 
 
 class RowContext(nn.Module):

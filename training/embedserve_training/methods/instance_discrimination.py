@@ -25,7 +25,7 @@ from embedserve_training.losses import (
     instance_softmax_chance,
     proximal,
 )
-from embedserve_training.methods.method import Anchors, Method, StepOutput
+from embedserve_training.methods.method import LossReferences, Method, StepOutput
 from embedserve_training.networks.backbones import Backbone
 from embedserve_training.networks.heads import projector
 from embedserve_training.networks.memory import MemoryBank
@@ -124,7 +124,7 @@ class InstanceDiscrimination(Method):
             self.bank.put(self.processes.join(indices_B), self.processes.join(v_BP))
         self.seen.clear()
 
-    def anchors(self, global_batch: int) -> Anchors:
+    def loss_references(self, global_batch: int) -> LossReferences:
         """ln N where all images look alike. With noise 1 + ln(M + 1) or so at chance, and much more in collapse.
 
         Random directions are at a squared distance of 2, which the proximal term adds to chance, and not to collapse.
@@ -132,11 +132,11 @@ class InstanceDiscrimination(Method):
         pull = 2 * self.proximal_weight
         if not self.noise:
             chance = instance_softmax_chance(len(self.bank.rows_ND))
-            return Anchors(chance=chance + pull, collapse=chance)
+            return LossReferences(chance=chance + pull, collapse=chance)
         # Z stays that of rows of random directions, beside which embeddings that are alike pass for far likelier.
         logit = 1 / self.tau - math.log(_mean_exponential(1 / self.tau, self.bank.rows_ND.shape[1]) * self.noise)
         collapse = _softplus(-logit) + self.noise * _softplus(logit)
-        return Anchors(chance=instance_nce_chance(self.noise) + pull, collapse=collapse)
+        return LossReferences(chance=instance_nce_chance(self.noise) + pull, collapse=collapse)
 
 
 def _mean_exponential(scale: float, dimension: int) -> float:

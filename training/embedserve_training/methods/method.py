@@ -40,7 +40,7 @@ class StepOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Anchors:
+class LossReferences:
     """Values of the loss by which a person can tell where a run is."""
 
     chance: float
@@ -89,7 +89,7 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def anchors(self, global_batch: int) -> Anchors:
+    def loss_references(self, global_batch: int) -> LossReferences:
         """The loss at chance and in collapse, for this many images per step in all processes together."""
         raise NotImplementedError
 

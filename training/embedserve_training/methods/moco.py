@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from embedserve_training.distributed.collectives import ALONE, Processes
 from embedserve_training.losses import info_nce, info_nce_chance
-from embedserve_training.methods.method import Anchors, Method, StepOutput
+from embedserve_training.methods.method import LossReferences, Method, StepOutput
 from embedserve_training.networks import batch_norm
 from embedserve_training.networks.backbones import Backbone
 from embedserve_training.networks.heads import projector
@@ -123,10 +123,10 @@ class MoCo(Method):
             self.queue.put(self.processes.join(k_BP))
         self.new_keys.clear()
 
-    def anchors(self, global_batch: int) -> Anchors:
+    def loss_references(self, global_batch: int) -> LossReferences:
         """ln(K + 1), for embeddings that are all alike and about so for random ones."""
         chance = info_nce_chance(len(self.queue.keys_KD))
-        return Anchors(chance=chance, collapse=chance)
+        return LossReferences(chance=chance, collapse=chance)
 
     def networks(self) -> list[nn.Module]:
         """Query and key backbone."""

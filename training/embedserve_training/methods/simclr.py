@@ -16,7 +16,7 @@ from torch import Tensor
 
 from embedserve_training.distributed.collectives import ALONE, Processes
 from embedserve_training.losses import nt_xent, nt_xent_chance
-from embedserve_training.methods.method import Anchors, Method, StepOutput
+from embedserve_training.methods.method import LossReferences, Method, StepOutput
 from embedserve_training.networks.backbones import Backbone
 from embedserve_training.networks.heads import projector
 from embedserve_training.plan.config import Settings
@@ -71,6 +71,6 @@ class SimCLR(Method):
         loss, diagnostics = nt_xent(z1_BP, z2_BP, self.tau, self.processes.gather)
         return StepOutput(loss=loss, features_ND=h_2BD.detach(), projections_ND=z_2BP.detach(), diagnostics=diagnostics)
 
-    def anchors(self, global_batch: int) -> Anchors:
+    def loss_references(self, global_batch: int) -> LossReferences:
         """ln(2B − 1) for embeddings that are all alike, whatever the temperature."""
-        return Anchors(chance=nt_xent_chance(global_batch), collapse=nt_xent_chance(global_batch))
+        return LossReferences(chance=nt_xent_chance(global_batch), collapse=nt_xent_chance(global_batch))

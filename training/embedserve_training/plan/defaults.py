@@ -13,7 +13,7 @@ from embedserve.errors import InvalidInput
 from embedserve_training.augment import PRESETS
 from embedserve_training.plan import recipes
 from embedserve_training.plan.config import SMALL_SIDE_PX, TrainConfig, drops
-from embedserve_training.plan.sources import Layers
+from embedserve_training.plan.sources import SettingSources
 
 ONE_BATCH = {
     "simclr": "its negatives are the other images of the batch, so two half batches are not one whole batch",
@@ -52,7 +52,7 @@ class Facts:
     """Processes that train together."""
 
 
-class Choices(Layers):
+class Choices(SettingSources):
     """The values of one run, in the order in which they depend on each other.
 
     Args:

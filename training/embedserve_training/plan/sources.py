@@ -41,7 +41,7 @@ class PlanEntry:
     """How an automatic value came about, or where a recipe has it from."""
 
 
-class Layers:
+class SettingSources:
     """The values of one run, settled one by one; what is settled stays.
 
     Args:

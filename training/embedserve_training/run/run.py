@@ -12,7 +12,7 @@ from embedserve.errors import TrainingError
 from embedserve_training.data import cache
 from embedserve_training.data.cache import DecodedImages
 from embedserve_training.data.folders import Skipped
-from embedserve_training.distributed.launch import Together, meet
+from embedserve_training.distributed.launch import ProcessGroup, meet
 from embedserve_training.plan.config import TrainConfig
 from embedserve_training.plan.plan import Plan
 from embedserve_training.run import checkpoint
@@ -79,10 +79,10 @@ def run_training(
         SetupError: the device that was asked for is not there.
         SystemExit: another of several processes has one of these errors, and says so.
     """
-    with meet(config.device) as together, ExitStack() as held:
-        say = report if together.is_first else _nobody
-        count = together.processes.count
-        prepared = together.from_first(
+    with meet(config.device) as group, ExitStack() as held:
+        say = report if group.is_first else _nobody
+        count = group.processes.count
+        prepared = group.from_first(
             lambda: prepare(
                 folder,
                 config,
@@ -96,9 +96,9 @@ def run_training(
             )
         )
         if prepared.status:
-            return _result(prepared, out, together)
-        with together.or_none():
-            images, saved = _open(prepared, out, together)
+            return _result(prepared, out, group)
+        with group.or_none():
+            images, saved = _open(prepared, out, group)
         with stop_on_signals(say) as stop_wanted:
             trainer = Trainer(
                 out,
@@ -106,15 +106,15 @@ def run_training(
                 images,
                 say,
                 stop_wanted,
-                together=together,
+                group=group,
                 stop_on_collapse=stop_on_collapse,
             )
             if saved:
-                with together.or_none():
+                with group.or_none():
                     trainer.resume(saved)
                 say(f"going on at step {saved.step}")
             outcome = trainer.train()
-        if outcome.finished and together.is_first:
+        if outcome.finished and group.is_first:
             shutil.rmtree(out / checkpoint.CACHE, ignore_errors=True)  # it is large, and only training needs it
         return RunResult(
             run=out,
@@ -125,11 +125,11 @@ def run_training(
             steps=outcome.step,
             seconds=outcome.seconds,
             progress=outcome.progress,
-            rank=together.processes.rank,
+            rank=group.processes.rank,
         )
 
 
-def _result(prepared: Prepared, out: Path, together: Together) -> RunResult:
+def _result(prepared: Prepared, out: Path, group: ProcessGroup) -> RunResult:
     return RunResult(
         run=out,
         status=prepared.status,
@@ -137,18 +137,18 @@ def _result(prepared: Prepared, out: Path, together: Together) -> RunResult:
         images=prepared.images,
         steps=prepared.step or 0,
         seconds=prepared.seconds,
-        rank=together.processes.rank,
+        rank=group.processes.rank,
     )
 
 
-def _open(prepared: Prepared, out: Path, together: Together) -> tuple[DecodedImages, Checkpoint | None]:
+def _open(prepared: Prepared, out: Path, group: ProcessGroup) -> tuple[DecodedImages, Checkpoint | None]:
     """What process 0 has prepared, as this process sees it."""
     check_device(prepared.plan.settings.device, "all processes need the same device")
     images = cache.find_cache(out / checkpoint.CACHE, prepared.side_px, prepared.fingerprint)
     saved = checkpoint.load(out) if prepared.step is not None and images else None
     if images is None or (saved and saved.step != prepared.step):
         raise TrainingError(
-            f"process {together.processes.rank} does not see in {out} what process 0 wrote there",
+            f"process {group.processes.rank} does not see in {out} what process 0 wrote there",
             hint="put the run into a folder that all machines share: -o FOLDER",
         )
     return images, saved

@@ -21,7 +21,7 @@ from embedserve.errors import TrainingError
 from embedserve_training import methods
 from embedserve_training.data.batches import Batches
 from embedserve_training.data.cache import DecodedImages
-from embedserve_training.distributed.launch import Together
+from embedserve_training.distributed.launch import ProcessGroup
 from embedserve_training.methods.method import StepOutput
 from embedserve_training.networks import batch_norm, whitening
 from embedserve_training.plan.config import Settings, drops
@@ -62,7 +62,7 @@ class Trainer:
         images: its pixels.
         report: takes lines for a person.
         stop_wanted: asked after every step whether to stop.
-        together: the processes that train together.
+        group: the processes that train together.
         stop_on_collapse: end the run if its embeddings collapse; else that is only said.
     """
 
@@ -74,7 +74,7 @@ class Trainer:
         report: Callable[[str], None],
         stop_wanted: Callable[[], bool],
         *,
-        together: Together | None = None,
+        group: ProcessGroup | None = None,
         stop_on_collapse: bool = False,
     ) -> None:
         self.run = run
@@ -82,10 +82,10 @@ class Trainer:
         self.device = torch.device(settings.device)
         self.report = report
         self.stop_wanted = stop_wanted
-        self.together = together or Together()
+        self.group = group or ProcessGroup()
         torch.backends.cudnn.benchmark = True  # all batches have the same shape
         torch.manual_seed(settings.seed)  # the same in every process, so all begin with the same weights
-        processes = self.together.processes
+        processes = self.group.processes
         method = methods.build(settings, len(images.positions), processes)
         # Channels-last is what the fast convolutions of both oneDNN and cuDNN take.
         self.method = method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -98,11 +98,11 @@ class Trainer:
         )
         self.budget = Budget(epochs=settings.epochs, minutes=settings.minutes, steps_per_epoch=self.batches.per_epoch)
         self.pixels_NTTC = images.pixels_NTTC
-        self.anchors = self.method.anchors(settings.batch_size)
+        self.loss_references = self.method.loss_references(settings.batch_size)
         self.monitor = Monitor(
             run / checkpoint.METRICS,
             report,
-            anchors=self.anchors,
+            loss_references=self.loss_references,
             stop_on_collapse=stop_on_collapse,
             tensorboard=run / checkpoint.TENSORBOARD,
         )
@@ -127,7 +127,7 @@ class Trainer:
         self.optimizer.load_state_dict(dict(saved.optimizer))
         self.step, self.seconds, self._saved_step = saved.step, saved.seconds, saved.step
         self._step_s = saved.step_s
-        if self.together.is_first:
+        if self.group.is_first:
             self.monitor.forget_after(saved.step)
 
     def train(self) -> Outcome:
@@ -165,11 +165,11 @@ class Trainer:
             # Process 0 looks at the clock for all, but the slowest one's time counts: with a budget in minutes the
             # learning rate depends on it, and has to be the same everywhere.
             asked = self.stop_wanted()
-            stopped, failing, report_now, save_now, self.seconds, self._step_s = self.together.highest(
+            stopped, failing, report_now, save_now, self.seconds, self._step_s = self.group.all_reduce_max(
                 asked,
                 not_finite,
-                self.together.is_first and now - reported >= REPORT_EVERY_S,
-                self.together.is_first and now - saved >= CHECKPOINT_EVERY_S,
+                self.group.is_first and now - reported >= REPORT_EVERY_S,
+                self.group.is_first and now - saved >= CHECKPOINT_EVERY_S,
                 before + now - begun,
                 # Compiling, or whatever makes the first step slow, says nothing of the next.
                 now - started if self.step > first + 1 else 0.0,
@@ -178,7 +178,7 @@ class Trainer:
                 self.report("another process was asked to stop: stopping after this step")
             self._since.add(output, self.settings.batch_size, fetched - started, now - started)
             if failing or self.step % CHECK_EVERY_STEPS == 0:
-                with self.together.or_none():
+                with self.group.or_none():
                     self._check(output)
             if report_now:
                 progress = self._report(output)
@@ -201,7 +201,7 @@ class Trainer:
         lr = settings.lr * optim.lr_factor(progress, settings.warmup, drops(settings.lr_drops), settings.lr_end)
         optim.set_lr(self.optimizer, lr)
         # For what the network itself draws, as dropout does: in each process for other images.
-        torch.manual_seed(seed_of(settings.seed, f"network {self.together.processes.rank}", self.step))
+        torch.manual_seed(seed_of(settings.seed, f"network {self.group.processes.rank}", self.step))
         self.optimizer.zero_grad(set_to_none=True)
         try:
             output = self.gradient.of(pixels_BTTC, indices_B, self.step)
@@ -228,7 +228,7 @@ class Trainer:
         loss = output.loss.item()
         if not math.isfinite(loss):
             raise self._not_finite(f"the loss is {loss} at step {self.step - 1}")
-        if self.together.is_first:
+        if self.group.is_first:
             try:
                 self.monitor.watch(output, self.step)
             except TrainingError as error:
@@ -247,12 +247,12 @@ class Trainer:
 
     def _report(self, output: StepOutput) -> Progress | None:
         since, self._since = self._since, _Since()
-        loss = self.together.mean(float(since.loss_sum) / since.steps)
+        loss = self.group.mean(float(since.loss_sum) / since.steps)
         progress = None
-        with self.together.or_none():
+        with self.group.or_none():
             if not math.isfinite(loss):
                 raise self._not_finite(f"the loss is {loss} near step {self.step}")
-            if self.together.is_first:
+            if self.group.is_first:
                 progress = self._progress(output, since, loss)
                 self.monitor.record(progress, self.budget.used(self._spent))
         return progress
@@ -267,8 +267,8 @@ class Trainer:
             step=self.step,
             steps=steps,
             loss=loss,
-            chance=self.anchors.chance,
-            collapse=self.anchors.collapse,
+            chance=self.loss_references.chance,
+            collapse=self.loss_references.collapse,
             rank=measured.rank,
             dimension=measured.dimension,
             std=measured.std,
@@ -283,7 +283,7 @@ class Trainer:
         )
 
     def _whitening(self) -> Mapping[str, Tensor] | None:
-        if not self.settings.whiten or not self.together.is_first:
+        if not self.settings.whiten or not self.group.is_first:
             return None
         return whitening.fit_to_images(self.method.backbone, self.pixels_NTTC, self.settings.size_px).state_dict()
 
@@ -293,8 +293,8 @@ class Trainer:
         Raises:
             TrainingError: a weight is not finite, or the checkpoint cannot be written.
         """
-        with self.together.or_none():
-            if self.together.is_first:
+        with self.group.or_none():
+            if self.group.is_first:
                 self._save(finished, whitening)
         self._saved_step = self.step
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedserve.errors import TrainingError
-from embedserve_training.methods.method import Anchors, StepOutput
+from embedserve_training.methods.method import LossReferences, StepOutput
 from embedserve_training.watch.collapse import sign_of_collapse, spread
 from embedserve_training.watch.representation import Health, effective_rank, measure
 
@@ -137,7 +137,7 @@ class Monitor:
     Args:
         path: of ``metrics.jsonl``.
         report: takes lines for a person.
-        anchors: of the method, for the words about a collapse.
+        loss_references: of the method, for the words about a collapse.
         stop_on_collapse: end a run that has collapsed; else it is called out once.
         tensorboard: folder for event files; None for none.
     """
@@ -147,13 +147,13 @@ class Monitor:
         path: Path,
         report: Callable[[str], None],
         *,
-        anchors: Anchors | None = None,
+        loss_references: LossReferences | None = None,
         stop_on_collapse: bool = False,
         tensorboard: Path | None = None,
     ) -> None:
         self._path = path
         self._report = report
-        self._anchors = anchors
+        self._loss_references = loss_references
         self._stop_on_collapse = stop_on_collapse
         self._tensorboard = tensorboard
         self._writer: SummaryWriter | None = None
@@ -194,7 +194,7 @@ class Monitor:
             return
         self._collapsed = True
         health = measure(output.features_ND, output.projections_ND, output.views)
-        alike = f", {_loss(self._anchors.collapse)} if all are alike" if self._anchors else ""
+        alike = f", {_loss(self._loss_references.collapse)} if all are alike" if self._loss_references else ""
         what = (
             f"the embeddings have collapsed at step {step}: {sign} (rank {health.rank:.1f}/{health.dimension},"
             f" std {health.std:.3f}, loss {_loss(float(output.loss.detach()))}{alike})"

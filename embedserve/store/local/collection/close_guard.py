@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Gate:
+class CloseGuard:
     """Open until ``close``."""
 
     def __init__(self) -> None:

@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.index import compaction, spec
-from embedserve.index.compaction import Pace, Step
+from embedserve.index.compaction import Step, WriteActivity
 from embedserve.index.current import CurrentSnapshot
-from embedserve.index.effort import Effort
 from embedserve.index.rows import Frozen, Rows
+from embedserve.index.search_params import SearchParams
 from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import IndexSpec
 from embedserve.observer import Observer
 from embedserve.store.local.collection import hits, recovery
-from embedserve.store.local.collection.close_guard import Gate
+from embedserve.store.local.collection.close_guard import CloseGuard
 from embedserve.store.local.collection.matching import Matcher
 from embedserve.store.local.collection.page_token import last_id, page_token
 from embedserve.store.local.collection.recall import RecallMonitor
@@ -91,7 +91,7 @@ class Collection:
         observer: Observer | None = None,
     ) -> None:
         self.entry = entry
-        self.gate = Gate()
+        self.gate = CloseGuard()
         self.recall = RecallMonitor(entry.target_recall)
         self.files = SegmentFiles(directory, entry.dimension, entry.fingerprint, observer)
         self._directory = directory
@@ -168,13 +168,13 @@ class Collection:
             masks.append(self._matcher.matching(view, filter, part.rids, for_good) & part.live_mask())
         return masks
 
-    def _effort(self, options: SearchOptions) -> Effort:
-        return Effort(
+    def _effort(self, options: SearchOptions) -> SearchParams:
+        return SearchParams(
             exact=options.exact,
             ef=options.ef,
             nprobe=options.nprobe,
             target_recall=options.target_recall or self.entry.target_recall,
-            boost=self.recall.boost,
+            multiplier=self.recall.multiplier,
         )
 
     # --- What it is -----------------------------------------------------------------
@@ -201,14 +201,15 @@ class Collection:
             target_recall=self.entry.target_recall,
             filter_keys=self.entry.filter_keys,
             recall=self.recall.last if self._is_approximate(snapshot) else None,
-            building=self._building.locked() or self._next_step(snapshot, Pace(idle=True, due=True)) is not None,
+            building=self._building.locked()
+            or self._next_step(snapshot, WriteActivity(idle=True, due=True)) is not None,
             segments=len(snapshot.segments),
             unsealed=snapshot.unsealed,
             dead=snapshot.dead,
         )
 
     def _index_words(self, snapshot: Snapshot) -> str:
-        effort = Effort(target_recall=self.entry.target_recall, boost=self.recall.boost)
+        effort = SearchParams(target_recall=self.entry.target_recall, multiplier=self.recall.multiplier)
         kinds: dict[str, list[int]] = {}
         for segment in snapshot.segments:
             if segment.structure is not None:
@@ -243,7 +244,7 @@ class Collection:
             structures.Stopped: it was given up.
         """
         now = time.monotonic()
-        pace = Pace(idle=at_once or now - self._written_at > _IDLE_S, due=now - self._built_at > _DUE_S)
+        pace = WriteActivity(idle=at_once or now - self._written_at > _IDLE_S, due=now - self._built_at > _DUE_S)
         with self._building:
             if not self._closing and not self._files_named:
                 self._use_files()
@@ -304,7 +305,7 @@ class Collection:
             # Segments are mapped as long as somebody has them.
             self._index.publish(Snapshot.of(self._index.current.seq, self.entry.dimension, []))
 
-    def _next_step(self, snapshot: Snapshot, pace: Pace) -> Step | None:
+    def _next_step(self, snapshot: Snapshot, pace: WriteActivity) -> Step | None:
         return compaction.next_step(snapshot.parts, self.entry.dimension, pace)
 
     def _build(self, snapshot: Snapshot, step: Step, stopped: Callable[[], bool]) -> Sealed:
@@ -391,7 +392,7 @@ class Collection:
         return self._index.current
 
     @property
-    def effort(self) -> Effort:
+    def effort(self) -> SearchParams:
         """How hard a search tries that asks for nothing else."""
         return self._effort(SearchOptions())
 

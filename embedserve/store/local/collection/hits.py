@@ -13,8 +13,8 @@ from embedserve.types import Hit, SearchOptions
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from embedserve.index.effort import Effort
     from embedserve.index.ranking import Ranking
+    from embedserve.index.search_params import SearchParams
     from embedserve.index.snapshot import Snapshot
     from embedserve.store.local.records.view import View
 
@@ -29,7 +29,7 @@ def need_records(options: SearchOptions, exclude_ids: Sequence[str | None]) -> b
 
 
 def search_index(
-    snapshot: Snapshot, queries: NDArray[np.float32], options: SearchOptions, effort: Effort
+    snapshot: Snapshot, queries: NDArray[np.float32], options: SearchOptions, effort: SearchParams
 ) -> list[list[Hit]]:
     """Hits for each of the queries [Q, D], from the index alone."""
     rankings = snapshot.nearest(queries, options.k, effort=effort)
@@ -50,7 +50,7 @@ def search(
     queries: NDArray[np.float32],
     options: SearchOptions,
     exclude_ids: Sequence[str | None],
-    effort: Effort,
+    effort: SearchParams,
     among: Sequence[NDArray[np.bool_]] | None,
 ) -> list[list[Hit]]:
     """The same with what the records say of the items; ``view`` and ``snapshot`` hold the same writes.
@@ -96,7 +96,7 @@ def _grouped(
     snapshot: Snapshot,
     query: NDArray[np.float32],
     options: SearchOptions,
-    effort: Effort,
+    effort: SearchParams,
     among: Sequence[NDArray[np.bool_]] | None,
     excluded: int | None,
 ) -> list[tuple[int, float]]:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.index import tuning
-from embedserve.index.effort import EXACT, Effort
 from embedserve.index.ranking import Ranking
+from embedserve.index.search_params import EXACT, SearchParams
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.structures import Stopped
 from embedserve.types import Recall
@@ -44,7 +44,7 @@ class RecallMonitor:
         self._new = False
         self.last: Recall | None = None
         """As last measured; None if never."""
-        self.boost = 1.0
+        self.multiplier = 1.0
         """Factor on the efforts that structures were tuned to: real queries may be harder, or easier, than those that
         were made up for it."""
 
@@ -82,34 +82,34 @@ class RecallMonitor:
             return None
         queries = np.stack(asked) if asked else tuning.made_queries(max(approximate, key=len).vectors, _MEASURED)
         comparison = Comparison(snapshot, queries, stopped)
-        value = comparison.recall(self._effort(self.boost))
+        value = comparison.recall(self._effort(self.multiplier))
         if asked:
-            self.boost, value = self._corrected(comparison, value, may_lower=len(asked) >= _MEASURED)
+            self.multiplier, value = self._corrected(comparison, value, may_lower=len(asked) >= _MEASURED)
         self.last = Recall(value=value, queries=len(queries), real=bool(asked), measured_unix_s=time.time())
         return self.last
 
     def _corrected(self, comparison: Comparison, value: float, *, may_lower: bool) -> tuple[float, float]:
         """The least effort that suffices, and its recall."""
-        boost = self.boost
-        tried = boost
+        multiplier = self.multiplier
+        tried = multiplier
         # Where some steps in a row gain nothing, what is missed is not a matter of effort.
-        while value < self._target and tried * _STEP <= min(_MOST, boost * _IN_VAIN):
+        while value < self._target and tried * _STEP <= min(_MOST, multiplier * _IN_VAIN):
             tried *= _STEP
             higher = comparison.recall(self._effort(tried))
             if higher > value:
-                boost, value = tried, higher
-        if boost > self.boost:
-            return boost, value
+                multiplier, value = tried, higher
+        if multiplier > self.multiplier:
+            return multiplier, value
         enough = min(self._target + _MARGIN, 1 - (1 - self._target) / 2)
-        while may_lower and boost / _STEP >= _LEAST:
-            lower = comparison.recall(self._effort(boost / _STEP))
+        while may_lower and multiplier / _STEP >= _LEAST:
+            lower = comparison.recall(self._effort(multiplier / _STEP))
             if lower < enough:
                 break
-            boost, value = boost / _STEP, lower
-        return boost, value
+            multiplier, value = multiplier / _STEP, lower
+        return multiplier, value
 
-    def _effort(self, boost: float) -> Effort:
-        return Effort(target_recall=self._target, boost=boost)
+    def _effort(self, multiplier: float) -> SearchParams:
+        return SearchParams(target_recall=self._target, multiplier=multiplier)
 
 
 class Comparison:
@@ -123,7 +123,7 @@ class Comparison:
         self._stopped = stopped
         self._lowest = [ranking.scores[: tuning.K][-1:] for ranking in self._search(EXACT)]
 
-    def recall(self, effort: Effort) -> float:
+    def recall(self, effort: SearchParams) -> float:
         """Mean recall@10 of a search with this effort; any of several rows with the score of the tenth is right."""
         wanted = min(tuning.K, self._snapshot.items)
         if not wanted:
@@ -133,7 +133,7 @@ class Comparison:
             shared += int((ranking.scores[:wanted] >= lowest).sum())
         return shared / (wanted * len(self._queries))
 
-    def _search(self, effort: Effort) -> list[Ranking]:
+    def _search(self, effort: SearchParams) -> list[Ranking]:
         rankings = []
         for start in range(0, len(self._queries), _TOGETHER):
             if self._stopped():

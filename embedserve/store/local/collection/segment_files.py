@@ -28,7 +28,7 @@ from embedserve.atomic_write import sync
 from embedserve.errors import InvalidInput, StoreError
 from embedserve.index import spec, structures
 from embedserve.index.ids import PackedIds
-from embedserve.index.segment import Segment, Strays
+from embedserve.index.segment import Segment, Unreachable
 from embedserve.index.structures import Hnsw
 from embedserve.index.tuning import Point
 from embedserve.observer import Observer
@@ -227,7 +227,7 @@ class SegmentFiles:
         if rows and (int(ids.ends[-1]) != len(ids.text) or (np.diff(rids) <= 0).any()):
             raise ValueError(f"{path} holds no ascending row numbers")
         points = tuple(Point(int(effort), float(recall)) for effort, recall in manifest["points"])
-        strays = Strays.of(vectors, np.array(manifest["strays"], np.int64))
+        strays = Unreachable.of(vectors, np.array(manifest["strays"], np.int64))
         return Segment(vectors, rids, ids, None, rows, uid, structure, points, strays)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from embedserve.errors import InvalidInput
 from embedserve.store.local.records.database import Writer, damaged, open_database, reported
-from embedserve.types import DEFAULT_TARGET_RECALL, Bound, Keep, check_metadata_key
+from embedserve.types import DEFAULT_TARGET_RECALL, CollectionIdentity, Keep, check_metadata_key
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
@@ -74,9 +74,9 @@ class Entry:
     """Metadata keys whose values are kept in an index of their own."""
 
     @property
-    def bound(self) -> Bound:
+    def bound(self) -> CollectionIdentity:
         """What callers check their vectors with."""
-        return Bound(
+        return CollectionIdentity(
             name=self.name,
             uid=self.uid,
             fingerprint=self.fingerprint,

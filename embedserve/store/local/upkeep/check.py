@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from embedserve.errors import DiskFull, StoreError
 from embedserve.index import tuning
-from embedserve.index.effort import Effort
 from embedserve.index.ranking import exact_scores
+from embedserve.index.search_params import SearchParams
 from embedserve.index.segment import Segment
 from embedserve.store.local.records.facets import Facets
 from embedserve.store.local.records.verify import (
@@ -208,7 +208,9 @@ class Check:
                 missed += len(absent)
                 searched += len(some)
                 # One that the target recall allows to be missed is found with more effort.
-                for position in _absent(snapshot, part, absent, Effort(target_recall=1.0, boost=_HARDER)).tolist():
+                for position in _absent(
+                    snapshot, part, absent, SearchParams(target_recall=1.0, multiplier=_HARDER)
+                ).tolist():
                     id = part.ids[position].decode(errors="replace")
                     self._problems.append(f"item {id!r}: a search for its own vector does not find it")
                 self._progress("search", searched, total)
@@ -260,7 +262,7 @@ def _is_exact(part: Rows) -> bool:
     return not isinstance(part, Segment) or part.structure is None
 
 
-def _absent(snapshot: Snapshot, part: Rows, positions: NDArray[np.int64], effort: Effort) -> NDArray[np.int64]:
+def _absent(snapshot: Snapshot, part: Rows, positions: NDArray[np.int64], effort: SearchParams) -> NDArray[np.int64]:
     """Those of some rows of a part that a search for their own vectors does not find, nor a row that is as close."""
     if not len(positions):
         return positions

@@ -8,7 +8,7 @@ from embedserve.types import DEFAULT_TARGET_RECALL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Effort:
+class SearchParams:
     """What approximate structures are searched with; where rows are compared one by one it means nothing."""
 
     exact: bool = False
@@ -19,9 +19,9 @@ class Effort:
     """Lists that IVF looks through; 0: what the target recall needs."""
     target_recall: float = DEFAULT_TARGET_RECALL
     """recall@10, in (0, 1]."""
-    boost: float = 1.0
+    multiplier: float = 1.0
     """Factor on ef and nprobe where they follow from the target recall: what real queries need beside those that the
     structures were tuned with."""
 
 
-EXACT = Effort(exact=True)
+EXACT = SearchParams(exact=True)
