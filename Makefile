@@ -5,7 +5,7 @@
 #   ONCE      demo: 1 goes through every step, searches once and stops, instead of serving until Ctrl-C
 #   PYTHON    the Python that .venv is made with, 3.11 or newer; without it the first suitable one on PATH
 #   PIP_ARGS  more words for `pip install`, such as the index of the smaller CPU-only builds of PyTorch
-#   TESTS     test: what pytest is given, as in TESTS="tests/test_images.py -x"; without it everything
+#   TESTS     test: what pytest is given, as in TESTS="tests/images -x"; without it everything
 #   OUT       dataset: where the class folders go (data/fashion-mnist)
 #   PEER_ARGS serve-peers, search-peers: more words for the benchmark, such as --quick
 #   MINUTES   soak: how long; without it 10
@@ -65,11 +65,10 @@ soak: $(VENV)/.with-train ## mixed and hostile traffic with encoders replaced, e
 
 crash: $(VENV)/.with-train $(VENV)/.with-dev ## kill -9, power cuts, failing and full disks, damaged files: CRASH_ROUNDS=200, CRASH_SEED=1; a quarter of an hour
 	CRASH_ROUNDS=$(or $(CRASH_ROUNDS),200) CRASH_SEED=$(or $(CRASH_SEED),1) CRASH_THOROUGH=4 CRASH_SECONDS=60 \
-		CRASH_JSON=benchmarks/results/crash.json $(BIN)/python -m pytest tests/crash tests/store/test_crash.py \
-		tests/store/test_damage.py tests/store/test_failing_disk.py tests/store/test_readers_and_writers.py
+		CRASH_JSON=benchmarks/results/crash.json $(BIN)/python -m pytest tests/durability
 
 fuzz: $(VENV)/.with-dev ## a hundred thousand damaged images and messages: FUZZ_CASES=100000, FUZZ_SEED=0
-	FUZZ_CASES=$(or $(FUZZ_CASES),100000) FUZZ_SEED=$(or $(FUZZ_SEED),0) $(BIN)/python -m pytest -s tests/test_fuzz.py
+	FUZZ_CASES=$(or $(FUZZ_CASES),100000) FUZZ_SEED=$(or $(FUZZ_SEED),0) $(BIN)/python -m pytest -s tests/images/test_fuzz.py
 
 quality: dataset ## all five methods on Fashion-MNIST beside the baselines: two hours on two cores
 	$(BIN)/python benchmarks/quality.py "$(OUT)" --out benchmarks/results/quality.json

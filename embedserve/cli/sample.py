@@ -30,7 +30,7 @@ def unpack(directory: Path) -> tuple[Path, Path]:
 
 
 def _archive() -> Path:
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     # Installed, the archive lies in the package; in a checkout, among the examples.
     for path in (package / "sample_data" / f"{NAME}.zip", package.parent / "examples" / f"{NAME}.zip"):
         if path.exists():

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_server import Connect, FakeServer, serving
 
 from embedserve import AsyncClient, Client
 from embedserve.types import Limits
+from tests.client.fake_server import Connect, FakeServer, serving
 
 
 class BlockingAsyncClient:

@@ -7,12 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_server import Connect, FakeServer
 
 from embedserve.client import calls
 from embedserve.client.access import access
 from embedserve.errors import InvalidInput, SetupError
 from tests.certificates import Authority
+from tests.client.fake_server import Connect, FakeServer
 
 TOKEN = "a-token-of-this-test"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import Connect, FakeServer
 
 from embedserve.client import backups
 from embedserve.errors import CollectionNotFound, DataError, DeadlineExceeded, InternalError, Unavailable
 from embedserve.v1 import collection_service_pb2 as pb
+from tests.client.fake_server import Connect, FakeServer
 
 BYTES = b"abc" * 1000
 DIGEST = hashlib.sha256(BYTES).digest()

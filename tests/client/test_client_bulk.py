@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_server import DIMENSION, FINGERPRINT, Connect, FakeServer, encoder_ref, status, vector_of
 
 from embedserve import wire
 from embedserve.client import AddResult, EncoderRef, ItemInput
@@ -27,6 +26,7 @@ from embedserve.errors import (
 from embedserve.types import Eq, Item, Limits, Media
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
+from tests.client.fake_server import DIMENSION, FINGERPRINT, Connect, FakeServer, encoder_ref, status, vector_of
 
 
 def refusing(refused: set[bytes]) -> Callable[[Any], Any]:

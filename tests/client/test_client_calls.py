@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_server import Connect, FakeServer, PlainAbort, serving
 from grpc_health.v1 import health_pb2
 
 from embedserve import Client
@@ -34,6 +33,7 @@ from embedserve.errors import (
     all_errors,
 )
 from embedserve.v1 import collection_service_pb2 as collection_pb
+from tests.client.fake_server import Connect, FakeServer, PlainAbort, serving
 
 ERRORS = [kind for kind in all_errors() if "code" in kind.__dict__ and kind not in (EmbedserveError, Unavailable)]
 

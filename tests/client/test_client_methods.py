@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_server import FINGERPRINT, Connect, FakeServer, status
 
 import embedserve
 from embedserve import AsyncClient, Client, wire
@@ -18,6 +17,7 @@ from embedserve.types import CollectionInfo, Eq, Hit, Keep
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
 from embedserve.v1 import search_service_pb2 as search_pb
+from tests.client.fake_server import FINGERPRINT, Connect, FakeServer, status
 
 INFO = CollectionInfo(
     name="photos",

@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from fake_server import FINGERPRINT, Connect, FakeServer, PlainAbort, serving, vector_of
 
 from embedserve.client import AddResult, ItemInput, bulk, calls, inputs, streams
 from embedserve.errors import (
@@ -27,6 +26,7 @@ from embedserve.errors import (
     Unavailable,
 )
 from embedserve.types import Limits
+from tests.client.fake_server import FINGERPRINT, Connect, FakeServer, PlainAbort, serving, vector_of
 
 MANY = [bytes([number]) for number in range(1, 200)]
 

@@ -25,7 +25,7 @@ from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from tests.certificates import Authority
 from tests.fakes import FakeEncoder, picture
 from tests.running import ServerProcess, serving, wait_until
-from tests.server.test_life import serve_fails
+from tests.server.lifecycle.test_life import serve_fails
 
 
 def get(url: str, **headers: str) -> tuple[int, str, str]:

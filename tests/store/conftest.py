@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_cases import new_collection
 
 from embedserve.store.local.store import LocalStore
+from tests.store.store_cases import new_collection
 
 
 @pytest.fixture

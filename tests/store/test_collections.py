@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store_cases import all_ids, items_file, new_collection, unit
 
 from embedserve.errors import AlreadyExists, CollectionNotFound, DiskFull, InvalidInput, StoreError
 from embedserve.store.local.directories import Directories
@@ -13,6 +12,7 @@ from embedserve.store.local.records.catalog import Catalog, Entry
 from embedserve.store.local.store import LocalStore
 from embedserve.store.protocol import VectorStore
 from embedserve.types import EXTERNAL, Include, Item, Keep, SearchOptions
+from tests.store.store_cases import all_ids, items_file, new_collection, unit
 
 
 def test_a_local_store_is_a_vector_store(store: LocalStore) -> None:

@@ -11,18 +11,18 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from store_cases import items_file, new_collection
 
 from embedserve.errors import DiskFull, SetupError, StoreError
 from embedserve.store.local.records import database
 from embedserve.store.local.records.database import reported
 from embedserve.store.local.store import LocalStore
 from embedserve.types import Include
+from tests.store.store_cases import items_file, new_collection
 
 HOLDER = """
 import sys
 from pathlib import Path
-from embedserve.store.local import LocalStore
+from embedserve.store.local.store import LocalStore
 with LocalStore.open(Path(sys.argv[1])):
     print("open", flush=True)
     sys.stdin.read()

@@ -15,11 +15,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from numpy.typing import NDArray
-from store_cases import EVERYTHING, all_ids, holds, new_collection, random_units, slow_search, unit
 
 from embedserve.errors import AlreadyExists, CollectionNotFound
 from embedserve.store.local.store import LocalStore
 from embedserve.types import And, Eq, Exists, Filter, Hit, In, Item, Not, Or, Range, SearchOptions
+from tests.store.store_cases import EVERYTHING, all_ids, holds, new_collection, random_units, slow_search, unit
 
 # Few different vectors, so that many scores are equal.
 VECTORS = [unit(*numbers) for numbers in ((1, 0, 0, 0), (0, 1, 0, 0), (1, 1, 0, 0), (-1, 0, 0, 0), (1, 2, 3, 4))]

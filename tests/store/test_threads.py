@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from store_cases import EVERYTHING, all_ids, new_collection, random_units, slow_search, unit
-from together import run_together
 
 from embedserve.errors import CollectionNotFound
 from embedserve.index.current import CurrentSnapshot
 from embedserve.store.local.store import LocalStore
 from embedserve.types import Eq, Include, Item, SearchOptions
+from tests.store.store_cases import EVERYTHING, all_ids, new_collection, random_units, slow_search, unit
+from tests.store.together import run_together
 
 SECONDS = 3.0
 

@@ -42,7 +42,7 @@ class Recipe:
 
 def folder() -> Path:
     """Where the project's own recipes are: inside the installed package, or beside it in a checkout."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     installed = here / "recipes"
     return installed if installed.is_dir() else here.parent / "recipes"
 

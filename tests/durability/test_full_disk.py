@@ -1,0 +1,144 @@
+"""A server whose disk is full says so by name, goes on answering, and takes writes again when there is room."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from embedserve.store.local.store import LocalStore
+from tests.durability.ledger import SHARED, StoreDoor, make_item, read_world, stored
+from tests.durability.over_grpc import ClientDoor, door_to
+from tests.encoders import write_encoder_file
+from tests.running import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_encoder_file(tmp_path_factory.mktemp("encoder") / "encoder.onnx")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small file system needs root on Linux")
+    path = tmp_path / "disk"
+    path.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], check=False)
+    if done.returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def fill(door: ClientDoor, first: int) -> tuple[dict[str, object], grpc.RpcError]:
+    """Put batches of items until one is refused; what was acknowledged, and the refusal."""
+    held: dict[str, object] = {}
+    for number in range(first, first + 100_000):
+        items = [make_item(f"w0-{number}-{part}", number * 100 + part, media=False) for part in range(50)]
+        try:
+            door.put(SHARED, items)
+        except grpc.RpcError as error:
+            return held, error
+        held.update({item.id: stored(item) for item in items})
+    raise AssertionError("it took everything")
+
+
+@pytest.mark.slow
+def test_a_server_on_a_full_disk_refuses_writes_answers_reads_and_recovers(
+    encoder_file: Path, small_disk: Path, count: Callable[..., None]
+) -> None:
+    data, ballast = small_disk / "data", small_disk / "ballast"
+    ballast.write_bytes(bytes(1 << 20))
+    with (
+        ServerProcess(str(encoder_file), "--data", str(data), "--no-http") as running,
+        door_to(running.address) as door,
+    ):
+        door.create(SHARED)
+        held, refusal = fill(door, 0)
+        assert refusal.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "no space left on the disk" in refusal.details()
+        assert held
+        world = read_world(door)
+        assert world.collections[SHARED] == held
+        ballast.unlink()
+        more, refusal = fill(door, 100_000)
+        assert refusal.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert more, "nothing was taken when there was room again"
+        assert read_world(door).collections[SHARED] == held | more
+        running.kill()
+    shutil.copytree(data, small_disk.parent / "copy")
+    with LocalStore.open(small_disk.parent / "copy") as store:
+        assert read_world(StoreDoor(store)).collections[SHARED] == held | more
+    count("full disk under a server", acknowledged_items=len(held | more), violations=0)
+
+
+@pytest.mark.slow
+def test_a_server_whose_files_may_not_grow_refuses_writes_and_loses_nothing(encoder_file: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with (
+        ServerProcess(str(encoder_file), "--data", str(data), "--no-http") as running,
+        door_to(running.address) as door,
+    ):
+        door.create(SHARED)
+        door.put(SHARED, [make_item("w0-first", 1, media=False)])
+        resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (600_000, resource.RLIM_INFINITY))
+        held, refusal = fill(door, 0)
+        assert refusal.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL)
+        assert held
+        resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert set(read_world(door).collections[SHARED]) == {"w0-first", *held}
+        door.put(SHARED, [make_item("w0-after", 2, media=False)])
+        running.kill()
+    with LocalStore.open(data) as store:
+        items = read_world(StoreDoor(store)).collections[SHARED]
+    assert set(items) == {"w0-first", "w0-after", *held}
+    assert all(items[id] == item for id, item in held.items())
+
+
+@pytest.mark.slow
+def test_a_server_whose_syncs_fail_promises_nothing_more_until_it_is_started_again(
+    encoder_file: Path, tmp_path: Path, count: Callable[..., None]
+) -> None:
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("needs strace")
+    data = tmp_path / "data"
+    with (
+        ServerProcess(str(encoder_file), "--data", str(data), "--no-http") as running,
+        door_to(running.address) as door,
+    ):
+        door.create(SHARED)
+        first = [make_item(f"w0-{number}", number, media=False) for number in range(20)]
+        door.put(SHARED, first)
+        inject = ["-f", "-p", str(running.pid), "-e", "trace=fdatasync,fsync", "-e", "inject=fdatasync,fsync:error=EIO"]
+        with subprocess.Popen([strace, *inject], stderr=subprocess.PIPE, text=True) as tracing:
+            assert tracing.stderr is not None
+            if "attached" not in tracing.stderr.readline():
+                tracing.kill()
+                pytest.skip("strace may not attach to a process here")
+            with pytest.raises(grpc.RpcError):
+                door.put(SHARED, [make_item("w0-lost", 100, media=False)])
+            tracing.terminate()
+        for number in range(3):
+            with pytest.raises(grpc.RpcError, match="takes no writes since one failed"):
+                door.put(SHARED, [make_item(f"w0-later-{number}", 101 + number, media=False)])
+        assert {id: item for id, item in read_world(door).collections[SHARED].items() if id != "w0-lost"} == {
+            item.id: stored(item) for item in first
+        }
+        running.kill()
+    with ServerProcess(str(encoder_file), "--data", str(data), "--no-http") as again, door_to(again.address) as door:
+        door.put(SHARED, [make_item("w0-after", 200, media=False)])
+        there = set(read_world(door).collections[SHARED])
+    assert {item.id for item in first} | {"w0-after"} <= there <= {item.id for item in first} | {"w0-after", "w0-lost"}
+    count("failing syncs under a server", violations=0)
