@@ -15,7 +15,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from embedserve import Client
-from embedserve.client import calls
+from embedserve.client import failures, retry
+from embedserve.client.access import channel_options
+from embedserve.client.target import address
 from embedserve.errors import (
     AlreadyExists,
     CollectionNotFound,
@@ -102,7 +104,7 @@ def test_a_failure_without_our_details_is_told_by_its_status_code(
 def test_where_no_server_answers_the_error_says_where_and_how_to_start_one(
     connect: Connect, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "_UNAVAILABLE_PAUSE_S", 0.001)
+    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
     with pytest.raises(Unavailable) as caught:
         connect(f"localhost:{free_port}").list_collections()
     assert f"no server answers at localhost:{free_port}" in caught.value.message
@@ -143,7 +145,7 @@ def test_a_closed_client_says_so(connect: Connect, server: FakeServer) -> None:
 def test_a_busy_or_absent_server_is_asked_again(
     connect: Connect, server: FakeServer, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "_UNAVAILABLE_PAUSE_S", 0.001)
+    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
     server.on("ListCollections", failing_first(2, error, lambda _: collection_pb.ListCollectionsResponse()))
     assert connect(server.target).list_collections() == []
     assert len(server.asked("ListCollections")) == 3
@@ -191,28 +193,28 @@ def test_a_call_that_is_tried_again_has_only_what_is_left_of_its_time(connect: C
 
 
 def test_the_pause_doubles_and_is_never_shorter_than_the_server_asked_for() -> None:
-    failure = calls.Failure(Overloaded("busy"), retry_after_s=0.1)
-    shortest = [calls.pause_before_retry_s(failure, attempt, 60, jitter=lambda: 0.0) for attempt in range(1, 8)]
-    longest = [calls.pause_before_retry_s(failure, attempt, 60, jitter=lambda: 1.0) for attempt in range(1, 8)]
+    failure = failures.Failure(Overloaded("busy"), retry_after_s=0.1)
+    shortest = [retry.pause_s(failure, attempt, 60, jitter=lambda: 0.0) for attempt in range(1, 8)]
+    longest = [retry.pause_s(failure, attempt, 60, jitter=lambda: 1.0) for attempt in range(1, 8)]
     assert shortest == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 1.6, 1.6])
     assert longest == pytest.approx([0.15, 0.3, 0.6, 1.2, 2.4, 2.4, 2.4])
 
 
 def test_an_unavailable_server_is_given_up_after_five_attempts() -> None:
-    failure = calls.Failure(Unavailable("no server answers"), retry_after_s=0.1)
-    pauses = [calls.pause_before_retry_s(failure, attempt, 60, jitter=lambda: 0.0) for attempt in range(1, 6)]
+    failure = failures.Failure(Unavailable("no server answers"), retry_after_s=0.1)
+    pauses = [retry.pause_s(failure, attempt, 60, jitter=lambda: 0.0) for attempt in range(1, 6)]
     assert pauses == [pytest.approx(0.1), pytest.approx(0.2), pytest.approx(0.4), pytest.approx(0.8), None]
 
 
 def test_other_failures_are_not_tried_again() -> None:
-    assert calls.pause_before_retry_s(calls.Failure(InvalidInput("no"), None), 1, 60) is None
+    assert retry.pause_s(failures.Failure(InvalidInput("no"), None), 1, 60) is None
 
 
 def test_a_stream_that_was_ended_while_it_was_written_to_is_no_bug_of_the_server(
     connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # grpc.aio makes this of any status that comes at that moment, also of one that says to try again.
-    monkeypatch.setattr(calls, "_UNAVAILABLE_PAUSE_S", 0.001)
+    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
     error = PlainAbort(grpc.StatusCode.INTERNAL, "Internal error from Core")
     server.on("ListCollections", failing_first(1, error, lambda _: collection_pb.ListCollectionsResponse()))
     assert connect(server.target).list_collections() == []
@@ -255,7 +257,7 @@ def test_a_server_that_comes_later_is_found(connect: Connect, free_port: int) ->
 
 
 @pytest.mark.parametrize(
-    ("target", "address"),
+    ("target", "full"),
     [
         ("gpu-box", "gpu-box:50051"),
         ("gpu-box:443", "gpu-box:443"),
@@ -263,18 +265,18 @@ def test_a_server_that_comes_later_is_found(connect: Connect, free_port: int) ->
         ("unix:///run/embedserve.sock", "unix:///run/embedserve.sock"),
     ],
 )
-def test_the_port_may_be_left_out_of_a_target(target: str, address: str) -> None:
-    assert calls.address(target) == address
+def test_the_port_may_be_left_out_of_a_target(target: str, full: str) -> None:
+    assert address(target) == full
 
 
 def test_a_proxy_is_never_asked_for_this_machine() -> None:
-    assert ("grpc.enable_http_proxy", 0) in calls.channel_options("localhost:50051")
-    assert ("grpc.enable_http_proxy", 0) in calls.channel_options("127.0.0.1:50051")
-    assert ("grpc.enable_http_proxy", 0) not in calls.channel_options("gpu-box:50051")
+    assert ("grpc.enable_http_proxy", 0) in channel_options("localhost:50051")
+    assert ("grpc.enable_http_proxy", 0) in channel_options("127.0.0.1:50051")
+    assert ("grpc.enable_http_proxy", 0) not in channel_options("gpu-box:50051")
 
 
 def test_pings_stay_within_what_grpc_servers_permit_by_default() -> None:
-    assert dict(calls.channel_options("gpu-box:50051"))["grpc.keepalive_time_ms"] > 300_000
+    assert dict(channel_options("gpu-box:50051"))["grpc.keepalive_time_ms"] > 300_000
 
 
 def test_one_client_serves_several_threads_at_once(server: FakeServer) -> None:

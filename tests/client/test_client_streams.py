@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
-from embedserve.client import AddResult, ItemInput, bulk, calls, inputs, streams
+from embedserve.client import AddResult, ItemInput, bulk, failures, inputs, window
 from embedserve.errors import (
     CollectionNotFound,
     DataError,
@@ -33,7 +33,7 @@ MANY = [bytes([number]) for number in range(1, 200)]
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "_UNAVAILABLE_PAUSE_S", 0.001)
+    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
 
 
 def breaking_at(counts: set[int], answer: Callable[..., Any], error: Exception | None = None) -> Callable[..., Any]:
@@ -136,7 +136,7 @@ def test_an_answer_out_of_turn_is_a_bug_of_the_server(connect: Connect, server: 
 
     server.on(method, script)
     client = connect(server.target)
-    with pytest.raises(InternalError, match="out of turn"):
+    with pytest.raises(InternalError, match="answered out of order"):
         client.embed(MANY) if method == "EmbedStream" else client.add("photos", [ItemInput(image=b"1")] * 40)
 
 
@@ -326,14 +326,14 @@ def test_inputs_are_taken_only_as_far_ahead_as_the_stream_has_room(connect: Conn
     for number in range(1, 1000):
         assert next(results)[0] == 1
         # What was answered, what is on its way, and the input that begins the next message.
-        assert taken <= number + 16 * (streams.MESSAGES_AHEAD + 2) + 1
+        assert taken <= number + 16 * (window.MESSAGES_AHEAD + 2) + 1
     results.close()
 
 
 def test_no_more_bytes_are_on_their_way_than_may_be(
     connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "BYTES_AHEAD", 3 << 20)
+    monkeypatch.setattr(window, "BYTES_AHEAD", 3 << 20)
     taken = 0
 
     def images() -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from embedserve.client import backups
+from embedserve.client import long_calls
 from embedserve.errors import CollectionNotFound, DataError, DeadlineExceeded, InternalError, Unavailable
 from embedserve.v1 import collection_service_pb2 as pb
 from tests.client.fake_server import Connect, FakeServer
@@ -42,11 +42,11 @@ def test_a_backup_is_there_only_under_its_own_name(connect: Connect, server: Fak
 @pytest.mark.parametrize(
     ("messages", "why"),
     [
-        ([], "the backup is cut"),
-        (WHOLE[:-1], "the backup is cut"),
-        ([chunk(BYTES[:-1]), end()], "the backup was damaged on its way"),
-        ([chunk(BYTES), end(sha256=b"\0" * 32)], "the backup was damaged on its way"),
-        ([chunk(BYTES), end(size_bytes=1)], "the backup was damaged on its way"),
+        ([], "the backup is incomplete"),
+        (WHOLE[:-1], "the backup is incomplete"),
+        ([chunk(BYTES[:-1]), end()], "the backup was damaged in transit"),
+        ([chunk(BYTES), end(sha256=b"\0" * 32)], "the backup was damaged in transit"),
+        ([chunk(BYTES), end(size_bytes=1)], "the backup was damaged in transit"),
     ],
     ids=["nothing", "without-end", "short", "other-sha256", "other-size"],
 )
@@ -133,7 +133,7 @@ def test_a_backup_tells_how_many_bytes_have_come(connect: Connect, server: FakeS
 def test_a_server_that_says_nothing_is_given_up(
     connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backups, "_LEAST_SILENCE_S", 0.1)
+    monkeypatch.setattr(long_calls, "_MIN_SILENCE_S", 0.1)
     let_go = threading.Event()
 
     def silent(_: Any) -> Iterator[Any]:
@@ -142,7 +142,7 @@ def test_a_server_that_says_nothing_is_given_up(
 
     server.on("CheckCollection", silent)
     told: list[Any] = []
-    with pytest.raises(DeadlineExceeded, match=r"has said nothing for 0\.3 s"):
+    with pytest.raises(DeadlineExceeded, match=r"has sent nothing for 0\.3 s"):
         connect(server.target, timeout_s=0.3).check_collection("photos", told.append)
     let_go.set()
     assert [step.stage for step in told] == ["items"]
@@ -159,7 +159,7 @@ def test_a_server_may_be_silent_for_as_long_as_it_promises_however_small_the_tim
 
     server.on("CheckCollection", slow)
     assert connect(server.target, timeout_s=0.4).check_collection("photos").items == 3
-    assert [backups.silence_s(timeout_s) for timeout_s in (0.4, 29, 60)] == [30, 30, 60]
+    assert [long_calls.silence_s(timeout_s) for timeout_s in (0.4, 29, 60)] == [30, 30, 60]
 
 
 def test_a_check_without_a_report_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
