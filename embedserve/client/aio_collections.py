@@ -277,11 +277,11 @@ class AsyncCollections:
         request = messages.message(collection_pb.BackupCollectionRequest, name=name)
         method = self._calls.stubs.collections.BackupCollection
         async with in_threads(atomic_write(Path(path), overwrite=overwrite)) as file:
-            reader = long_calls.BackupReader(file, on_progress)
+            writer = long_calls.BackupWriter(file, on_progress)
             async with aclosing(self._calls.responses(method, request)) as responses:
                 async for response in responses:
-                    await asyncio.to_thread(reader.read, response)
-            return reader.sha256()
+                    await asyncio.to_thread(writer.write, response)
+            return writer.sha256()
 
     async def restore_collection(
         self, name: str, path: str | Path, *, on_progress: Callable[[int | None], None] | None = None

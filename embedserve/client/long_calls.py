@@ -22,7 +22,7 @@ _CHUNK_BYTES = 1 << 20
 _POLL_S = 0.5
 """How often a restore checks whether the server still takes something."""
 _MIN_SILENCE_S = 30.0
-"""A working server sends something at least every 10 seconds."""
+"""Shortest silence that counts as a failure; a working server sends something every 10 seconds."""
 
 
 def silence_s(timeout_s: float) -> float:
@@ -60,7 +60,7 @@ class CheckReader:
         return self._report
 
 
-class BackupReader:
+class BackupWriter:
     """Writes the responses of a backup into a file.
 
     Args:
@@ -75,7 +75,7 @@ class BackupReader:
         self._size_bytes = 0
         self._last: collection_pb.BackupCollectionResponse | None = None
 
-    def read(self, response: collection_pb.BackupCollectionResponse) -> None:
+    def write(self, response: collection_pb.BackupCollectionResponse) -> None:
         """Write the next response."""
         self._file.write(response.chunk)
         self._digest.update(response.chunk)

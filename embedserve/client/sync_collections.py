@@ -269,11 +269,11 @@ class Collections:
         request = messages.message(collection_pb.BackupCollectionRequest, name=name)
         method = self._calls.stubs.collections.BackupCollection
         with atomic_write(Path(path), overwrite=overwrite) as file:
-            reader = long_calls.BackupReader(file, on_progress)
+            writer = long_calls.BackupWriter(file, on_progress)
             with closing(self._calls.responses(method, request)) as responses:
                 for response in responses:
-                    reader.read(response)
-            return reader.sha256()
+                    writer.write(response)
+            return writer.sha256()
 
     def restore_collection(
         self, name: str, path: str | Path, *, on_progress: Callable[[int | None], None] | None = None
