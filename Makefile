@@ -24,7 +24,7 @@ export PYTHON PIP_ARGS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips at once would spoil one environment
-.PHONY: help demo test lint proto dataset gpu peers quality serve-peers search-peers overload soak crash fuzz
+.PHONY: help demo test lint proto client dataset gpu peers quality serve-peers search-peers overload soak crash fuzz
 
 help: ## list these tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,11 +39,15 @@ test: lint ## everything that needs no GPU: lint, types, protos, tests, the buil
 lint: $(VENV)/.with-train $(VENV)/.with-dev ## style, format and types, as CI checks them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/sync_client.py --check
 	$(BIN)/mypy
 	$(BIN)/mypy scripts/*.py
 
 proto: $(VENV)/.with-dev ## write embedserve/v1 and docs/wire.md again from protos/
 	$(BIN)/python scripts/proto.py
+
+client: $(VENV)/.with-dev ## write embedserve/client/sync*.py again from aio*.py
+	$(BIN)/python scripts/sync_client.py
 
 dataset: $(VENV)/.with-train ## the whole of Fashion-MNIST as class folders of PNGs: OUT=data/fashion-mnist
 	$(BIN)/python scripts/fashion_mnist.py "$(OUT)"

@@ -12,27 +12,24 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from embedserve import Client, EmbedserveError
-from embedserve.client import ItemInput
-from embedserve.errors import AlreadyExists
-from embedserve.types import Eq
+from embedserve import Client, EmbedserveError, Eq, ItemInput, errors
 
 COLLECTION = "example"
 
 
 def main(folder: Path, query: Path, server: str) -> None:
-    """Everything once: embed, add, search by image, by filter and by vector."""
+    """Embed, add, and search by image, by filter and by vector."""
     with Client(server) as client:
         client.wait_ready(timeout_s=30)
         encoder = client.encoder()
         print(f"encoder {encoder.name}: {encoder.dimension} numbers per image")
 
-        # Vectors alone, without a collection. float32 [2, D] with unit norm, so a dot product is the cosine.
+        # Vectors without a collection: float32 [2, D] with unit norm, so a dot product is the cosine.
         images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
         embeddings = client.embed([query, images[0]])
         print(f"cosine of {query.name} and {images[0].name}: {embeddings.vectors[0] @ embeddings.vectors[1]:.4f}")
 
-        with suppress(AlreadyExists):  # from an earlier run: items with the same ids are replaced
+        with suppress(errors.AlreadyExists):  # made by an earlier run; items with the same ids are replaced
             client.create_collection(COLLECTION)
         items = (
             ItemInput(id=path.relative_to(folder).as_posix(), image=path, metadata={"folder": path.parent.name})
@@ -47,14 +44,14 @@ def main(folder: Path, query: Path, server: str) -> None:
         for hit in client.search(COLLECTION, image=query, k=3):
             print(f"  {hit.score:.4f}  {hit.id}")
 
-        own = images[0].parent.name
-        print(f"most like the query in {own}, by its vector:")
+        subfolder = images[0].parent.name
+        print(f"most like the query in {subfolder}, by its vector:")
         for hit in client.search(
             COLLECTION,
             vector=embeddings.vectors[0],
             encoder_fingerprint=embeddings.encoder.fingerprint,
             k=3,
-            filter=Eq("folder", own),
+            filter=Eq("folder", subfolder),
         ):
             print(f"  {hit.score:.4f}  {hit.id}")
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve import wire
-from embedserve.client import calls
+from embedserve.client import failures
 from embedserve.client.access import Access
 from embedserve.errors import Overloaded, Unavailable
 from embedserve.v1 import collection_service_pb2 as collection_pb
@@ -137,7 +137,7 @@ class Traffic:
         return response
 
     def _note_failure(self, method: str, error: grpc.aio.AioRpcError, allowed: tuple[str, ...]) -> None:
-        failure = calls.failure_of(error, self._server.target, TIMEOUT_S)
+        failure = failures.failure_of(error, self._server.target, TIMEOUT_S)
         if error.code() is grpc.StatusCode.INTERNAL and isinstance(failure.error, Unavailable):
             self.findings.ledger.lost[_name(method)] += 1
             return

@@ -164,7 +164,7 @@ def serve(
     from embedserve.cli.options import connect, connection
     from embedserve.cli.output import say
     from embedserve.client.access import access
-    from embedserve.client.calls import address, is_this_machine
+    from embedserve.client.target import address, is_this_machine
     from embedserve.loadtest.report import Report
     from embedserve.loadtest.sweep import Plan, Rate
 

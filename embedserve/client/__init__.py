@@ -4,7 +4,7 @@
         vectors = client.embed(["a.jpg", "b.jpg"]).vectors          # float32 [2, D]
         hits = client.search("photos", image="query.jpg", k=5)      # list of Hit: id, score, metadata
 
-A server's refusal arrives as the error of ``embedserve.errors`` that the server raised.
+An error of the server is raised here as the same class of ``embedserve.errors``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a client shows who it is and finds out whom it talks to: TLS, certificates and tokens of a connection."""
+"""How a client authenticates itself and the server: TLS, certificates and the token of a connection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from embedserve import pem
-from embedserve.client import calls
+from embedserve.client.target import is_this_machine
 from embedserve.errors import InvalidInput
 
 _SYSTEM_ROOTS = (
@@ -33,7 +33,7 @@ class Access:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """The header that shows the token; none where there is no token."""
+        """The header that carries the token; empty without a token."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def open(self, api: Any, *, own_connection: bool = False) -> Any:
@@ -41,9 +41,9 @@ class Access:
 
         Args:
             api: ``grpc`` or ``grpc.aio``, whose functions have the same names.
-            own_connection: do not share the connection of other channels to the same target.
+            own_connection: do not share a connection with other channels to the same target.
         """
-        options = calls.channel_options(self.target)
+        options = channel_options(self.target)
         if own_connection:
             options.append(("grpc.use_local_subchannel_pool", 1))
         if self.credentials is None:
@@ -51,6 +51,25 @@ class Access:
         else:
             channel = api.secure_channel(self.target, self.credentials, options)
         return _TokenChannel(channel, self.metadata) if self.token else channel
+
+
+def channel_options(target: str) -> list[tuple[str, int]]:
+    """Options of a channel to the target."""
+    options = [
+        # The server's limits decide: requests are cut to them, and no response is refused.
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        # By default, gRPC servers close a connection that is pinged more often than every 5 minutes.
+        ("grpc.keepalive_time_ms", 310_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # A restarted server is found again within our own retries; gRPC's default waits a second and then longer.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+    ]
+    if is_this_machine(target):
+        # With http_proxy set and no_proxy unset, gRPC would go through the proxy to reach this machine.
+        options.append(("grpc.enable_http_proxy", 0))
+    return options
 
 
 def access(
@@ -64,10 +83,11 @@ def access(
     allow_plain_token: bool = False,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> Access:
-    """What a client was told of a connection, checked; ``Client`` explains the arguments.
+    """What a client was told about a connection, checked; ``Client`` explains the arguments.
 
     Raises:
-        InvalidInput: arguments contradict each other, the token cannot travel in a header, or would travel readable.
+        InvalidInput: arguments contradict each other, the token is not allowed in a header, or would be sent in clear
+            text to another machine.
         SetupError: a file cannot be used.
     """
     if (client_cert is None) != (client_key is None):
@@ -78,7 +98,7 @@ def access(
     if credentials is not None and with_tls:
         raise InvalidInput("credentials= already says how TLS is done", hint="leave out tls, ca and client_cert")
     if token and not (token.isascii() and token.isprintable() and " " not in token):
-        raise InvalidInput("the token has characters that cannot stand in a header, as spaces or line ends")
+        raise InvalidInput("the token has characters that are not allowed in a header, such as spaces or line ends")
     if with_tls:
         roots = _system_roots() if ca is None else pem.read_certificates(Path(ca), "the CA")
         if client_cert is None or client_key is None:
@@ -86,7 +106,7 @@ def access(
         else:
             pair = pem.read_pair(Path(client_cert), Path(client_key))
             credentials = grpc.ssl_channel_credentials(roots, pair.key, pair.certificate)
-    elif token and credentials is None and not allow_plain_token and not calls.is_this_machine(target):
+    elif token and credentials is None and not allow_plain_token and not is_this_machine(target):
         raise InvalidInput(
             f"everyone on the way to {target} could read the token: the connection has no TLS",
             hint="Client(…, ca='ca.pem') or tls=True, on the command line --ca FILE or --tls;"
@@ -96,7 +116,7 @@ def access(
 
 
 def _system_roots() -> bytes | None:
-    """The CAs that this machine trusts; None leaves it to gRPC, which brings those of Mozilla."""
+    """The CAs that this machine trusts; None: those of Mozilla, which come with gRPC."""
     if os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"):
         return None
     for path in (ssl.get_default_verify_paths().cafile, *_SYSTEM_ROOTS):
@@ -108,7 +128,7 @@ def _system_roots() -> bytes | None:
 class _TokenChannel:
     """A channel that sends the token with each call.
 
-    gRPC's own call credentials do not work without TLS, and its interceptors change what a call object can do.
+    gRPC's call credentials do not work without TLS, and its interceptors change what a call object can do.
     """
 
     def __init__(self, channel: Any, metadata: tuple[tuple[str, str], ...]) -> None:
@@ -123,7 +143,7 @@ class _TokenChannel:
 
 
 class _TokenCall:
-    """A method of a stub, sync or async, that sends the token."""
+    """A method of a stub, sync or async, that sends the token with each call."""
 
     def __init__(self, method: Any, metadata: tuple[tuple[str, str], ...]) -> None:
         self._method = method

@@ -1,4 +1,4 @@
-"""Bulk over a stream for asyncio: as ``streams.answers``, with inputs taken in a worker thread."""
+"""Bulk over a stream for ``AsyncClient``: chunks are taken in a worker thread, and responses awaited."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from embedserve.client.parts import Part
-from embedserve.client.streams import Exchange
-from embedserve.errors import Unavailable
+from embedserve.client import failures
+from embedserve.client.chunks import Chunk
+from embedserve.client.window import Window
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
@@ -23,79 +23,78 @@ _ADMISSION_S = 1.0
 
 async def answers(
     method: Any,
-    parts: Iterator[Part[RequestT]],
-    exchange: Exchange[RequestT, ResponseT],
+    chunks: Iterator[Chunk[RequestT]],
+    window: Window[RequestT, ResponseT],
     is_closed: Callable[[], bool],
-) -> AsyncGenerator[tuple[Part[RequestT], ResponseT | None]]:
-    """Each part with its response, or None if it had nothing to send, in order.
+) -> AsyncGenerator[tuple[Chunk[RequestT], ResponseT | None]]:
+    """Each chunk with its response, or None if it had nothing to send, in order.
 
     Args:
         method: the stream's method of a stub.
-        parts: taken in a worker thread, as far ahead as ``exchange`` has room.
-        exchange: a new one.
+        chunks: taken in a worker thread, as far ahead as ``window`` has room.
+        window: a new one.
         is_closed: whether the client has been closed.
     """
     stream: _Stream[RequestT, ResponseT] | None = None
-    taking: asyncio.Task[Part[RequestT] | None] | None = None
+    next_chunk: asyncio.Task[Chunk[RequestT] | None] | None = None
     try:
         while True:
-            while (refused := exchange.refused()) is not None:
-                yield refused, None
-            if exchange.done:
+            while (unsendable := window.pop_unsendable()) is not None:
+                yield unsendable, None
+            if window.done:
                 if stream is not None:
-                    await stream.finish(exchange.remaining_s())
+                    await stream.finish(window.remaining_s())
                 return
-            if taking is None and exchange.has_room:
-                taking = asyncio.create_task(asyncio.to_thread(next, parts, None))
-            waiting: tuple[asyncio.Task[Any] | None, ...] = (taking, stream.reading if stream is not None else None)
-            over, _ = await asyncio.wait(
+            if next_chunk is None and window.has_room:
+                next_chunk = asyncio.create_task(asyncio.to_thread(next, chunks, None))
+            waiting: tuple[asyncio.Task[Any] | None, ...] = (next_chunk, stream.reading if stream is not None else None)
+            finished, _ = await asyncio.wait(
                 [task for task in waiting if task is not None],
-                timeout=None if exchange.idle else exchange.remaining_s(),
+                timeout=None if window.idle else window.remaining_s(),
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if not over:
-                raise exchange.late()
-            if taking is not None and taking in over:
-                part, taking = taking.result(), None
-                exchange.take(part)
-                if part is None and stream is not None:
+            if not finished:
+                raise window.timeout_error()
+            if next_chunk is not None and next_chunk in finished:
+                chunk, next_chunk = next_chunk.result(), None
+                window.add(chunk)
+                if chunk is None and stream is not None:
                     stream.send(None)
-                elif part is not None and part.request is not None:
+                elif chunk is not None and chunk.request is not None:
                     if stream is None:
                         stream = _Stream(method)
-                    stream.send(part.request)
+                    stream.send(chunk.request)
             elif stream is not None:
                 try:
                     response = stream.received()
                 except (grpc.RpcError, asyncio.CancelledError) as error:  # the call is cancelled, not the caller
                     if is_closed():
-                        raise Unavailable("the call was cancelled: the client was closed") from error
+                        raise failures.closed_client() from error
                     await stream.close()
                     stream = None
-                    if not exchange.idle:
-                        await asyncio.sleep(exchange.pause_s(error if isinstance(error, grpc.RpcError) else None))
-                        stream = _Stream(method, exchange.unanswered())
-                        if exchange.ended:
-                            stream.send(None)
+                    if not window.idle:
+                        reason = error if isinstance(error, grpc.RpcError) else None
+                        await asyncio.sleep(window.pause_before_reopening_s(reason))
+                        stream = _Stream(method, window.requests_again())
                 except EOFError:
-                    raise exchange.cut_short() from None
+                    raise window.early_end_error() from None
                 else:
-                    yield exchange.answered(response), response
+                    yield window.pop_answered(response), response
     finally:
-        if taking is not None:
-            taking.cancel()  # its thread ends when the caller's iterator gives it the next input
-            await asyncio.wait([taking])
+        if next_chunk is not None:
+            next_chunk.cancel()  # its thread ends once the caller's iterator gives the next input
+            await asyncio.wait([next_chunk])
         if stream is not None:
             await stream.close()
 
 
 class _Outbox(Generic[RequestT]):
-    """The requests of one stream as they come; no generator, since gRPC leaves those half-run when it is cancelled."""
+    """The requests of one stream; no generator, since a cancelled gRPC call leaves a generator half-run."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[RequestT | None] = asyncio.Queue()
         self.admission: Callable[[], Awaitable[object]] | None = None
-        """What is awaited, but not for long, before the first request is given."""
+        """Awaited before the first request is given, but no longer than ``_ADMISSION_S``."""
 
     def put(self, request: RequestT | None) -> None:
         self._queue.put_nowait(request)
@@ -106,7 +105,7 @@ class _Outbox(Generic[RequestT]):
     async def __anext__(self) -> RequestT:
         admission, self.admission = self.admission, None
         if admission is not None:
-            with suppress(TimeoutError):  # something in between may hold headers back until there is more
+            with suppress(TimeoutError):  # a proxy may hold headers back until data follows
                 await asyncio.wait_for(admission(), _ADMISSION_S)
         request = await self._queue.get()
         if request is None:
@@ -117,20 +116,24 @@ class _Outbox(Generic[RequestT]):
 class _Stream(Generic[RequestT, ResponseT]):
     """One stream, with a task that waits for its next response.
 
-    Where a write meets a stream that the server has ended, grpc.aio forgets why it did. A stream that follows one that
-    broke therefore sends the first of ``again`` only when the server has let it in, as its headers say, and the rest
-    only when the first was answered: it will know.
+    If a write meets a stream that the server has ended, grpc.aio loses the status. A stream that replaces a broken one
+    therefore sends the first of ``first`` once the server's headers show that it was admitted, and the others once the
+    first has been answered.
+
+    Args:
+        method: the stream's method of a stub.
+        first: requests to begin with.
     """
 
-    def __init__(self, method: Any, again: Sequence[RequestT] = ()) -> None:
+    def __init__(self, method: Any, first: Sequence[RequestT | None] = ()) -> None:
         self._outbox: _Outbox[RequestT] = _Outbox()
         self._held: list[RequestT | None] | None = None
-        for request in again:
+        for request in first:
             self.send(request)
             if self._held is None:
                 self._held = []
         self._call = method(self._outbox)
-        if again:
+        if first:
             self._outbox.admission = self._call.initial_metadata
         self.reading: asyncio.Task[Any] = asyncio.create_task(self._call.read())
 
@@ -142,7 +145,7 @@ class _Stream(Generic[RequestT, ResponseT]):
             self._held.append(request)
 
     def received(self) -> ResponseT:
-        """What ``reading`` has read; the next is read from now on.
+        """The response that ``reading`` has read; starts to read the next one.
 
         Raises:
             grpc.RpcError: the stream broke.
@@ -160,12 +163,12 @@ class _Stream(Generic[RequestT, ResponseT]):
         return answer
 
     async def finish(self, timeout_s: float) -> None:
-        """Let the server end a stream that has been answered, rather than cancel it; how it ends does not matter."""
+        """Let the server end a stream that has been answered rather than cancel it; its status does not matter."""
         await asyncio.wait([self.reading], timeout=timeout_s)
 
     async def close(self) -> None:
         """Cancel the stream, if it has not ended."""
         self._call.cancel()
-        self._outbox.put(None)  # where it has ended, gRPC's task for the requests would wait for the next one for ever
+        self._outbox.put(None)  # if it has ended, gRPC's task would otherwise wait for the next request for ever
         self.reading.cancel()
         await asyncio.gather(self.reading, return_exceptions=True)

@@ -1,7 +1,7 @@
-"""The messages of the bulk methods, embed and add, and what is read from their answers.
+"""Requests and responses of the bulk methods, embed and add.
 
-What fits one message is one call, which is answered soonest; more goes over a stream. Both kinds of call hold the same,
-so that one builder and one reader serve them.
+What fits one message is a single call, which is answered soonest; more goes over a stream. Both kinds of call have the
+same content, so one builder and one reader serve both.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from google.protobuf.message import Message
 
 from embedserve import wire
+from embedserve.client.chunks import Chunk, Entry, chunk_of, images_per_call, pack, read_results, room_bytes_for
 from embedserve.client.inputs import is_path, read_ahead, read_image, vector_to_proto, writing
 from embedserve.client.messages import encoder_ref
-from embedserve.client.parts import Entry, Part, images_per_call, pack, part_of, read_results, room_bytes_for
 from embedserve.client.values import AddResult, Embeddings, EncoderRef, ImageInput, ItemInput
 from embedserve.errors import DataError, EmbedserveError, EncoderMismatch, InvalidInput
 from embedserve.types import Limits, check_metadata
@@ -33,49 +33,53 @@ StreamResponseT = TypeVar("StreamResponseT", bound=Message)
 RequestT = TypeVar("RequestT", bound=Message)
 
 IMAGES_PER_MESSAGE = 16
-"""One image per message costs 0.2 ms of the client's CPU for each, 16 cost 0.04 ms, and more gain little."""
+"""An image costs 0.2 ms of the client's CPU at one image per message and 0.04 ms at 16; more gain little."""
 
 BYTES_PER_MESSAGE = 1 << 20
-"""A message is full at 1 MiB: a large one holds others up, and gains nothing."""
+"""A message is full at 1 MiB: a larger one delays others and gains nothing."""
 
 _GATHERED_FOR_S = 0.05
-"""Inputs that come slowly, as from a camera, are sent without waiting for a full message."""
+"""Inputs that come slowly, as from a camera, are not kept until the message is full."""
 
 
 @dataclass(frozen=True)
-class Bulk(Generic[StreamRequestT, StreamResponseT, RequestT]):
-    """How one bulk method speaks."""
+class BulkMethod(Generic[StreamRequestT, StreamResponseT, RequestT]):
+    """How the single call and the stream of one bulk method correspond."""
 
     as_call: Callable[[StreamRequestT], RequestT]
-    """The request of a single call that holds what a message of the stream holds."""
+    """The request of a single call with the content of a stream's request."""
     is_answer: Callable[[StreamRequestT, StreamResponseT, int], bool]
-    """Whether a response answers a request before which so many inputs have been sent over its stream."""
+    """Whether a response answers a request that follows so many inputs on its stream."""
 
 
-EMBED: Bulk[embedding_pb.EmbedStreamRequest, embedding_pb.EmbedStreamResponse, embedding_pb.EmbedRequest] = Bulk(
-    as_call=lambda request: embedding_pb.EmbedRequest(
-        images=request.images,
-        vector_encoding=request.vector_encoding,
-        encoder_fingerprint=request.encoder_fingerprint,
-    ),
-    is_answer=lambda request, response, _position: response.key == request.key,
+EMBED: BulkMethod[embedding_pb.EmbedStreamRequest, embedding_pb.EmbedStreamResponse, embedding_pb.EmbedRequest] = (
+    BulkMethod(
+        as_call=lambda request: embedding_pb.EmbedRequest(
+            images=request.images,
+            vector_encoding=request.vector_encoding,
+            encoder_fingerprint=request.encoder_fingerprint,
+        ),
+        is_answer=lambda request, response, _position: response.key == request.key,
+    )
 )
 
-ADD: Bulk[collection_pb.UpsertStreamRequest, collection_pb.UpsertStreamResponse, collection_pb.UpsertRequest] = Bulk(
-    as_call=lambda request: collection_pb.UpsertRequest(
-        collection=request.collection, items=request.items, encoder_fingerprint=request.encoder_fingerprint
-    ),
-    is_answer=lambda _request, response, position: response.index == position,
+ADD: BulkMethod[collection_pb.UpsertStreamRequest, collection_pb.UpsertStreamResponse, collection_pb.UpsertRequest] = (
+    BulkMethod(
+        as_call=lambda request: collection_pb.UpsertRequest(
+            collection=request.collection, items=request.items, encoder_fingerprint=request.encoder_fingerprint
+        ),
+        is_answer=lambda _request, response, position: response.index == position,
+    )
 )
 
 
 # --- Embed -----------------------------------------------------------------
 
 
-def embed_parts(
+def embed_chunks(
     images: Iterable[ImageInput], limits: Limits, encoder_fingerprint: str
-) -> Iterator[Part[embedding_pb.EmbedStreamRequest]]:
-    """The messages for any number of images."""
+) -> Iterator[Chunk[embedding_pb.EmbedStreamRequest]]:
+    """EmbedStream requests for any number of images."""
     empty = embedding_pb.EmbedStreamRequest(
         key="0" * 20, vector_encoding=wire.PACKED_F32, encoder_fingerprint=encoder_fingerprint
     )
@@ -91,8 +95,8 @@ def embed_parts(
     groups = pack(
         read_ahead(images, is_path, entry),
         room_bytes=room_bytes_for(limits, empty),
-        most=count,
-        most_images=count,
+        max_entries=count,
+        max_images=count,
         full_bytes=BYTES_PER_MESSAGE,
         full_after_s=_GATHERED_FOR_S,
     )
@@ -106,27 +110,27 @@ def embed_parts(
                 encoder_fingerprint=encoder_fingerprint,
             )
 
-        yield part_of(group, build)
+        yield chunk_of(group, build)
 
 
 class EmbedReader:
-    """Reads the responses that together hold the embeddings of one list of images."""
+    """Reads the responses with the embeddings of one list of images."""
 
     encoder: EncoderRef | None = None
-    """Who made the vectors; None before the first response."""
+    """The encoder that made the vectors; None before the first response."""
 
     def read(
         self,
-        part: Part[embedding_pb.EmbedStreamRequest],
+        chunk: Chunk[embedding_pb.EmbedStreamRequest],
         response: embedding_pb.EmbedStreamResponse | embedding_pb.EmbedResponse | None,
     ) -> list[NDArray[np.float32] | EmbedserveError]:
-        """The vector of each image of the part, or why there is none.
+        """The vector of each image of the chunk, or why there is none.
 
         Raises:
-            EncoderMismatch: the server's encoder was replaced between two messages, so that vectors would be mixed.
+            EncoderMismatch: the server's encoder was replaced between two responses, so vectors would be mixed.
         """
         if response is None:
-            return part.merge([])
+            return chunk.merge([])
         encoder = encoder_ref(response.encoder)
         if self.encoder is not None and encoder.fingerprint != self.encoder.fingerprint:
             raise EncoderMismatch(
@@ -135,13 +139,13 @@ class EmbedReader:
                 hint="embed them again",
             )
         self.encoder = encoder
-        results = _results(part, response)
+        results = _results(chunk, response)
         answers = read_results("image", results, "vector", lambda result: wire.vector_from_proto(result.vector))
-        return part.merge(answers)
+        return chunk.merge(answers)
 
 
 class Collector:
-    """Gathers the results of ``embed`` and gives failures their place in words."""
+    """Gathers the results of ``embed``, and names the image in an error that is raised."""
 
     def __init__(self, images: Iterable[ImageInput], errors: str) -> None:
         if errors not in ("raise", "keep"):
@@ -154,7 +158,7 @@ class Collector:
         self._results: list[NDArray[np.float32] | EmbedserveError] = []
 
     def images(self) -> Iterator[ImageInput]:
-        """The images, to be taken once."""
+        """The images; can be iterated once."""
         for image in self._images:
             self._names.append(str(image) if isinstance(image, (str, os.PathLike)) else "")
             yield image
@@ -188,10 +192,10 @@ class Collector:
 # --- Add -------------------------------------------------------------------
 
 
-def add_parts(
+def add_chunks(
     collection: str, items: Iterable[ItemInput], limits: Limits, encoder_fingerprint: str
-) -> Iterator[Part[collection_pb.UpsertStreamRequest]]:
-    """The messages for any number of items."""
+) -> Iterator[Chunk[collection_pb.UpsertStreamRequest]]:
+    """UpsertStream requests for any number of items."""
     with writing():
         empty = collection_pb.UpsertStreamRequest(collection=collection, encoder_fingerprint=encoder_fingerprint)
 
@@ -203,17 +207,17 @@ def add_parts(
     groups = pack(
         read_ahead(items, lambda item: is_path(item.image), lambda item: _item_entry(item, limits)),
         room_bytes=room_bytes_for(limits, empty),
-        most=limits.max_items,
-        most_images=min(IMAGES_PER_MESSAGE, images_per_call(limits)),
+        max_entries=limits.max_items,
+        max_images=min(IMAGES_PER_MESSAGE, images_per_call(limits)),
         full_bytes=BYTES_PER_MESSAGE,
         full_after_s=_GATHERED_FOR_S,
     )
     for group in groups:
-        yield part_of(group, build)
+        yield chunk_of(group, build)
 
 
 def _item_entry(item: ItemInput, limits: Limits) -> Entry[collection_pb.UpsertItem]:
-    # The id is made here, not by the server, so that an item that is sent again is not stored twice.
+    # The id is made here, not by the server, so that an item that is sent twice is stored once.
     id = item.id or uuid.uuid4().hex
     try:
         check_metadata(item.metadata)
@@ -230,21 +234,21 @@ def _item_entry(item: ItemInput, limits: Limits) -> Entry[collection_pb.UpsertIt
 
 
 def add_results(
-    part: Part[collection_pb.UpsertStreamRequest],
+    chunk: Chunk[collection_pb.UpsertStreamRequest],
     response: collection_pb.UpsertStreamResponse | collection_pb.UpsertResponse | None,
 ) -> list[AddResult]:
-    """What became of each item of the part."""
-    results = _results(part, response) if response is not None else ()
+    """The outcome for each item of the chunk."""
+    results = _results(chunk, response) if response is not None else ()
     answers = read_results("item", results, "id", lambda result: result.id)
     return [
         AddResult(id, result) if isinstance(result, EmbedserveError) else AddResult(result)
-        for id, result in zip(part.ids, part.merge(answers), strict=True)
+        for id, result in zip(chunk.ids, chunk.merge(answers), strict=True)
     ]
 
 
-def _results(part: Part[Any], response: Any) -> Sequence[Any]:
-    """The result of each input that was sent; a message that was refused as a whole says once why."""
+def _results(chunk: Chunk[Any], response: Any) -> Sequence[Any]:
+    """The result of each input that was sent; a request that is refused as a whole has one result for all."""
     if "result" in response.DESCRIPTOR.fields_by_name and response.HasField("result"):
-        return [response.result] * part.sent
+        return [response.result] * chunk.sent
     results: Sequence[Any] = response.results
     return results

@@ -1,4 +1,4 @@
-"""What a caller gives, as it goes over the wire: images as bytes, vectors as messages."""
+"""A caller's inputs as they are sent: images as bytes, vectors as messages."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
 
 _READERS = 4
-"""Files read side by side, ahead of what is sent: a disk or a network drive is asked for several at once."""
+"""Threads that read files ahead of what is sent, so that a disk or network drive serves several requests at once."""
 
 _SLOW_READ_S = 0.001
-"""Mean time of reading a file from which on threads do it. Where files are in memory, threads cost more than reading:
-of 10 kB, 0.07 ms of CPU instead of 0.03."""
+"""If reading a file takes longer than this on average, threads do it. For files in the page cache threads cost more
+than reading: 0.07 instead of 0.03 ms of CPU for 10 kB."""
 
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """What protobuf refuses (a number out of range, text that is no UTF-8) as an error of ours."""
+    """Turns what protobuf refuses (a number out of range, text that is not valid UTF-8) into InvalidInput."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -54,7 +54,7 @@ def read_image(image: ImageInput, limits: Limits) -> bytes:
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
         try:
-            # The size first: nobody wants to read a film that happens to be in the folder.
+            # The size first, so that a film in the folder is not read.
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
                 raise DataError(f"{path} is no regular file")
@@ -76,9 +76,9 @@ def read_image(image: ImageInput, limits: Limits) -> bytes:
 def read_ahead(
     inputs: Iterable[InputT], is_file: Callable[[InputT], bool], read: Callable[[InputT], ResultT]
 ) -> Iterator[ResultT]:
-    """What ``read`` makes of each input, in order; files that are slow to read by a few threads, a few files ahead."""
+    """The result of ``read`` for each input, in order; slow files are read by a few threads, a few files ahead."""
     waiting: deque[Future[ResultT] | ResultT] = deque()
-    spent_s, count = 0.0, 5  # a few milliseconds more at the start mean nothing
+    spent_s, count = 0.0, 5  # 5 ms are tolerated at the start
 
     def first() -> ResultT:
         result = waiting.popleft()
@@ -95,7 +95,7 @@ def read_ahead(
                     begun = time.monotonic()
                     waiting.append(read(input))
                     spent_s, count = spent_s + time.monotonic() - begun, count + 1
-                while waiting and (len(waiting) > _READERS or _is_there(waiting[0])):
+                while waiting and (len(waiting) > _READERS or _is_ready(waiting[0])):
                     yield first()
             while waiting:
                 yield first()
@@ -103,7 +103,7 @@ def read_ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _is_there(result: object) -> bool:
+def _is_ready(result: object) -> bool:
     return not isinstance(result, Future) or result.done()
 
 
@@ -113,7 +113,7 @@ def is_path(image: object) -> bool:
 
 
 def vector_to_proto(values: ArrayLike) -> common_pb.Vector:
-    """A vector of D numbers as a message. Whether D is right and all are finite is for the server to say.
+    """A vector of D numbers as a message. The server checks D, and that all numbers are finite.
 
     Raises:
         InvalidInput: it is not a row of numbers.

@@ -1,4 +1,4 @@
-"""Requests and responses of single calls, as pure functions that the sync and the async class share."""
+"""Requests and responses of single calls, as pure functions that both clients share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from embedserve import wire
+from embedserve.client.chunks import Chunk, Entry, chunk_of, images_per_call, pack, read_results, room_bytes_for
 from embedserve.client.inputs import read_image, vector_to_proto, writing
-from embedserve.client.parts import Entry, Part, images_per_call, pack, part_of, read_results, room_bytes_for
 from embedserve.client.values import EncoderInfo, EncoderRef, Query, ServerInfo
 from embedserve.errors import EmbedserveError, InvalidInput, ItemNotFound
 from embedserve.types import Filter, Hit, Item, Keep, Limits, SearchOptions
@@ -26,7 +26,7 @@ def message(kind: type[RequestT], **fields: Any) -> RequestT:
     """A small request of the given kind.
 
     Raises:
-        InvalidInput: a value is of the wrong type, out of range or no text in UTF-8.
+        InvalidInput: a value is of the wrong type, out of range or not valid UTF-8.
     """
     with writing():
         return kind(**fields)
@@ -35,10 +35,10 @@ def message(kind: type[RequestT], **fields: Any) -> RequestT:
 # --- Search ----------------------------------------------------------------
 
 
-def search_parts(
+def search_chunks(
     collection: str, queries: Iterable[Query], options: SearchOptions, limits: Limits, encoder_fingerprint: str
-) -> Iterator[Part[search_pb.SearchRequest]]:
-    """Search calls for any number of queries.
+) -> Iterator[Chunk[search_pb.SearchRequest]]:
+    """Search requests for any number of queries.
 
     Raises:
         InvalidInput: an option is out of range.
@@ -64,8 +64,8 @@ def search_parts(
     packed = pack(
         (_query_entry(query, limits) for query in queries),
         room_bytes=room_bytes_for(limits, empty),
-        most=limits.max_queries,
-        most_images=images_per_call(limits),
+        max_entries=limits.max_queries,
+        max_images=images_per_call(limits),
     )
 
     def build(messages: list[search_pb.SearchQuery]) -> search_pb.SearchRequest:
@@ -74,7 +74,7 @@ def search_parts(
         return request
 
     for group in packed:
-        yield part_of(group, build)
+        yield chunk_of(group, build)
 
 
 def _query_entry(query: Query, limits: Limits) -> Entry[search_pb.SearchQuery]:
@@ -93,23 +93,23 @@ def _query_entry(query: Query, limits: Limits) -> Entry[search_pb.SearchQuery]:
 
 
 def search_results(
-    part: Part[search_pb.SearchRequest], response: search_pb.SearchResponse | None
+    chunk: Chunk[search_pb.SearchRequest], response: search_pb.SearchResponse | None
 ) -> list[list[Hit] | EmbedserveError]:
-    """The hits of each query of the part, or why there are none."""
+    """The hits of each query of the chunk, or the error that says why there are none."""
     results = response.results if response is not None else ()
-    asked = part.request or search_pb.SearchRequest()
+    asked = chunk.request or search_pb.SearchRequest()
     has_metadata, has_vectors = asked.include_metadata, asked.include_vectors
 
     def hits(result: search_pb.SearchResult) -> list[Hit]:
         return wire.hits_from_proto(result.hits, has_metadata=has_metadata, has_vectors=has_vectors)
 
-    return part.merge(read_results("query", results, "hits", hits))
+    return chunk.merge(read_results("query", results, "hits", hits))
 
 
 # --- Items -----------------------------------------------------------------
 
 
-def get_items_parts(
+def get_items_chunks(
     collection: str,
     ids: Sequence[str],
     limits: Limits,
@@ -117,9 +117,9 @@ def get_items_parts(
     include_metadata: bool,
     include_vectors: bool,
     include_media: bool,
-) -> Iterator[Part[collection_pb.GetItemsRequest]]:
-    """GetItems calls for any number of ids."""
-    # An original may fill half a message by itself, and how large it is shows only in the answer.
+) -> Iterator[Chunk[collection_pb.GetItemsRequest]]:
+    """GetItems requests for any number of ids."""
+    # One original may fill half a message, and its size is known only from the response.
     media_per_call = max(1, (limits.max_message_bytes - (1 << 20)) // limits.max_image_bytes)
     for start in range(0, len(ids), step := media_per_call if include_media else _items_per_call(limits)):
         with writing():
@@ -131,20 +131,20 @@ def get_items_parts(
                 include_media=include_media,
                 vector_encoding=wire.PACKED_F32,
             )
-        yield Part(request, [None] * len(request.ids))
+        yield Chunk(request, [None] * len(request.ids))
 
 
 def get_items_results(
-    part: Part[collection_pb.GetItemsRequest], response: collection_pb.GetItemsResponse | None
+    chunk: Chunk[collection_pb.GetItemsRequest], response: collection_pb.GetItemsResponse | None
 ) -> list[Item | None]:
-    """The items of the part, None where there is none.
+    """The items of the chunk, None where there is none.
 
     Raises:
-        EmbedserveError: an id that cannot be asked for.
+        EmbedserveError: an id that is refused.
     """
     results = response.results if response is not None else ()
     items: list[Item | None] = []
-    for answer in part.merge(read_results("id", results, "item", lambda result: wire.item_from_proto(result.item))):
+    for answer in chunk.merge(read_results("id", results, "item", lambda result: wire.item_from_proto(result.item))):
         if not isinstance(answer, EmbedserveError):
             items.append(answer)
         elif isinstance(answer, ItemNotFound):
@@ -154,18 +154,25 @@ def get_items_results(
     return items
 
 
-def delete_items_parts(
+def delete_items_chunks(
     collection: str, ids: Sequence[str], limits: Limits
-) -> Iterator[Part[collection_pb.DeleteItemsRequest]]:
-    """DeleteItems calls for any number of ids."""
+) -> Iterator[Chunk[collection_pb.DeleteItemsRequest]]:
+    """DeleteItems requests for any number of ids."""
     for start in range(0, len(ids), step := limits.max_items):
         with writing():
             request = collection_pb.DeleteItemsRequest(collection=collection, ids=ids[start : start + step])
-        yield Part(request, [None] * len(request.ids))
+        yield Chunk(request, [None] * len(request.ids))
+
+
+def deleted_counts(
+    _chunk: Chunk[collection_pb.DeleteItemsRequest], response: collection_pb.DeleteItemsResponse | None
+) -> list[int]:
+    """How many items of the chunk were there, as a list of one number."""
+    return [response.deleted_count] if response is not None else []
 
 
 def _items_per_call(limits: Limits) -> int:
-    # With metadata of the largest size they still fit one message, beside vectors of a few thousand numbers.
+    # Items with metadata of the largest size and vectors of a few thousand numbers still fit one message.
     return max(1, min(limits.max_items, limits.max_message_bytes // (2 * limits.max_metadata_bytes)))
 
 
@@ -177,7 +184,7 @@ def list_items_request(
     include_vectors: bool,
     page_size: int,
 ) -> collection_pb.ListItemsRequest:
-    """Asks for the first page.
+    """The request for the first page.
 
     Raises:
         InvalidInput: the page size is not positive, or the filter cannot be written.
@@ -198,7 +205,7 @@ def list_items_request(
 def next_page_request(
     request: collection_pb.ListItemsRequest, response: collection_pb.ListItemsResponse
 ) -> collection_pb.ListItemsRequest | None:
-    """Asks for the page after the response; None if that was the last."""
+    """The request for the next page; None if the response has the last one."""
     if not response.next_page_token:
         return None
     following = collection_pb.ListItemsRequest()
@@ -211,7 +218,7 @@ def next_page_request(
 
 
 def create_collection_request(name: str, *, keep: Keep | str, **fields: Any) -> collection_pb.CreateCollectionRequest:
-    """Asks for a new collection; ``fields`` are those of the request.
+    """The request for a new collection; ``fields`` are those of the message.
 
     Raises:
         InvalidInput: a value is of the wrong type or out of range.
@@ -224,12 +231,12 @@ def create_collection_request(name: str, *, keep: Keep | str, **fields: Any) -> 
 
 
 def encoder_ref(message: common_pb.EncoderRef) -> EncoderRef:
-    """Which encoder a response names."""
+    """The encoder that a response names."""
     return EncoderRef(message.name, message.fingerprint, message.dimension)
 
 
 def encoder_info(response: embedding_pb.GetEncoderResponse) -> EncoderInfo:
-    """The encoder of a response."""
+    """The description of the encoder in a response."""
     encoder = response.encoder
     return EncoderInfo(
         name=encoder.name,
@@ -247,7 +254,7 @@ def encoder_info(response: embedding_pb.GetEncoderResponse) -> EncoderInfo:
 
 
 def server_info(response: embedding_pb.GetServerInfoResponse) -> ServerInfo:
-    """The server of a response."""
+    """The description of the server in a response."""
     return ServerInfo(
         version=response.version,
         started_unix_s=response.started_at.ToNanoseconds() / 1e9,

@@ -1,4 +1,4 @@
-"""What the client takes and gives beside the words of ``embedserve.types``: images, items to add, queries, answers."""
+"""What the client takes and returns beside ``embedserve.types``: images, items to add, queries, descriptions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ImageInput: TypeAlias = bytes | str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class EncoderRef:
-    """Which encoder made some vectors."""
+    """Name, fingerprint and dimension of an encoder."""
 
     name: str
     fingerprint: str
@@ -36,7 +36,7 @@ class Embeddings:
     vectors: NDArray[np.float32]
     """float32 [N, D], unit norm, in the order of the images; a row of NaN where the image could not be used."""
     errors: Mapping[int, EmbedserveError]
-    """Position from 0 → why that image could not be used; empty where all could."""
+    """Position from 0 → why that image could not be used; empty if all could."""
     encoder: EncoderRef
 
 
@@ -52,12 +52,12 @@ class EncoderInfo:
     size_px: int
     """Side of the square that the graph takes."""
     resize_px: int
-    """The shorter side is resized to this many pixels and the square is the centre; 0: the whole image is squeezed."""
+    """The shorter side is resized to this many pixels and the centre is cropped; 0: the whole image is squeezed."""
     filter: str
     """Resampling filter: "bilinear" or "bicubic"."""
     channels: int
     method: str
-    """How it was trained, as in "simclr"."""
+    """How it was trained, for example "simclr"."""
     backbone: str
     precision: str
     metadata: Mapping[str, Any] = field(repr=False)
@@ -72,7 +72,7 @@ class ServerInfo:
     started_unix_s: float
     """When it became ready, in seconds since 1970."""
     provider: str
-    """What runs the encoder, as in "CPUExecutionProvider"."""
+    """What runs the encoder, for example "CPUExecutionProvider"."""
     encoder: EncoderRef
     limits: Limits
     images_in_flight: int
@@ -84,11 +84,11 @@ class ItemInput:
     """An item to add: exactly one of ``image`` and ``vector``.
 
     Raises:
-        InvalidInput: both are given, or none.
+        InvalidInput: both or neither are given.
     """
 
     id: str = ""
-    """1–256 bytes of UTF-8; empty: a new id is made."""
+    """1–256 bytes of UTF-8; empty: the client makes a new id."""
     image: ImageInput | None = None
     vector: ArrayLike | None = None
     """D numbers; stored with unit norm."""
@@ -101,17 +101,17 @@ class ItemInput:
 
 @dataclass(frozen=True, slots=True)
 class AddResult:
-    """What became of one item."""
+    """The outcome for one item."""
 
     id: str
-    """Under which it is stored, or would have been."""
+    """The id under which it is stored, or would have been."""
     error: EmbedserveError | None = None
     """Why it was not stored; None if it was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Query:
-    """What to look for: exactly one of an image, a vector and the id of an item.
+    """What to search for: exactly one of an image, a vector and the id of an item.
 
     Raises:
         InvalidInput: none is given, or several.
@@ -121,7 +121,7 @@ class Query:
     vector: ArrayLike | None = None
     """D numbers; their norm does not matter."""
     id: str | None = None
-    """Id of an item of the collection, which is not among its own hits."""
+    """Id of an item of the collection; the item is not among its own hits."""
 
     def __post_init__(self) -> None:
         given = [name for name in ("image", "vector", "id") if getattr(self, name) is not None]

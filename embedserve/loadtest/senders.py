@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from embedserve.client import calls
+from embedserve.client import failures
 from embedserve.client.access import Access
 from embedserve.errors import EmbedserveError, Unavailable
 from embedserve.loadtest.loops import Send
@@ -53,7 +53,7 @@ def unary(channels: Sequence[grpc.aio.Channel], load: Load, server: Access, *, t
         try:
             reply: Reply = await method(requests[number % len(requests)], timeout=timeout_s)
         except grpc.RpcError as error:
-            raise calls.failure_of(error, server.target, timeout_s).error from None
+            raise failures.failure_of(error, server.target, timeout_s).error from None
         return reply
 
     return send
@@ -119,7 +119,7 @@ class _Stream:
                 if not answer.done():
                     answer.set_result(reply)
         except grpc.RpcError as error:
-            failure = calls.failure_of(error, self._target, 0).error
+            failure = failures.failure_of(error, self._target, 0).error
         finally:
             self._reader = None
             while not unsent.empty():

@@ -184,7 +184,7 @@ def test_an_option_has_a_variable_of_its_own_too(
 def test_where_no_server_answers_the_hint_says_how_to_start_one(
     cli: Cli, query: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedserve.client.calls._UNAVAILABLE_PAUSE_S", 0.001)
+    monkeypatch.setattr("embedserve.client.failures._UNAVAILABLE_PAUSE_S", 0.001)
     outcome = cli("search", query, "--collection", "photos", "--server", "127.0.0.1:1")
     assert outcome.exit_code == 1
     first, second = outcome.err.splitlines()

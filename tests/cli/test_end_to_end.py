@@ -93,7 +93,7 @@ def test_more_than_the_queue_holds_is_embedded_all_the_same() -> None:
 
 
 def test_a_server_that_has_stopped_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedserve.client.calls._UNAVAILABLE_PAUSE_S", 0.001)
+    monkeypatch.setattr("embedserve.client.failures._UNAVAILABLE_PAUSE_S", 0.001)
     with serving(FakeEncoder()) as server:
         client = Client(server)
         client.wait_ready()

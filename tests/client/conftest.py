@@ -1,4 +1,4 @@
-"""A scripted server, and one face for both clients so that each rule is tested on both."""
+"""A scripted server, and one interface to both clients, so that each rule is tested with both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.client.fake_server import Connect, FakeServer, serving
 
 
 class BlockingAsyncClient:
-    """AsyncClient with the manners of Client: every coroutine is run to its end, every iterator becomes a real one."""
+    """AsyncClient with the interface of Client: coroutines run to their end, and async iterators become iterators."""
 
     def __init__(self, target: str, **options: Any) -> None:
         self._runner = asyncio.Runner()
@@ -43,14 +43,14 @@ class BlockingAsyncClient:
         finally:
             self._runner.run(results.aclose())
 
-    def shut(self) -> None:
+    def shut_down(self) -> None:
         self._runner.run(self._client.close())
         self._runner.close()
 
 
 @pytest.fixture(params=["sync", "async"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
-    """Makes a client for a target; once for each of the two classes."""
+    """Makes a client for a target, in one run of each test for each of the two classes."""
     opened: list[Any] = []
 
     def make(target: str, **options: Any) -> Any:
@@ -60,7 +60,7 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
 
     yield make
     for client in opened:
-        client.close() if isinstance(client, Client) else client.shut()
+        client.close() if isinstance(client, Client) else client.shut_down()
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def small_server() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port where nobody answers."""
+    """A port on which no server listens."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A gRPC server that answers by script and remembers what it was asked; the wire is real, the answers are not."""
+"""A gRPC server with scripted answers that records its requests."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def encoder_ref(fingerprint: str = FINGERPRINT) -> Any:
 
 
 def vector_of(image: bytes) -> np.ndarray:
-    """What the scripted encoder makes of an image: its length and its first byte."""
+    """The vector that the scripted encoder gives an image: its length and its first byte."""
     return np.array([len(image), image[0], 0, 0], dtype=np.float32)
 
 
@@ -91,12 +91,12 @@ class FakeServer:
     scripts: dict[str, Answer] = field(default_factory=dict)
     streams: list[tuple[str, float | None]] = field(default_factory=list)
     """The method of each stream that was opened, and its deadline in seconds."""
-    most_under_way: int = 0
-    gives_turns: bool = True
-    """Whether a restore is told at once that its turn has come."""
+    max_in_flight: int = 0
+    begins_restores: bool = True
+    """Whether a restore begins, and sends its headers, at once."""
     ended: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    """Grows by one with each call that is over for the client, whether it was answered or cancelled."""
-    _under_way: int = 0
+    """Released once by each call that has ended for the client, whether it was answered or cancelled."""
+    _in_flight: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -118,20 +118,20 @@ class FakeServer:
             self.authorizations += [
                 str(value) for key, value in context.invocation_metadata() if key == "authorization"
             ]
-            self._under_way += 1
-            self.most_under_way = max(self.most_under_way, self._under_way)
-        if method == "RestoreCollection" and self.gives_turns:
+            self._in_flight += 1
+            self.max_in_flight = max(self.max_in_flight, self._in_flight)
+        if method == "RestoreCollection" and self.begins_restores:
             context.send_initial_metadata(())
         try:
             with refusing(context):
                 return self.scripts[method](request)
         finally:
             with self._lock:
-                self._under_way -= 1
+                self._in_flight -= 1
 
     def converse(self, method: str, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        """A stream: each message is answered by the script of its method as it comes."""
-        context.send_initial_metadata(())  # as our server does, so that nobody waits for it
+        """A stream: the script of its method answers each message as it arrives."""
+        context.send_initial_metadata(())  # as our server does; the client waits for it
         context.add_callback(self.ended.release)
         with self._lock:
             self.streams.append((method, context.time_remaining()))
@@ -146,7 +146,7 @@ class FakeServer:
 
 @contextmanager
 def refusing(context: grpc.ServicerContext) -> Iterator[None]:
-    """Ends a call with what its script raises."""
+    """Ends a call with the error that its script raises."""
     try:
         yield
     except EmbedserveError as error:
@@ -156,7 +156,7 @@ def refusing(context: grpc.ServicerContext) -> Iterator[None]:
 
 
 class PlainAbort(Exception):
-    """A failure without a description of ours, as gRPC itself or a proxy makes it."""
+    """A failure without our details, as gRPC itself or a proxy makes it."""
 
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         super().__init__(text)
@@ -165,7 +165,7 @@ class PlainAbort(Exception):
 
 @contextmanager
 def serving(limits: Limits | None = None, port: int = 0) -> Iterator[FakeServer]:
-    """A scripted server on a free port."""
+    """A running scripted server."""
     fake = FakeServer(limits or Limits())
     fake.scripts.update(
         GetServerInfo=lambda _: embedding_pb.GetServerInfoResponse(
@@ -186,7 +186,7 @@ def serving(limits: Limits | None = None, port: int = 0) -> Iterator[FakeServer]
         Upsert=lambda request: collection_pb.UpsertResponse(
             results=[collection_pb.UpsertResult(id=item.id) for item in request.items], encoder=encoder_ref()
         ),
-        # A message of a stream is answered as a call with the same inputs is.
+        # A message of a stream gets the answer of a call with the same inputs.
         EmbedStream=lambda request, _: embedding_pb.EmbedStreamResponse(
             key=request.key, **fields_of(fake.scripts["Embed"](bulk.EMBED.as_call(request)))
         ),

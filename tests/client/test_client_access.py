@@ -1,4 +1,4 @@
-"""What a client refuses to do with tokens and certificates before it has connected to anything."""
+"""Tokens and certificates: what a client refuses before it connects, and what it sends."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 import pytest
 
-from embedserve.client import calls
 from embedserve.client.access import access
+from embedserve.client.target import is_this_machine
 from embedserve.errors import InvalidInput, SetupError
 from tests.certificates import Authority
 from tests.client.fake_server import Connect, FakeServer
@@ -38,10 +38,10 @@ TOKEN = "a-token-of-this-test"
     ],
 )
 def test_only_a_target_that_cannot_lead_elsewhere_counts_as_this_machine(target: str, here: bool) -> None:
-    assert calls.is_this_machine(target) is here
+    assert is_this_machine(target) is here
 
 
-def test_a_token_is_sent_without_tls_only_to_this_machine_or_when_told_so(connect: Connect) -> None:
+def test_a_token_is_sent_without_tls_only_to_this_machine_or_if_allowed(connect: Connect) -> None:
     with pytest.raises(InvalidInput, match="everyone on the way to gpu-box:50051 could read the token") as caught:
         connect("gpu-box", token=TOKEN)
     assert TOKEN not in caught.value.message + caught.value.hint
@@ -52,8 +52,8 @@ def test_a_token_is_sent_without_tls_only_to_this_machine_or_when_told_so(connec
 
 
 @pytest.mark.parametrize("token", ["two words", "line\nend", "grün-grün-grün-grün"])
-def test_a_token_that_cannot_stand_in_a_header_is_refused(connect: Connect, token: str) -> None:
-    with pytest.raises(InvalidInput, match="cannot stand in a header"):
+def test_a_token_that_is_not_allowed_in_a_header_is_refused(connect: Connect, token: str) -> None:
+    with pytest.raises(InvalidInput, match="are not allowed in a header"):
         connect("localhost", token=token)
 
 
@@ -80,7 +80,7 @@ def test_files_that_cannot_be_used_are_refused_when_the_client_is_made(connect: 
         connect("localhost", client_cert=str(pair.certificate), client_key=other.key)
 
 
-def test_the_token_goes_with_every_call_and_shows_in_no_repr(connect: Connect, server: FakeServer) -> None:
+def test_the_token_is_sent_with_every_call_and_shown_in_no_repr(connect: Connect, server: FakeServer) -> None:
     client = connect(server.target, token=TOKEN)
     client.embed([b"1", b"22"])
     client.server_info()

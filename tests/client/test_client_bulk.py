@@ -1,4 +1,4 @@
-"""Embedding, adding and reading many: how they are cut into messages, and what becomes of each input."""
+"""Embedding, adding and reading many: how inputs are cut into messages, and the result of each input."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedserve import wire
-from embedserve.client import AddResult, EncoderRef, ItemInput
+from embedserve import AddResult, EncoderRef, Eq, Item, ItemInput, Limits, Media, wire
 from embedserve.errors import (
     DataError,
     EmbedserveError,
@@ -23,14 +22,13 @@ from embedserve.errors import (
     ItemNotFound,
     LimitExceeded,
 )
-from embedserve.types import Eq, Item, Limits, Media
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
 from tests.client.fake_server import DIMENSION, FINGERPRINT, Connect, FakeServer, encoder_ref, status, vector_of
 
 
 def refusing(refused: set[bytes]) -> Callable[[Any], Any]:
-    """An Embed script in which some images are damaged; positions are said as the real server says them."""
+    """An Embed script that refuses some images, with their positions as the real server gives them."""
 
     def script(request: Any) -> Any:
         response = embedding_pb.EmbedResponse(encoder=encoder_ref())
@@ -81,7 +79,7 @@ def test_what_fits_one_message_is_one_call_and_more_is_a_stream(connect: Connect
     assert [method for method, _ in server.streams] == ["EmbedStream", "UpsertStream"]
 
 
-def test_vectors_are_asked_for_in_bytes(connect: Connect, server: FakeServer) -> None:
+def test_vectors_are_requested_in_bytes(connect: Connect, server: FakeServer) -> None:
     client = connect(server.target)
     client.embed([b"1"])
     client.embed([b"1"] * 17)
@@ -102,19 +100,19 @@ def no_items(request: Any) -> Any:
     return collection_pb.GetItemsResponse(results=[collection_pb.GetItemsResult(error=error) for _ in request.ids])
 
 
-def test_several_calls_are_under_way_at_once_but_not_many(connect: Connect, small_server: FakeServer) -> None:
+def test_a_few_calls_are_in_flight_at_once(connect: Connect, small_server: FakeServer) -> None:
     four = threading.Barrier(4)
 
     def script(request: Any) -> Any:
-        four.wait(20)  # breaks unless four calls are under way
+        four.wait(20)  # breaks unless four calls are in flight
         return no_items(request)
 
     small_server.on("GetItems", script)
     assert connect(small_server.target).get_items("photos", ["a"] * 4 * 12) == [None] * 4 * 12
-    assert small_server.most_under_way == 4
+    assert small_server.max_in_flight == 4
 
 
-def test_where_one_call_fails_the_others_under_way_are_cancelled(connect: Connect, small_server: FakeServer) -> None:
+def test_if_one_call_fails_the_others_in_flight_are_cancelled(connect: Connect, small_server: FakeServer) -> None:
     all_there, released = threading.Barrier(4), threading.Event()
 
     def script(request: Any) -> Any:
@@ -128,7 +126,7 @@ def test_where_one_call_fails_the_others_under_way_are_cancelled(connect: Connec
     try:
         with pytest.raises(InvalidInput):
             connect(small_server.target).get_items("photos", ["first", *["a"] * 15])
-        # One for the limits and four for the items: over for the client, while the server is still at work.
+        # One for the limits and four for the items have ended for the client, while the server still works.
         assert [small_server.ended.acquire(timeout=20) for _ in range(5)] == [True] * 5
         assert not released.is_set()
     finally:
@@ -142,14 +140,14 @@ def test_paths_are_read(connect: Connect, server: FakeServer, tmp_path: Path) ->
     assert vectors[:, 0].tolist() == [3, 3, 1]
 
 
-def test_no_images_give_no_rows_of_the_right_width(connect: Connect, server: FakeServer) -> None:
+def test_no_images_give_an_empty_array_of_the_right_width(connect: Connect, server: FakeServer) -> None:
     embeddings = connect(server.target).embed([])
     assert embeddings.vectors.shape == (0, DIMENSION)
     assert embeddings.encoder.fingerprint == FINGERPRINT
     assert server.asked("Embed") == []
 
 
-def test_the_first_bad_image_is_raised_with_its_place_among_all(connect: Connect, small_server: FakeServer) -> None:
+def test_the_first_bad_image_is_raised_with_its_position_among_all(connect: Connect, small_server: FakeServer) -> None:
     small_server.on("Embed", refusing({b"5"}))
     with pytest.raises(ImageUndecodable) as caught:
         connect(small_server.target).embed([b"1", b"2", b"3", b"4", b"5"])
@@ -193,7 +191,7 @@ def test_an_image_above_the_limit_is_never_sent(connect: Connect, small_server: 
     assert [list(request.images) for request in small_server.asked("Embed")] == [[b"1"]]
 
 
-def test_where_every_image_is_refused_here_nothing_is_sent(connect: Connect, server: FakeServer) -> None:
+def test_if_the_client_refuses_every_image_nothing_is_sent(connect: Connect, server: FakeServer) -> None:
     embeddings = connect(server.target).embed(["/nowhere/a.jpg"] * 3, errors="keep")
     assert sorted(embeddings.errors) == [0, 1, 2]
     assert embeddings.vectors.shape == (3, DIMENSION)
@@ -207,17 +205,17 @@ def test_an_image_is_bytes_or_a_path(connect: Connect, server: FakeServer, image
 
 
 @pytest.mark.parametrize("images", [b"abc", "a.jpg", Path("a.jpg")])
-def test_one_image_where_several_belong_is_refused(connect: Connect, server: FakeServer, images: object) -> None:
+def test_a_single_image_instead_of_a_list_is_refused(connect: Connect, server: FakeServer, images: object) -> None:
     with pytest.raises(InvalidInput, match="give a list"):
         connect(server.target).embed(images)
 
 
-def test_an_unknown_way_with_errors_is_refused(connect: Connect, server: FakeServer) -> None:
+def test_an_unknown_value_of_errors_is_refused(connect: Connect, server: FakeServer) -> None:
     with pytest.raises(InvalidInput, match='errors is \'ignore\', not "raise" or "keep"'):
         connect(server.target).embed([b"1"], errors="ignore")
 
 
-def test_vectors_of_two_encoders_are_never_put_together(connect: Connect, small_server: FakeServer) -> None:
+def test_vectors_of_two_encoders_are_never_mixed(connect: Connect, small_server: FakeServer) -> None:
     def script(request: Any) -> Any:
         response = refusing(set())(request)
         if request.images[0] == b"4":
@@ -229,7 +227,7 @@ def test_vectors_of_two_encoders_are_never_put_together(connect: Connect, small_
         connect(small_server.target).embed([b"1", b"2", b"3", b"4"])
 
 
-def test_the_encoder_that_is_asked_for_is_passed_on(connect: Connect, server: FakeServer) -> None:
+def test_the_requested_encoder_is_passed_on(connect: Connect, server: FakeServer) -> None:
     client = connect(server.target)
     client.embed([b"1"], encoder_fingerprint="12" * 32)
     client.embed([b"1"] * 17, encoder_fingerprint="12" * 32)
@@ -237,7 +235,7 @@ def test_the_encoder_that_is_asked_for_is_passed_on(connect: Connect, server: Fa
     assert [request.encoder_fingerprint for request in requests] == ["12" * 32] * 3
 
 
-def test_another_number_of_results_than_images_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
+def test_a_wrong_number_of_results_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
     server.on("Embed", lambda _: embedding_pb.EmbedResponse(encoder=encoder_ref()))
     with pytest.raises(InternalError, match="0 results for 2 inputs"):
         connect(server.target).embed([b"1", b"2"])
@@ -330,7 +328,7 @@ def test_an_item_that_the_server_refuses_fails_alone(connect: Connect, server: F
 
 
 def test_an_item_without_id_gets_one_before_it_is_sent(connect: Connect, server: FakeServer) -> None:
-    # So that a call that is tried again replaces what the first attempt may have written.
+    # A retried call then replaces what the first attempt may have written.
     [first, second] = connect(server.target).add("photos", [ItemInput(image=b"1"), ItemInput(image=b"1")])
     [request] = server.asked("Upsert")
     assert [item.id for item in request.items] == [first.id, second.id]
@@ -338,7 +336,7 @@ def test_an_item_without_id_gets_one_before_it_is_sent(connect: Connect, server:
     assert len(first.id) == 32
 
 
-def test_an_id_that_comes_again_is_sent_in_its_turn(connect: Connect, small_server: FakeServer) -> None:
+def test_an_id_that_occurs_twice_is_sent_twice_in_order(connect: Connect, small_server: FakeServer) -> None:
     old = [ItemInput(id=id, image=b"old") for id in ("a", "b", "c")]
     new = [ItemInput(id=id, image=b"new") for id in ("a", "d")]
     assert len(connect(small_server.target).add("photos", [*old, *new])) == 5
@@ -347,7 +345,7 @@ def test_an_id_that_comes_again_is_sent_in_its_turn(connect: Connect, small_serv
     assert sent == [(item.id, item.image) for item in [*old, *new]]
 
 
-def test_an_item_that_is_larger_than_a_message_is_refused_here(connect: Connect, small_server: FakeServer) -> None:
+def test_an_item_that_is_larger_than_a_message_is_not_sent(connect: Connect, small_server: FakeServer) -> None:
     [result] = connect(small_server.target).add("photos", [ItemInput(id="a", vector=np.ones(1000))])
     assert isinstance(result.error, LimitExceeded)
     assert small_server.asked("Upsert") == []
@@ -362,7 +360,7 @@ def test_an_item_is_either_an_image_or_a_vector(content: dict[str, Any]) -> None
 # --- Read, delete, list ---
 
 
-def test_items_are_read_in_the_order_of_the_ids_with_none_where_there_is_none(
+def test_items_are_read_in_the_order_of_the_ids_with_none_for_a_missing_one(
     connect: Connect, small_server: FakeServer
 ) -> None:
     def script(request: Any) -> Any:
@@ -398,9 +396,7 @@ def test_items_are_read_in_the_order_of_the_ids_with_none_where_there_is_none(
     assert with_media.media == Media(data=b"jpeg", media_type="image/jpeg")
 
 
-def test_originals_are_read_so_few_at_a_time_that_they_fit_a_message(
-    connect: Connect, small_server: FakeServer
-) -> None:
+def test_as_few_originals_are_read_per_call_as_fit_one_message(connect: Connect, small_server: FakeServer) -> None:
     def script(request: Any) -> Any:
         return collection_pb.GetItemsResponse(
             results=[collection_pb.GetItemsResult(item=collection_pb.Item(id=id)) for id in request.ids]
@@ -420,7 +416,7 @@ def test_items_are_removed_in_calls_of_max_items_and_counted_together(
     assert connect(small_server.target).delete_items("photos", [str(number) for number in range(10)]) == 3 + 3 + 1
 
 
-def test_pages_are_read_one_after_the_other_as_they_are_needed(connect: Connect, server: FakeServer) -> None:
+def test_pages_are_read_one_by_one_as_they_are_needed(connect: Connect, server: FakeServer) -> None:
     pages = {"": (["a", "b"], "second"), "second": (["c"], "third"), "third": ([], "")}
 
     def script(request: Any) -> Any:

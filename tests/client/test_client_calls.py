@@ -15,7 +15,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from embedserve import Client
-from embedserve.client import calls
+from embedserve.client import failures, retry
+from embedserve.client.access import channel_options
+from embedserve.client.target import address
 from embedserve.errors import (
     AlreadyExists,
     CollectionNotFound,
@@ -86,11 +88,11 @@ def test_an_error_of_the_server_arrives_as_the_same_error(
         (grpc.StatusCode.INTERNAL, InternalError),
     ],
 )
-def test_a_failure_without_our_details_is_told_by_its_status_code(
+def test_a_failure_without_our_details_is_mapped_by_its_status_code(
     connect: Connect, server: FakeServer, code: grpc.StatusCode, kind: type[EmbedserveError]
 ) -> None:
     def abort(_: Any) -> Any:
-        raise PlainAbort(code, "something in between said no")
+        raise PlainAbort(code, "a proxy said no")
 
     server.on("GetCollection", abort)
     with pytest.raises(kind) as caught:
@@ -99,17 +101,17 @@ def test_a_failure_without_our_details_is_told_by_its_status_code(
     assert len(server.asked("GetCollection")) == 1
 
 
-def test_where_no_server_answers_the_error_says_where_and_how_to_start_one(
+def test_if_no_server_answers_the_error_says_where_and_how_to_start_one(
     connect: Connect, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "_UNAVAILABLE_PAUSE_S", 0.001)
+    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
     with pytest.raises(Unavailable) as caught:
         connect(f"localhost:{free_port}").list_collections()
     assert f"no server answers at localhost:{free_port}" in caught.value.message
     assert "embedserve serve encoder.onnx --data data/" in caught.value.hint
 
 
-def test_an_answer_that_does_not_come_in_time_is_a_deadline_exceeded(connect: Connect, server: FakeServer) -> None:
+def test_an_answer_that_is_late_is_a_deadline_exceeded(connect: Connect, server: FakeServer) -> None:
     released = threading.Event()
     server.on("ListCollections", lambda _: released.wait(20) and collection_pb.ListCollectionsResponse())
     try:
@@ -128,7 +130,7 @@ def test_a_closed_client_says_so(connect: Connect, server: FakeServer) -> None:
         client.list_collections()
 
 
-# --- Trying again ---
+# --- Retries ---
 
 
 @pytest.mark.parametrize(
@@ -140,16 +142,16 @@ def test_a_closed_client_says_so(connect: Connect, server: FakeServer) -> None:
     ],
     ids=["overloaded", "starting", "connection-lost"],
 )
-def test_a_busy_or_absent_server_is_asked_again(
+def test_a_call_to_a_busy_or_absent_server_is_retried(
     connect: Connect, server: FakeServer, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "_UNAVAILABLE_PAUSE_S", 0.001)
+    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
     server.on("ListCollections", failing_first(2, error, lambda _: collection_pb.ListCollectionsResponse()))
     assert connect(server.target).list_collections() == []
     assert len(server.asked("ListCollections")) == 3
 
 
-def test_an_overloaded_server_is_asked_again_for_each_of_many_calls(connect: Connect, small_server: FakeServer) -> None:
+def test_each_of_many_calls_to_an_overloaded_server_is_retried(connect: Connect, small_server: FakeServer) -> None:
     def answer(request: Any) -> Any:
         return collection_pb.DeleteItemsResponse(deleted_count=len(request.ids))
 
@@ -158,7 +160,7 @@ def test_an_overloaded_server_is_asked_again_for_each_of_many_calls(connect: Con
     assert len(small_server.asked("DeleteItems")) == 3 + 3
 
 
-def test_making_a_collection_is_never_tried_again(connect: Connect, server: FakeServer) -> None:
+def test_making_a_collection_is_never_retried(connect: Connect, server: FakeServer) -> None:
     def starting(_: Any) -> Any:
         raise Unavailable("the server is starting")
 
@@ -168,7 +170,7 @@ def test_making_a_collection_is_never_tried_again(connect: Connect, server: Fake
     assert len(server.asked("CreateCollection")) == 1
 
 
-def test_a_pause_that_would_pass_the_deadline_is_not_waited_for(connect: Connect, server: FakeServer) -> None:
+def test_a_pause_beyond_the_deadline_is_not_waited_for(connect: Connect, server: FakeServer) -> None:
     def busy(_: Any) -> Any:
         raise Overloaded("the server is busy", retry_after_ms=30_000)
 
@@ -181,8 +183,8 @@ def test_a_pause_that_would_pass_the_deadline_is_not_waited_for(connect: Connect
     assert len(server.asked("ListCollections")) == 1
 
 
-def test_a_call_that_is_tried_again_has_only_what_is_left_of_its_time(connect: Connect, server: FakeServer) -> None:
-    # gRPC rounds what it says of longer times than this.
+def test_a_retried_call_has_only_the_remaining_time(connect: Connect, server: FakeServer) -> None:
+    # gRPC rounds longer deadlines.
     error = Overloaded("the server is busy", retry_after_ms=200)
     server.on("ListCollections", failing_first(1, error, lambda _: collection_pb.ListCollectionsResponse()))
     connect(server.target, timeout_s=5).list_collections()
@@ -191,28 +193,28 @@ def test_a_call_that_is_tried_again_has_only_what_is_left_of_its_time(connect: C
 
 
 def test_the_pause_doubles_and_is_never_shorter_than_the_server_asked_for() -> None:
-    failure = calls.Failure(Overloaded("busy"), retry_after_s=0.1)
-    shortest = [calls.pause_before_retry_s(failure, attempt, 60, jitter=lambda: 0.0) for attempt in range(1, 8)]
-    longest = [calls.pause_before_retry_s(failure, attempt, 60, jitter=lambda: 1.0) for attempt in range(1, 8)]
+    failure = failures.Failure(Overloaded("busy"), retry_after_s=0.1)
+    shortest = [retry.pause_s(failure, attempt, 60, jitter=lambda: 0.0) for attempt in range(1, 8)]
+    longest = [retry.pause_s(failure, attempt, 60, jitter=lambda: 1.0) for attempt in range(1, 8)]
     assert shortest == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 1.6, 1.6])
     assert longest == pytest.approx([0.15, 0.3, 0.6, 1.2, 2.4, 2.4, 2.4])
 
 
 def test_an_unavailable_server_is_given_up_after_five_attempts() -> None:
-    failure = calls.Failure(Unavailable("no server answers"), retry_after_s=0.1)
-    pauses = [calls.pause_before_retry_s(failure, attempt, 60, jitter=lambda: 0.0) for attempt in range(1, 6)]
+    failure = failures.Failure(Unavailable("no server answers"), retry_after_s=0.1)
+    pauses = [retry.pause_s(failure, attempt, 60, jitter=lambda: 0.0) for attempt in range(1, 6)]
     assert pauses == [pytest.approx(0.1), pytest.approx(0.2), pytest.approx(0.4), pytest.approx(0.8), None]
 
 
-def test_other_failures_are_not_tried_again() -> None:
-    assert calls.pause_before_retry_s(calls.Failure(InvalidInput("no"), None), 1, 60) is None
+def test_other_failures_are_not_retried() -> None:
+    assert retry.pause_s(failures.Failure(InvalidInput("no"), None), 1, 60) is None
 
 
-def test_a_stream_that_was_ended_while_it_was_written_to_is_no_bug_of_the_server(
+def test_a_call_that_ended_while_it_was_written_to_is_retried(
     connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # grpc.aio makes this of any status that comes at that moment, also of one that says to try again.
-    monkeypatch.setattr(calls, "_UNAVAILABLE_PAUSE_S", 0.001)
+    # grpc.aio replaces any status that arrives at that moment by this one, even one that asks for a retry.
+    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
     error = PlainAbort(grpc.StatusCode.INTERNAL, "Internal error from Core")
     server.on("ListCollections", failing_first(1, error, lambda _: collection_pb.ListCollectionsResponse()))
     assert connect(server.target).list_collections() == []
@@ -221,27 +223,27 @@ def test_a_stream_that_was_ended_while_it_was_written_to_is_no_bug_of_the_server
 # --- Readiness ---
 
 
-def test_waiting_for_a_server_ends_when_it_says_that_it_serves(connect: Connect, server: FakeServer) -> None:
+def test_waiting_for_a_server_ends_when_it_is_serving(connect: Connect, server: FakeServer) -> None:
     states = iter([health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING])
     server.on("Check", lambda _: health_pb2.HealthCheckResponse(status=next(states)))
     connect(server.target).wait_ready(20)
     assert len(server.asked("Check")) == 2
 
 
-def test_waiting_for_a_server_that_is_not_there_ends_in_time(connect: Connect, free_port: int) -> None:
+def test_waiting_for_an_absent_server_ends_in_time(connect: Connect, free_port: int) -> None:
     with pytest.raises(Unavailable) as caught:
         connect(f"localhost:{free_port}").wait_ready(0.2)
     assert f"localhost:{free_port} is not ready after 0.2 s: nothing answers there" in caught.value.message
 
 
-def test_waiting_for_a_server_that_goes_on_starting_says_so(connect: Connect, server: FakeServer) -> None:
+def test_waiting_for_a_server_that_keeps_starting_says_so(connect: Connect, server: FakeServer) -> None:
     answer = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
     server.on("Check", lambda _: answer)
     with pytest.raises(Unavailable, match="it is starting or stopping"):
         connect(server.target).wait_ready(0.3)
 
 
-def test_a_server_that_comes_later_is_found(connect: Connect, free_port: int) -> None:
+def test_a_server_that_starts_later_is_found(connect: Connect, free_port: int) -> None:
     client = connect(f"localhost:{free_port}")
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(Unavailable):
@@ -255,7 +257,7 @@ def test_a_server_that_comes_later_is_found(connect: Connect, free_port: int) ->
 
 
 @pytest.mark.parametrize(
-    ("target", "address"),
+    ("target", "full"),
     [
         ("gpu-box", "gpu-box:50051"),
         ("gpu-box:443", "gpu-box:443"),
@@ -263,25 +265,25 @@ def test_a_server_that_comes_later_is_found(connect: Connect, free_port: int) ->
         ("unix:///run/embedserve.sock", "unix:///run/embedserve.sock"),
     ],
 )
-def test_the_port_may_be_left_out_of_a_target(target: str, address: str) -> None:
-    assert calls.address(target) == address
+def test_the_port_may_be_left_out_of_a_target(target: str, full: str) -> None:
+    assert address(target) == full
 
 
-def test_a_proxy_is_never_asked_for_this_machine() -> None:
-    assert ("grpc.enable_http_proxy", 0) in calls.channel_options("localhost:50051")
-    assert ("grpc.enable_http_proxy", 0) in calls.channel_options("127.0.0.1:50051")
-    assert ("grpc.enable_http_proxy", 0) not in calls.channel_options("gpu-box:50051")
+def test_a_proxy_is_never_used_for_this_machine() -> None:
+    assert ("grpc.enable_http_proxy", 0) in channel_options("localhost:50051")
+    assert ("grpc.enable_http_proxy", 0) in channel_options("127.0.0.1:50051")
+    assert ("grpc.enable_http_proxy", 0) not in channel_options("gpu-box:50051")
 
 
 def test_pings_stay_within_what_grpc_servers_permit_by_default() -> None:
-    assert dict(calls.channel_options("gpu-box:50051"))["grpc.keepalive_time_ms"] > 300_000
+    assert dict(channel_options("gpu-box:50051"))["grpc.keepalive_time_ms"] > 300_000
 
 
 def test_one_client_serves_several_threads_at_once(server: FakeServer) -> None:
     answer, all_here = server.scripts["Embed"], threading.Barrier(4)
 
     def together(request: Any) -> Any:
-        all_here.wait(20)  # breaks unless four calls are under way
+        all_here.wait(20)  # breaks unless four calls are in flight
         return answer(request)
 
     def work(number: int) -> list[float]:
@@ -294,7 +296,7 @@ def test_one_client_serves_several_threads_at_once(server: FakeServer) -> None:
     assert results == [[1, number, 2, number, 3, number] for number in range(1, 13)]
 
 
-def test_closing_leaves_nothing_behind_to_warn_about(server: FakeServer) -> None:
+def test_closing_leaves_nothing_to_warn_about(server: FakeServer) -> None:
     program = (
         "import asyncio, embedserve\n"
         f"with embedserve.Client({server.target!r}) as client:\n"
@@ -310,7 +312,7 @@ def test_closing_leaves_nothing_behind_to_warn_about(server: FakeServer) -> None
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_what_is_not_found_is_not_looked_for_again(connect: Connect, server: FakeServer) -> None:
+def test_a_call_that_finds_nothing_is_not_retried(connect: Connect, server: FakeServer) -> None:
     def missing(_: Any) -> Any:
         raise CollectionNotFound("no collection 'x'")
 

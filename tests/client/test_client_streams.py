@@ -1,4 +1,4 @@
-"""Bulk over streams: order, resilience, bounds, and what is left when somebody breaks off."""
+"""Bulk over streams: order, retries, limits, and that nothing is left when a stream is cancelled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import grpc
 import numpy as np
 import pytest
 
-from embedserve.client import AddResult, ItemInput, bulk, calls, inputs, streams
+from embedserve import AddResult, Client, ItemInput, Limits, wire
+from embedserve.client import bulk, failures, inputs, window
 from embedserve.errors import (
     CollectionNotFound,
     DataError,
@@ -25,7 +26,6 @@ from embedserve.errors import (
     InternalError,
     Unavailable,
 )
-from embedserve.types import Limits
 from tests.client.fake_server import FINGERPRINT, Connect, FakeServer, PlainAbort, serving, vector_of
 
 MANY = [bytes([number]) for number in range(1, 200)]
@@ -33,11 +33,11 @@ MANY = [bytes([number]) for number in range(1, 200)]
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "_UNAVAILABLE_PAUSE_S", 0.001)
+    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
 
 
 def breaking_at(counts: set[int], answer: Callable[..., Any], error: Exception | None = None) -> Callable[..., Any]:
-    """A script that ends the stream in the place of those answers, counted over all streams from 1."""
+    """A script that fails instead of giving these answers, counted over all streams from 1."""
     asked = iter(range(1, 1_000_000))
 
     def script(*arguments: Any) -> Any:
@@ -49,7 +49,7 @@ def breaking_at(counts: set[int], answer: Callable[..., Any], error: Exception |
 
 
 def no_client_thread_is_left() -> bool:
-    """Waits for the threads of streams to end; gRPC's own writing thread is one of them."""
+    """Waits for the threads of streams to end, among them gRPC's writing thread."""
     given_up = time.monotonic() + 20
     while time.monotonic() < given_up:
         names = [thread.name for thread in threading.enumerate()]
@@ -70,7 +70,7 @@ def test_results_of_a_stream_come_in_the_order_of_the_inputs(connect: Connect, s
     assert [method for method, _ in server.streams] == ["EmbedStream", "UpsertStream"]
 
 
-def test_a_stream_has_no_deadline_and_says_its_encoder_and_collection(connect: Connect, server: FakeServer) -> None:
+def test_a_stream_has_no_deadline_and_names_encoder_and_collection(connect: Connect, server: FakeServer) -> None:
     client = connect(server.target)
     list(client.embed_each(MANY, encoder_fingerprint=FINGERPRINT))
     list(client.add_each("photos", [ItemInput(image=image) for image in MANY], encoder_fingerprint=FINGERPRINT))
@@ -101,7 +101,7 @@ def test_a_thousand_inputs_that_cannot_be_sent_open_no_stream(connect: Connect, 
     assert server.streams == []
 
 
-def test_a_message_that_is_refused_as_a_whole_costs_each_of_its_inputs(connect: Connect, server: FakeServer) -> None:
+def test_a_message_that_is_refused_as_a_whole_fails_each_of_its_inputs(connect: Connect, server: FakeServer) -> None:
     answer = server.scripts["EmbedStream"]
 
     def script(request: Any, index: int) -> Any:
@@ -117,13 +117,11 @@ def test_a_message_that_is_refused_as_a_whole_costs_each_of_its_inputs(connect: 
 
 
 def error_status(error: EmbedserveError) -> Any:
-    from embedserve import wire
-
     return wire.error_to_status(error)
 
 
 @pytest.mark.parametrize("method", ["EmbedStream", "UpsertStream"])
-def test_an_answer_out_of_turn_is_a_bug_of_the_server(connect: Connect, server: FakeServer, method: str) -> None:
+def test_an_answer_out_of_order_is_a_bug_of_the_server(connect: Connect, server: FakeServer, method: str) -> None:
     answer = server.scripts[method]
 
     def script(request: Any, index: int) -> Any:
@@ -136,7 +134,7 @@ def test_an_answer_out_of_turn_is_a_bug_of_the_server(connect: Connect, server: 
 
     server.on(method, script)
     client = connect(server.target)
-    with pytest.raises(InternalError, match="out of turn"):
+    with pytest.raises(InternalError, match="answered out of order"):
         client.embed(MANY) if method == "EmbedStream" else client.add("photos", [ItemInput(image=b"1")] * 40)
 
 
@@ -145,7 +143,7 @@ def test_an_answer_out_of_turn_is_a_bug_of_the_server(connect: Connect, server: 
     [CollectionNotFound("no collection 'photos'"), EncoderMismatch("another encoder"), FailedPrecondition("no")],
     ids=lambda error: error.code,
 )
-def test_what_concerns_the_whole_stream_is_raised_and_not_tried_again(
+def test_an_error_of_the_whole_stream_is_raised_and_not_retried(
     connect: Connect, server: FakeServer, error: EmbedserveError
 ) -> None:
     def script(_request: Any, _index: int) -> Any:
@@ -154,16 +152,16 @@ def test_what_concerns_the_whole_stream_is_raised_and_not_tried_again(
     server.on("UpsertStream", script)
     with pytest.raises(type(error), match=error.message):
         connect(server.target).add("photos", [ItemInput(image=b"1")] * 40)
-    assert len(server.streams) <= 2  # grpc.aio may lose the reason, which is then asked for once more
+    assert len(server.streams) <= 2  # grpc.aio may lose the status; the client then tries once more
 
 
-def test_a_server_that_ends_a_stream_too_early_is_in_error(connect: Connect, server: FakeServer) -> None:
+def test_a_stream_that_ends_too_early_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
     server.converse = lambda method, requests, context: iter(())  # type: ignore[method-assign]
     with pytest.raises(InternalError, match="ended the stream before it had answered"):
         connect(server.target).embed(MANY)
 
 
-def test_what_the_inputs_raise_reaches_the_caller_and_ends_the_stream(connect: Connect, server: FakeServer) -> None:
+def test_an_error_in_the_inputs_reaches_the_caller_and_ends_the_stream(connect: Connect, server: FakeServer) -> None:
     def images() -> Iterator[bytes]:
         yield from MANY[:100]
         raise ZeroDivisionError("of the caller")
@@ -205,7 +203,7 @@ def test_slow_files_are_read_a_few_at_a_time_and_keep_their_order(
     assert no_client_thread_is_left()
 
 
-# --- Trying again ---
+# --- Retries ---
 
 
 @pytest.mark.parametrize(
@@ -213,7 +211,7 @@ def test_slow_files_are_read_a_few_at_a_time_and_keep_their_order(
     [PlainAbort(grpc.StatusCode.UNAVAILABLE, "connection reset"), Unavailable("the server is shutting down")],
     ids=["connection-lost", "draining"],
 )
-def test_a_stream_that_breaks_is_opened_again_and_each_input_is_answered_once(
+def test_a_broken_stream_is_reopened_and_each_input_is_answered_once(
     connect: Connect, server: FakeServer, error: Exception
 ) -> None:
     server.on("EmbedStream", breaking_at({1, 4, 5, 13}, server.scripts["EmbedStream"], error))
@@ -222,7 +220,7 @@ def test_a_stream_that_breaks_is_opened_again_and_each_input_is_answered_once(
     assert len(server.streams) == 5
 
 
-def test_items_that_are_sent_again_have_the_ids_they_had(connect: Connect, server: FakeServer) -> None:
+def test_items_that_are_sent_again_keep_their_ids(connect: Connect, server: FakeServer) -> None:
     server.on("UpsertStream", breaking_at({2, 3, 7}, server.scripts["UpsertStream"]))
     results = connect(server.target).add("photos", [ItemInput(image=image) for image in MANY])
     written = {item.id: item.image for request in server.asked("UpsertStream") for item in request.items}
@@ -236,12 +234,12 @@ def test_only_what_was_not_answered_is_sent_again(connect: Connect, server: Fake
     keys = [request.key for request in server.asked("EmbedStream")]
     again = keys[6:]
     assert keys[:6] == [str(number) for number in range(6)]
-    # grpc.aio drops answers that have come, but were not read yet, when the stream breaks.
+    # grpc.aio drops answers that have arrived but not been read when the stream breaks.
     assert int(again[0]) <= 5
     assert again == [str(number) for number in range(int(again[0]), 13)]
 
 
-def test_a_server_that_was_never_there_is_not_waited_for(connect: Connect, server: FakeServer) -> None:
+def test_the_client_does_not_wait_for_a_server_that_never_answered(connect: Connect, server: FakeServer) -> None:
     def script(_request: Any, _index: int) -> Any:
         raise PlainAbort(grpc.StatusCode.UNAVAILABLE, "connection reset")
 
@@ -251,8 +249,8 @@ def test_a_server_that_was_never_there_is_not_waited_for(connect: Connect, serve
     assert len(server.streams) == 5
 
 
-def test_a_server_that_goes_away_is_waited_for_as_long_as_time_remains(connect: Connect, server: FakeServer) -> None:
-    # Longer than for a server that was never there, which is given up after five streams.
+def test_the_client_waits_as_time_remains_for_a_server_that_has_answered(connect: Connect, server: FakeServer) -> None:
+    # Longer than for a server that never answered: the client gives up on that after five streams.
     server.on("EmbedStream", breaking_at(set(range(3, 15)), server.scripts["EmbedStream"]))
     assert len(connect(server.target).embed(MANY).vectors) == len(MANY)
     assert len(server.streams) == 13
@@ -267,7 +265,7 @@ def test_a_server_that_does_not_come_back_is_unavailable(connect: Connect, serve
     assert no_client_thread_is_left()
 
 
-def test_a_server_that_falls_silent_is_given_up_after_the_timeout(connect: Connect, server: FakeServer) -> None:
+def test_the_client_gives_up_on_a_stalled_stream_after_the_timeout(connect: Connect, server: FakeServer) -> None:
     answer, released = server.scripts["EmbedStream"], threading.Event()
 
     def script(request: Any, index: int) -> Any:
@@ -285,7 +283,7 @@ def test_a_server_that_falls_silent_is_given_up_after_the_timeout(connect: Conne
     assert len(got) == 32
 
 
-def test_the_time_that_the_caller_takes_does_not_count(connect: Connect, server: FakeServer) -> None:
+def test_the_time_of_the_caller_does_not_count(connect: Connect, server: FakeServer) -> None:
     def images() -> Iterator[bytes]:
         for number, image in enumerate(MANY):
             if number == 100:
@@ -298,7 +296,7 @@ def test_the_time_that_the_caller_takes_does_not_count(connect: Connect, server:
     assert len(got + list(results)) == len(MANY)
 
 
-def test_streams_may_break_any_number_of_times_as_long_as_they_get_on(connect: Connect, server: FakeServer) -> None:
+def test_streams_may_break_any_number_of_times_while_they_make_progress(connect: Connect, server: FakeServer) -> None:
     converse = server.converse
 
     def breaking(method: str, requests: Iterator[Any], context: Any) -> Iterator[Any]:
@@ -310,7 +308,7 @@ def test_streams_may_break_any_number_of_times_as_long_as_they_get_on(connect: C
     assert len(server.streams) == 13
 
 
-# --- Bounds ---
+# --- Limits ---
 
 
 def test_inputs_are_taken_only_as_far_ahead_as_the_stream_has_room(connect: Connect, server: FakeServer) -> None:
@@ -325,15 +323,13 @@ def test_inputs_are_taken_only_as_far_ahead_as_the_stream_has_room(connect: Conn
     results = connect(server.target).embed_each(images())
     for number in range(1, 1000):
         assert next(results)[0] == 1
-        # What was answered, what is on its way, and the input that begins the next message.
-        assert taken <= number + 16 * (streams.MESSAGES_AHEAD + 2) + 1
+        # What was answered, what is in flight, and the input that begins the next message.
+        assert taken <= number + 16 * (window.MESSAGES_AHEAD + 2) + 1
     results.close()
 
 
-def test_no_more_bytes_are_on_their_way_than_may_be(
-    connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streams, "BYTES_AHEAD", 3 << 20)
+def test_the_bytes_in_flight_are_limited(connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window, "BYTES_AHEAD", 3 << 20)
     taken = 0
 
     def images() -> Iterator[bytes]:
@@ -363,7 +359,7 @@ def test_slow_inputs_are_sent_without_waiting_for_a_full_message(connect: Connec
         yield b"2"
         threading.Event().wait(0.1)
         yield b"3"
-        assert arrived.acquire(timeout=20)  # it would not come if a full message were waited for
+        assert arrived.acquire(timeout=20)  # it would not arrive if the client waited for a full message
         yield b"4"
 
     assert len(list(connect(server.target).embed_each(images()))) == 4
@@ -376,10 +372,10 @@ def test_ten_thousand_tiny_images_come_back_in_order(connect: Connect, server: F
     assert number == 9_999
 
 
-# --- Breaking off ---
+# --- Cancelling ---
 
 
-def test_who_breaks_off_cancels_the_stream_and_leaves_no_thread(connect: Connect, server: FakeServer) -> None:
+def test_closing_the_iterator_cancels_the_stream_and_leaves_no_thread(connect: Connect, server: FakeServer) -> None:
     released, answer = threading.Event(), server.scripts["EmbedStream"]
 
     def script(request: Any, index: int) -> Any:
@@ -392,7 +388,7 @@ def test_who_breaks_off_cancels_the_stream_and_leaves_no_thread(connect: Connect
     next(results)
     results.close()
     try:
-        # The limits and the stream: over for the client, while the server is still at work.
+        # The limits and the stream have ended for the client, while the server still works.
         assert [server.ended.acquire(timeout=20) for _ in range(2)] == [True] * 2
         assert not released.is_set()
     finally:
@@ -422,7 +418,7 @@ def test_a_stream_that_is_finished_leaves_no_thread(connect: Connect, server: Fa
     assert no_client_thread_is_left()
 
 
-def test_a_client_that_is_closed_meanwhile_says_so(connect: Connect, server: FakeServer) -> None:
+def test_closing_the_client_during_a_stream_is_reported(connect: Connect, server: FakeServer) -> None:
     client = connect(server.target)
     results = client.embed_each(MANY)
     next(results)
@@ -432,9 +428,7 @@ def test_a_client_that_is_closed_meanwhile_says_so(connect: Connect, server: Fak
     assert no_client_thread_is_left()
 
 
-def test_messages_of_a_stream_fit_a_server_that_takes_little() -> None:
-    from embedserve import Client
-
+def test_the_messages_of_a_stream_fit_small_limits() -> None:
     limits = Limits(max_images=3, max_queue_images=2, max_message_bytes=2000)
     with serving(limits) as small, Client(small.target) as client:
         client.embed(MANY[:20])

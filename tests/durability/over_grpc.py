@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from embedserve import Client, wire
-from embedserve.client import Query, calls
+from embedserve.client import Query, retry
 from embedserve.client.inputs import vector_to_proto
 from embedserve.errors import EmbedserveError, Unavailable
 from embedserve.types import CollectionInfo, Hit, Item, SearchOptions
@@ -90,7 +90,7 @@ class ClientDoor:
 def no_second_tries() -> Iterator[None]:
     """A client that loses its server says so at once: the next server has another port."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calls, "_UNAVAILABLE_ATTEMPTS", 1)
+        patch.setattr(retry, "_UNAVAILABLE_ATTEMPTS", 1)
         yield
 
 

@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from embedserve import AsyncClient, Client
-from embedserve.client import ItemInput, calls
+from embedserve.client import ItemInput, failures
 from embedserve.errors import EmbedserveError, PermissionDenied, SetupError, Unauthenticated, Unavailable
 from embedserve.server.access.tls import ServerTls
 from embedserve.server.app import Server
@@ -31,7 +31,7 @@ TOKEN = "write-token-of-a-test"
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "_UNAVAILABLE_PAUSE_S", 0.001)
+    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
 
 
 def eventually(holds: Callable[[], bool]) -> None:

@@ -1,11 +1,8 @@
-"""How one gRPC call is made: channel options, which error a failure stands for, and when to try again."""
+"""Which error of ours a failed gRPC call stands for, and whether another attempt makes sense."""
 
 from __future__ import annotations
 
-import ipaddress
-import random
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,61 +25,16 @@ from embedserve.errors import (
     Unavailable,
 )
 
-DEFAULT_PORT = 50051
 START_HINT = (
     "start one: embedserve serve encoder.onnx --data data/; if one runs there, it may speak TLS: Client(…, ca=…), or"
     " tls=True; on the command line --ca FILE or --tls"
 )
 
-CALLS_IN_FLIGHT = 4
-"""Calls that one method keeps under way: the server works on some while the next ones are read and sent."""
-
-_UNAVAILABLE_ATTEMPTS = 5
 _UNAVAILABLE_PAUSE_S = 0.1
 _NO_CONNECTION = "failed to connect to all addresses"
 _LOST_STATUS = "Internal error from Core"
-"""What grpc.aio says where a stream was ended while it wrote to it: the status that the server gave is lost."""
+"""What grpc.aio reports where the server ended a stream that was being written to: the server's status is lost."""
 _DETAILS_KEY = "grpc-status-details-bin"
-
-
-def address(target: str) -> str:
-    """The target with our port where it names none; gRPC itself would take 443."""
-    has_port = ":" in target.rpartition("]")[2]  # behind the brackets of an IPv6 address
-    return target if has_port else f"{target}:{DEFAULT_PORT}"
-
-
-def is_this_machine(target: str) -> bool:
-    """Whether what is sent to the target never leaves this machine."""
-    if target.startswith(("unix:", "unix-abstract:")):
-        return True
-    addresses = re.sub(r"^(ipv4|ipv6|dns):(//[^/]*/)?", "", target).split(",")
-    return all(_is_loopback(re.sub(r":\d+$", "", one).strip("[]")) for one in addresses)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def channel_options(target: str) -> list[tuple[str, int]]:
-    """Options of a channel to the target."""
-    options = [
-        # The server's limits decide: requests are cut to them, and its answers are never refused.
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
-        # gRPC servers end a connection that is pinged more often than every 5 minutes, unless told otherwise.
-        ("grpc.keepalive_time_ms", 310_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        # A restarted server is found again within our own retries; the default waits a second and then longer.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
-    ]
-    if is_this_machine(target):
-        # With http_proxy set and no_proxy not, gRPC would ask the proxy for this very machine.
-        options.append(("grpc.enable_http_proxy", 0))
-    return options
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +43,7 @@ class Failure:
 
     error: EmbedserveError
     retry_after_s: float | None
-    """Shortest pause after which trying again makes sense; None: never."""
+    """Shortest pause before another attempt; None: another attempt makes no sense."""
 
 
 def failure_of(call: Any, target: str, timeout_s: float) -> Failure:
@@ -99,8 +51,8 @@ def failure_of(call: Any, target: str, timeout_s: float) -> Failure:
 
     Args:
         call: the grpc.RpcError, sync or async: it has ``code()``, ``details()`` and ``trailing_metadata()``.
-        target: where the server was looked for.
-        timeout_s: how long the call was allowed to take.
+        target: of the channel, for the message.
+        timeout_s: of the call, for the message.
     """
     code, text = call.code(), call.details() or ""
     if code == grpc.StatusCode.UNAVAILABLE and (failure := _handshake_failure(text, target)) is not None:
@@ -112,46 +64,22 @@ def failure_of(call: Any, target: str, timeout_s: float) -> Failure:
         error = _from_code(code, text, target, timeout_s, retry_after_s)
     if code == grpc.StatusCode.UNAVAILABLE:
         return Failure(error, retry_after_s or _UNAVAILABLE_PAUSE_S)
-    # Without a RetryInfo it is a message too large, or a full disk, and would be so again.
+    # Without a RetryInfo the message is too large or the disk is full; another attempt would end the same way.
     return Failure(error, retry_after_s if code == grpc.StatusCode.RESOURCE_EXHAUSTED else None)
 
 
+def closed_client() -> Unavailable:
+    """The error for a call that was cancelled because its client was closed."""
+    return Unavailable("the call was cancelled: the client was closed")
+
+
 def connection_lost(target: str) -> Failure:
-    """A call that broke without a word."""
+    """A call that broke without a status."""
     return Failure(Unavailable(f"the connection to {target} was lost"), _UNAVAILABLE_PAUSE_S)
 
 
-def pause_before_retry_s(
-    failure: Failure,
-    attempt: int,
-    remaining_s: float,
-    jitter: Callable[[], float] = random.random,
-    *,
-    patient: bool = False,
-) -> float | None:
-    """How long to wait before trying again, in seconds; None: give up.
-
-    The pause doubles with each attempt up to 16 times what the server asked for, plus up to half at random, so that
-    clients that were refused together do not come back together.
-
-    Args:
-        failure: of the last attempt.
-        attempt: its number, from 1.
-        remaining_s: what is left until the deadline of the call.
-        jitter: gives a random number in [0, 1).
-        patient: wait as long as time remains for a server that is not there.
-    """
-    if failure.retry_after_s is None:
-        return None
-    if isinstance(failure.error, Unavailable) and attempt >= _UNAVAILABLE_ATTEMPTS and not patient:
-        # About two seconds bridge a restart; a server that is not there should be reported, not waited for.
-        return None
-    pause_s = failure.retry_after_s * 2 ** min(attempt - 1, 4) * (1 + jitter() / 2)
-    return pause_s if pause_s < remaining_s else None
-
-
 def _from_details(metadata: Iterable[tuple[str, Any]]) -> tuple[EmbedserveError | None, float | None]:
-    """The error that the server described, and the pause it asked for."""
+    """The error that the server described in the status details, and the pause that it asked for."""
     from google.rpc import error_details_pb2, status_pb2
 
     for key, value in metadata:
@@ -160,7 +88,7 @@ def _from_details(metadata: Iterable[tuple[str, Any]]) -> tuple[EmbedserveError 
         try:
             status = status_pb2.Status.FromString(value)
         except DecodeError:
-            return None, None  # not written by a gRPC server of ours
+            return None, None  # not written by our server
         retry_after_s, ours = None, False
         for detail in status.details:
             if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
@@ -178,7 +106,7 @@ def _from_details(metadata: Iterable[tuple[str, Any]]) -> tuple[EmbedserveError 
 def _from_code(
     code: grpc.StatusCode, text: str, target: str, timeout_s: float, retry_after_s: float | None
 ) -> EmbedserveError:
-    """The error for a call that failed without a description of ours: in gRPC itself, or in something in between."""
+    """The error for a call that failed without our details: in gRPC itself, or in a proxy in between."""
     match code:
         case grpc.StatusCode.UNAVAILABLE:
             return Unavailable(f"no server answers at {target}: {_reason(text)}", hint=START_HINT)
@@ -217,7 +145,7 @@ def _from_code(
 
 
 def _handshake_failure(text: str, target: str) -> Failure | None:
-    """What gRPC's text says of a connection that was made and then given up; None for any other failure."""
+    """What gRPC's text says about a failed TLS handshake; None for any other failure."""
     if not text.startswith(_NO_CONNECTION):
         return None
     if text.endswith(("Socket closed", "Connection reset by peer", "Broken pipe")):
@@ -226,11 +154,11 @@ def _handshake_failure(text: str, target: str) -> Failure | None:
             hint="it may speak TLS only (Client(…, ca='ca.pem') or --ca ca.pem), or ask for a client certificate that"
             " it trusts (client_cert and client_key, or --client-cert and --client-key)",
         )
-        return Failure(error, _UNAVAILABLE_PAUSE_S)  # or it is being stopped, and another one comes
+        return Failure(error, _UNAVAILABLE_PAUSE_S)  # or the server is restarting
     if "certificate has expired" in text:
         error = Unavailable(
             f"the certificate of the server at {target} has expired",
-            hint="whoever runs the server has to renew it; if it is new, set the clock of this machine",
+            hint="the operator of the server has to renew it; if it is new, set the clock of this machine",
         )
     elif "certificate is not yet valid" in text:
         error = Unavailable(
@@ -259,16 +187,16 @@ def _handshake_failure(text: str, target: str) -> Failure | None:
 
 
 def _reason(text: str) -> str:
-    """What gRPC says of a connection that cannot be made, without the addresses that it tried."""
+    """gRPC's reason for a connection that cannot be made, without the addresses that it tried."""
     is_chain = text.startswith((_NO_CONNECTION, "DNS resolution failed"))
     return text.rsplit(": ", 1)[-1] if is_chain else text
 
 
-def not_ready_because(call: Any, target: str, before: str) -> str:
-    """Why a health check failed, in words; ``before`` where the failure is only that time ran out.
+def not_ready_reason(call: Any, target: str, before: str) -> str:
+    """Why a health check failed, in words; ``before`` where it only ran out of time.
 
     Raises:
-        Unavailable: there is no trust between client and server, which waiting does not change.
+        Unavailable: the TLS handshake fails, which waiting does not change.
     """
     code, text = call.code(), str(call.details() or call.code().name)
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:

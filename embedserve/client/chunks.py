@@ -1,6 +1,6 @@
-"""A method with many inputs cut into parts: each is one message that stays below the server's limits.
+"""Many inputs cut into chunks: each is one message within the server's limits.
 
-Inputs that cannot be sent, such as a file that cannot be read, keep their place among the results of their part.
+Inputs that cannot be sent, such as a file that cannot be read, keep their place among the results of their chunk.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _FRAME_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Generic[RequestT]):
-    """One message of several that together do the work of a method."""
+class Chunk(Generic[RequestT]):
+    """The inputs of a method that share one message."""
 
     request: RequestT | None
     """None where nothing is left to send."""
     refused: Sequence[EmbedserveError | None]
-    """For each input of this part: why it was not sent, or None if it was."""
+    """For each input of the chunk: why it cannot be sent, or None if it is sent."""
     ids: Sequence[str] = ()
-    """The ids of the inputs, where they have any."""
+    """The ids of the inputs, if they have any."""
     size_bytes: int = 0
-    """What the inputs take, about."""
+    """Approximate size of the inputs."""
     is_all: bool = False
-    """There are no other parts."""
+    """There are no other chunks."""
 
     @property
     def sent(self) -> int:
@@ -48,7 +48,7 @@ class Part(Generic[RequestT]):
         """For each input its answer or why it was refused, in order.
 
         Raises:
-            InternalError: the server gave another number of answers than was asked for.
+            InternalError: the number of answers is not the number of inputs that were sent.
         """
         if len(answers) != self.sent:
             raise InternalError(f"the server gave {len(answers)} results for {self.sent} inputs")
@@ -58,7 +58,7 @@ class Part(Generic[RequestT]):
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[EntryT]):
-    """One input of a bulk method, ready to be sent or refused."""
+    """One input, ready to be sent or refused."""
 
     content: EntryT | EmbedserveError
     size_bytes: int = 0
@@ -77,7 +77,7 @@ class Group(Generic[EntryT]):
     """There are no other groups."""
 
     def add(self, entry: Entry[EntryT], entry_bytes: int) -> None:
-        """One more."""
+        """Add an entry that takes so many bytes of the message."""
         self.entries.append(entry)
         self.size_bytes += entry_bytes
         self.images += entry.is_image
@@ -87,8 +87,8 @@ def pack(
     entries: Iterable[Entry[EntryT]],
     *,
     room_bytes: int,
-    most: int,
-    most_images: int,
+    max_entries: int,
+    max_images: int,
     full_bytes: int | None = None,
     full_after_s: float | None = None,
 ) -> Iterator[Group[EntryT]]:
@@ -96,11 +96,11 @@ def pack(
 
     Args:
         entries: taken one by one.
-        room_bytes: an entry that takes more is refused.
-        most: entries in a group.
-        most_images: images in a group.
-        full_bytes: a group takes no more than that, unless one entry does by itself; None for ``room_bytes``.
-        full_after_s: a group that has been gathered for so long is given as it is; None to wait for all it can hold.
+        room_bytes: a larger entry is refused.
+        max_entries: of a group.
+        max_images: of a group.
+        full_bytes: a group ends before it exceeds this, unless a single entry does; None for ``room_bytes``.
+        full_after_s: a group ends when its first entry was taken this long ago; None: only size ends it.
     """
     full_bytes = room_bytes if full_bytes is None else min(full_bytes, room_bytes)
     group: Group[EntryT] = Group()
@@ -113,9 +113,9 @@ def pack(
             )
             entry, entry_bytes = Entry(too_large, id=entry.id), 0
         if group.entries and (
-            len(group.entries) >= most
+            len(group.entries) >= max_entries
             or group.size_bytes + entry_bytes > full_bytes
-            or group.images + entry.is_image > most_images
+            or group.images + entry.is_image > max_images
             or (full_after_s is not None and time.monotonic() - begun > full_after_s)
         ):
             yield group
@@ -128,10 +128,10 @@ def pack(
         yield group
 
 
-def part_of(group: Group[EntryT], build: Callable[[list[EntryT]], RequestT]) -> Part[RequestT]:
-    """The message for a group; ``build`` makes it of those entries that can be sent."""
+def chunk_of(group: Group[EntryT], build: Callable[[list[EntryT]], RequestT]) -> Chunk[RequestT]:
+    """A group as a chunk; ``build`` makes the message of the entries that can be sent."""
     contents = [entry.content for entry in group.entries if not isinstance(entry.content, EmbedserveError)]
-    return Part(
+    return Chunk(
         request=build(contents) if contents else None,
         refused=[entry.content if isinstance(entry.content, EmbedserveError) else None for entry in group.entries],
         ids=[entry.id for entry in group.entries],
@@ -141,13 +141,13 @@ def part_of(group: Group[EntryT], build: Callable[[list[EntryT]], RequestT]) -> 
 
 
 def images_per_call(limits: Limits) -> int:
-    """Images that one call may have."""
+    """Largest number of images in one call."""
     # A call with more images than the queue holds could never be admitted.
     return min(limits.max_images, limits.max_queue_images)
 
 
 def room_bytes_for(limits: Limits, request: Message) -> int:
-    """Bytes of entries that fit a call beside what the empty ``request`` takes."""
+    """Bytes of entries that fit one call beside the empty ``request``."""
     return min(limits.max_message_bytes, limits.max_queue_bytes) - request.ByteSize() - _FRAME_BYTES
 
 
@@ -156,8 +156,8 @@ def read_results(
 ) -> list[ResultT | EmbedserveError]:
     """The value in each result of a response, or its error.
 
-    The server says in an error which of the call's inputs it is about. That is taken off, since the caller knows
-    nothing of how his inputs were spread over calls.
+    An error of the server names the input by its position in the call. The position is removed, since the caller does
+    not know how the inputs were spread over calls.
     """
     answers: list[ResultT | EmbedserveError] = []
     for position, result in enumerate(results, start=1):

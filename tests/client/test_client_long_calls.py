@@ -1,4 +1,4 @@
-"""Checks, backups and restores of both clients, against a server that stops, lies or says nothing."""
+"""Checks, backups and restores of both clients, with a server that stops, lies or sends nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from embedserve.client import backups
+from embedserve.client import long_calls
 from embedserve.errors import CollectionNotFound, DataError, DeadlineExceeded, InternalError, Unavailable
 from embedserve.v1 import collection_service_pb2 as pb
 from tests.client.fake_server import Connect, FakeServer
@@ -30,7 +30,7 @@ def end(sha256: bytes = DIGEST, size_bytes: int = len(BYTES)) -> pb.BackupCollec
 WHOLE = [chunk(BYTES[:10]), pb.BackupCollectionResponse(), chunk(BYTES[10:]), end()]
 
 
-def test_a_backup_is_there_only_under_its_own_name(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
+def test_a_backup_leaves_only_its_own_file(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
     server.on("BackupCollection", lambda _: WHOLE)
     path = tmp_path / "photos.backup"
     assert connect(server.target).backup_collection("photos", path) == DIGEST.hex()
@@ -42,15 +42,15 @@ def test_a_backup_is_there_only_under_its_own_name(connect: Connect, server: Fak
 @pytest.mark.parametrize(
     ("messages", "why"),
     [
-        ([], "the backup is cut"),
-        (WHOLE[:-1], "the backup is cut"),
-        ([chunk(BYTES[:-1]), end()], "the backup was damaged on its way"),
-        ([chunk(BYTES), end(sha256=b"\0" * 32)], "the backup was damaged on its way"),
-        ([chunk(BYTES), end(size_bytes=1)], "the backup was damaged on its way"),
+        ([], "the backup is incomplete"),
+        (WHOLE[:-1], "the backup is incomplete"),
+        ([chunk(BYTES[:-1]), end()], "the backup was damaged in transit"),
+        ([chunk(BYTES), end(sha256=b"\0" * 32)], "the backup was damaged in transit"),
+        ([chunk(BYTES), end(size_bytes=1)], "the backup was damaged in transit"),
     ],
     ids=["nothing", "without-end", "short", "other-sha256", "other-size"],
 )
-def test_a_backup_that_is_not_whole_leaves_no_file(
+def test_an_incomplete_backup_leaves_no_file(
     connect: Connect, server: FakeServer, tmp_path: Path, messages: list[Any], why: str
 ) -> None:
     server.on("BackupCollection", lambda _: messages)
@@ -59,9 +59,7 @@ def test_a_backup_that_is_not_whole_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_file_is_overwritten_only_where_that_is_said(
-    connect: Connect, server: FakeServer, tmp_path: Path
-) -> None:
+def test_another_file_is_overwritten_only_if_requested(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
     server.on("BackupCollection", lambda _: WHOLE)
     path = tmp_path / "photos.backup"
     path.write_bytes(b"of last week")
@@ -89,7 +87,7 @@ def test_a_failed_backup_keeps_the_file_that_it_would_have_replaced(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_not_there_is_named_before_anything_is_sent(
+def test_a_missing_folder_is_named_before_anything_is_sent(
     connect: Connect, server: FakeServer, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"none/photos\.backup cannot be written: No such file or directory"):
@@ -97,9 +95,7 @@ def test_a_folder_that_is_not_there_is_named_before_anything_is_sent(
     assert server.asked("BackupCollection") == []
 
 
-def test_a_busy_server_is_asked_again_before_its_first_message(
-    connect: Connect, server: FakeServer, tmp_path: Path
-) -> None:
+def test_a_backup_is_retried_before_the_first_response(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
     def stopping(_: Any) -> list[Any]:
         if len(server.asked("BackupCollection")) == 1:
             raise Unavailable("the server is starting")
@@ -109,7 +105,7 @@ def test_a_busy_server_is_asked_again_before_its_first_message(
     assert connect(server.target).backup_collection("photos", tmp_path / "b") == DIGEST.hex()
 
 
-def test_a_backup_that_breaks_in_the_middle_is_not_begun_again(
+def test_a_backup_that_breaks_in_the_middle_is_not_retried(
     connect: Connect, server: FakeServer, tmp_path: Path
 ) -> None:
     def breaking(_: Any) -> Iterator[Any]:
@@ -123,34 +119,32 @@ def test_a_backup_that_breaks_in_the_middle_is_not_begun_again(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_backup_tells_how_many_bytes_have_come(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
+def test_a_backup_reports_how_many_bytes_were_received(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
     server.on("BackupCollection", lambda _: [pb.BackupCollectionResponse(), *WHOLE])
-    told: list[int] = []
-    connect(server.target).backup_collection("photos", tmp_path / "b", on_progress=told.append)
-    assert told == [0, 10, 10, 3000, 3000]
+    reported: list[int] = []
+    connect(server.target).backup_collection("photos", tmp_path / "b", on_progress=reported.append)
+    assert reported == [0, 10, 10, 3000, 3000]
 
 
-def test_a_server_that_says_nothing_is_given_up(
+def test_the_client_gives_up_on_a_silent_server(
     connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backups, "_LEAST_SILENCE_S", 0.1)
-    let_go = threading.Event()
+    monkeypatch.setattr(long_calls, "_MIN_SILENCE_S", 0.1)
+    released = threading.Event()
 
     def silent(_: Any) -> Iterator[Any]:
         yield pb.CheckCollectionResponse(progress=pb.CheckProgress(stage="items"))
-        let_go.wait(20)
+        released.wait(20)
 
     server.on("CheckCollection", silent)
-    told: list[Any] = []
-    with pytest.raises(DeadlineExceeded, match=r"has said nothing for 0\.3 s"):
-        connect(server.target, timeout_s=0.3).check_collection("photos", told.append)
-    let_go.set()
-    assert [step.stage for step in told] == ["items"]
+    reported: list[Any] = []
+    with pytest.raises(DeadlineExceeded, match=r"has sent nothing for 0\.3 s"):
+        connect(server.target, timeout_s=0.3).check_collection("photos", reported.append)
+    released.set()
+    assert [step.stage for step in reported] == ["items"]
 
 
-def test_a_server_may_be_silent_for_as_long_as_it_promises_however_small_the_timeout(
-    connect: Connect, server: FakeServer
-) -> None:
+def test_a_server_may_be_silent_for_30_s_however_small_the_timeout(connect: Connect, server: FakeServer) -> None:
     def slow(_: Any) -> Iterator[Any]:
         for stage in ("items", "search"):
             yield pb.CheckCollectionResponse(progress=pb.CheckProgress(stage=stage))
@@ -159,7 +153,7 @@ def test_a_server_may_be_silent_for_as_long_as_it_promises_however_small_the_tim
 
     server.on("CheckCollection", slow)
     assert connect(server.target, timeout_s=0.4).check_collection("photos").items == 3
-    assert [backups.silence_s(timeout_s) for timeout_s in (0.4, 29, 60)] == [30, 30, 60]
+    assert [long_calls.silence_s(timeout_s) for timeout_s in (0.4, 29, 60)] == [30, 30, 60]
 
 
 def test_a_check_without_a_report_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
@@ -168,7 +162,7 @@ def test_a_check_without_a_report_is_a_bug_of_the_server(connect: Connect, serve
         connect(server.target).check_collection("photos")
 
 
-def test_what_a_caller_raises_while_he_is_told_ends_the_check(connect: Connect, server: FakeServer) -> None:
+def test_an_error_in_the_progress_callback_ends_the_check(connect: Connect, server: FakeServer) -> None:
     def forever(_: Any) -> Iterator[Any]:
         while True:
             yield pb.CheckCollectionResponse(progress=pb.CheckProgress(stage="items"))
@@ -191,48 +185,46 @@ def test_a_backup_that_cannot_be_read_is_not_sent(connect: Connect, server: Fake
     assert server.asked("RestoreCollection") == []
 
 
-def test_a_server_that_takes_nothing_of_a_backup_is_given_up(
+def test_the_client_gives_up_on_a_server_that_takes_nothing_of_a_backup(
     connect: Connect, server: FakeServer, tmp_path: Path
 ) -> None:
-    let_go = threading.Event()
+    released = threading.Event()
     path = tmp_path / "photos.backup"
     path.write_bytes(bytes(20 << 20))
 
     def deaf(_: Any) -> Any:
-        let_go.wait(20)
+        released.wait(20)
         raise Unavailable("too late")
 
     server.on("RestoreCollection", deaf)
     with pytest.raises(DeadlineExceeded, match=r"has taken nothing of the backup for 0\.3 s"):
         connect(server.target, timeout_s=0.3).restore_collection("again", path)
-    let_go.set()
+    released.set()
 
 
-def test_a_restore_whose_turn_has_not_come_waits_and_says_so(
-    connect: Connect, server: FakeServer, tmp_path: Path
-) -> None:
+def test_a_restore_that_waits_for_its_turn_reports_none(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
     path = tmp_path / "photos.backup"
     path.write_bytes(bytes(20 << 20))
     waited = threading.Event()
-    told: list[int | None] = []
+    reported: list[int | None] = []
 
     def tell(sent_bytes: int | None) -> None:
-        told.append(sent_bytes)
-        if len(told) == 2:
+        reported.append(sent_bytes)
+        if len(reported) == 2:
             waited.set()
 
     def busy(requests: Iterator[Any]) -> Any:
         assert waited.wait(20)
         return pb.RestoreCollectionResponse(collection=pb.Collection(name="again" if next(requests).name else ""))
 
-    server.gives_turns = False
+    server.begins_restores = False
     server.on("RestoreCollection", busy)
     client = connect(server.target, timeout_s=0.3)
     assert client.restore_collection("again", path, on_progress=tell).name == "again"
-    assert told == [None, None]
+    assert reported == [None, None]
 
 
-def test_a_server_that_has_all_of_a_backup_may_take_its_time(
+def test_after_the_whole_backup_is_sent_the_timeout_does_not_apply(
     connect: Connect, server: FakeServer, tmp_path: Path
 ) -> None:
     path = tmp_path / "photos.backup"

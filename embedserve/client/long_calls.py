@@ -1,4 +1,4 @@
-"""Checks, backups and restores: what is received and sent piece by piece, as the sync and the async class share it."""
+"""Long calls: check, backup and restore, whose messages both clients read and send here, one by one."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from typing import IO, Any
 import grpc
 
 from embedserve import wire
-from embedserve.client import calls
-from embedserve.errors import DataError, DeadlineExceeded, InternalError, Unavailable
+from embedserve.client import failures
+from embedserve.errors import DataError, DeadlineExceeded, InternalError
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo
 from embedserve.v1 import collection_service_pb2 as collection_pb
 
 _CHUNK_BYTES = 1 << 20
-_PACE_S = 0.5
-"""How often a restore looks whether the server still takes something."""
-_LEAST_SILENCE_S = 30.0
-"""A server that works promises to say something every 10 seconds; less than that is no sign that it does not."""
+_POLL_S = 0.5
+"""How often a restore checks whether the server still takes something."""
+_MIN_SILENCE_S = 30.0
+"""Shortest silence that counts as a failure; a working server sends something every 10 seconds."""
 
 
 def silence_s(timeout_s: float) -> float:
-    """How long a server may say nothing while it works, in seconds, for a client with this ``timeout_s``."""
-    return max(timeout_s, _LEAST_SILENCE_S)
+    """How long a working server may send nothing, in seconds, for a client with this ``timeout_s``."""
+    return max(timeout_s, _MIN_SILENCE_S)
 
 
 class CheckReader:
-    """Reads the messages of a check.
+    """Reads the responses of a check.
 
     Args:
-        on_progress: is told how far it is, if given.
+        on_progress: called with the progress, if given.
     """
 
     def __init__(self, on_progress: Callable[[CheckProgress], None] | None) -> None:
@@ -42,7 +42,7 @@ class CheckReader:
         self._report: CheckReport | None = None
 
     def read(self, response: collection_pb.CheckCollectionResponse) -> None:
-        """One more message."""
+        """Read the next response."""
         step = wire.check_step_from_proto(response)
         if isinstance(step, CheckReport):
             self._report = step
@@ -50,7 +50,7 @@ class CheckReader:
             self._on_progress(step)
 
     def report(self) -> CheckReport:
-        """What the check found, once all messages have been read.
+        """What the check found, once all responses have been read.
 
         Raises:
             InternalError: the server ended the check without a report.
@@ -60,12 +60,12 @@ class CheckReader:
         return self._report
 
 
-class BackupReader:
-    """Writes the messages of a backup into a file.
+class BackupWriter:
+    """Writes the responses of a backup into a file.
 
     Args:
-        file: where to.
-        on_progress: is told how many bytes there are, if given.
+        file: open for writing.
+        on_progress: called with the number of bytes written so far, if given.
     """
 
     def __init__(self, file: IO[bytes], on_progress: Callable[[int], None] | None) -> None:
@@ -75,8 +75,8 @@ class BackupReader:
         self._size_bytes = 0
         self._last: collection_pb.BackupCollectionResponse | None = None
 
-    def read(self, response: collection_pb.BackupCollectionResponse) -> None:
-        """One more message."""
+    def write(self, response: collection_pb.BackupCollectionResponse) -> None:
+        """Write the next response."""
         self._file.write(response.chunk)
         self._digest.update(response.chunk)
         self._size_bytes += len(response.chunk)
@@ -86,15 +86,15 @@ class BackupReader:
             self._on_progress(self._size_bytes)
 
     def sha256(self) -> str:
-        """Of the whole file, once all messages have been read; 64 hexadecimal digits.
+        """The sha256 of the file once all responses have been read, as 64 hexadecimal digits.
 
         Raises:
-            DataError: what came is not what was sent.
+            DataError: the file is not what the server sent.
         """
         if self._last is None:
-            raise DataError("the backup is cut: the server ended it early", hint="make it again")
+            raise DataError("the backup is incomplete: the server ended it early", hint="make it again")
         if (self._digest.digest(), self._size_bytes) != (self._last.sha256, self._last.size_bytes):
-            raise DataError("the backup was damaged on its way", hint="make it again")
+            raise DataError("the backup was damaged in transit", hint="make it again")
         return self._digest.hexdigest()
 
 
@@ -104,10 +104,11 @@ class RestoreSender:
     Args:
         name: of the new collection.
         path: of the backup.
-        target: where the server is, for what is said of it.
-        timeout_s: how long the server may take nothing, from when the restore's turn has come. Once it has all, it
-            may take its time.
-        on_progress: is told now and then how many bytes have been sent, None until its turn has come, if given.
+        target: of the channel, for messages.
+        timeout_s: how long the server may take nothing once it has begun. There is no limit while the call waits for
+            its turn, or after everything has been sent.
+        on_progress: called about twice a second with the number of bytes sent, or None before the server has begun, if
+            given.
     """
 
     def __init__(
@@ -132,42 +133,42 @@ class RestoreSender:
             EmbedserveError: nothing was made, and why.
         """
         future = method.future(self._requests())
-        threading.Thread(target=self._await_turn, args=(future,), daemon=True).start()
+        threading.Thread(target=self._await_begin, args=(future,), daemon=True).start()
         try:
             while True:
                 try:
-                    return wire.collection_from_proto(future.result(timeout=_PACE_S).collection)
+                    return wire.collection_from_proto(future.result(timeout=_POLL_S).collection)
                 except grpc.FutureTimeoutError:
-                    self._tell()
-                    self._check_pace()
+                    self._report_progress()
+                    self._check_taking()
                     if is_closed():
-                        raise Unavailable("the call was cancelled: the client was closed") from None
+                        raise failures.closed_client() from None
         except grpc.RpcError as error:
             if self._failure is not None:
                 raise unreadable(self._path, self._failure) from error
             if is_closed():
-                raise Unavailable("the call was cancelled: the client was closed") from error
-            raise calls.failure_of(error, self._target, self._timeout_s).error from error
+                raise failures.closed_client() from error
+            raise failures.failure_of(error, self._target, self._timeout_s).error from error
         except grpc.FutureCancelledError as error:
-            raise Unavailable("the call was cancelled: the client was closed") from error
+            raise failures.closed_client() from error
         finally:
             future.cancel()
 
-    def _await_turn(self, call: Any) -> None:
-        """Until the server answers with its header, which it does when it begins, or the call ends."""
+    def _await_begin(self, call: Any) -> None:
+        """Wait until the server sends its headers, which it does when it begins, or the call ends."""
         with suppress(grpc.RpcError, grpc.FutureCancelledError):
             call.initial_metadata()
         self._taken_s = time.monotonic()
         self._begun.set()
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self._sent_bytes if self._begun.is_set() else None)
 
     def _requests(self) -> Iterator[collection_pb.RestoreCollectionRequest]:
-        """gRPC asks for the next one when there is room for it.
+        """The requests; gRPC takes the next one when it has room for it.
 
-        A file that cannot be read ends them early: without the sha256 the server makes nothing.
+        If the file cannot be read, they end early: without the sha256 the server makes nothing.
         """
         digest = hashlib.sha256()
         yield collection_pb.RestoreCollectionRequest(name=self._name)
@@ -184,7 +185,7 @@ class RestoreSender:
         self._is_sent = True
         yield collection_pb.RestoreCollectionRequest(sha256=digest.digest())
 
-    def _check_pace(self) -> None:
+    def _check_taking(self) -> None:
         is_taking = self._begun.is_set() and not self._is_sent
         if is_taking and time.monotonic() - self._taken_s > self._timeout_s:
             raise DeadlineExceeded(
@@ -194,12 +195,12 @@ class RestoreSender:
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
-    """What to raise for a backup that cannot be read."""
+    """The error for a backup that cannot be read."""
     return DataError(f"{path} cannot be read: {error.strerror or error}")
 
 
 def check_readable(path: Path) -> None:
-    """Refuse a backup that cannot be read, before the server is asked for anything.
+    """Refuse a backup that cannot be read before anything is sent.
 
     Raises:
         DataError: with the reason.
@@ -211,9 +212,9 @@ def check_readable(path: Path) -> None:
         raise unreadable(path, error) from error
 
 
-def silent(target: str, timeout_s: float) -> DeadlineExceeded:
-    """What to raise where the server says nothing any more, for a client with this ``timeout_s``."""
+def silence_error(target: str, timeout_s: float) -> DeadlineExceeded:
+    """The error for a server that has stopped sending, for a client with this ``timeout_s``."""
     return DeadlineExceeded(
-        f"the server at {target} has said nothing for {silence_s(timeout_s):g} s",
+        f"the server at {target} has sent nothing for {silence_s(timeout_s):g} s",
         hint="it may be overloaded, or the network is broken",
     )
