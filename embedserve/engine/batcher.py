@@ -51,7 +51,7 @@ class Encoded(Generic[ExtraT]):
     vector: NDArray[np.float32]
     """float32 [D]."""
     extra: ExtraT
-    """What preparing the image returned beside its pixels."""
+    """What preparing the image returned besides its pixels."""
 
 
 @dataclass(slots=True, eq=False)
@@ -126,12 +126,12 @@ class Batcher(Generic[SourceT, ExtraT]):
         self._ready: deque[_Image[SourceT, ExtraT]] = deque()
         self._assembling = 0
         self._stopping = False
-        work: list[tuple[Callable[[], None], int, str]] = [(self._work_alone, runs, "embed")]
+        roles: list[tuple[Callable[[], None], int, str]] = [(self._work_alone, runs, "embed")]
         if decode_threads:
-            work = [(self._prepare_ahead, decode_threads, "decode"), (self._encode_ready, runs, "encode")]
+            roles = [(self._prepare_ahead, decode_threads, "decode"), (self._encode_ready, runs, "encode")]
         self._threads = [
             threading.Thread(target=target, name=f"{name}-{number}", daemon=True)
-            for target, count, name in work
+            for target, count, name in roles
             for number in range(count)
         ]
         for thread in self._threads:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -117,7 +117,7 @@ class Embedder:
 
         Args:
             encoded: bytes of image files.
-            keep: what to keep of the images beside their vectors.
+            keep: what to keep of the images besides their vectors.
             deadline: when the caller stops waiting, on ``time.monotonic``'s clock; None for never.
             timings: where to note the time.
 
@@ -142,7 +142,7 @@ class Embedder:
             self.admission.leave(len(encoded), size_bytes)
 
     def submit(
-        self, encoded: Sequence[bytes], *, keep: Keep, deadline: float | None, timings: Timings, flow: object
+        self, encoded: Sequence[bytes], *, keep: Keep, deadline: float | None, timings: Timings, flow: Hashable
     ) -> Results:
         """Embed images that have been admitted; the reader of a stream admits those of its messages.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from embedserve.encoder.session import ImageEncoder
@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 
 
 class Items:
-    """The items of an engine's collections, which are given by name or alias.
+    """The items of an engine's collections.
 
-    Raises in every method:
-        CollectionNotFound: no collection or alias has the name.
+    ``collection`` is a name or an alias everywhere; CollectionNotFound is raised if none is called so.
     """
 
     def __init__(self, core: Core) -> None:
@@ -76,7 +75,7 @@ class Items:
         *,
         encoder_fingerprint: str,
         deadline: float | None,
-        flow: object,
+        flow: Hashable,
     ) -> tuple[list[NewItem | EmbedserveError], Results]:
         """The first half of ``upsert`` for a message of a stream, whose images have been admitted: embed them.
 

@@ -35,7 +35,7 @@ from tests.running import serving, wait_until
 OURS = str(Path(embedserve.__file__).parent)
 THREADS = {"server": "loop", "embed-": "embed", "search-": "search", "write": "write"}
 """How a thread's name begins → what its functions are counted under."""
-ASLEEP = {"poll", "acquire", "get"}
+ASLEEP = {"poll", "select", "control", "acquire", "get"}
 """C functions in which those threads wait: the event loop, the batcher's workers, pools and search threads."""
 WAKING = {"notify", "run_in_executor"}
 CALLS = 15

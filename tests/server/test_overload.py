@@ -1,4 +1,4 @@
-"""What a server does under overload, with clients that hang up, and with its own bugs."""
+"""What a server does with more than it can do, with callers who leave, and with its own bugs."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_call_that_finds_no_room_is_refused_and_a_stream_waits_for_it() -> Non
             let_in(admission)
         waiting = [asyncio.create_task(admission.enter_stream(1, 10)) for _ in range(2)]
         await asyncio.sleep(0)
-        waiting[0].cancel()  # one that stops waiting leaves the room to the others
+        waiting[0].cancel()  # who stops waiting leaves the room to others
         await asyncio.sleep(0)
         admission.leave(1, 10)
         await waiting[1]
@@ -191,7 +191,7 @@ def test_small_calls_do_not_take_away_what_comes_free_for_a_stream() -> None:
     assert asyncio.run(scenario()) == 4
 
 
-def test_a_call_that_could_not_be_answered_in_time_is_refused_unless_nothing_is_in_flight() -> None:
+def test_a_call_that_could_not_be_answered_in_time_is_refused_unless_nothing_is_in_work() -> None:
     admission = Admission(Limits())
     admission.enter(1, 10, expected_ms=5000.0, remaining_ms=100.0)
     with pytest.raises(Overloaded, match="deadline is in 100 ms") as refused:

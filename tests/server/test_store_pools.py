@@ -1,4 +1,4 @@
-"""Which thread runs what: the event loop only what never waits, and separate threads reads and writes."""
+"""What of the collections runs where: on the event loop only what never waits, reads and writes in threads apart."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_reads_are_answered_while_every_writer_waits_for_the_disk(tmp_path: Path
     asyncio.run(check())
 
 
-def test_no_call_reads_files_for_the_identity_of_a_collection(tmp_path: Path) -> None:
+def test_no_call_looks_at_files_for_what_a_collection_is_bound_to(tmp_path: Path) -> None:
     async def check() -> None:
         engine, store = await started(tmp_path)
         await engine.items.upsert("outside", [NewItem(id="second", vector=VECTOR)])
@@ -87,7 +87,7 @@ def test_no_call_reads_files_for_the_identity_of_a_collection(tmp_path: Path) ->
     asyncio.run(check())
 
 
-def test_hits_whose_vectors_do_not_fit_a_message_are_refused_unless_there_are_fewer_items(tmp_path: Path) -> None:
+def test_the_vectors_of_more_hits_than_a_message_holds_are_refused_unless_there_are_not_so_many(tmp_path: Path) -> None:
     async def check() -> None:
         engine, store = await started(tmp_path, Limits(max_message_bytes=100))
         options = SearchOptions(k=50, include_vectors=True)

@@ -60,7 +60,7 @@ class Steps:
             self._go.release()
 
 
-def images_in_flight(server: Server) -> int:
+def images_in_work(server: Server) -> int:
     return server._state.engine.admission.images
 
 
@@ -78,7 +78,7 @@ def test_under_overload_what_is_let_in_is_answered_and_the_rest_refused_and_noth
     def look(images: np.ndarray) -> None:
         nonlocal most
         if servers and servers[0]._state.phase == "ready":
-            most = max(most, images_in_flight(servers[0]))
+            most = max(most, images_in_work(servers[0]))
             time.sleep(0.01 * len(images))
 
     limits = Limits(max_queue_images=20)
@@ -97,7 +97,7 @@ def test_under_overload_what_is_let_in_is_answered_and_the_rest_refused_and_noth
             "failed": 0,
             "cancelled": 0,
         }
-        wait_until(lambda: images_in_flight(servers[0]) == 0)
+        wait_until(lambda: images_in_work(servers[0]) == 0)
     assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
     assert codes.total() == 200
     assert codes["OK"] >= limits.max_queue_images
@@ -141,7 +141,7 @@ def test_a_caller_of_single_images_waits_for_a_few_images_and_not_for_the_calls_
         steps.armed.set()
         calls = [EmbeddingServiceStub(bulk).Embed.future(MANY, timeout=60) for _ in range(2)]
         steps.wait_entered()
-        wait_until(lambda: images_in_flight(servers[0]) == 128)
+        wait_until(lambda: images_in_work(servers[0]) == 128)
         for _ in range(3):
             single = EmbeddingServiceStub(other).Embed.future(ONE, timeout=60)
             wait_until(lambda: has_arrived(servers[0]))
@@ -174,10 +174,10 @@ def test_forty_calls_dropped_at_once_cost_at_most_one_batch_more(steps: Steps) -
         steps.armed.set()
         calls = [EmbeddingServiceStub(channels[number % 4]).Embed.future(ONE, timeout=60) for number in range(40)]
         steps.wait_entered()
-        wait_until(lambda: images_in_flight(servers[0]) == 40)
+        wait_until(lambda: images_in_work(servers[0]) == 40)
         for call in calls:
             call.cancel()
-        wait_until(lambda: images_in_flight(servers[0]) == 0)
+        wait_until(lambda: images_in_work(servers[0]) == 0)
         steps.release()
         assert len(EmbeddingServiceStub(channels[0]).Embed(ONE, timeout=60).results) == 1
         wait_until(lambda: servers[0]._state.engine.embedder.batcher.queue.in_flight == 0)
@@ -207,10 +207,10 @@ def test_a_client_that_is_killed_leaves_no_work_behind(steps: Steps) -> None:
         with subprocess.Popen([sys.executable, "-c", CLIENT, address]) as client:
             try:
                 steps.wait_entered()
-                wait_until(lambda: images_in_flight(servers[0]) >= 3 * 64 + 32)
+                wait_until(lambda: images_in_work(servers[0]) >= 3 * 64 + 32)
             finally:
                 client.kill()
-        wait_until(lambda: images_in_flight(servers[0]) == 0)
+        wait_until(lambda: images_in_work(servers[0]) == 0)
         batcher = servers[0]._state.engine.embedder.batcher
         assert batcher.queue.waiting == 0
         steps.release()
