@@ -1,1 +1,1 @@
-"""What every door calls: embed, add, search and delete, with batching and admission."""
+"""What the services call: embed, add, search and delete, with batching and admission."""

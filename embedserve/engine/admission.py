@@ -1,4 +1,4 @@
-"""How many images the server holds at once, over all calls: the bound on its memory and on the time in its queue."""
+"""Bounds the images in flight over all calls, and so the server's memory and the time that images wait."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from embedserve.errors import Overloaded
 from embedserve.types import Limits
 
 _SURE_ENOUGH = 0.8
-"""A call is let in if its answer is expected within this share of its time. The expectation is a mean, and whoever is
-let in shall be answered in time."""
+"""A call is admitted if its answer is expected within this share of its time: the expected time is a mean, and an
+admitted call should be answered before its deadline."""
 
 _LEAST_RETRY_MS = 50
-"""Whoever is refused before the encoder's speed is known, or with little in front of him, shall not spin."""
+"""Keeps a client from retrying in a tight loop before the encoder's speed is known, or while little is in flight."""
 
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
     images: int
     size_bytes: int
-    let_in: asyncio.Future[None]
+    admitted: asyncio.Future[None]
 
 
 class Admission:
-    """Counts images and bytes from the moment they are let in until they are answered.
+    """Counts images and bytes from admission until they are answered.
 
-    Calls are let in or refused at once. Streams wait, in the order in which they came, and all of them together get no
-    more than half of the room, so that calls find some however many streams there are; of the room that comes free,
-    waiting streams get theirs first, so that calls cannot keep them out. Whoever enters has to leave, with the same
-    numbers, whatever happens in between.
+    Calls are admitted or refused at once. Streams wait, in the order in which they came, and together get at most half
+    of the room, so that calls find some however many streams there are. Room that becomes free goes to waiting streams
+    first, so that calls cannot keep them out. Each ``enter`` needs a ``leave`` with the same numbers, whatever happens
+    in between; so do ``enter_stream`` and ``leave_stream``.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -42,25 +42,25 @@ class Admission:
         self._waiting: deque[_Waiter] = deque()
 
     def enter(self, images: int, size_bytes: int, *, expected_ms: float, remaining_ms: float | None) -> None:
-        """Let a call in, or refuse it.
+        """Admit a call, or refuse it.
 
         Args:
             images: images in the call.
             size_bytes: their bytes.
-            expected_ms: about how long until the call would be answered.
-            remaining_ms: how long its caller waits; None for as long as it takes.
+            expected_ms: about how long it takes to answer the call.
+            remaining_ms: how long its caller waits; None for no deadline.
 
         Raises:
-            Overloaded: there is no room now, or too much in front of the call; carries when to try again.
-            LimitExceeded: there never would be room.
+            Overloaded: there is no room now, or too much ahead of the call; says when to try again.
+            LimitExceeded: the call alone is over the limit.
         """
         self._check_possible(images, size_bytes)
         if not self._fits_call(images, size_bytes):
-            full = f"{self.images} images are in work; max_queue_images is {self.limits.max_queue_images}"
+            full = f"{self.images} images are in flight; max_queue_images is {self.limits.max_queue_images}"
             if self.images + images <= self.limits.max_queue_images:
-                full = f"{self.bytes} bytes of images are in work; max_queue_bytes is {self.limits.max_queue_bytes}"
+                full = f"{self.bytes} bytes of images are in flight; max_queue_bytes is {self.limits.max_queue_bytes}"
             raise _overloaded(full, expected_ms / 2)
-        # With nothing in work the call is tried: what is expected then is about the encoder, and no queue.
+        # With nothing in flight the call is tried: the expected time is then the encoder's alone, not the queue's.
         if self.images and remaining_ms is not None and expected_ms > _SURE_ENOUGH * remaining_ms:
             raise _overloaded(
                 f"an answer would take about {expected_ms:.0f} ms; the deadline is in {max(remaining_ms, 0):.0f} ms",
@@ -70,16 +70,17 @@ class Admission:
         self.bytes += size_bytes
 
     def leave(self, images: int, size_bytes: int) -> None:
-        """A call is answered."""
+        """Give back the room of a call that is answered."""
         self.images -= images
         self.bytes -= size_bytes
-        self._let_streams_in()
+        if self._waiting:
+            self._admit_streams()
 
     async def enter_stream(self, images: int, size_bytes: int) -> None:
-        """Wait for room for a stream's next message; until then the stream is read no further.
+        """Wait for room for a stream's next message; meanwhile the stream is not read.
 
         Raises:
-            LimitExceeded: there never would be room.
+            LimitExceeded: the message alone is over the limit.
         """
         self._check_possible(images, size_bytes)
         if not self._waiting and self._fits_stream(images, size_bytes):
@@ -88,30 +89,30 @@ class Admission:
         waiter = _Waiter(images, size_bytes, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
         try:
-            await waiter.let_in
+            await waiter.admitted
         except asyncio.CancelledError:
-            if waiter.let_in.cancelled():
+            if waiter.admitted.cancelled():
                 if waiter in self._waiting:
                     self._waiting.remove(waiter)
-                self._let_streams_in()
-            else:  # it was let in at this very moment
+                self._admit_streams()
+            else:  # it was admitted at the same moment
                 self.leave_stream(images, size_bytes)
             raise
 
     def leave_stream(self, images: int, size_bytes: int) -> None:
-        """A stream's message is answered."""
+        """Give back the room of a stream's message that is answered."""
         self._stream_images -= images
         self._stream_bytes -= size_bytes
         self.leave(images, size_bytes)
 
-    def _let_streams_in(self) -> None:
+    def _admit_streams(self) -> None:
         while self._waiting:
             waiter = self._waiting[0]
-            if not waiter.let_in.done():  # else it was cancelled, and its task has not run since
+            if not waiter.admitted.done():  # else it was cancelled, and its task has not run since
                 if not self._fits_stream(waiter.images, waiter.size_bytes):
                     return
                 self._add_stream(waiter.images, waiter.size_bytes)
-                waiter.let_in.set_result(None)
+                waiter.admitted.set_result(None)
             self._waiting.popleft()
 
     def _add_stream(self, images: int, size_bytes: int) -> None:
@@ -127,8 +128,8 @@ class Admission:
         )
 
     def _fits_call(self, images: int, size_bytes: int) -> bool:
-        """Whether there is room for a call. What comes free is kept for the stream that has waited longest: calls
-        are smaller than its messages, and would take it away piece by piece."""
+        """Whether there is room for a call. Room that becomes free is kept for the stream that has waited longest:
+        calls are smaller than its messages, and would take the room piece by piece."""
         if self._waiting and self._fits_half((first := self._waiting[0]).images, first.size_bytes):
             images, size_bytes = images + first.images, size_bytes + first.size_bytes
         return self._fits(images, size_bytes)
@@ -137,7 +138,7 @@ class Admission:
         return self._fits(images, size_bytes) and self._fits_half(images, size_bytes)
 
     def _fits_half(self, images: int, size_bytes: int) -> bool:
-        """Whether all streams would have no more than half of the room; the first one may."""
+        """Whether all streams together stay within half of the room; a single one may have more."""
         within_half = (
             2 * (self._stream_images + images) <= self.limits.max_queue_images
             and 2 * (self._stream_bytes + size_bytes) <= self.limits.max_queue_bytes

@@ -1,4 +1,4 @@
-"""The one place where vectors of different encoders are kept apart."""
+"""Whether vectors may be compared: the one place where those of different encoders are kept apart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LONGEST_NAME = 256
 
 
-def new(
+def new_identity(
     name: str,
     encoder: ImageEncoder,
     *,
@@ -22,16 +22,16 @@ def new(
     encoder_fingerprint: str,
     encoder_name: str,
 ) -> CollectionIdentity:
-    """What a new collection is bound to: the server's encoder unless ``external`` or a fingerprint says otherwise.
+    """The identity of a new collection: bound to the server's encoder unless ``external`` or a fingerprint is given.
 
     Args:
         name: of the collection.
         encoder: the server's.
         keep: what is kept of images.
-        external: no encoder of ours is bound to it.
+        external: bound to no encoder.
         dimension: numbers in a vector; 0 for the encoder's.
         encoder_fingerprint: of an encoder that this server does not run, or empty.
-        encoder_name: name of that one.
+        encoder_name: name of that encoder.
 
     Raises:
         InvalidInput: the arguments contradict each other, or one of them is not allowed.
@@ -43,7 +43,7 @@ def new(
             hint="give one of the two",
         )
     if encoder_name and not encoder_fingerprint:
-        raise InvalidInput("encoder_name is given without encoder_fingerprint, which is what vectors are told apart by")
+        raise InvalidInput("encoder_name is given without encoder_fingerprint, by which vectors are told apart")
     if encoder_fingerprint and not _FINGERPRINT.fullmatch(encoder_fingerprint):
         raise InvalidInput(f"encoder_fingerprint {encoder_fingerprint[:80]!r} is not 64 hexadecimal digits")
     if len(encoder_name) > _LONGEST_NAME:
@@ -52,7 +52,7 @@ def new(
         if dimension not in (0, ours.dimension):
             raise InvalidInput(
                 f"dimension {dimension} was asked for; the encoder makes vectors of {ours.dimension}",
-                hint="leave the dimension out, or make the collection external",
+                hint="leave the dimension out, or create an external collection",
             )
         return CollectionIdentity(
             name=name, fingerprint=encoder.fingerprint, encoder_name=ours.name, dimension=ours.dimension, keep=keep
@@ -67,38 +67,38 @@ def new(
 
 
 def check(
-    bound: CollectionIdentity, encoder: ImageEncoder, given_fingerprint: str, *, has_images: bool, has_vectors: bool
+    identity: CollectionIdentity, encoder: ImageEncoder, given_fingerprint: str, *, has_images: bool, has_vectors: bool
 ) -> None:
-    """Refuse what could not be compared with the vectors of a collection.
+    """Refuse images and vectors that cannot be compared with the vectors of a collection.
 
     Args:
-        bound: the collection that is written to or searched.
-        encoder: what embeds the images of the call.
-        given_fingerprint: of the encoder that made the vectors of the call, as the caller says; or empty.
+        identity: the collection that is written to or searched.
+        encoder: embeds the images of the call.
+        given_fingerprint: of the encoder that made the vectors of the call, according to the caller; or empty.
         has_images: whether the call has images.
         has_vectors: whether the call has vectors.
 
     Raises:
-        EncoderMismatch: images or vectors are of another encoder than the collection's, or do not say of which.
+        EncoderMismatch: images or vectors are of another encoder than the collection's, or the vectors' is not given.
         FailedPrecondition: the collection is external, and the call has images.
     """
-    if has_images and bound.external:
+    if has_images and identity.external:
         raise FailedPrecondition(
-            f"collection {bound.name!r} is external: its vectors come from outside, so it takes no images",
-            hint="bring vectors, or make a collection that is bound to the encoder",
+            f"collection {identity.name!r} is external: its vectors come from outside, so it takes no images",
+            hint="send vectors, or create a collection that is bound to the encoder",
         )
-    bound_to = f"collection {bound.name!r} is bound to encoder {bound.encoder_name} ({bound.fingerprint[:12]})"
-    if has_images and bound.fingerprint != encoder.fingerprint:
+    bound_to = f"collection {identity.name!r} is bound to encoder {identity.encoder_name} ({identity.fingerprint[:12]})"
+    if has_images and identity.fingerprint != encoder.fingerprint:
         raise EncoderMismatch(
             f"{bound_to}; this server runs {encoder.metadata.name} ({encoder.fingerprint[:12]})",
-            hint="serve the encoder that the collection was made with, or add the images to a new collection",
+            hint="serve the encoder that the collection is bound to, or add the images to a new collection",
         )
-    if given_fingerprint and given_fingerprint != bound.fingerprint:
+    if given_fingerprint and given_fingerprint != identity.fingerprint:
         raise EncoderMismatch(
-            f"the vectors are of encoder {given_fingerprint[:12]}; {bound_to}",
+            f"encoder {given_fingerprint[:12]} made the vectors; {bound_to}",
             hint="embed the images with the collection's encoder",
         )
-    if has_vectors and not given_fingerprint and not bound.external:
+    if has_vectors and not given_fingerprint and not identity.external:
         raise EncoderMismatch(
             f"the vectors do not say which encoder made them; {bound_to}",
             hint="give encoder_fingerprint, as the response of Embed names it",

@@ -1,13 +1,13 @@
-"""Encoded images → vectors: admitted, prepared alone, batched through the encoder.
+"""Encoded images → vectors: admitted, prepared one by one, batched through the encoder.
 
-Bounded by images and bytes over all calls. What blocks runs in threads; the caller's event loop does not.
+Images and their bytes in flight are bounded over all calls. What blocks runs in threads, never on the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +15,8 @@ from embedserve.cores import usable_cores
 from embedserve.encoder import reference
 from embedserve.encoder.session import ImageEncoder
 from embedserve.engine.admission import Admission
-from embedserve.engine.batcher import Batcher, Encoded, Stages
+from embedserve.engine.batcher import Batcher, Encoded
+from embedserve.engine.timings import Timings
 from embedserve.errors import EmbedserveError, Overloaded
 from embedserve.images import codec, preprocess
 from embedserve.observer import Observer
@@ -26,28 +27,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Embedded: TypeAlias = Encoded[Media | None]
-"""The vector of an image, float32 [D] with unit norm, and, as its ``extra``, what is kept of the image."""
+"""The vector of an image, float32 [D] with unit norm; its ``extra`` is what a collection keeps of the image."""
 
 Results: TypeAlias = "asyncio.Future[list[Embedded | EmbedserveError]]"
-"""For each image its embedding, or the error that concerns it alone; to come."""
+"""A future with, for each image, its embedding or the error that concerns it alone."""
 
 _LARGEST_BATCH = 64
 _SHORT_BATCH_MS = 5.0
-"""A batch that takes no longer holds nobody up: it may grow, for the sake of fewer hand-overs between threads."""
+"""A batch this short delays no call noticeably: it may grow, for fewer hand-overs between threads."""
 _WORTH_WAITING = 0.9
-"""A larger batch that takes longer has to lower the time per image to this share."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Timings(Stages):
-    """Where the time of a call went, in milliseconds."""
-
-    store_ms: float = 0.0
+"""A larger batch that takes longer must lower the time per image to this share."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """One of several images. Its bytes are taken out when its turn comes: out of a message, that makes a copy."""
+    """One of several images. Its bytes are read when its turn comes: reading them from a message makes a copy."""
 
     encoded: Sequence[bytes]
     position: int
@@ -70,7 +64,6 @@ class Embedder:
         self.encoder = encoder
         self.admission = admission
         self._limits = admission.limits
-        self._observer = observer
         spec, on_cpu = encoder.metadata.preprocess, encoder.provider == "CPUExecutionProvider"
         self._observer = observer
         self.batcher: Batcher[_Source, Media | None] = Batcher(
@@ -94,12 +87,12 @@ class Embedder:
         max_batch: int = 0,
         observer: Observer | None = None,
     ) -> Embedder:
-        """An embedder whose encoder has run with batches of every size that it will get.
+        """An embedder whose encoder is warm: it has run with batches of every size it will get.
 
         Args:
-            encoder: what embeds images.
-            admission: counts the images in work, over all embedders of a server.
-            decode_threads: threads that decode for a GPU; 0 for one for each core. On the CPU the encoder's own do.
+            encoder: embeds the images.
+            admission: counts the images in flight, over all embedders of a server.
+            decode_threads: threads that decode for a GPU; 0 for one per core. On the CPU the encoder's threads decode.
             max_batch: images in a batch at most; 0 for the size that ``best_batch`` finds.
             observer: is told what becomes of images.
         """
@@ -114,7 +107,7 @@ class Embedder:
         )
 
     async def close(self) -> None:
-        """Finish what was admitted, then give the threads free."""
+        """Finish what was admitted, then end the threads."""
         await self.batcher.close()
 
     async def embed(
@@ -124,19 +117,19 @@ class Embedder:
 
         Args:
             encoded: bytes of image files.
-            keep: what to make of the images beside their vectors.
-            deadline: when the answer is no longer wanted, on ``time.monotonic``'s clock; None for never.
+            keep: what to keep of the images besides their vectors.
+            deadline: when the caller stops waiting, on ``time.monotonic``'s clock; None for never.
             timings: where to note the time.
 
         Raises:
-            Overloaded: as many images are in work as may be, or so many that this call's could not be answered within
-                its deadline.
-            LimitExceeded: these are more than ever may be.
+            Overloaded: the limit on images in flight is reached, or those in flight leave no time to answer this call
+                before its deadline.
+            LimitExceeded: the call alone is over the limit.
         """
         if not encoded:
             return []
-        turn, size_bytes = object(), sum(map(len, encoded))
-        expected_ms = self.batcher.expected_ms(len(encoded), turn)
+        flow, size_bytes = object(), sum(map(len, encoded))
+        expected_ms = self.batcher.expected_ms(len(encoded), flow)
         remaining_ms = None if deadline is None else (deadline - time.monotonic()) * 1000
         try:
             self.admission.enter(len(encoded), size_bytes, expected_ms=expected_ms, remaining_ms=remaining_ms)
@@ -144,25 +137,25 @@ class Embedder:
             self._observer.on_rejected(len(encoded))
             raise
         try:
-            return await self.submit(encoded, keep=keep, deadline=deadline, timings=timings, turn=turn)
+            return await self.submit(encoded, keep=keep, deadline=deadline, timings=timings, flow=flow)
         finally:
             self.admission.leave(len(encoded), size_bytes)
 
     def submit(
-        self, encoded: Sequence[bytes], *, keep: Keep, deadline: float | None, timings: Timings, turn: object
+        self, encoded: Sequence[bytes], *, keep: Keep, deadline: float | None, timings: Timings, flow: Hashable
     ) -> Results:
-        """Embed images that have been admitted, as those of a stream are by whoever reads it.
+        """Embed images that have been admitted; the reader of a stream admits those of its messages.
 
         Args:
-            turn: stands for the call or stream that the images are part of; turns come one after the other.
+            flow: stands for the call or stream that the images are part of; flows take turns.
 
         The other arguments are those of ``embed``; see also ``Batcher.submit``.
         """
         return self.batcher.submit(
             [_Source(encoded, position, keep) for position in range(len(encoded))],
-            turn=turn,
+            flow=flow,
             deadline=deadline,
-            stages=timings,
+            timings=timings,
         )
 
     def _prepare(self, source: _Source, row: NDArray[np.uint8]) -> Media | None:
@@ -180,14 +173,14 @@ class Embedder:
 
 
 def _warm_up(encoder: ImageEncoder, max_batch: int) -> tuple[int, float]:
-    """Run the encoder with batches of every size that it will get.
+    """Run the encoder with batches of every size it will get.
 
     Returns:
-        The largest size, and about how many milliseconds lie between two images when there is work.
+        The largest size, and about how many milliseconds pass from one image to the next under load.
     """
     spec = encoder.metadata.preprocess
     square = reference.draw(spec.size_px)[:1]
-    preprocess.load(spec, codec.thumbnail(square[0]))  # the first image that is decoded would load the decoder
+    preprocess.load(spec, codec.thumbnail(square[0]))  # else the first image would wait for the decoder to load
     taken_s: dict[int, float] = {}
 
     def seconds(size: int) -> float:
@@ -200,7 +193,7 @@ def _warm_up(encoder: ImageEncoder, max_batch: int) -> tuple[int, float]:
         taken_s[size] = min(seconds(size) for _ in range(3))
         return taken_s[size]
 
-    seconds(1)  # the very first run also sets up
+    seconds(1)  # the first run also sets up
     if max_batch:
         for size in {1, max_batch}:
             fastest(size)
@@ -210,13 +203,13 @@ def _warm_up(encoder: ImageEncoder, max_batch: int) -> tuple[int, float]:
 
 
 def best_batch(seconds: Callable[[int], float]) -> int:
-    """The size of the largest batch that is worth it: a power of two up to 64.
+    """The largest batch size worth having: a power of two up to 64.
 
-    Larger batches are taken as long as they are over in a moment anyway, and beyond that only if they lower the time
-    for one image noticeably. On a CPU they hardly do, and everyone in a batch waits for all of it.
+    A batch may grow while it stays short, and beyond that only if it lowers the time per image noticeably. On a CPU it
+    hardly does, and every call in a batch waits for all of it.
 
     Args:
-        seconds: how long a batch of so many images takes.
+        seconds: how long a batch of this size takes.
     """
     size, taken_s = 1, seconds(1)
     while size < _LARGEST_BATCH:

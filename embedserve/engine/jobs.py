@@ -1,7 +1,7 @@
-"""Work that takes minutes, in threads of its own; the event loop takes what it gives, and gives what it takes.
+"""Jobs that take minutes, in their own threads; pieces of what they make or read pass through the event loop.
 
-Nothing is held but a few pieces. Where nobody waits for a work any more, it is told so with an exception, at the next
-piece that it gives or takes or when it asks, so that it ends and cleans up behind itself.
+Only a few pieces are held at a time. A job whose caller has gone is told by an exception, at the next piece that it
+gives or takes or when it checks, so that it ends and cleans up.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ _THREADS = 2
 _PIECES_AHEAD = 2
 _MOST_WAITING = 16
 _RETRY_AFTER_MS = 10_000
-"""Works take seconds to hours; whoever is refused may ask again before the first of those in front has ended."""
+"""Jobs take seconds to hours; a caller that is refused may ask again before the first of those ahead has ended."""
 
 
 class Ended(Exception):
-    """Raised in a work that nobody waits for any more."""
+    """Raised in a job whose caller has gone."""
 
 
-class LongWork:
-    """Runs ``threads`` works at a time; ``most_waiting`` others at most wait for their turn, and hold nothing yet."""
+class Jobs:
+    """Runs ``threads`` jobs at a time; at most ``most_waiting`` others wait, and hold nothing yet."""
 
     def __init__(self, threads: int = _THREADS, most_waiting: int = _MOST_WAITING) -> None:
-        self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="long-work")
+        self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="job")
         self._most = threads + most_waiting
         self._lock = threading.Lock()
-        self._works = 0
+        self._count = 0
 
-    async def given_by(self, work: Callable[[Callable[[_T], None], Callable[[], None]], None]) -> AsyncGenerator[_T]:
-        """The pieces of a work, in order. Closing the iterator ends the work.
+    async def produce(self, job: Callable[[Callable[[_T], None], Callable[[], None]], None]) -> AsyncGenerator[_T]:
+        """The pieces that a job gives, in order. Closing the iterator ends the job.
 
         Args:
-            work: is called with two functions. The first takes a piece, and waits where two have not been taken yet;
-                the second is to be called now and then. Both raise Ended where nobody waits any more.
+            job: called with two functions. The first gives a piece, and blocks while two have not been taken yet; the
+                second is to be called from time to time. Both raise Ended once the iterator is closed.
 
         Raises:
-            Overloaded: too many wait already.
+            Overloaded: too many jobs wait already.
         """
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[_T] = asyncio.Queue(_PIECES_AHEAD)
@@ -60,12 +60,12 @@ class LongWork:
             if ended.is_set():
                 raise Ended
 
-        working = asyncio.wrap_future(self._begin(lambda: work(give, check)))
+        running = asyncio.wrap_future(self._begin(lambda: job(give, check)))
         try:
-            while not (working.done() and pieces.empty()):
+            while not (running.done() and pieces.empty()):
                 if pieces.empty():
                     taking = asyncio.ensure_future(pieces.get())
-                    either: list[asyncio.Future[Any]] = [working, taking]
+                    either: list[asyncio.Future[Any]] = [running, taking]
                     try:
                         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                     finally:
@@ -74,71 +74,71 @@ class LongWork:
                         yield taking.result()
                 else:
                     yield pieces.get_nowait()
-            working.result()
+            running.result()
         finally:
             ended.set()
             while not pieces.empty():  # so that a piece that waits for room finds some
                 pieces.get_nowait()
-            if not working.cancel() and not working.cancelled():
-                working.exception()  # what it ended with, after nobody waited for it, is nobody's concern
+            if not running.cancel() and not running.cancelled():
+                running.exception()  # retrieved, or asyncio would log it: no caller is left to raise it to
 
-    async def taken_by(
-        self, work: Callable[[Iterator[_T], Callable[[], None]], _ResultT], pieces: AsyncIterator[_T]
+    async def consume(
+        self, job: Callable[[Iterator[_T], Callable[[], None]], _ResultT], pieces: AsyncIterator[_T]
     ) -> _ResultT:
-        """What a work returns of the pieces, which are taken one by one as it asks for them.
+        """What a job returns; it takes the pieces one by one, as it asks for them.
 
-        Cancelling this ends the work, and it is cancelled once the work has ended. A work that was too far for that
-        goes on to its end, and this returns what it returned: what was done is never called undone.
+        Cancelling this ends the job, and this is cancelled once the job has ended. A job that is past the point where
+        it could end runs to its end, and this returns what it returned: what was done is never reported as undone.
 
         Args:
-            work: is called with the pieces, and with a function that is to be called now and then. Both raise Ended
-                where nobody waits any more.
-            pieces: what they raise is raised in the work, and from there here.
+            job: called with the pieces, and with a function that is to be called from time to time. Both raise Ended
+                once this is cancelled.
+            pieces: what they raise is raised in the job, and passes through it to here.
 
         Raises:
-            Overloaded: too many wait already.
+            Overloaded: too many jobs wait already.
         """
         taken = _Taken(pieces, asyncio.get_running_loop())
-        begun = self._begin(lambda: work(taken, taken.check))
-        working = asyncio.wrap_future(begun)
-        # Where this is cancelled once more, what the work ended with is nobody's concern.
-        working.add_done_callback(lambda future: future.cancelled() or future.exception())
+        begun = self._begin(lambda: job(taken, taken.check))
+        running = asyncio.wrap_future(begun)
+        # Retrieved, or asyncio would log it where this is cancelled a second time.
+        running.add_done_callback(lambda future: future.cancelled() or future.exception())
         try:
-            await asyncio.wait([working])
+            await asyncio.wait([running])
         except asyncio.CancelledError:
             taken.end()
-            if begun.cancel():  # its turn had not come
+            if begun.cancel():  # it had not begun
                 raise
-            await asyncio.wait([working])
-            if isinstance(working.exception(), Ended):
+            await asyncio.wait([running])
+            if isinstance(running.exception(), Ended):
                 raise
         finally:
             taken.end()
-        return working.result()
+        return running.result()
 
-    def _begin(self, work: Callable[[], _ResultT]) -> concurrent.futures.Future[_ResultT]:
+    def _begin(self, job: Callable[[], _ResultT]) -> concurrent.futures.Future[_ResultT]:
         with self._lock:
-            if self._works >= self._most:
+            if self._count >= self._most:
                 raise Overloaded(
-                    f"{self._works} checks, backups and restores are under way or wait for their turn",
+                    f"{self._count} checks, backups and restores are under way or wait for their turn",
                     retry_after_ms=_RETRY_AFTER_MS,
                 )
-            working = self._pool.submit(work)
-            self._works += 1
-        working.add_done_callback(self._end)
-        return working
+            running = self._pool.submit(job)
+            self._count += 1
+        running.add_done_callback(self._end)
+        return running
 
     def _end(self, _: object) -> None:
         with self._lock:
-            self._works -= 1
+            self._count -= 1
 
     async def close(self) -> None:
-        """Wait until all work has ended. Calls that wait for some are to be gone by then."""
+        """Wait until all jobs have ended; their callers must be gone by then."""
         await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
 
 
 class _Taken(Iterator[_T], Generic[_T]):
-    """Pieces that come on the event loop, for a thread."""
+    """Pieces that arrive on the event loop, as an iterator for a thread."""
 
     def __init__(self, pieces: AsyncIterator[_T], loop: asyncio.AbstractEventLoop) -> None:
         self._pieces = pieces
@@ -160,10 +160,10 @@ class _Taken(Iterator[_T], Generic[_T]):
             raise Ended from None
 
     def check(self) -> None:
-        """End the work where nobody waits for it.
+        """Return while the caller waits.
 
         Raises:
-            Ended: nobody does.
+            Ended: it has gone.
         """
         if self._has_ended:
             raise Ended
@@ -172,7 +172,7 @@ class _Taken(Iterator[_T], Generic[_T]):
         return await anext(self._pieces)
 
     def end(self) -> None:
-        """Nobody waits for the work any more."""
+        """The caller has gone: end the job at its next piece or check."""
         with self._lock:
             self._has_ended = True
             if self._next is not None:

@@ -1,9 +1,9 @@
-"""Searches of many calls, spread over threads: as many as cores, each taking what is there at the moment it is free.
+"""Searches of many calls, spread over as many threads as cores; each takes what waits at the moment it is free.
 
-A search that finds a free thread is answered at once. While all are busy, those that wait and ask for the same of the
-same collection go through the store together, which costs less than one by one; nobody waits so that others may come.
-The queries of a large call are shared out among the threads that are free, and where several calls wait, every one of
-them gets its turn in each round, so that a call of 64 does not hold back a call of one.
+A search that finds a free thread is answered at once. While all are busy, searches that ask for the same of the same
+collection go through the store together, which costs less than one by one; none waits for others to come. The queries
+of a large call are shared out among the free threads, and where several calls wait, each gets its turn in every round,
+so a call of 64 does not hold back a call of one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import math
 import queue
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from embedserve.engine.turn_queue import QueuedCall, TurnQueue
 from embedserve.errors import DeadlineExceeded, EmbedserveError, Unavailable
 from embedserve.store.protocol import VectorStore
 from embedserve.types import CollectionIdentity, Hit, SearchOptions
@@ -26,64 +26,42 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_TOGETHER = 64
+_MOST_TOGETHER = 64
 """Queries of several calls that go through the store together at most."""
 _LEAST_SHARE = 16
 """Queries for which it is worth waking another thread."""
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
-    """Queries that are answered together."""
+class SearchCall(QueuedCall):
+    """Queries that are answered together. Calls that ask for the same of one collection are one flow."""
 
+    identity: CollectionIdentity
+    options: SearchOptions
     queries: NDArray[np.float32]
     exclude_ids: Sequence[str | None]
     deadline: float
     """On time.monotonic's clock; infinity for none."""
     future: asyncio.Future[list[list[Hit]]]
     hits: list[list[Hit]]
-    """Of each query, once it is answered."""
-    left: int
-    """Queries that are not answered."""
-    taken: int = 0
-    """Queries that a thread has taken; this is the next one's position."""
+    """For each query, once it is answered."""
     error: Exception | None = None
-    gone: bool = False
-    """Nobody waits for its answer any more, or it has failed."""
-
-    @property
-    def waiting(self) -> int:
-        """Queries that no thread has taken."""
-        return len(self.queries) - self.taken
 
 
-@dataclass(slots=True, eq=False)
-class _Alike:
-    """Calls that ask for the same of one collection."""
-
-    bound: CollectionIdentity
-    options: SearchOptions
-    calls: deque[_Call] = field(default_factory=deque)
-    """In the order in which they are to be served."""
-    waiting: int = 0
-    """Queries that no thread has taken."""
-
-
-_Part: TypeAlias = tuple[_Call, int, int]
-"""A call and the positions of the queries that were taken of it: from the first to before the second."""
+_Share: TypeAlias = tuple[SearchCall, int, int]
+"""A call and the positions of queries taken of it: from the first to before the second."""
 
 
 class Searches:
-    """The threads that search a store, and what waits for them. Belongs to the event loop that it is made on."""
+    """The threads that search a store, and the calls that wait for them. Belongs to the event loop it is made on."""
 
     def __init__(self, store: VectorStore, threads: int) -> None:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._waiting: OrderedDict[object, _Alike] = OrderedDict()  # the next one first
+        self._queue: TurnQueue[SearchCall] = TurnQueue()
         self._free = threads
-        self._done: list[_Call] = []
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._work, name=f"search-{number}", daemon=True) for number in range(threads)
@@ -95,21 +73,21 @@ class Searches:
 
     def submit(
         self,
-        bound: CollectionIdentity,
+        identity: CollectionIdentity,
         queries: NDArray[np.float32],
         options: SearchOptions,
         exclude_ids: Sequence[str | None],
         *,
         deadline: float | None = None,
     ) -> asyncio.Future[list[list[Hit]]]:
-        """Search; cancelling the future takes back whatever no thread has begun.
+        """Search; cancelling the future takes back the queries that no thread has taken.
 
         Args:
-            bound: the collection.
+            identity: the collection.
             queries: float32 [Q, D] with unit norm, Q at least 1.
             options: what is asked for.
             exclude_ids: as ``VectorStore.search`` takes them.
-            deadline: when the answer is no longer wanted, on ``time.monotonic``'s clock.
+            deadline: when the caller stops waiting, on ``time.monotonic``'s clock.
 
         Returns:
             For each query its hits, as ``VectorStore.search`` returns them; or the error that it raises for this call,
@@ -119,26 +97,24 @@ class Searches:
             Unavailable: this has been closed.
         """
         count = len(queries)
-        call = _Call(
+        call = SearchCall(
+            (identity.uid, identity.name, _comparable(options)),
+            count,
+            identity,
+            options,
             queries,
             exclude_ids,
             math.inf if deadline is None else deadline,
             self._loop.create_future(),
             [[] for _ in range(count)],
-            count,
         )
-        key = (bound.uid, bound.name, _identity(options))
         with self._lock:
             if self._stopping:
                 raise Unavailable("the server is shutting down")
-            alike = self._waiting.get(key)
-            if alike is None:
-                alike = self._waiting[key] = _Alike(bound, options)
-            alike.calls.append(call)
-            alike.waiting += count
+            self._queue.add(call)
         for _ in range(-(-count // _LEAST_SHARE)):
             self._tokens.put(True)
-        call.future.add_done_callback(lambda future: self._take_back(key, call) if future.cancelled() else None)
+        call.future.add_done_callback(lambda future: self._take_back(call) if future.cancelled() else None)
         return call.future
 
     async def close(self) -> None:
@@ -151,20 +127,14 @@ class Searches:
             await asyncio.to_thread(thread.join)
         self._deliver()
 
-    def _take_back(self, key: object, call: _Call) -> None:
+    def _take_back(self, call: SearchCall) -> None:
         with self._lock:
-            call.gone = True
-            alike = self._waiting.get(key)
-            if alike is not None and call in alike.calls:
-                alike.calls.remove(call)
-                alike.waiting -= call.waiting
-                if not alike.calls:
-                    del self._waiting[key]
+            self._queue.take_back(call)
 
     def _deliver(self) -> None:
         with self._lock:
-            done, self._done = self._done, []
-        for call in done:
+            answered, self._queue.answered = self._queue.answered, []
+        for call in answered:
             if call.future.done():
                 continue
             if call.error is None:
@@ -175,109 +145,87 @@ class Searches:
     # --- In the threads ---
 
     def _work(self) -> None:
-        # A token only wakes a thread: it goes on while anything waits, and sleeps when nothing does, and whatever comes
-        # then brings tokens. A condition variable would do the same in Python, for 30 µs a search.
+        # A token only wakes a thread: it goes on while anything waits and sleeps when nothing does, and every call that
+        # comes then brings tokens. A condition variable would do the same in Python, for 30 µs a search.
         while self._tokens.get():
             while self._answer_some():
                 pass
 
     def _answer_some(self) -> bool:
-        """Answer those whose turn it is; whether there were any."""
+        """Answer queries of the calls whose turn it is; whether there were any."""
         with self._lock:
-            if not self._waiting:
+            shares = self._queue.take_share(self._free, least=_LEAST_SHARE, most=_MOST_TOGETHER)
+            if not shares:
                 return False
-            alike, parts = self._take()
             self._free -= 1
-        if parts:
-            self._answer(alike, parts)
+        now = time.monotonic()
+        for call, _, _ in shares:
+            if call.deadline <= now:
+                self._fail(call, DeadlineExceeded("the deadline passed while the search waited"))
+        self._answer(shares)
         with self._lock:
             self._free += 1
         return True
 
-    def _take(self) -> tuple[_Alike, list[_Part]]:
-        """The queries whose turn it is: some of every call that waits, as far as there is room. Needs the lock."""
-        key, alike = next(iter(self._waiting.items()))
-        share = -(-alike.waiting // self._free)  # the other threads that are free take as much
-        share = min(max(share, _LEAST_SHARE), _TOGETHER)
-        now, parts = time.monotonic(), []
-        calls = alike.calls
-        of_each = max(share // len(calls), 1)
-        for _ in range(min(len(calls), share)):
-            call = calls.popleft()
-            if call.gone:  # it failed with an earlier part
-                alike.waiting -= call.waiting
-                continue
-            if call.deadline <= now:
-                alike.waiting -= call.waiting
-                self._settle(call, 0, DeadlineExceeded("the deadline passed while the search waited"))
-                continue
-            count = min(call.waiting, of_each)
-            parts.append((call, call.taken, call.taken + count))
-            call.taken += count
-            alike.waiting -= count
-            if call.waiting:
-                calls.append(call)
-        if calls:
-            self._waiting.move_to_end(key)
-        else:
-            del self._waiting[key]
-        return alike, parts
-
-    def _answer(self, alike: _Alike, parts: list[_Part]) -> None:
-        parts = [part for part in parts if not part[0].gone]
+    def _answer(self, shares: list[_Share]) -> None:
+        shares = [share for share in shares if not share[0].gone]
+        if not shares:
+            return
         try:
-            found = self._search(alike, parts) if parts else []
+            found = self._search(shares)
         except Exception as error:
-            if len(parts) == 1:
-                self._settle_all([(parts[0], error)])
+            if len(shares) == 1:
+                self._fail(shares[0][0], error)
                 return
         else:
-            self._settle_all(list(zip(parts, found, strict=True)))
+            self._settle(shares, found)
             return
-        # One of them may be to blame, and the others are not to suffer for it.
-        for part in parts:
-            self._answer(alike, [part])
+        # One of them may be to blame, and the others must not fail with it.
+        for share in shares:
+            self._answer([share])
 
-    def _search(self, alike: _Alike, parts: list[_Part]) -> list[list[list[Hit]]]:
-        """For each part the hits of its queries."""
+    def _search(self, shares: list[_Share]) -> list[list[Hit]]:
+        """The hits of each query, of all shares one after the other."""
         import numpy as np
 
-        queries = [call.queries[start:stop] for call, start, stop in parts]
+        first = shares[0][0]
+        parts = [call.queries[start:stop] for call, start, stop in shares]
+        queries = parts[0] if len(parts) == 1 else np.concatenate(parts)
         found = self._store.search(
-            alike.bound.name,
-            queries[0] if len(queries) == 1 else np.concatenate(queries),
-            alike.options,
-            [id for call, start, stop in parts for id in call.exclude_ids[start:stop]],
-            uid=alike.bound.uid,
+            first.identity.name,
+            queries,
+            first.options,
+            [id for call, start, stop in shares for id in call.exclude_ids[start:stop]],
+            uid=first.identity.uid,
         )
-        remaining = iter(found)
-        return [[next(remaining) for _ in range(start, stop)] for _, start, stop in parts]
+        if len(found) != len(queries):
+            raise ValueError(f"the store answered {len(found)} of {len(queries)} queries")
+        return found
 
-    def _settle_all(self, settled: Sequence[tuple[_Part, list[list[Hit]] | Exception]]) -> None:
+    def _settle(self, shares: list[_Share], found: list[list[Hit]]) -> None:
+        """Note hits, and wake the event loop, once, if calls are answered with them."""
+        wake, position = False, 0
         with self._lock:
-            for (call, start, stop), result in settled:
-                if isinstance(result, Exception):
-                    self._settle(call, stop - start, result)
-                else:
-                    call.hits[start:stop] = result
-                    self._settle(call, stop - start, None)
+            for call, start, stop in shares:
+                call.hits[start:stop] = found[position : position + stop - start]
+                position += stop - start
+                wake |= self._queue.settle(call, stop - start)
+        if wake:
+            self._loop.call_soon_threadsafe(self._deliver)
 
-    def _settle(self, call: _Call, answered: int, error: Exception | None) -> None:
-        """Note that queries are answered, and wake the event loop, once, if calls are with them. Needs the lock."""
-        call.left -= answered
-        if call.gone:
-            return
-        if error is not None:
-            if isinstance(error, EmbedserveError):
-                # Its frames hold the call, which holds the error: a cycle with all the queries in it.
-                error.__traceback__ = error.__context__ = error.__cause__ = None
-            call.error, call.gone = error, True
-        if error is not None or not call.left:
-            self._done.append(call)
-            if len(self._done) == 1:
-                self._loop.call_soon_threadsafe(self._deliver)
+    def _fail(self, call: SearchCall, error: Exception) -> None:
+        if isinstance(error, EmbedserveError):
+            # Its frames hold the call, which holds the error: a cycle with all the queries in it.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+        with self._lock:
+            if call.gone:  # cancelled, or failed with another share
+                return
+            call.error = error
+            wake = self._queue.end(call)
+        if wake:
+            self._loop.call_soon_threadsafe(self._deliver)
 
 
-def _identity(options: SearchOptions) -> object:
+def _comparable(options: SearchOptions) -> object:
     """Equal for options that ask for the same; ``==`` is not enough, since for it 1 and True are the same."""
     return options if options.filter is None else repr(options)

@@ -1,4 +1,4 @@
-"""Checks and norms of vectors that come from outside."""
+"""Vectors from callers, checked and scaled to norm 1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def unit(values: ArrayLike, dimension: int) -> NDArray[np.float32]:
-    """The vector with norm 1: float32 [D].
+    """The vector scaled to norm 1: float32 [D].
 
     Raises:
         DimensionMismatch: it does not have ``dimension`` numbers.
@@ -31,7 +31,7 @@ def unit(values: ArrayLike, dimension: int) -> NDArray[np.float32]:
     if not np.isfinite(vector).all():
         raise InvalidInput(
             f"number {int(np.argmin(np.isfinite(vector)))} of the vector is not finite",
-            hint="find out what made it: an encoder of embedserve never gives NaN or infinity",
+            hint="check how it was made: an encoder of embedserve never gives NaN or infinity",
         )
     largest = float(np.abs(vector).max())
     if largest == 0.0:
@@ -41,13 +41,13 @@ def unit(values: ArrayLike, dimension: int) -> NDArray[np.float32]:
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
-_NUMBERS = 1 << 18
-"""In a step of ``units``, which needs 8 bytes for each of them, several times over."""
+_STEP_NUMBERS = 1 << 18
+"""Numbers in one step of ``units``, which holds them several times as 8 bytes each."""
 
 
 def units(given: Sequence[NDArray[np.float32]], dimension: int) -> list[NDArray[np.float32] | EmbedserveError]:
-    """For each vector, bit for bit, what ``unit`` returns for it, or the error that it raises."""
-    step = max(_NUMBERS // dimension, 1)
+    """For each vector what ``unit`` returns, bit for bit, or the error that it raises."""
+    step = max(_STEP_NUMBERS // dimension, 1)
     return [
         result
         for start in range(0, len(given), step)

@@ -323,7 +323,7 @@ async def _say_ready(config: ServerConfig, server: Server, engine: Engine, say: 
     if config.data is None:
         say("collections  none: started without --data")
     else:
-        collections = await engine.list_collections()
+        collections = await engine.collections.list_all()
         items = sum(info.items for info in collections)
         say(f"collections  {len(collections)} with {items:,} items in {config.data}")
         for info in collections:

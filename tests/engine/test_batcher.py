@@ -1,4 +1,4 @@
-"""The batcher, in both of its shapes: workers that prepare and encode, and threads for each of the two."""
+"""The batcher in both forms: workers that prepare and encode, and separate threads for the two."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedserve.engine.batcher import Batcher, Encoded, Stages
+from embedserve.engine.batcher import Batcher, Encoded
 from embedserve.engine.embedder import best_batch
+from embedserve.engine.timings import Timings
 from embedserve.errors import DeadlineExceeded, ImageUndecodable, InternalError, Unavailable
 from embedserve.observer import Observer, Outcome
 
@@ -41,7 +42,7 @@ class Counting(Observer):
 
 
 def prepare(number: int, row: np.ndarray) -> str:
-    """A row that says which image it is, below 65,536."""
+    """Write the image's number, below 65,536, into the row."""
     if number >= BAD:
         raise ImageUndecodable(f"{number} is bad")
     row[0, 0] = number % 256, number // 256, 0
@@ -71,84 +72,85 @@ def batcher_of(
     )
 
 
-def submit(batcher: Batcher[int, str], numbers: list[int], turn: object, deadline: float | None = None):
-    return batcher.submit(numbers, turn=turn, deadline=deadline, stages=Stages())
+def submit(batcher: Batcher[int, str], numbers: list[int], flow: object, deadline: float | None = None):
+    return batcher.submit(numbers, flow=flow, deadline=deadline, timings=Timings())
 
 
-class CallLimits:
-    """An encoder that waits, in its first batch, until it is opened; so that a test can fill the queue."""
+class HeldEncoder:
+    """An encoder that waits until it is released, so that a test can fill the queue."""
 
     def __init__(self) -> None:
-        self.entered, self.opened = threading.Event(), threading.Event()
+        self.entered, self.released = threading.Event(), threading.Event()
         self.batches: list[list[int]] = []
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         self.batches.append(numbers_of(images)[:, 0].astype(int).tolist())
         self.entered.set()
-        assert self.opened.wait(20)
+        assert self.released.wait(20)
         return numbers_of(images)
 
 
-async def busy(gate: CallLimits, batcher: Batcher[int, str]) -> asyncio.Future:
+async def busy(encoder: HeldEncoder, batcher: Batcher[int, str]) -> asyncio.Future:
     """Image 0 keeps the only worker busy."""
     first = submit(batcher, [0], "first")
-    await asyncio.to_thread(gate.entered.wait, 20)
+    await asyncio.to_thread(encoder.entered.wait, 20)
     return first
 
 
-def test_what_waits_while_the_encoder_is_busy_becomes_one_batch() -> None:
+def test_images_that_wait_while_the_encoder_is_busy_become_one_batch() -> None:
     async def scenario() -> list[list[int]]:
-        gate = CallLimits()
-        batcher = batcher_of(gate.encode)
-        calls = [await busy(gate, batcher), *(submit(batcher, [number], number) for number in (1, 2, 3))]
-        gate.opened.set()
+        encoder = HeldEncoder()
+        batcher = batcher_of(encoder.encode)
+        calls = [await busy(encoder, batcher), *(submit(batcher, [number], number) for number in (1, 2, 3))]
+        encoder.released.set()
         await asyncio.gather(*calls)
         await batcher.close()
-        return gate.batches
+        return encoder.batches
 
     assert asyncio.run(scenario()) == [[0], [1, 2, 3]]
 
 
 def test_a_large_call_and_a_small_one_take_turns() -> None:
     async def scenario() -> list[list[int]]:
-        gate = CallLimits()
-        batcher = batcher_of(gate.encode, max_batch=2)
-        calls = [await busy(gate, batcher), submit(batcher, [1, 2, 3, 4, 5, 6], "large"), submit(batcher, [9], "small")]
-        gate.opened.set()
+        encoder = HeldEncoder()
+        batcher = batcher_of(encoder.encode, max_batch=2)
+        calls = [await busy(encoder, batcher), submit(batcher, [1, 2, 3, 4, 5, 6], "large")]
+        calls.append(submit(batcher, [9], "small"))
+        encoder.released.set()
         await asyncio.gather(*calls)
         await batcher.close()
-        return gate.batches
+        return encoder.batches
 
     assert asyncio.run(scenario()) == [[0], [1, 9], [2, 3], [4, 5], [6]]
 
 
-def test_calls_of_one_stream_take_turns_with_others_as_one() -> None:
+def test_calls_of_one_stream_share_one_turn() -> None:
     async def scenario() -> list[list[int]]:
-        gate = CallLimits()
-        batcher = batcher_of(gate.encode, max_batch=2)
-        calls = [await busy(gate, batcher), *(submit(batcher, [number], "stream") for number in (1, 2, 3))]
+        encoder = HeldEncoder()
+        batcher = batcher_of(encoder.encode, max_batch=2)
+        calls = [await busy(encoder, batcher), *(submit(batcher, [number], "stream") for number in (1, 2, 3))]
         calls.append(submit(batcher, [9], "small"))
-        gate.opened.set()
+        encoder.released.set()
         await asyncio.gather(*calls)
         await batcher.close()
-        return gate.batches
+        return encoder.batches
 
     assert asyncio.run(scenario()) == [[0], [1, 9], [2, 3]]
 
 
-def test_a_call_whose_caller_has_gone_is_neither_prepared_nor_encoded() -> None:
+def test_a_cancelled_call_is_neither_prepared_nor_encoded() -> None:
     async def scenario() -> tuple[list[list[int]], int, Counter[Outcome]]:
-        gate, observer = CallLimits(), Counting()
-        batcher = batcher_of(gate.encode, observer=observer)
-        first = await busy(gate, batcher)
+        encoder, observer = HeldEncoder(), Counting()
+        batcher = batcher_of(encoder.encode, observer=observer)
+        first = await busy(encoder, batcher)
         gone, stays = submit(batcher, [1, 2, 3], "a"), submit(batcher, [4], "b")
         gone.cancel()
         await asyncio.sleep(0)
-        waiting = batcher.waiting
-        gate.opened.set()
+        waiting = batcher.queue.waiting
+        encoder.released.set()
         await asyncio.gather(first, stays)
         await batcher.close()
-        return gate.batches, waiting, observer.outcomes
+        return encoder.batches, waiting, observer.outcomes
 
     batches, waiting, outcomes = asyncio.run(scenario())
     assert batches == [[0], [4]]
@@ -159,35 +161,35 @@ def test_a_call_whose_caller_has_gone_is_neither_prepared_nor_encoded() -> None:
 @SHAPES
 def test_an_image_whose_deadline_has_passed_is_not_encoded(decode_threads: int) -> None:
     async def scenario() -> tuple[list[list[int]], object]:
-        gate = CallLimits()
-        batcher = batcher_of(gate.encode, decode_threads=decode_threads)
-        first = await busy(gate, batcher)
+        encoder = HeldEncoder()
+        batcher = batcher_of(encoder.encode, decode_threads=decode_threads)
+        first = await busy(encoder, batcher)
         late = submit(batcher, [1], "late", deadline=time.monotonic())
-        gate.opened.set()
+        encoder.released.set()
         await first
         [error] = await late
         await batcher.close()
-        return gate.batches, error
+        return encoder.batches, error
 
     batches, error = asyncio.run(scenario())
     assert batches == [[0]]
     assert isinstance(error, DeadlineExceeded)
 
 
-def test_an_image_that_ran_out_of_time_after_it_was_prepared_is_left_out_of_the_batch() -> None:
+def test_an_image_whose_deadline_passed_after_it_was_prepared_is_left_out_of_the_batch() -> None:
     async def scenario() -> tuple[list[list[int]], object, object]:
-        gate = CallLimits()
-        batcher = batcher_of(gate.encode, decode_threads=1)
-        first = await busy(gate, batcher)
+        encoder = HeldEncoder()
+        batcher = batcher_of(encoder.encode, decode_threads=1)
+        first = await busy(encoder, batcher)
         deadline = time.monotonic() + 0.2
         late, stays = submit(batcher, [1], "late", deadline=deadline), submit(batcher, [2], "stays")
-        while batcher.waiting:  # both are prepared, and wait for the encoder
+        while batcher.queue.waiting:  # both are prepared, and wait for the encoder
             await asyncio.sleep(0.001)
         await asyncio.sleep(max(deadline - time.monotonic(), 0) + 0.01)
-        gate.opened.set()
+        encoder.released.set()
         results = await asyncio.gather(first, late, stays)
         await batcher.close()
-        return gate.batches, results[1][0], results[2][0]
+        return encoder.batches, results[1][0], results[2][0]
 
     batches, late, stays = asyncio.run(scenario())
     assert batches == [[0], [2]]
@@ -199,7 +201,7 @@ def test_an_image_that_ran_out_of_time_after_it_was_prepared_is_left_out_of_the_
 def test_an_image_that_the_encoder_fails_on_fails_alone(decode_threads: int) -> None:
     def encode(images: np.ndarray) -> np.ndarray:
         if 5.0 in numbers_of(images):
-            raise RuntimeError("five is not for me")
+            raise RuntimeError("five fails")
         return numbers_of(images)
 
     async def scenario() -> list[object]:
@@ -214,7 +216,7 @@ def test_an_image_that_the_encoder_fails_on_fails_alone(decode_threads: int) -> 
 
 
 @SHAPES
-def test_an_image_that_cannot_be_prepared_keeps_its_place_and_costs_no_other(decode_threads: int) -> None:
+def test_an_image_that_cannot_be_prepared_keeps_its_place_and_fails_alone(decode_threads: int) -> None:
     async def scenario() -> tuple[list[object], Counter[Outcome], list[int]]:
         observer = Counting()
         batcher = batcher_of(numbers_of, decode_threads=decode_threads, observer=observer)
@@ -242,7 +244,7 @@ def test_a_call_without_images_is_answered_at_once() -> None:
 
 
 @SHAPES
-def test_closing_answers_everything_that_was_submitted_and_takes_no_more(decode_threads: int) -> None:
+def test_closing_answers_everything_that_was_submitted_and_refuses_later_calls(decode_threads: int) -> None:
     async def scenario() -> list[float]:
         batcher = batcher_of(numbers_of, runs=2, max_batch=4, decode_threads=decode_threads)
         calls = [submit(batcher, [number], number) for number in range(50)]
@@ -270,7 +272,7 @@ def test_closing_ends_every_thread_however_many_there_are(decode_threads: int, r
 @SHAPES
 def test_nothing_of_a_request_is_kept_when_it_is_answered(decode_threads: int) -> None:
     class Request:
-        """Something that can be seen to go."""
+        """An object whose end can be observed."""
 
     def prepare_request(request: Request, row: np.ndarray) -> None:
         row[:] = 0
@@ -292,7 +294,7 @@ def test_nothing_of_a_request_is_kept_when_it_is_answered(decode_threads: int) -
         for _ in range(10):
             request = Request()
             alive.append(weakref.ref(request))
-            await batcher.submit([request], turn=object(), deadline=None, stages=Stages())
+            await batcher.submit([request], flow=object(), deadline=None, timings=Timings())
             del request
         for _ in range(200):
             if not any(reference() for reference in alive):
@@ -302,7 +304,7 @@ def test_nothing_of_a_request_is_kept_when_it_is_answered(decode_threads: int) -
         await batcher.close()
         return left
 
-    gc.disable()  # reference counts alone have to do it: the collector counts objects, not bytes
+    gc.disable()  # reference counts alone must free it: the collector counts objects, not bytes
     try:
         assert asyncio.run(scenario()) == 0
     finally:
@@ -317,17 +319,17 @@ def test_no_more_images_are_prepared_ahead_than_the_next_batches_need() -> None:
         return prepare(number, row)
 
     async def scenario() -> int:
-        gate = CallLimits()
+        encoder = HeldEncoder()
         batcher = Batcher(
-            slowly, gate.encode, shape=(1, 1, 3), runs=1, decode_threads=3, max_batch=4, observer=Observer()
+            slowly, encoder.encode, shape=(1, 1, 3), runs=1, decode_threads=3, max_batch=4, observer=Observer()
         )
-        first = await busy(gate, batcher)
+        first = await busy(encoder, batcher)
         call = submit(batcher, list(range(1, 101)), "large")
         while len(prepared) < 9:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         ahead = len(prepared)
-        gate.opened.set()
+        encoder.released.set()
         await asyncio.gather(first, call)
         await batcher.close()
         return ahead
@@ -336,16 +338,16 @@ def test_no_more_images_are_prepared_ahead_than_the_next_batches_need() -> None:
     assert sorted(prepared) == list(range(101))
 
 
-def test_what_is_expected_counts_the_turns_of_others_and_not_the_length_of_their_calls() -> None:
+def test_the_expected_time_counts_the_turns_of_other_flows_and_not_the_length_of_their_calls() -> None:
     async def scenario() -> tuple[float, float, float]:
-        gate = CallLimits()
-        batcher = batcher_of(gate.encode, max_batch=2)
-        first = await busy(gate, batcher)
+        encoder = HeldEncoder()
+        batcher = batcher_of(encoder.encode, max_batch=2)
+        first = await busy(encoder, batcher)
         batcher.ms_per_image = 10.0
         large = submit(batcher, list(range(1, 101)), "large")
         small, same = batcher.expected_ms(1, "small"), batcher.expected_ms(1, "large")
         other = batcher.expected_ms(60, "other")
-        gate.opened.set()
+        encoder.released.set()
         await asyncio.gather(first, large)
         await batcher.close()
         return small, same, other
@@ -358,7 +360,7 @@ def test_what_is_expected_counts_the_turns_of_others_and_not_the_length_of_their
 @given(
     calls=st.lists(
         st.tuples(
-            st.integers(0, 2),  # whose turn
+            st.integers(0, 2),  # flow
             st.lists(st.sampled_from(["good", "bad", "poison"]), min_size=1, max_size=9),
             st.sampled_from(["wait", "cancel at once", "cancel later", "no time"]),
         ),
@@ -370,15 +372,15 @@ def test_what_is_expected_counts_the_turns_of_others_and_not_the_length_of_their
     max_batch=st.integers(1, 9),
     closes_early=st.booleans(),
 )
-def test_nothing_is_lost_or_done_twice_whatever_is_bad_late_or_cancelled_when(
+def test_no_image_is_lost_or_encoded_twice_whatever_is_bad_late_or_cancelled(
     calls: list[tuple[int, list[str], str]], runs: int, decode_threads: int, max_batch: int, closes_early: bool
 ) -> None:
     kind_of = {}
     numbered = []
-    for turn, kinds, fate in calls:
+    for flow, kinds, fate in calls:
         numbers = [len(kind_of) + place + (BAD if kind == "bad" else 0) for place, kind in enumerate(kinds)]
         kind_of.update(zip(numbers, kinds, strict=True))
-        numbered.append((turn, numbers, fate))
+        numbered.append((flow, numbers, fate))
     encoded: Counter[int] = Counter()
     lock = threading.Lock()
 
@@ -397,8 +399,8 @@ def test_nothing_is_lost_or_done_twice_whatever_is_bad_late_or_cancelled_when(
         observer = Counting()
         batcher = batcher_of(encode, runs=runs, max_batch=max_batch, decode_threads=decode_threads, observer=observer)
         futures = []
-        for turn, numbers, fate in numbered:
-            future = submit(batcher, numbers, turn, deadline=0.0 if fate == "no time" else None)
+        for flow, numbers, fate in numbered:
+            future = submit(batcher, numbers, flow, deadline=0.0 if fate == "no time" else None)
             if fate == "cancel at once":
                 future.cancel()
             futures.append(future)
@@ -411,7 +413,7 @@ def test_nothing_is_lost_or_done_twice_whatever_is_bad_late_or_cancelled_when(
         async with asyncio.timeout(20):
             results = await asyncio.gather(*futures, return_exceptions=True)
         await batcher.close()
-        return results, observer.outcomes, (batcher.waiting, batcher.in_work)
+        return results, observer.outcomes, (batcher.queue.waiting, batcher.queue.in_flight)
 
     results, outcomes, left = asyncio.run(scenario())
     assert max(encoded.values(), default=1) == 1
@@ -440,11 +442,13 @@ def test_nothing_is_lost_or_done_twice_whatever_is_bad_late_or_cancelled_when(
 @pytest.mark.parametrize(
     ("setup_ms", "ms_per_image", "best"),
     [
-        (0.0, 33.0, 1),  # a large network on a CPU: nothing is gained, and all would wait
-        (0.05, 0.2, 16),  # a small one: 16 of them are over in 3 ms
-        (8.0, 0.25, 64),  # a GPU, where a run costs more than its images
+        (0.0, 33.0, 1),  # a large network on a CPU: a larger batch gains nothing, and all its images wait
+        (0.05, 0.2, 16),  # a small one: 16 images take 3 ms
+        (8.0, 0.25, 64),  # a GPU: a run costs more than its images
         (2.0, 20.0, 1),
     ],
 )
-def test_a_batch_grows_while_it_is_short_or_pays(setup_ms: float, ms_per_image: float, best: int) -> None:
+def test_a_batch_grows_while_it_is_short_or_lowers_the_time_per_image(
+    setup_ms: float, ms_per_image: float, best: int
+) -> None:
     assert best_batch(lambda size: (setup_ms + size * ms_per_image) / 1000) == best

@@ -1,4 +1,4 @@
-"""Work in threads of its own: pieces out, pieces in, and an end wherever nobody waits any more."""
+"""Jobs in their own threads: pieces out, pieces in, and an end once the caller has gone."""
 
 from __future__ import annotations
 
@@ -10,58 +10,58 @@ from contextlib import aclosing
 
 import pytest
 
-from embedserve.engine.jobs import Ended, LongWork
+from embedserve.engine.jobs import Ended, Jobs
 from embedserve.errors import Overloaded
 
 
-def test_pieces_come_in_order_and_never_more_than_two_lie_waiting() -> None:
+def test_pieces_come_in_order_and_never_more_than_two_wait() -> None:
     async def scenario() -> None:
         given: list[int] = []
 
-        def count(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
+        def count(give: Callable[[int], None], check: Callable[[], None]) -> None:
             for number in range(20):
                 give(number)
                 given.append(number)
 
-        work = LongWork()
+        jobs = Jobs()
         taken = []
-        async for number in work.given_by(count):
+        async for number in jobs.produce(count):
             taken.append(number)
             await asyncio.sleep(0.005)
             assert len(given) <= len(taken) + 2
         assert taken == list(range(20))
-        await work.close()
+        await jobs.close()
 
     asyncio.run(scenario())
 
 
-def test_an_error_of_the_work_comes_after_its_pieces() -> None:
+def test_an_error_of_a_job_comes_after_its_pieces() -> None:
     async def scenario() -> None:
-        def fail(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
+        def fail(give: Callable[[int], None], check: Callable[[], None]) -> None:
             give(1)
             give(2)
             raise ValueError("no more")
 
-        work = LongWork()
+        jobs = Jobs()
         taken: list[int] = []
 
         async def take() -> None:
-            async for number in work.given_by(fail):
+            async for number in jobs.produce(fail):
                 taken.append(number)
 
         with pytest.raises(ValueError, match="no more"):
             await take()
         assert taken == [1, 2]
-        await work.close()
+        await jobs.close()
 
     asyncio.run(scenario())
 
 
-def test_who_stops_taking_ends_the_work_at_its_next_piece() -> None:
+def test_closing_the_iterator_ends_the_job_at_its_next_piece() -> None:
     async def scenario() -> None:
         ended = threading.Event()
 
-        def count(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
+        def count(give: Callable[[int], None], check: Callable[[], None]) -> None:
             number = 0
             try:
                 while True:
@@ -71,36 +71,36 @@ def test_who_stops_taking_ends_the_work_at_its_next_piece() -> None:
                 ended.set()
                 raise
 
-        work = LongWork(threads=1)
-        async with aclosing(work.given_by(count)) as pieces:
+        jobs = Jobs(threads=1)
+        async with aclosing(jobs.produce(count)) as pieces:
             assert await anext(pieces) == 0
         assert await asyncio.to_thread(ended.wait, 10)
-        await asyncio.wait_for(work.close(), 10)
+        await asyncio.wait_for(jobs.close(), 10)
 
     asyncio.run(scenario())
 
 
-def test_a_work_whose_turn_has_not_come_is_never_begun_once_nobody_waits_for_it() -> None:
+def test_a_job_that_still_waits_is_never_begun_once_its_caller_has_gone() -> None:
     async def scenario() -> None:
         let_go, begun = threading.Event(), threading.Event()
 
-        def hold(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
+        def hold(give: Callable[[int], None], check: Callable[[], None]) -> None:
             give(1)
             let_go.wait(10)
 
-        def begin(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
+        def begin(give: Callable[[int], None], check: Callable[[], None]) -> None:
             begun.set()
 
-        work = LongWork(threads=1)
-        async with aclosing(work.given_by(hold)) as first:
+        jobs = Jobs(threads=1)
+        async with aclosing(jobs.produce(hold)) as first:
             assert await anext(first) == 1
-            waiting = asyncio.create_task(anext(work.given_by(begin), None))
+            waiting = asyncio.create_task(anext(jobs.produce(begin), None))
             await asyncio.sleep(0.01)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
             let_go.set()
-        await work.close()
+        await jobs.close()
         assert not begun.is_set()
 
     asyncio.run(scenario())
@@ -112,25 +112,25 @@ async def counted(numbers: int, taken: list[int]) -> AsyncIterator[int]:
         yield number
 
 
-def test_pieces_are_taken_only_as_the_work_asks_for_them() -> None:
+def test_pieces_are_taken_only_as_the_job_asks_for_them() -> None:
     async def scenario() -> None:
         taken: list[int] = []
 
-        def add(pieces: Iterator[int], go_on: Callable[[], None]) -> int:
+        def add(pieces: Iterator[int], check: Callable[[], None]) -> int:
             total = 0
             for number in pieces:
                 assert taken == list(range(number + 1))
                 total += number
             return total
 
-        work = LongWork()
-        assert await work.taken_by(add, counted(10, taken)) == 45
-        await work.close()
+        jobs = Jobs()
+        assert await jobs.consume(add, counted(10, taken)) == 45
+        await jobs.close()
 
     asyncio.run(scenario())
 
 
-def test_what_the_pieces_raise_passes_through_the_work() -> None:
+def test_what_the_pieces_raise_passes_through_the_job() -> None:
     async def scenario() -> None:
         seen: list[str] = []
 
@@ -138,23 +138,23 @@ def test_what_the_pieces_raise_passes_through_the_work() -> None:
             yield 1
             raise ValueError("torn")
 
-        def add(pieces: Iterator[int], go_on: Callable[[], None]) -> int:
+        def add(pieces: Iterator[int], check: Callable[[], None]) -> int:
             try:
                 return sum(pieces)
             except ValueError as error:
                 seen.append(str(error))
                 raise
 
-        work = LongWork()
+        jobs = Jobs()
         with pytest.raises(ValueError, match="torn"):
-            await work.taken_by(add, broken())
+            await jobs.consume(add, broken())
         assert seen == ["torn"]
-        await work.close()
+        await jobs.close()
 
     asyncio.run(scenario())
 
 
-def test_a_work_that_waits_for_a_piece_ends_when_nobody_waits_for_it() -> None:
+def test_a_job_that_waits_for_a_piece_ends_when_its_caller_has_gone() -> None:
     async def scenario() -> None:
         begun, ended = asyncio.Event(), threading.Event()
 
@@ -163,114 +163,114 @@ def test_a_work_that_waits_for_a_piece_ends_when_nobody_waits_for_it() -> None:
             await asyncio.Event().wait()
             yield 1
 
-        def add(pieces: Iterator[int], go_on: Callable[[], None]) -> int:
+        def add(pieces: Iterator[int], check: Callable[[], None]) -> int:
             try:
                 return sum(pieces)
             except Ended:
                 ended.set()
                 raise
 
-        work = LongWork(threads=1)
-        call = asyncio.create_task(work.taken_by(add, never()))
+        jobs = Jobs(threads=1)
+        call = asyncio.create_task(jobs.consume(add, never()))
         await begun.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
         assert await asyncio.to_thread(ended.wait, 10)
-        await asyncio.wait_for(work.close(), 10)
+        await asyncio.wait_for(jobs.close(), 10)
 
     asyncio.run(scenario())
 
 
-def test_a_work_between_two_pieces_ends_where_it_asks() -> None:
+def test_a_job_between_two_pieces_ends_where_it_checks() -> None:
     async def scenario() -> None:
         begun, ended = threading.Semaphore(0), threading.Semaphore(0)
 
-        def busy(go_on: Callable[[], None]) -> None:
+        def busy(check: Callable[[], None]) -> None:
             begun.release()
             try:
                 while True:
                     time.sleep(0.001)
-                    go_on()
+                    check()
             except Ended:
                 ended.release()
                 raise
 
-        def count(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
+        def count(give: Callable[[int], None], check: Callable[[], None]) -> None:
             give(1)
-            busy(go_on)
+            busy(check)
 
-        def add(pieces: Iterator[int], go_on: Callable[[], None]) -> None:
+        def add(pieces: Iterator[int], check: Callable[[], None]) -> None:
             assert list(pieces) == [0, 1, 2]
-            busy(go_on)
+            busy(check)
 
-        work = LongWork()
-        async with aclosing(work.given_by(count)) as given:
+        jobs = Jobs()
+        async with aclosing(jobs.produce(count)) as given:
             assert await anext(given) == 1
             assert await asyncio.to_thread(begun.acquire, timeout=10)
         assert await asyncio.to_thread(ended.acquire, timeout=10)
-        call = asyncio.create_task(work.taken_by(add, counted(3, [])))
+        call = asyncio.create_task(jobs.consume(add, counted(3, [])))
         assert await asyncio.to_thread(begun.acquire, timeout=10)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        assert ended.acquire(blocking=False)  # the call is over after its work is, and not before
-        await asyncio.wait_for(work.close(), 10)
+        assert ended.acquire(blocking=False)  # the call ends after its job, and not before
+        await asyncio.wait_for(jobs.close(), 10)
 
     asyncio.run(scenario())
 
 
-def test_a_work_that_was_too_far_to_be_ended_is_not_called_ended() -> None:
+def test_a_job_that_was_past_its_last_check_is_not_reported_as_ended() -> None:
     async def scenario() -> None:
         received, let_go = asyncio.Event(), threading.Event()
         loop = asyncio.get_running_loop()
 
-        def add(pieces: Iterator[int], go_on: Callable[[], None]) -> int:
+        def add(pieces: Iterator[int], check: Callable[[], None]) -> int:
             total = sum(pieces)
             loop.call_soon_threadsafe(received.set)
             assert let_go.wait(10)
             return total
 
-        work = LongWork()
-        call = asyncio.create_task(work.taken_by(add, counted(3, [])))
+        jobs = Jobs()
+        call = asyncio.create_task(jobs.consume(add, counted(3, [])))
         await received.wait()
         call.cancel()
         await asyncio.sleep(0.01)
         let_go.set()
         assert await call == 3
-        await work.close()
+        await jobs.close()
 
     asyncio.run(scenario())
 
 
-def test_where_too_many_wait_the_next_is_refused_until_one_has_gone() -> None:
+def test_where_too_many_jobs_wait_the_next_is_refused_until_one_has_gone() -> None:
     async def scenario() -> None:
         let_go = threading.Event()
 
-        def hold(give: Callable[[int], None], go_on: Callable[[], None]) -> None:
+        def hold(give: Callable[[int], None], check: Callable[[], None]) -> None:
             let_go.wait(10)
 
-        def add(pieces: Iterator[int], go_on: Callable[[], None]) -> int:
+        def add(pieces: Iterator[int], check: Callable[[], None]) -> int:
             return sum(pieces)
 
-        work = LongWork(threads=1, most_waiting=2)
-        calls = [asyncio.create_task(anext(work.given_by(hold), None)) for _ in range(3)]
+        jobs = Jobs(threads=1, most_waiting=2)
+        calls = [asyncio.create_task(anext(jobs.produce(hold), None)) for _ in range(3)]
         await asyncio.sleep(0)
         taken: list[int] = []
         with pytest.raises(Overloaded) as refused:
-            await work.taken_by(add, counted(3, taken))
+            await jobs.consume(add, counted(3, taken))
         assert refused.value.retry_after_ms >= 1000
         with pytest.raises(Overloaded):
-            await anext(work.given_by(hold))
+            await anext(jobs.produce(hold))
         assert taken == []
         calls[-1].cancel()
         with pytest.raises(asyncio.CancelledError):
             await calls[-1]
-        call = asyncio.create_task(work.taken_by(add, counted(3, taken)))
+        call = asyncio.create_task(jobs.consume(add, counted(3, taken)))
         await asyncio.sleep(0)
         let_go.set()
         assert await call == 3
         assert await asyncio.gather(*calls[:2]) == [None, None]
-        await work.close()
+        await jobs.close()
 
     asyncio.run(scenario())

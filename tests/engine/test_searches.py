@@ -1,4 +1,4 @@
-"""Searches that wait together: who is joined with whom, and that nobody pays for another."""
+"""Searches that wait: which go through the store together, and that none suffers from another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from embedserve.types import CollectionIdentity, Eq, Hit, Keep, SearchOptions
 PLAIN = SearchOptions()
 
 
-def bound(name: str) -> CollectionIdentity:
+def identity(name: str) -> CollectionIdentity:
     return CollectionIdentity(
         name=name, fingerprint="f", encoder_name="e", dimension=1, keep=Keep.NONE, uid=f"uid of {name}"
     )
@@ -68,7 +68,7 @@ def ids(found: list[list[Hit]]) -> list[str]:
 
 
 def run(test: Callable[[Searches, Store], Awaitable[None]], *, threads: int = 1) -> None:
-    """Run a test with this many threads, and be sure that all of them end."""
+    """Run a test with this many threads; all of them end."""
 
     async def life() -> None:
         store = Store()
@@ -84,10 +84,10 @@ def run(test: Callable[[Searches, Store], Awaitable[None]], *, threads: int = 1)
 
 
 async def kept_busy(searches: Searches, store: Store, threads: int = 1) -> list[asyncio.Future[Any]]:
-    """Every thread has a search that ends when it is released."""
+    """Give every thread a search that ends when the store is released."""
     futures = []
     for _ in range(threads):
-        futures.append(searches.submit(bound("busy"), query(0), PLAIN, [None]))
+        futures.append(searches.submit(identity("busy"), query(0), PLAIN, [None]))
         assert await asyncio.to_thread(store.begun.acquire, timeout=30)
     store.calls.clear()
     return futures
@@ -96,7 +96,7 @@ async def kept_busy(searches: Searches, store: Store, threads: int = 1) -> list[
 def test_a_search_that_finds_a_free_thread_is_answered_while_others_are_busy() -> None:
     async def test(searches: Searches, store: Store) -> None:
         await kept_busy(searches, store)
-        assert ids(await searches.submit(bound("a"), query(3), PLAIN, ["x"])) == ["a 3 x"]
+        assert ids(await searches.submit(identity("a"), query(3), PLAIN, ["x"])) == ["a 3 x"]
 
     run(test, threads=2)
 
@@ -104,7 +104,7 @@ def test_a_search_that_finds_a_free_thread_is_answered_while_others_are_busy() -
 def test_searches_that_wait_go_through_the_store_together_and_each_gets_its_own_hits() -> None:
     async def test(searches: Searches, store: Store) -> None:
         await kept_busy(searches, store)
-        futures = [searches.submit(bound("a"), query(n, n + 0.5), PLAIN, [f"x{n}", None]) for n in range(1, 9)]
+        futures = [searches.submit(identity("a"), query(n, n + 0.5), PLAIN, [f"x{n}", None]) for n in range(1, 9)]
         store.released.set()
         found = await asyncio.gather(*futures)
         assert [ids(hits) for hits in found] == [[f"a {n} x{n}", f"a {n}.5 None"] for n in range(1, 9)]
@@ -128,8 +128,8 @@ def test_searches_that_ask_for_something_else_are_not_joined(collection: str, op
         await kept_busy(searches, store)
         first = SearchOptions(filter=Eq("n", 1))
         futures = [
-            searches.submit(bound("a"), query(1), first, [None]),
-            searches.submit(bound(collection), query(2), options, [None]),
+            searches.submit(identity("a"), query(1), first, [None]),
+            searches.submit(identity(collection), query(2), options, [None]),
         ]
         store.released.set()
         assert [ids(hits) for hits in await asyncio.gather(*futures)] == [["a 1 None"], [f"{collection} 2 None"]]
@@ -142,7 +142,7 @@ def test_searches_that_ask_for_something_else_are_not_joined(collection: str, op
 def test_a_search_that_fails_fails_alone() -> None:
     async def test(searches: Searches, store: Store) -> None:
         await kept_busy(searches, store)
-        futures = [searches.submit(bound("a"), query(n), PLAIN, [None]) for n in (1, -2, 3)]
+        futures = [searches.submit(identity("a"), query(n), PLAIN, [None]) for n in (1, -2, 3)]
         store.released.set()
         first, second, third = await asyncio.gather(*futures, return_exceptions=True)
         assert isinstance(first, list)
@@ -154,24 +154,24 @@ def test_a_search_that_fails_fails_alone() -> None:
     run(test)
 
 
-def test_the_queries_of_a_call_that_fails_are_not_searched_any_more() -> None:
+def test_the_other_queries_of_a_call_that_failed_are_not_searched() -> None:
     async def test(searches: Searches, store: Store) -> None:
         with pytest.raises(InvalidInput):
-            await searches.submit(bound("a"), query(*[-1] * 200), PLAIN, [None] * 200)
+            await searches.submit(identity("a"), query(*[-1] * 200), PLAIN, [None] * 200)
         searched = sum(len(numbers) for _, numbers, _ in store.calls)
-        assert ids(await searches.submit(bound("a"), query(5), PLAIN, [None])) == ["a 5 None"]
+        assert ids(await searches.submit(identity("a"), query(5), PLAIN, [None])) == ["a 5 None"]
         assert sum(len(numbers) for _, numbers, _ in store.calls) == searched + 1
         assert searched <= 128
 
     run(test)
 
 
-def test_what_is_cancelled_while_it_waits_is_never_searched() -> None:
+def test_a_search_that_is_cancelled_while_it_waits_is_never_begun() -> None:
     async def test(searches: Searches, store: Store) -> None:
         await kept_busy(searches, store)
-        gone = searches.submit(bound("a"), query(1), PLAIN, [None])
-        stays = searches.submit(bound("a"), query(2), PLAIN, [None])
-        alone = searches.submit(bound("b"), query(3), PLAIN, [None])
+        gone = searches.submit(identity("a"), query(1), PLAIN, [None])
+        stays = searches.submit(identity("a"), query(2), PLAIN, [None])
+        alone = searches.submit(identity("b"), query(3), PLAIN, [None])
         gone.cancel()
         alone.cancel()
         await asyncio.sleep(0)
@@ -182,11 +182,11 @@ def test_what_is_cancelled_while_it_waits_is_never_searched() -> None:
     run(test)
 
 
-def test_what_waited_beyond_its_deadline_is_refused_and_costs_the_others_nothing() -> None:
+def test_a_search_that_waited_beyond_its_deadline_fails_alone() -> None:
     async def test(searches: Searches, store: Store) -> None:
         await kept_busy(searches, store)
-        late = searches.submit(bound("a"), query(1), PLAIN, [None], deadline=time.monotonic() - 1)
-        good = searches.submit(bound("a"), query(2), PLAIN, [None], deadline=time.monotonic() + 60)
+        late = searches.submit(identity("a"), query(1), PLAIN, [None], deadline=time.monotonic() - 1)
+        good = searches.submit(identity("a"), query(2), PLAIN, [None], deadline=time.monotonic() + 60)
         store.released.set()
         with pytest.raises(DeadlineExceeded):
             await late
@@ -196,12 +196,12 @@ def test_what_waited_beyond_its_deadline_is_refused_and_costs_the_others_nothing
     run(test)
 
 
-def test_a_small_call_does_not_wait_for_all_of_the_large_ones_that_came_first() -> None:
+def test_a_small_call_does_not_wait_for_all_queries_of_the_large_ones_before_it() -> None:
     async def test(searches: Searches, store: Store) -> None:
         await kept_busy(searches, store)
-        large = [searches.submit(bound("a"), query(*range(1, 201)), PLAIN, [None] * 200) for _ in range(3)]
-        small = searches.submit(bound("a"), query(999), PLAIN, [None])
-        other = searches.submit(bound("b"), query(999), PLAIN, [None])
+        large = [searches.submit(identity("a"), query(*range(1, 201)), PLAIN, [None] * 200) for _ in range(3)]
+        small = searches.submit(identity("a"), query(999), PLAIN, [None])
+        other = searches.submit(identity("b"), query(999), PLAIN, [None])
         store.released.set()
         assert ids(await small) == ["a 999 None"]
         assert ids(await other) == ["b 999 None"]
@@ -215,10 +215,10 @@ def test_a_small_call_does_not_wait_for_all_of_the_large_ones_that_came_first() 
     run(test)
 
 
-def test_the_queries_of_one_call_are_shared_out_among_the_threads_that_are_free() -> None:
+def test_the_queries_of_one_call_are_shared_out_among_the_free_threads() -> None:
     async def test(searches: Searches, store: Store) -> None:
-        numbers = [0, *range(1, 40), 0, *range(41, 64)]  # so that no thread is done before the other has begun
-        answer = searches.submit(bound("a"), query(*numbers), PLAIN, [f"x{place}" for place in range(64)])
+        numbers = [0, *range(1, 40), 0, *range(41, 64)]  # so that no thread ends before the other has begun
+        answer = searches.submit(identity("a"), query(*numbers), PLAIN, [f"x{place}" for place in range(64)])
         for _ in range(2):
             assert await asyncio.to_thread(store.begun.acquire, timeout=30)
         store.released.set()
@@ -236,7 +236,9 @@ def test_many_calls_at_once_are_all_answered_however_many_threads_there_are(thre
         for calls in (1, 9, 10, 40):
             numbers = [list(range(call * 1000 + 1, call * 1000 + 1 + size)) for call in range(calls)]
             found = await asyncio.wait_for(
-                asyncio.gather(*(searches.submit(bound("a"), query(*some), PLAIN, [None] * size) for some in numbers)),
+                asyncio.gather(
+                    *(searches.submit(identity("a"), query(*some), PLAIN, [None] * size) for some in numbers)
+                ),
                 30,
             )
             assert [ids(hits) for hits in found] == [[f"a {number} None" for number in some] for some in numbers]
@@ -244,14 +246,14 @@ def test_many_calls_at_once_are_all_answered_however_many_threads_there_are(thre
     run(test, threads=threads)
 
 
-def test_closing_answers_what_waits_and_refuses_what_comes_later() -> None:
+def test_closing_answers_waiting_searches_and_refuses_later_ones() -> None:
     async def test(searches: Searches, store: Store) -> None:
         busy = await kept_busy(searches, store)
-        waiting = searches.submit(bound("a"), query(1), PLAIN, [None])
+        waiting = searches.submit(identity("a"), query(1), PLAIN, [None])
         closing = asyncio.create_task(searches.close())
         await asyncio.sleep(0.01)
         with pytest.raises(Unavailable):
-            searches.submit(bound("a"), query(2), PLAIN, [None])
+            searches.submit(identity("a"), query(2), PLAIN, [None])
         store.released.set()
         await closing
         assert ids(await waiting) == ["a 1 None"]
@@ -260,7 +262,7 @@ def test_closing_answers_what_waits_and_refuses_what_comes_later() -> None:
     run(test)
 
 
-def test_an_error_of_the_store_reaches_every_call_whose_fault_it_is() -> None:
+def test_an_error_of_the_store_reaches_every_call_that_causes_it() -> None:
     class Empty(Store):
         def search(self, collection: str, *args: Any, **more: Any) -> list[list[Hit]]:
             if collection == "missing":
@@ -271,7 +273,7 @@ def test_an_error_of_the_store_reaches_every_call_whose_fault_it_is() -> None:
         store = Empty()
         searches = Searches(cast("VectorStore", store), 1)
         await kept_busy(searches, store)
-        futures = [searches.submit(bound("missing"), query(n), PLAIN, [None]) for n in (1, 2)]
+        futures = [searches.submit(identity("missing"), query(n), PLAIN, [None]) for n in (1, 2)]
         store.released.set()
         found = await asyncio.gather(*futures, return_exceptions=True)
         assert [type(error) for error in found] == [CollectionNotFound] * 2

@@ -1,4 +1,4 @@
-"""Vectors from outside: norm 1, one by one and many at once with the same bits."""
+"""Vectors from callers at norm 1: many at once get the same bits as one by one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def outcome(vector: NDArray[np.float32]) -> bytes | tuple[str, str]:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(-38, 37))
-def test_many_at_once_have_the_bits_that_each_has_alone(seed: int, count: int, power: int) -> None:
+def test_many_at_once_get_the_bits_that_each_gets_alone(seed: int, count: int, power: int) -> None:
     rows = (np.random.default_rng(seed).standard_normal((count, DIMENSION)) * 10.0**power).astype(np.float32)
     found = unit_vectors.units(list(rows), DIMENSION)
     assert [unit.tobytes() for unit in found if not isinstance(unit, EmbedserveError)] == list(map(outcome, rows))
@@ -47,7 +47,7 @@ def test_a_bad_vector_among_many_fails_alone(bad: NDArray[np.float32], error: ty
     assert [unit.tobytes() for unit in found if not isinstance(unit, EmbedserveError)] == list(map(outcome, good))
 
 
-def test_more_vectors_than_are_worked_on_at_once_keep_their_order() -> None:
+def test_vectors_of_several_steps_keep_their_order() -> None:
     wide = np.random.default_rng(5).standard_normal((9, 100_000)).astype(np.float32)
     found = unit_vectors.units(list(wide), 100_000)
     assert [unit.tobytes() for unit in found if not isinstance(unit, EmbedserveError)] == [

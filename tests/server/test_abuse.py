@@ -54,7 +54,13 @@ class Watched:
     def _is_idle(self) -> bool:
         engine = self._server._state.engine
         batcher, admission = engine.embedder.batcher, engine.admission
-        return (batcher.waiting, batcher.in_work, admission.images, admission.bytes, self._server._gate.calls) == (
+        return (
+            batcher.queue.waiting,
+            batcher.queue.in_flight,
+            admission.images,
+            admission.bytes,
+            self._server._gate.calls,
+        ) == (
             *(0, 0, 0, 0),
             0,
         ) and self._server.metrics.calls_in_flight == 0

@@ -15,7 +15,8 @@ from grpc_status import rpc_status
 
 from embedserve import Client
 from embedserve.engine.admission import Admission
-from embedserve.engine.embedder import Embedder, Timings
+from embedserve.engine.embedder import Embedder
+from embedserve.engine.timings import Timings
 from embedserve.errors import CollectionNotFound, DeadlineExceeded, InternalError, Overloaded
 from embedserve.images import codec as images_module
 from embedserve.images import preprocess
@@ -94,8 +95,8 @@ def test_an_image_out_of_time_is_not_decoded() -> None:
         encoder = FakeEncoder()
         embedder = await Embedder.start(encoder, admission=Admission(Limits()))
         warm = len(encoder.batch_sizes)
-        turn = object()
-        results = await embedder.submit([picture(1)], keep=Keep.NONE, deadline=0.0, timings=Timings(), turn=turn)
+        flow = object()
+        results = await embedder.submit([picture(1)], keep=Keep.NONE, deadline=0.0, timings=Timings(), flow=flow)
         await embedder.close()
         return [*results, len(encoder.batch_sizes) - warm]
 

@@ -40,7 +40,7 @@ async def started(directory: Path, limits: Limits | None = None) -> tuple[Engine
     store.released, store.looks = threading.Event(), 0
     store.released.set()
     engine = await Engine.start(FakeEncoder(), store, limits=limits)
-    await engine.create_collection("outside", external=True, dimension=4)
+    await engine.collections.create("outside", external=True, dimension=4)
     store.upsert("outside", [Item(id="first", vector=VECTOR)])
     return engine, store
 
@@ -55,20 +55,20 @@ def test_reads_are_answered_while_every_writer_waits_for_the_disk(tmp_path: Path
         engine, store = await started(tmp_path)
         store.released.clear()
         writes = [
-            asyncio.create_task(engine.upsert("outside", [NewItem(id=str(number), vector=VECTOR)]))
+            asyncio.create_task(engine.items.upsert("outside", [NewItem(id=str(number), vector=VECTOR)]))
             for number in range(40)
         ]
         await asyncio.sleep(0)
         async with asyncio.timeout(20):
-            _, [hits] = await engine.search("outside", [VectorQuery(VECTOR)], SearchOptions())
-            _, [item] = await engine.get_items("outside", ["first"], Include())
-            assert (await engine.list_collections())[0].items == 1
+            _, [hits] = await engine.searcher.search("outside", [VectorQuery(VECTOR)], SearchOptions())
+            _, [item] = await engine.items.get("outside", ["first"], Include())
+            assert (await engine.collections.list_all())[0].items == 1
         assert ids(hits) == ["first"]
         assert isinstance(item, Item)
         assert not any(write.done() for write in writes)
         store.released.set()
         await asyncio.gather(*writes)
-        assert (await engine.get_collection("outside")).items == 41
+        assert (await engine.collections.get("outside")).items == 41
         await engine.close()
 
     asyncio.run(check())
@@ -77,10 +77,10 @@ def test_reads_are_answered_while_every_writer_waits_for_the_disk(tmp_path: Path
 def test_no_call_looks_at_files_for_what_a_collection_is_bound_to(tmp_path: Path) -> None:
     async def check() -> None:
         engine, store = await started(tmp_path)
-        await engine.upsert("outside", [NewItem(id="second", vector=VECTOR)])
-        await engine.search("outside", [VectorQuery(VECTOR)], SearchOptions(include_vectors=True))
-        await engine.get_items("outside", ["second"], Include(vectors=True))
-        await engine.list_items("outside", page_size=0, page_token="", filter=None, include=Include())
+        await engine.items.upsert("outside", [NewItem(id="second", vector=VECTOR)])
+        await engine.searcher.search("outside", [VectorQuery(VECTOR)], SearchOptions(include_vectors=True))
+        await engine.items.get("outside", ["second"], Include(vectors=True))
+        await engine.items.list_page("outside", page_size=0, page_token="", filter=None, include=Include())
         assert store.looks == 0
         await engine.close()
 
@@ -91,28 +91,28 @@ def test_the_vectors_of_more_hits_than_a_message_holds_are_refused_unless_there_
     async def check() -> None:
         engine, store = await started(tmp_path, Limits(max_message_bytes=100))
         options = SearchOptions(k=50, include_vectors=True)
-        _, [hits] = await engine.search("outside", [VectorQuery(VECTOR)], options)
+        _, [hits] = await engine.searcher.search("outside", [VectorQuery(VECTOR)], options)
         assert ids(hits) == ["first"]
         store.upsert("outside", [Item(id=str(number), vector=VECTOR) for number in range(20)])
         with pytest.raises(LimitExceeded, match="have 336 bytes"):
-            await engine.search("outside", [VectorQuery(VECTOR)], options)
+            await engine.searcher.search("outside", [VectorQuery(VECTOR)], options)
         await engine.close()
 
     asyncio.run(check())
 
 
-def test_what_is_bound_is_asked_of_the_store_by_name_and_alias(tmp_path: Path) -> None:
+def test_an_identity_is_found_by_name_and_alias(tmp_path: Path) -> None:
     async def check() -> None:
         engine, _ = await started(tmp_path)
-        await engine.set_alias("live", "outside")
-        assert engine.bound("live") == engine.bound("outside")
-        assert engine.bound("live").dimension == 4
+        await engine.collections.set_alias("live", "outside")
+        assert engine.collections.identity("live") == engine.collections.identity("outside")
+        assert engine.collections.identity("live").dimension == 4
         with pytest.raises(CollectionNotFound):
-            engine.bound("missing")
+            engine.collections.identity("missing")
         await engine.close()
         without = await Engine.start(FakeEncoder())
         with pytest.raises(FailedPrecondition, match="no data directory"):
-            without.bound("live")
+            without.collections.identity("live")
         await without.close()
 
     asyncio.run(check())

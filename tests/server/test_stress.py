@@ -158,8 +158,8 @@ def test_a_caller_of_single_images_waits_for_a_few_images_and_not_for_the_calls_
 
 def has_arrived(server: Server) -> bool:
     """Whether the call of one image waits for its turn."""
-    turns = list(server._state.engine.embedder.batcher._turns.values())
-    return any(len(entry.calls[0].sources) == 1 for entry in turns)
+    flows = list(server._state.engine.embedder.batcher.queue._flows.values())
+    return any(len(flow.calls[0].sources) == 1 for flow in flows)
 
 
 def test_forty_calls_dropped_at_once_cost_at_most_one_batch_more(steps: Steps) -> None:
@@ -180,7 +180,7 @@ def test_forty_calls_dropped_at_once_cost_at_most_one_batch_more(steps: Steps) -
         wait_until(lambda: images_in_work(servers[0]) == 0)
         steps.release()
         assert len(EmbeddingServiceStub(channels[0]).Embed(ONE, timeout=60).results) == 1
-        wait_until(lambda: servers[0]._state.engine.embedder.batcher.in_work == 0)
+        wait_until(lambda: servers[0]._state.engine.embedder.batcher.queue.in_flight == 0)
     assert len(steps.sizes) == 1  # the batch that the encoder had
 
 
@@ -212,11 +212,11 @@ def test_a_client_that_is_killed_leaves_no_work_behind(steps: Steps) -> None:
                 client.kill()
         wait_until(lambda: images_in_work(servers[0]) == 0)
         batcher = servers[0]._state.engine.embedder.batcher
-        assert batcher.waiting == 0
+        assert batcher.queue.waiting == 0
         steps.release()
         with Client(address, timeout_s=20) as another:
             assert len(another.embed([picture(1)]).vectors) == 1
-        wait_until(lambda: batcher.in_work == 0)
+        wait_until(lambda: batcher.queue.in_flight == 0)
         wait_until(lambda: servers[0]._gate.calls == 0)
     assert len(steps.sizes) == 1  # the batch that the encoder had
 

@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 
 from embedserve import wire
 from embedserve.encoder.session import ImageEncoder
-from embedserve.engine.embedder import Timings
+from embedserve.engine.timings import Timings
 from embedserve.errors import EmbedserveError
 from embedserve.types import CollectionIdentity, Limits, Media, Metadata
 from embedserve.v1 import common_pb2

@@ -73,7 +73,7 @@ class EncoderReplacer:
                 encoder.fingerprint[:12],
             )
             if self._state.engine.has_collections:
-                for info in await self._state.engine.list_collections():
+                for info in await self._state.engine.collections.list_all():
                     if not info.external and info.fingerprint != encoder.fingerprint:
                         _log.warning("collection %r is bound to another encoder: it takes no images now", info.name)
             return before, encoder

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from embedserve import wire
-from embedserve.engine.embedder import Embedded, Results, Timings
+from embedserve.engine.embedder import Embedded, Results
 from embedserve.engine.inputs import BackupPart, NewItem
+from embedserve.engine.timings import Timings
 from embedserve.errors import DeadlineExceeded, EmbedserveError, InvalidInput, Unavailable
 from embedserve.server.calls.minimum_rate import LEAST_BYTES_PER_S, MinimumRate
 from embedserve.server.calls.responses import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
@@ -67,7 +68,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         self, request: pb.CreateCollectionRequest, context: Context
     ) -> pb.CreateCollectionResponse:
         """Make a collection."""
-        info = await self._state.engine.create_collection(
+        info = await self._state.engine.collections.create(
             request.name,
             keep=wire.keep_from_proto(request.keep_media),
             external=request.external,
@@ -86,24 +87,24 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
 
     async def GetCollection(self, request: pb.GetCollectionRequest, context: Context) -> pb.GetCollectionResponse:
         """What a collection is and holds."""
-        info = await self._state.engine.get_collection(request.name)
+        info = await self._state.engine.collections.get(request.name)
         return pb.GetCollectionResponse(collection=wire.collection_to_proto(info))
 
     async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
         """All collections."""
-        infos = await self._state.engine.list_collections()
+        infos = await self._state.engine.collections.list_all()
         return pb.ListCollectionsResponse(collections=map(wire.collection_to_proto, infos))
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
     ) -> pb.DeleteCollectionResponse:
         """Remove a collection."""
-        await self._state.engine.delete_collection(request.name)
+        await self._state.engine.collections.delete(request.name)
         return pb.DeleteCollectionResponse()
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
         """Point an alias."""
-        await self._state.engine.set_alias(request.alias, request.collection)
+        await self._state.engine.collections.set_alias(request.alias, request.collection)
         return pb.SetAliasResponse()
 
     async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
@@ -111,7 +112,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         begun, engine, timings = time.monotonic(), self._state.engine, Timings()
         # Before anything is converted: that costs more than refusing it.
         engine.limits.check("max_items", len(request.items), "items in one call")
-        bound, results = await engine.upsert(
+        identity, results = await engine.items.upsert(
             request.collection,
             [_new_item(item) for item in request.items],
             encoder_fingerprint=request.encoder_fingerprint,
@@ -120,7 +121,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         )
         return pb.UpsertResponse(
             results=map(_upsert_result, results),
-            encoder=collection_encoder_ref(bound),
+            encoder=collection_encoder_ref(identity),
             timings=timings_to_proto(timings, begun),
         )
 
@@ -128,7 +129,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         self, request_iterator: AsyncIterator[pb.UpsertStreamRequest], context: Context
     ) -> AsyncIterator[pb.UpsertStreamResponse]:
         """Write the items of a stream, each group in one transaction, answering in order."""
-        engine, turn, deadline = self._state.engine, object(), deadline_of(context)
+        engine, flow, deadline = self._state.engine, object(), deadline_of(context)
         limits = engine.limits
         collection: CollectionIdentity | None = None
         fingerprint, index = "", 0
@@ -138,7 +139,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             async for request in request_iterator:
                 if collection is None:
                     fingerprint = request.encoder_fingerprint
-                    collection = engine.bound(request.collection)
+                    collection = engine.collections.identity(request.collection)
                 yield request
 
         def begin(request: pb.UpsertStreamRequest) -> tuple[_Begun, Results]:
@@ -147,8 +148,8 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             if refusal is not None:
                 engine.refuse(_weight(request).images)
             items = [] if refusal else [_new_item(item) for item in _items(request)]
-            checked, embedded = engine.begin_upsert(
-                collection, items, encoder_fingerprint=fingerprint, deadline=deadline, turn=turn
+            checked, embedded = engine.items.begin_upsert(
+                collection, items, encoder_fingerprint=fingerprint, deadline=deadline, flow=flow
             )
             return _Begun(checked, refusal, len(_items(request)), bool(request.items)), embedded
 
@@ -157,7 +158,9 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         ) -> list[pb.UpsertStreamResponse]:
             nonlocal index
             assert collection is not None
-            written = await engine.finish_upsert(collection, [(begun.items, embedded) for begun, embedded in group])
+            written = await engine.items.finish_upsert(
+                collection, [(begun.items, embedded) for begun, embedded in group]
+            )
             responses = []
             for (begun, _), results in zip(group, written, strict=True):
                 response = pb.UpsertStreamResponse(index=index)
@@ -185,7 +188,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         include = Include(
             metadata=request.include_metadata, vectors=request.include_vectors, media=request.include_media
         )
-        bound, results = await engine.get_items(request.collection, list(request.ids), include)
+        identity, results = await engine.items.get(request.collection, list(request.ids), include)
         return await build(
             sum(_item_bytes(result) for result in results if isinstance(result, Item)),
             engine.limits,
@@ -196,20 +199,20 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
                     else pb.GetItemsResult(item=wire.item_to_proto(result, request.vector_encoding))
                     for result in results
                 ],
-                encoder=collection_encoder_ref(bound),
+                encoder=collection_encoder_ref(identity),
             ),
         )
 
     async def DeleteItems(self, request: pb.DeleteItemsRequest, context: Context) -> pb.DeleteItemsResponse:
         """Remove items by id."""
-        deleted = await self._state.engine.delete_items(request.collection, request.ids)
+        deleted = await self._state.engine.items.delete(request.collection, request.ids)
         return pb.DeleteItemsResponse(deleted_count=deleted)
 
     async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
         """Read a page of items."""
         engine = self._state.engine
         wire.check_encoding(request.vector_encoding)
-        bound, page = await engine.list_items(
+        identity, page = await engine.items.list_page(
             request.collection,
             page_size=request.page_size,
             page_token=request.page_token,
@@ -222,7 +225,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             lambda: pb.ListItemsResponse(
                 items=[wire.item_to_proto(item, request.vector_encoding) for item in page.items],
                 next_page_token=page.next_page_token,
-                encoder=collection_encoder_ref(bound),
+                encoder=collection_encoder_ref(identity),
             ),
         )
 
@@ -231,7 +234,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
     ) -> AsyncIterator[pb.CheckCollectionResponse]:
         """Check a collection."""
         last = CheckProgress("waiting", 0, 0)
-        steps = self._state.engine.check_collection(request.name)
+        steps = self._state.engine.collections.check(request.name)
         told = until_drained(
             steps, self._state, idle_s=_SAY_EVERY_S, is_last=lambda step: isinstance(step, CheckReport)
         )
@@ -246,7 +249,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
     ) -> AsyncIterator[pb.BackupCollectionResponse]:
         """Send a collection as a file."""
         size_bytes = 0
-        parts = self._state.engine.backup_collection(request.name)
+        parts = self._state.engine.collections.backup(request.name)
         told = until_drained(parts, self._state, idle_s=_SAY_EVERY_S, is_last=lambda part: bool(part.sha256))
         async with aclosing(told):
             async for part in told:
@@ -274,7 +277,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             async for request in requests:
                 yield BackupPart(request.chunk, request.sha256)
 
-        restoring = asyncio.create_task(self._state.engine.restore_collection(first.name, parts()))
+        restoring = asyncio.create_task(self._state.engine.collections.restore(first.name, parts()))
         self._state.readers.add(restoring)
         try:
             info = await restoring

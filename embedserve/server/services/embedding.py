@@ -15,8 +15,9 @@ import embedserve
 from embedserve import wire
 from embedserve.encoder.session import ImageEncoder
 from embedserve.engine.batcher import Encoded
-from embedserve.engine.embedder import Embedded, Results, Timings
-from embedserve.engine.engine import positioned
+from embedserve.engine.embedder import Embedded, Results
+from embedserve.engine.inputs import positioned
+from embedserve.engine.timings import Timings
 from embedserve.errors import EmbedserveError, EncoderMismatch, InvalidInput
 from embedserve.server.calls.responses import deadline_of, encoder_ref_of, timings_to_proto
 from embedserve.server.calls.streams import Cost, ReadAhead, ordered
@@ -68,7 +69,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
     ) -> AsyncIterator[pb.EmbedStreamResponse]:
         """Embed the images of a stream, answering in order."""
-        engine, turn, deadline = self._state.engine, object(), deadline_of(context)
+        engine, flow, deadline = self._state.engine, object(), deadline_of(context)
         limits = engine.limits
         fingerprint: str | None = None
 
@@ -91,7 +92,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
                 refused: Results = asyncio.get_running_loop().create_future()
                 refused.set_result([error])
                 return replace(asked, has_several=False), refused
-            return asked, embedder.submit(images, keep=Keep.NONE, deadline=deadline, timings=Timings(), turn=turn)
+            return asked, embedder.submit(images, keep=Keep.NONE, deadline=deadline, timings=Timings(), flow=flow)
 
         async def finish(group: list[tuple[_Asked, list[Embedded | EmbedserveError]]]) -> list[pb.EmbedStreamResponse]:
             return [_answer(asked, results) for asked, results in group]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from embedserve import wire
-from embedserve.engine.embedder import Timings
 from embedserve.engine.inputs import ImageQuery, ItemQuery, Query, VectorQuery
+from embedserve.engine.timings import Timings
 from embedserve.errors import EmbedserveError, InvalidInput
 from embedserve.server.calls.responses import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
 from embedserve.server.lifecycle.state import ServerState
@@ -51,7 +51,7 @@ class SearchService(pb_grpc.SearchServiceServicer):
             include_metadata=request.include_metadata,
             include_vectors=request.include_vectors,
         )
-        bound, results = await engine.search(
+        identity, results = await engine.searcher.search(
             request.collection,
             [_query(query) for query in request.queries],
             options,
@@ -65,7 +65,7 @@ class SearchService(pb_grpc.SearchServiceServicer):
             size_bytes += sum(stored_bytes(hit.metadata, hit.vector) for hits in found for hit in hits)
 
         def response() -> pb.SearchResponse:
-            made = pb.SearchResponse(encoder=collection_encoder_ref(bound))
+            made = pb.SearchResponse(encoder=collection_encoder_ref(identity))
             for result in results:
                 if isinstance(result, EmbedserveError):
                     made.results.add(error=wire.error_to_status(result))

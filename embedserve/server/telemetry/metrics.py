@@ -180,7 +180,7 @@ class Metrics(Observer):
 
     async def _look(self, engine: Engine) -> None:
         try:
-            self._now.collections = await engine.list_collections()
+            self._now.collections = await engine.collections.list_all()
         except (EmbedserveError, RuntimeError):  # the store, or its threads, have been closed: the server ends
             self._now.collections = []
 

@@ -1,0 +1,91 @@
+"""What the parts of an engine share: the current embedder, and the store with the threads that its calls run in."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, TypeVar
+
+from embedserve.cores import usable_cores
+from embedserve.engine.embedder import Embedder
+from embedserve.engine.jobs import Jobs
+from embedserve.engine.searches import Searches
+from embedserve.errors import FailedPrecondition
+from embedserve.observer import Observer
+from embedserve.store.protocol import VectorStore
+from embedserve.types import CollectionIdentity
+
+_T = TypeVar("_T")
+_STORE_THREADS = 4
+"""For calls that neither read nor write items: those that create, delete and name collections."""
+_WRITERS = 16
+"""They mostly wait for the disk. Writes that arrive while it is busy are committed together, so more writers make fewer
+commits."""
+
+
+class Core:
+    """Made on the event loop that its threads report to. It owns embedder and store, and closes them."""
+
+    def __init__(self, embedder: Embedder, store: VectorStore | None, observer: Observer) -> None:
+        self.embedder = embedder
+        """Embeds from now on. It may be replaced while a call runs, so a call reads it once, when it begins."""
+        self.limits = embedder.admission.limits
+        self.observer = observer
+        self.jobs = Jobs()
+        """Checks, backups and restores."""
+        self.searches = None if store is None else Searches(store, usable_cores())
+        # Separate pools, or a few writes that wait for the disk would hold up every read.
+        self.readers = ThreadPoolExecutor(usable_cores(), thread_name_prefix="read")
+        self.writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+        self._pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
+        self._store = store
+
+    async def close(self) -> None:
+        """Finish what was admitted, then end the threads and close the store."""
+        await self.embedder.close()
+        if self.searches is not None:
+            await self.searches.close()
+        for pool in (self.readers, self.writers, self._pool):
+            pool.shutdown()
+        await self.jobs.close()
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)
+
+    @property
+    def has_store(self) -> bool:
+        """Whether there are collections."""
+        return self._store is not None
+
+    @property
+    def store(self) -> VectorStore:
+        """The store.
+
+        Raises:
+            FailedPrecondition: there is none.
+        """
+        if self._store is None:
+            raise FailedPrecondition(
+                "the server has no data directory, so it has no collections",
+                hint="start it with: embedserve serve encoder.onnx --data DIR",
+            )
+        return self._store
+
+    def identity(self, collection: str) -> CollectionIdentity:
+        """The identity of a collection, by name or alias; never waits.
+
+        Raises:
+            CollectionNotFound: no collection or alias has the name.
+        """
+        return self.store.bound(collection)
+
+    async def in_store(self, work: Callable[[VectorStore], _T], pool: ThreadPoolExecutor | None = None) -> _T:
+        """What ``work`` returns for the store, called in a thread of the pool; without one, in one for short calls."""
+        return await asyncio.get_running_loop().run_in_executor(pool or self._pool, work, self.store)
+
+    def on_store(self, operation: Literal["search", "upsert"], begun: float) -> float:
+        """Tell the observer how long the store took since ``begun``, on ``time.monotonic``'s clock; in milliseconds."""
+        seconds = time.monotonic() - begun
+        self.observer.on_store(operation, seconds)
+        return seconds * 1000
