@@ -40,7 +40,7 @@ def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path, raised: BaseE
 def test_a_file_that_is_there_is_replaced_only_where_that_is_said(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"before")
-    with pytest.raises(DataError, match="f is there already"), atomic_write(path):
+    with pytest.raises(DataError, match="f already exists"), atomic_write(path):
         pass
     assert path.read_bytes() == b"before"
     with atomic_write(path, overwrite=True) as file:
@@ -74,7 +74,7 @@ def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "pipe", tmp_path / "folder", Path(os.devnull)):
         with (
-            pytest.raises(DataError, match="is there already, and is no regular file"),
+            pytest.raises(DataError, match="already exists, and is not a regular file"),
             atomic_write(path, overwrite=True),
         ):
             pass

@@ -165,7 +165,7 @@ def test_a_folder_is_no_encoder_file(tmp_path: Path) -> None:
 def test_a_file_that_is_no_onnx_model_is_refused_with_a_hint(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "encoder.onnx"
     path.write_bytes(content)
-    with pytest.raises(EncoderFileError, match="is no ONNX model") as caught:
+    with pytest.raises(EncoderFileError, match="is not an ONNX model") as caught:
         encoder_file.read(path)
     assert "embedserve export" in caught.value.hint
 
@@ -225,7 +225,7 @@ def test_a_damaged_self_description_is_refused(tmp_path: Path, document: str) ->
 
 
 def test_bytes_that_are_no_model_cannot_be_packed() -> None:
-    with pytest.raises(EncoderFileError, match="the model is no ONNX model"):
+    with pytest.raises(EncoderFileError, match="the model is not an ONNX model"):
         encoder_file.pack(b"hello", METADATA)
 
 

@@ -63,7 +63,7 @@ def test_the_pixels_are_writable_and_contiguous() -> None:
 
 @pytest.mark.parametrize("format", ["PPM", "ICO", "TGA", "PCX", "DDS", "SGI"])
 def test_formats_that_are_not_on_the_list_are_refused_although_pillow_reads_them(format: str) -> None:
-    with pytest.raises(ImageFormatError, match="no image that can be read") as caught:
+    with pytest.raises(ImageFormatError, match="not a readable image") as caught:
         codec.decode(quarters(format))
     assert "JPEG" in caught.value.hint
 

@@ -207,13 +207,13 @@ def test_a_renewal_that_cannot_be_used_changes_nothing_and_is_logged_once(
     with caplog.at_level(logging.WARNING, "embedserve.server"):
         pair.certificate.write_bytes(other.certificate.read_bytes())
         tls.refresh()
-    assert "certificate read again" in caplog.text
+    assert "certificate reloaded" in caplog.text
 
 
 def test_an_expired_certificate_is_told_at_the_start(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     pair = authority.issue(expired=True)
     assert ServerTls(pair.certificate, pair.key).valid_until_s < time.time()
-    assert f"the certificate {pair.certificate} has expired on 20" in caplog.text
+    assert f"the certificate {pair.certificate} expired on 20" in caplog.text
 
 
 def _answers(address: str, **options: Any) -> bool:
@@ -276,9 +276,9 @@ def locked(pair: Pair) -> Path:
         (lambda a, p, tmp: (p.certificate, tmp / "none.pem", None), "the private key .*none.pem cannot be read"),
         (lambda a, p, tmp: (p.certificate, p.key, tmp / "none.pem"), "the CA of clients .*none.pem cannot be read"),
         (lambda a, p, tmp: (tmp, p.key, None), "the certificate .* cannot be read: Is a directory"),
-        (lambda a, p, tmp: (p.key, p.key, None), "the certificate .* is no certificate in PEM"),
-        (lambda a, p, tmp: (p.certificate, p.certificate, None), "the private key .* is no key in PEM"),
-        (lambda a, p, tmp: (p.certificate, p.key, p.key), "the CA of clients .* is no certificate in PEM"),
+        (lambda a, p, tmp: (p.key, p.key, None), "the certificate .* is not a PEM certificate"),
+        (lambda a, p, tmp: (p.certificate, p.certificate, None), "the private key .* is not a PEM key"),
+        (lambda a, p, tmp: (p.certificate, p.key, p.key), "the CA of clients .* is not a PEM certificate"),
         (lambda a, p, tmp: (p.certificate, a.issue().key, None), "the private key .* does not belong to the certific"),
         (lambda a, p, tmp: (p.certificate, locked(p), None), "the private key .* is protected by a password"),
     ],
@@ -385,7 +385,7 @@ def test_the_command_refuses_a_port_that_is_open_to_all(encoder_file: Path) -> N
     ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "error: on 0.0.0.0 other machines reach this server" in done.stderr
+    assert "error: on 0.0.0.0 other machines can reach this server" in done.stderr
 
 
 def test_credentials_of_ones_own_go_with_a_token(tmp_path: Path, authority: Authority) -> None:

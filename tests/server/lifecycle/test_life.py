@@ -134,7 +134,7 @@ def test_a_file_that_is_no_encoder_is_one_sentence_and_a_hint(tmp_path: Path, co
     path = tmp_path / "encoder.onnx"
     path.write_bytes(content)
     said = serve_fails(str(path), "--port", "0")
-    assert "is no ONNX model" in said
+    assert "is not an ONNX model" in said
     assert "hint:" in said
 
 

@@ -189,7 +189,7 @@ def test_a_check_tells_of_progress_a_few_times_a_second_however_often_the_store_
 def test_a_check_with_nothing_to_say_says_that_it_is_under_way(
     client: Client, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collections, "_SAY_EVERY_S", 0.01)
+    monkeypatch.setattr(collections, "_KEEP_ALIVE_S", 0.01)
     said = threading.Semaphore(0)
 
     def check(on_progress: Callable[[CheckProgress], None]) -> CheckReport:
@@ -291,7 +291,7 @@ def test_a_backup_that_nobody_wants_any_more_is_left(stub: Any, script: Script) 
 
 
 def test_who_takes_nothing_of_a_backup_loses_it(stub: Any, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interceptor, "_UNTAKEN_S", 0.2)
+    monkeypatch.setattr(interceptor, "_WRITE_TIMEOUT_S", 0.2)
     script.backup = BACKUP * 20
     call = stub.BackupCollection(pb.BackupCollectionRequest(name="photos"))
     next(call)
@@ -302,8 +302,8 @@ def test_who_takes_nothing_of_a_backup_loses_it(stub: Any, script: Script, monke
 def test_who_takes_a_backup_a_little_at_a_time_loses_it(
     stub: Any, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(interceptor, "_UNTAKEN_S", 0.5)
-    monkeypatch.setattr(minimum_rate, "LEAST_BYTES_PER_S", 1 << 30)
+    monkeypatch.setattr(interceptor, "_WRITE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(minimum_rate, "MIN_BYTES_PER_S", 1 << 30)
     script.backup = BACKUP * 20
     call = stub.BackupCollection(pb.BackupCollectionRequest(name="photos"))
 
@@ -326,7 +326,7 @@ def test_a_copy_that_nobody_waits_for_any_more_ends_before_its_first_piece(stub:
 def test_the_seventeenth_that_would_have_to_wait_is_refused(
     target: str, stub: Any, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collections, "_SAY_EVERY_S", 0.01)
+    monkeypatch.setattr(collections, "_KEEP_ALIVE_S", 0.01)
     script.check = forever
     checks = [stub.CheckCollection(pb.CheckCollectionRequest(name="photos")) for _ in range(18)]
     for check in checks:
@@ -394,7 +394,7 @@ def test_a_chunk_may_have_two_mebibytes_and_no_more(stub: Any, script: Script) -
     assert stub.RestoreCollection(pieces("again", [most], hashlib.sha256(most).digest())).collection.name == "again"
     for first in (most + b"x", b""):
         stream = iter([pb.RestoreCollectionRequest(name="bad", chunk=first), *pieces("bad", [most + b"x"], None)])
-        with pytest.raises(grpc.RpcError, match="2097153 bytes; the largest may have 2097152") as raised:
+        with pytest.raises(grpc.RpcError, match="2097153 bytes; at most 2097152 are allowed") as raised:
             stub.RestoreCollection(stream)
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -475,7 +475,7 @@ def test_an_upload_that_is_given_up_ends_the_work(stub: Any, script: Script, cli
 
 
 def test_an_upload_that_has_gone_silent_is_ended(stub: Any, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collections, "_SILENT_S", 0.1)
+    monkeypatch.setattr(collections, "_UPLOAD_TIMEOUT_S", 0.1)
     let_go = threading.Event()
 
     def waiting() -> Iterator[pb.RestoreCollectionRequest]:
@@ -488,7 +488,7 @@ def test_an_upload_that_has_gone_silent_is_ended(stub: Any, script: Script, monk
 
 
 def test_an_upload_that_only_trickles_is_ended(stub: Any, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collections, "_SILENT_S", 0.3)
+    monkeypatch.setattr(collections, "_UPLOAD_TIMEOUT_S", 0.3)
     ended = threading.Event()
 
     def trickling() -> Iterator[pb.RestoreCollectionRequest]:
@@ -650,7 +650,7 @@ def test_the_client_for_asyncio_does_all_three(target: str, script: Script, tmp_
             assert await client.check_collection("photos", told.append) == REPORT
             assert told == [progress(1)]
             assert await client.backup_collection("photos", path) == hashlib.sha256(BACKUP).hexdigest()
-            with pytest.raises(DataError, match="is there already"):
+            with pytest.raises(DataError, match="already exists"):
                 await client.backup_collection("photos", path)
             assert (await client.restore_collection("again", path)).name == "again"
             with pytest.raises(AlreadyExists):
