@@ -54,10 +54,8 @@ class Watched:
     def _is_idle(self) -> bool:
         engine = self._server._state.engine
         batcher, admission = engine.embedder.batcher, engine.admission
-        return (batcher.waiting, batcher.in_work, admission.images, admission.bytes, self._server._gate.calls) == (
-            *(0, 0, 0, 0),
-            0,
-        ) and self._server.metrics.calls_in_flight == 0
+        held = (batcher.waiting, batcher.in_work, admission.images, admission.bytes)
+        return not any(held) and self._server._call_limits.calls == self._server.metrics.calls_in_flight == 0
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def is_closed(connection: socket.socket, sent: bytes = b"") -> bool:
 
 
 def test_whoever_sends_slowly_loses_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(our_http, "_REQUEST_S", 0.3)
+    monkeypatch.setattr(our_http, "_REQUEST_TIMEOUT_S", 0.3)
     servers: list[Server] = []
     with serving(FakeEncoder(), http=True, on_listening=servers.append):
         address = ("127.0.0.1", int((servers[0].http_url or "").rsplit(":", 1)[1]))
@@ -149,7 +149,7 @@ def test_whoever_sends_slowly_loses_the_connection(monkeypatch: pytest.MonkeyPat
 
 
 def test_more_connections_than_allowed_are_closed_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(our_http, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(our_http, "MAX_CONNECTIONS", 2)
     address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
     with ExitStack() as open_ones:
         kept = [open_ones.enter_context(socket.create_connection(address, timeout=20)) for _ in range(2)]

@@ -341,7 +341,7 @@ def _lets_in(client: Client) -> bool:
         ("read\n", "line 1 has 1 words"),
         (f"read {READ} two names\n", "line 1 has 4 words"),
         (f"read {'ä' * 20}\n", "line 1 has a token with characters"),
-        (f"read {READ} website\nwrite {READ}\n", "line 2 has the token of website again"),
+        (f"read {READ} website\nwrite {READ}\n", "line 2 repeats the token of website"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused_with_its_line_and_without_the_token(

@@ -11,7 +11,7 @@ import pytest
 
 from embedserve import Client
 from embedserve.errors import Overloaded
-from embedserve.server.calls import call_limits as gate_module
+from embedserve.server.calls import call_limits
 from embedserve.server.calls.call_limits import CallLimits
 from embedserve.types import Limits
 from embedserve.v1 import embedding_service_pb2 as pb
@@ -108,7 +108,7 @@ def test_more_calls_than_max_connection_calls_are_refused_on_that_connection_and
 
 
 def test_a_request_that_does_not_come_ends_its_call_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "RECEIVE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(call_limits, "RECEIVE_TIMEOUT_S", 0.2)
     with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
         slow = Sender(channel, request_of(1))
         assert EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(images=[picture(2)]), timeout=20).results
@@ -117,12 +117,12 @@ def test_a_request_that_does_not_come_ends_its_call_and_no_other(monkeypatch: py
         slow.send.set()
         assert EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(images=[picture(2)]), timeout=20).results
     assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "request was not there" in ended.value.details()
+    assert "request did not arrive" in ended.value.details()
 
 
 def test_slow_senders_hold_up_others_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "_WHILE_OTHERS_WAIT_S", 0.2)
-    monkeypatch.setattr(gate_module, "_LEAST_RECEIVED", 4)
+    monkeypatch.setattr(call_limits, "_RECEIVE_TIMEOUT_WHILE_OTHERS_WAIT_S", 0.2)
+    monkeypatch.setattr(call_limits, "_MIN_RECEIVING", 4)
     limits = Limits(max_message_bytes=MIB, max_queue_bytes=4 * MIB)  # four requests are received at a time
     with serving(FakeEncoder(), limits=limits) as address, grpc.insecure_channel(address) as channel:
         slow = [Sender(channel, request_of(seed)) for seed in range(4)]
@@ -144,7 +144,7 @@ def test_slow_senders_hold_up_others_for_a_moment_only(monkeypatch: pytest.Monke
 def test_a_caller_who_leaves_while_he_waits_to_be_received_gives_his_turn_to_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gate_module, "_LEAST_RECEIVED", 4)
+    monkeypatch.setattr(call_limits, "_MIN_RECEIVING", 4)
 
     class Context:
         def __init__(self) -> None:
@@ -155,9 +155,9 @@ def test_a_caller_who_leaves_while_he_waits_to_be_received_gives_his_turn_to_the
             return "request"
 
     async def scenario() -> tuple[bool, list[str]]:
-        gate = CallLimits(Limits(max_message_bytes=MIB, max_queue_bytes=4 * MIB))
+        limits = CallLimits(Limits(max_message_bytes=MIB, max_queue_bytes=4 * MIB))
         contexts = [Context() for _ in range(6)]
-        reading = [asyncio.create_task(gate.receive(context)) for context in contexts]
+        reading = [asyncio.create_task(limits.receive(context)) for context in contexts]
         await asyncio.sleep(0)
         reading[4].cancel()
         contexts[5].arrived.set()
@@ -169,7 +169,7 @@ def test_a_caller_who_leaves_while_he_waits_to_be_received_gives_his_turn_to_the
         for context in contexts:
             context.arrived.set()
         await asyncio.gather(*reading, return_exceptions=True)
-        again = [asyncio.create_task(gate.receive(context)) for context in contexts[:4]]
+        again = [asyncio.create_task(limits.receive(context)) for context in contexts[:4]]
         assert await asyncio.gather(*again) == ["request"] * 4
         return waits, results
 

@@ -20,11 +20,11 @@ from tests.fakes import FakeEncoder, picture
 from tests.running import serving
 
 
-def intake(window: int, admission: Admission | None = None, readers: set | None = None) -> ReadAhead[int]:
+def read_ahead(window: int, admission: Admission | None = None, readers: set | None = None) -> ReadAhead[int]:
     return ReadAhead(
         window=window,
         admission=admission or Admission(Limits()),
-        weigh=lambda _: Cost(1, 1, 10),
+        cost_of=lambda _: Cost(1, 1, 10),
         readers=set() if readers is None else readers,
     )
 
@@ -66,7 +66,7 @@ async def settle() -> None:
 def test_results_come_in_the_order_of_the_requests_whichever_is_done_first() -> None:
     async def scenario() -> list[tuple[int, int]]:
         work = Work()
-        results = asyncio.ensure_future(collect(ordered(numbers(6), work.begin, same, intake(6))))
+        results = asyncio.ensure_future(collect(ordered(numbers(6), work.begin, same, read_ahead(6))))
         await settle()
         for number in (5, 1, 3, 0, 4, 2):
             work.futures[number].set_result(number * 10)
@@ -83,7 +83,7 @@ async def collect(results: AsyncIterator[list[tuple[int, int]]]) -> list[tuple[i
 def test_no_more_than_the_window_is_in_work() -> None:
     async def scenario() -> list[int]:
         work = Work()
-        results = asyncio.ensure_future(collect(ordered(numbers(12), work.begin, same, intake(5))))
+        results = asyncio.ensure_future(collect(ordered(numbers(12), work.begin, same, read_ahead(5))))
         running = []
         for answered in range(12):
             await settle()
@@ -98,7 +98,7 @@ def test_no_more_than_the_window_is_in_work() -> None:
 def test_work_that_nobody_waits_for_is_cancelled() -> None:
     async def scenario() -> list[bool]:
         work = Work()
-        results = ordered(numbers(4), work.begin, same, intake(4))
+        results = ordered(numbers(4), work.begin, same, read_ahead(4))
         first = asyncio.ensure_future(anext(results))
         await settle()
         work.futures[0].set_result(0)
@@ -115,7 +115,7 @@ def test_what_reading_raises_is_raised_after_what_was_read() -> None:
         raise ConnectionError("gone")
 
     async def scenario() -> list[list[tuple[str, int]]]:
-        results = ordered(broken(), done, same, intake(2))
+        results = ordered(broken(), done, same, read_ahead(2))
         got = [await anext(results)]
         with pytest.raises(ConnectionError, match="gone"):
             await anext(results)
@@ -133,7 +133,7 @@ def test_results_that_are_there_together_are_finished_together_while_others_are_
             await go_on.wait()
             return [number for number, _ in group]
 
-        results = ordered(numbers(8), work.begin, finish, intake(6))
+        results = ordered(numbers(8), work.begin, finish, read_ahead(6))
         first = asyncio.ensure_future(anext(results))
         await settle()
         for number in (1, 2, 0):
@@ -166,7 +166,7 @@ def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
                 yield number
 
         work = Work()
-        results = asyncio.ensure_future(collect(ordered(requests(), work.begin, same, intake(16, admission))))
+        results = asyncio.ensure_future(collect(ordered(requests(), work.begin, same, read_ahead(16, admission))))
         await settle()
         taken_before, held_before = taken, admission.images
         for number in range(20):
@@ -184,7 +184,7 @@ def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
 def test_answers_that_are_not_taken_hold_up_their_own_stream_and_no_room() -> None:
     async def scenario() -> tuple[int, int, int]:
         admission, work = Admission(Limits()), Work()
-        results = ordered(numbers(20), work.begin, same, intake(4, admission))
+        results = ordered(numbers(20), work.begin, same, read_ahead(4, admission))
         first = asyncio.ensure_future(anext(results))
         await settle()
         held = admission.images
@@ -203,7 +203,7 @@ def test_answers_that_are_not_taken_hold_up_their_own_stream_and_no_room() -> No
 def test_a_stream_that_ends_while_it_waits_for_room_leaves_none_behind_and_hurts_nobody() -> None:
     async def scenario() -> tuple[int, int]:
         admission, work = Admission(Limits(max_queue_images=8)), Work()
-        results = ordered(numbers(20), work.begin, same, intake(16, admission))
+        results = ordered(numbers(20), work.begin, same, read_ahead(16, admission))
         first = asyncio.ensure_future(anext(results))
         await settle()
         assert admission.images == 4  # the fifth waits for room
@@ -213,7 +213,7 @@ def test_a_stream_that_ends_while_it_waits_for_room_leaves_none_behind_and_hurts
         await results.aclose()
         await settle()
         after = admission.images
-        others = await collect(ordered(numbers(6), done, same, intake(16, admission)))
+        others = await collect(ordered(numbers(6), done, same, read_ahead(16, admission)))
         assert len(others) == 6
         return after, admission.images
 
@@ -227,7 +227,7 @@ def test_what_finishing_raises_ends_the_stream() -> None:
     async def scenario() -> int:
         admission = Admission(Limits())
         with pytest.raises(ConnectionError, match="the disk is gone"):
-            await collect(ordered(numbers(6), done, broken, intake(4, admission)))
+            await collect(ordered(numbers(6), done, broken, read_ahead(4, admission)))
         return admission.images
 
     assert asyncio.run(scenario()) == 0
@@ -242,7 +242,7 @@ def test_a_server_that_drains_answers_what_was_read_and_then_ends_the_stream() -
             yield 2
             await asyncio.Event().wait()  # an idle client
 
-        results = ordered(requests(), done, same, intake(4, readers=readers))
+        results = ordered(requests(), done, same, read_ahead(4, readers=readers))
         got: list[int] = []
         while len(got) < 2:
             got += [number for _, number in await anext(results)]
@@ -401,7 +401,7 @@ def test_a_stream_has_no_more_images_in_work_than_its_window_however_large_its_m
             return number, future
 
         for window in (16, 4):
-            sevens = ReadAhead(window=window, admission=admission, weigh=lambda _: Cost(7, 7, 10), readers=set())
+            sevens = ReadAhead(window=window, admission=admission, cost_of=lambda _: Cost(7, 7, 10), readers=set())
             assert [number for number, _ in await collect(ordered(numbers(50), begin, same, sevens))] == list(range(50))
         assert admission.images == 0
         return most

@@ -29,7 +29,7 @@ def trims(monkeypatch: pytest.MonkeyPatch, sizes_mib: list[int], *, after_mib: i
 
     async def watch() -> None:
         with pytest.raises((StopIteration, RuntimeError)):
-            await memory.give_back(lambda: trimmed.append(current))
+            await memory.trim_after_growth(lambda: trimmed.append(current))
 
     asyncio.run(watch())
     return trimmed
@@ -46,6 +46,6 @@ def test_what_a_process_had_at_its_smallest_is_what_it_has_grown_from(monkeypatc
 
 
 def test_a_system_without_malloc_trim_goes_without() -> None:
-    trim = memory.trimmer()
+    trim = memory.heap_trimmer()
     if trim is not None:
         trim()

@@ -83,7 +83,7 @@ def test_calls_under_way_are_answered_by_the_encoder_that_they_began_with() -> N
 
 def test_a_file_that_cannot_be_read_changes_nothing() -> None:
     def broken() -> ImageEncoder:
-        raise EncoderFileError("the file is no ONNX model")
+        raise EncoderFileError("the file is not an ONNX model")
 
     async def scenario() -> None:
         encoder = FakeEncoder()
@@ -97,13 +97,13 @@ def test_a_file_that_cannot_be_read_changes_nothing() -> None:
     asyncio.run(scenario())
 
 
-def test_an_encoder_that_does_not_compute_what_its_file_promises_is_not_served() -> None:
+def test_an_encoder_that_does_not_reproduce_its_reference_vectors_is_not_served() -> None:
     async def scenario() -> None:
         encoder, drifted = FakeEncoder(), FakeEncoder(fingerprint=NEW)
         wrong = np.tile(np.eye(DIMENSION, dtype=np.float32)[0], (8, 1))
         drifted.metadata = replace(drifted.metadata, reference=wrong)
         engine, state = await engine_of(encoder)
-        with pytest.raises(EncoderFileError, match="promises"):
+        with pytest.raises(EncoderFileError, match="does not reproduce the reference vectors"):
             await EncoderReplacer(lambda: drifted, state).replace()
         assert engine.encoder is encoder
         await engine.close()

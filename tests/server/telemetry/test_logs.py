@@ -48,14 +48,14 @@ def test_a_callers_id_comes_back_with_the_answer(stub: EmbeddingServiceStub) -> 
 def test_calls_without_an_id_each_get_one_of_their_own(stub: EmbeddingServiceStub) -> None:
     ids = {id_of(stub.Embed.with_call(pb.EmbedRequest(images=[picture(1)]))[1]) for _ in range(3)}
     assert len(ids) == 3
-    assert all(logs.is_sane(request_id) for request_id in ids)
+    assert all(logs.is_valid_request_id(request_id) for request_id in ids)
 
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b"])
 def test_an_id_that_would_spoil_the_log_is_replaced(stub: EmbeddingServiceStub, given: str) -> None:
     _, call = stub.Embed.with_call(pb.EmbedRequest(images=[picture(1)]), metadata=[("x-request-id", given)])
     assert id_of(call) != given
-    assert logs.is_sane(id_of(call))
+    assert logs.is_valid_request_id(id_of(call))
 
 
 def test_a_failed_call_and_a_stream_are_told_their_id_as_well(stub: EmbeddingServiceStub) -> None:
@@ -119,7 +119,7 @@ def test_every_line_within_a_call_has_its_id(caplog: pytest.LogCaptureFixture, m
 
 @pytest.mark.parametrize("bad", ["", "x" * 129, "a b", "a\nb", "\x1b[31m", "é", b"bytes"])
 def test_ids_that_could_be_taken_for_something_else_are_not_sane(bad: str | bytes) -> None:
-    assert not logs.is_sane(bad)
+    assert not logs.is_valid_request_id(bad)
 
 
 def record_of(message: str, **fields: object) -> logging.LogRecord:

@@ -273,7 +273,7 @@ class StoreOfOne(VectorStore):
         building=True,
         segments=3,
         unsealed=20,
-        dead=7,
+        deleted=7,
     )
 
     def __init__(self) -> None:
@@ -292,7 +292,7 @@ class StoreOfOne(VectorStore):
 def test_the_gauges_of_collections_tell_what_was_seen_last_and_a_slow_look_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("embedserve.server.telemetry.metrics._LOOK_S", 0.05)
+    monkeypatch.setattr("embedserve.server.telemetry.gauges._REFRESH_TIMEOUT_S", 0.05)
 
     async def check() -> None:
         store, metrics = StoreOfOne(), Metrics([])
@@ -304,19 +304,19 @@ def test_the_gauges_of_collections_tell_what_was_seen_last_and_a_slow_look_holds
 
         async with asyncio.timeout(10):
             for _ in range(3):
-                await metrics.look()
+                await metrics.refresh_collections()
         assert store.looks == 1
         assert sample("items") is None
         store.ready.set()
         while sample("items") is None:
-            await metrics.look()
+            await metrics.refresh_collections()
         names = ("items", "unsealed_items", "dead_rows", "segments", "building", "recall", "target_recall")
         assert [sample(name) for name in names] == [90, 20, 7, 3, 1, 0.985, 0.97]
         assert sample("disk_bytes") == 12_000
         assert sample("items", "exact") == 90
         assert sample("recall", "exact") is None
         await engine.close()
-        await metrics.look()
+        await metrics.refresh_collections()
         assert sample("items") is None
 
     asyncio.run(check())

@@ -141,7 +141,7 @@ def test_a_server_that_does_not_trace_loads_no_opentelemetry() -> None:
 
 
 def test_a_collector_that_is_away_does_not_hold_the_stop_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedserve.server.telemetry.tracing._LAST_SPANS_S", 0.05)
+    monkeypatch.setattr("embedserve.server.telemetry.tracing._FLUSH_S", 0.05)
     back = threading.Event()
 
     class Away(SpanProcessor):
