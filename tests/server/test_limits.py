@@ -22,7 +22,7 @@ OURS = FakeEncoder().fingerprint
 
 
 def raised(results: list) -> None:
-    """Raise the first error among results that keep their place."""
+    """Raise the first error among the results."""
     for result in results:
         error = getattr(result, "error", result)
         if isinstance(error, EmbedserveError):
@@ -36,8 +36,7 @@ def nested(depth: int) -> Not | Exists:
     return condition
 
 
-# For each limit a small value of it and a call that exceeds that value. What the client itself keeps to by cutting
-# its calls is sent by hand.
+# For each limit, a small value and a call that exceeds it. Calls that the client would split are sent by hand.
 EXCEEDING: dict[str, tuple[int, Callable[[Client], object]]] = {
     "max_images": (
         2,
@@ -78,7 +77,7 @@ def _embed(images: list[bytes]):
 
 
 @pytest.mark.parametrize("name", sorted(EXCEEDING))
-def test_a_limit_that_is_exceeded_is_named_with_its_value(name: str, tmp_path: Path) -> None:
+def test_an_exceeded_limit_is_named_with_its_value(name: str, tmp_path: Path) -> None:
     import grpc
 
     value, exceed = EXCEEDING[name]
@@ -111,13 +110,13 @@ def test_every_limit_is_under_test() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, 2**32])
-def test_a_limit_that_makes_no_sense_is_refused(value: int) -> None:
+def test_a_limit_out_of_range_is_refused(value: int) -> None:
     with pytest.raises(InvalidInput, match="max_k is"):
         Limits(max_k=value)
 
 
 @pytest.mark.parametrize("item_id", ["", "x" * 257])
-def test_an_id_that_no_item_can_have_is_refused_wherever_it_is_read(item_id: str, tmp_path: Path) -> None:
+def test_an_invalid_id_is_refused_by_every_call(item_id: str, tmp_path: Path) -> None:
     with serving(FakeEncoder(), tmp_path) as address, Client(address) as client:
         client.create_collection("photos")
         for read in (
