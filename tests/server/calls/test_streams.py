@@ -41,7 +41,7 @@ def done(number: int) -> tuple[str, asyncio.Future[int]]:
     return f"key {number}", future
 
 
-class Work:
+class Jobs:
     """Work on each request, which is done when a test says so."""
 
     def __init__(self) -> None:
@@ -65,11 +65,11 @@ async def settle() -> None:
 
 def test_responses_come_in_the_order_of_the_requests_whichever_is_done_first() -> None:
     async def scenario() -> list[tuple[int, int]]:
-        work = Work()
-        results = asyncio.ensure_future(collect(ordered(numbers(6), work.begin, same, read_ahead(6))))
+        jobs = Jobs()
+        results = asyncio.ensure_future(collect(ordered(numbers(6), jobs.begin, same, read_ahead(6))))
         await settle()
         for number in (5, 1, 3, 0, 4, 2):
-            work.futures[number].set_result(number * 10)
+            jobs.futures[number].set_result(number * 10)
             await settle()
         return await results
 
@@ -82,13 +82,13 @@ async def collect(results: AsyncIterator[list[tuple[int, int]]]) -> list[tuple[i
 
 def test_no_more_than_the_window_is_in_flight() -> None:
     async def scenario() -> list[int]:
-        work = Work()
-        results = asyncio.ensure_future(collect(ordered(numbers(12), work.begin, same, read_ahead(5))))
+        jobs = Jobs()
+        results = asyncio.ensure_future(collect(ordered(numbers(12), jobs.begin, same, read_ahead(5))))
         running = []
         for answered in range(12):
             await settle()
-            running.append(len(work.futures) - answered)
-            work.futures[answered].set_result(answered)
+            running.append(len(jobs.futures) - answered)
+            jobs.futures[answered].set_result(answered)
         assert len(await results) == 12
         return running
 
@@ -97,14 +97,14 @@ def test_no_more_than_the_window_is_in_flight() -> None:
 
 def test_work_of_a_closed_stream_is_cancelled() -> None:
     async def scenario() -> list[bool]:
-        work = Work()
-        results = ordered(numbers(4), work.begin, same, read_ahead(4))
+        jobs = Jobs()
+        results = ordered(numbers(4), jobs.begin, same, read_ahead(4))
         first = asyncio.ensure_future(anext(results))
         await settle()
-        work.futures[0].set_result(0)
+        jobs.futures[0].set_result(0)
         assert await first == [(0, 0)]
         await results.aclose()
-        return [future.cancelled() for future in work.futures]
+        return [future.cancelled() for future in jobs.futures]
 
     assert asyncio.run(scenario()) == [False, True, True, True]
 
@@ -126,23 +126,23 @@ def test_what_reading_raises_is_raised_after_what_was_read() -> None:
 
 def test_results_that_are_ready_together_are_finished_together_while_others_begin() -> None:
     async def scenario() -> tuple[list[list[int]], int]:
-        work, groups, go_on = Work(), [], asyncio.Event()
+        jobs, groups, go_on = Jobs(), [], asyncio.Event()
 
         async def finish(group: list[tuple[int, int]]) -> list[int]:
             groups.append([number for number, _ in group])
             await go_on.wait()
             return [number for number, _ in group]
 
-        results = ordered(numbers(8), work.begin, finish, read_ahead(6))
+        results = ordered(numbers(8), jobs.begin, finish, read_ahead(6))
         first = asyncio.ensure_future(anext(results))
         await settle()
         for number in (1, 2, 0):
-            work.futures[number].set_result(number)
+            jobs.futures[number].set_result(number)
         await settle()
         for number in (3, 4):  # while the first group is being finished
-            work.futures[number].set_result(number)
+            jobs.futures[number].set_result(number)
         await settle()
-        begun = len(work.futures)
+        begun = len(jobs.futures)
         go_on.set()
         assert await first == [0, 1, 2]
         assert await anext(results) == [3, 4]
@@ -165,12 +165,12 @@ def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
                 taken += 1
                 yield number
 
-        work = Work()
-        results = asyncio.ensure_future(collect(ordered(requests(), work.begin, same, read_ahead(16, admission))))
+        jobs = Jobs()
+        results = asyncio.ensure_future(collect(ordered(requests(), jobs.begin, same, read_ahead(16, admission))))
         await settle()
         taken_before, held_before = taken, admission.images
         for number in range(20):
-            work.futures[number].set_result(number)
+            jobs.futures[number].set_result(number)
             await settle()
         assert admission.images == admission.bytes == 0
         return taken_before, held_before, [number for number, _ in await results]
@@ -183,16 +183,16 @@ def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
 
 def test_responses_that_are_not_read_stall_their_own_stream_and_take_no_room() -> None:
     async def scenario() -> tuple[int, int, int]:
-        admission, work = Admission(Limits()), Work()
-        results = ordered(numbers(20), work.begin, same, read_ahead(4, admission))
+        admission, jobs = Admission(Limits()), Jobs()
+        results = ordered(numbers(20), jobs.begin, same, read_ahead(4, admission))
         first = asyncio.ensure_future(anext(results))
         await settle()
         held = admission.images
-        for future in work.futures:
+        for future in jobs.futures:
             future.set_result(0)
         await first
         await settle()
-        begun, held_then = len(work.futures), admission.images
+        begun, held_then = len(jobs.futures), admission.images
         await results.aclose()
         assert admission.images == admission.bytes == 0
         return held, held_then, begun
@@ -202,12 +202,12 @@ def test_responses_that_are_not_read_stall_their_own_stream_and_take_no_room() -
 
 def test_a_stream_that_ends_while_it_waits_for_room_leaves_nothing_behind() -> None:
     async def scenario() -> tuple[int, int]:
-        admission, work = Admission(Limits(max_queue_images=8)), Work()
-        results = ordered(numbers(20), work.begin, same, read_ahead(16, admission))
+        admission, jobs = Admission(Limits(max_queue_images=8)), Jobs()
+        results = ordered(numbers(20), jobs.begin, same, read_ahead(16, admission))
         first = asyncio.ensure_future(anext(results))
         await settle()
         assert admission.images == 4  # the fifth waits for room
-        work.futures[0].set_result(0)
+        jobs.futures[0].set_result(0)
         await first
         await settle()
         await results.aclose()
