@@ -360,7 +360,7 @@ class CollectionInfo(CollectionIdentity):
     unsealed: int = 0
     """Items that are in no segment yet; searches compare them one by one."""
     deleted: int = 0
-    """Deleted rows that are still in the index; merging removes them."""
+    """Rows of the index whose items were deleted or replaced; merging removes them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
