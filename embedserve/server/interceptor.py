@@ -53,7 +53,7 @@ class _CallRecord:
     metrics: MethodMetrics
     request_id: str
     begun: float
-    """When its request had been read, on ``time.monotonic``'s clock."""
+    """When its headers arrived, and later when its request had been read, on ``time.monotonic``'s clock."""
     context: _Context | None = None
     """None until its handler runs."""
     code: str = ""
