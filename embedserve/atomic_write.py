@@ -1,4 +1,4 @@
-"""Files that are there under their name only once they are complete and on disk."""
+"""Files that appear under their name only once they are complete and on disk."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from embedserve.errors import DataError
 
 @contextmanager
 def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write, which takes its name at the end of the block; if the block raises, nothing is left of it.
+    """A file to write, which gets its name at the end of the block; if the block raises, nothing is left of it.
 
     Args:
-        path: where it will be; of a link, the file that it leads to.
-        overwrite: whether it may take the place of another one, whose permissions it gets.
+        path: where the file will be; for a link, the file that it leads to.
+        overwrite: whether it may replace an existing file, whose permissions it then gets.
 
     Raises:
-        DataError: there is a file with this name already, or something else than a file, or it cannot be written.
+        DataError: the path exists, or is not a regular file, or cannot be written.
     """
     part: Path | None = None
     try:
         target = Path(os.path.realpath(path))
         before = target.stat() if target.exists() else None
         if before is not None and not stat.S_ISREG(before.st_mode):
-            raise DataError(f"{path} is there already, and is no regular file", hint="choose another name")
+            raise DataError(f"{path} already exists, and is not a regular file", hint="choose another name")
         if before is not None and not overwrite:
-            raise DataError(f"{path} is there already", hint="choose another name, or say that it may be overwritten")
-        # Not one of tempfile, which is for its owner alone: what the umask allows, only the system knows for sure.
+            raise DataError(f"{path} already exists", hint="choose another name, or allow overwriting it")
+        # Not with tempfile, whose files only their owner may read: only the system itself applies the umask.
         name = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         with name.open("xb") as file:
             part = name
@@ -69,7 +69,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on disk: a rename alone does not outlast a power cut."""
+    """Wait until a file, or the names in a directory, are on disk: a rename alone does not survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

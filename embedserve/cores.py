@@ -1,4 +1,4 @@
-"""How many cores there are for this process."""
+"""The number of cores for this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
+    """Cores that this process may use; in a container, these may be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

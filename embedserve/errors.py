@@ -14,18 +14,18 @@
     ├── AlreadyExists               ALREADY_EXISTS
     ├── FailedPrecondition          FAILED_PRECONDITION
     │   └── EncoderMismatch         ENCODER_MISMATCH     vectors of two encoders would have been mixed
-    ├── Unauthenticated             UNAUTHENTICATED      the caller has shown no token that the server knows
+    ├── Unauthenticated             UNAUTHENTICATED      the call has no token that the server knows
     ├── PermissionDenied            PERMISSION_DENIED    the caller's role is too low for the call
-    ├── Overloaded                  OVERLOADED           the queue is full; carries when to try again
+    ├── Overloaded                  OVERLOADED           the queue is full; carries a time to retry after
     ├── DiskFull                    DISK_FULL
     ├── Unavailable                 UNAVAILABLE          starting, draining or unreachable
     ├── DeadlineExceeded            DEADLINE_EXCEEDED    the caller's deadline passed before the work was done
     ├── InternalError               INTERNAL             our own bug; says how to report it
-    ├── EncoderFileError            ENCODER_FILE         the file is no encoder, or its content does not agree
+    ├── EncoderFileError            ENCODER_FILE         the file is not an encoder, or contradicts itself
     ├── StoreError                  STORE                the data directory is locked, damaged or not writable
     ├── DataError                   DATA                 the image folder is missing, empty or unusable
-    ├── TrainingError               TRAINING             a run cannot start, resume or go on
-    ├── ExportError                 EXPORT               the ONNX graph does not agree with PyTorch
+    ├── TrainingError               TRAINING             a run cannot start, resume or continue
+    ├── ExportError                 EXPORT               the ONNX graph does not match PyTorch
     └── SetupError                  SETUP                this machine lacks something: an extra, a free port
 
 A class fixes four things for good: the stable ``code`` that programs compare, the gRPC status, the HTTP status and
@@ -57,11 +57,11 @@ class EmbedserveError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments do not survive pickling by default; worker processes send errors back this way.
+        # Keyword-only arguments do not survive pickling by default, and worker processes send errors this way.
         return _rebuild, (type(self), self.__dict__.copy())
 
     def at(self, position: str) -> EmbedserveError:
-        """The same error with where it happened in front of its message, as in "image 3 of 8: …"."""
+        """The same error with its position before the message, as in "image 3 of 8: …"."""
         return _rebuild(type(self), {**self.__dict__, "message": f"{position}: {self.message}"})
 
 
@@ -170,7 +170,7 @@ class Unauthenticated(EmbedserveError):
 
 
 class PermissionDenied(EmbedserveError):
-    """The caller is known, but his role is too low for this call; the message names the one that it needs."""
+    """The caller is known, but its role is too low for this call; the message names the one that the call needs."""
 
     code = "PERMISSION_DENIED"
     grpc_status = "PERMISSION_DENIED"
@@ -181,7 +181,7 @@ class Overloaded(EmbedserveError):
     """The queue is full.
 
     Args:
-        retry_after_ms: when trying again makes sense, in milliseconds.
+        retry_after_ms: how long to wait before a retry, in milliseconds.
     """
 
     code = "OVERLOADED"
@@ -244,7 +244,7 @@ class DataError(EmbedserveError):
 
 
 class TrainingError(EmbedserveError):
-    """A training run cannot start, resume or go on."""
+    """A training run cannot start, resume or continue."""
 
     code = "TRAINING"
 

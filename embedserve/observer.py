@@ -1,4 +1,4 @@
-"""What the engine tells whoever counts: the server's metrics implement it, everyone else leaves it silent."""
+"""What the engine and the store report as they work: the server's metrics implement it, others ignore it."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ from collections.abc import Sequence
 from typing import Literal
 
 Outcome = Literal["embedded", "refused", "failed", "cancelled", "expired"]
-"""What became of an image that was let in: its vector; an error of its own; an error of ours; its caller went away;
-its deadline passed."""
+"""How an admitted image ended: with its vector; an error of the image; an error of ours; its client hung up; its
+deadline passed."""
 
 
 class Observer:
-    """Does nothing. Its methods are called from worker threads and from the event loop, and must not block."""
+    """Ignores everything. The methods are called from worker threads and the event loop, and must not block."""
 
     def on_image(self, outcome: Outcome) -> None:
-        """One admitted image is done with. Every admitted image ends in exactly one outcome."""
+        """An admitted image is finished. Every admitted image ends in exactly one outcome."""
 
     def on_decoded(self, seconds: float) -> None:
-        """One image was decoded and prepared, or found to be bad; ``seconds`` of a worker thread."""
+        """An image was decoded and preprocessed, or refused; it took ``seconds`` of a worker thread."""
 
     def on_batch(self, waits_s: Sequence[float], inference_s: float) -> None:
         """A batch went through the encoder.
 
         Args:
-            waits_s: for each of its images the seconds from arrival until the encoder began.
+            waits_s: for each of its images, seconds from its arrival to the start of the encoder.
             inference_s: seconds in the encoder.
         """
 
     def on_rejected(self, images: int) -> None:
-        """A call with so many images was refused, since the queue was full."""
+        """A call with this many images was refused because the queue is full."""
 
     def on_store(self, operation: Literal["search", "upsert"], seconds: float) -> None:
-        """The collections were searched or written to; ``seconds`` include the wait for a thread."""
+        """A collection was searched or written to; ``seconds`` include the wait for a thread."""
 
     def on_sealed(self, rows: int, seconds: float, kind: str) -> None:
-        """A part of the index of a collection was built and written to disk.
+        """A segment of a collection was built and written to disk.
 
         Args:
-            rows: in it.
-            seconds: it took.
-            kind: "exact", "hnsw" or "ivf"; "none" if only rows without items were dropped.
+            rows: its rows.
+            seconds: how long it took.
+            kind: "exact", "hnsw" or "ivf"; "none" if deleted rows were dropped and no segment was built.
         """
 
     def on_index_rebuilt(self, reason: str) -> None:
-        """A part of an index was dropped and is made anew from the items.
+        """A segment was dropped and is rebuilt from the items.
 
         Args:
             reason: one of a few words, as in "damaged" or "missing".

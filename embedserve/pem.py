@@ -1,4 +1,4 @@
-"""Certificates and keys in PEM files: read, and refused with a reason where gRPC would only say no."""
+"""Certificates and keys in PEM files: read, and checked so that an error says what is wrong, which gRPC's do not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embedserve.errors import SetupError
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A certificate with the chain below it, and its private key."""
+    """A certificate with its chain, and its private key."""
 
     certificate: bytes
     key: bytes = field(repr=False)
@@ -22,7 +22,7 @@ def read_certificates(path: Path, what: str) -> bytes:
 
     Args:
         path: the file.
-        what: how a message names it, as "the certificate".
+        what: its name in messages, as in "the certificate".
 
     Raises:
         SetupError: it cannot be read, or holds no certificate.
@@ -32,7 +32,7 @@ def read_certificates(path: Path, what: str) -> bytes:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii"))
     except (ssl.SSLError, UnicodeDecodeError) as error:
         raise SetupError(
-            f"{what} {path} is no certificate in PEM", hint="it has to begin with -----BEGIN CERTIFICATE-----"
+            f"{what} {path} is not a PEM certificate", hint="it must begin with -----BEGIN CERTIFICATE-----"
         ) from error
     return data
 
@@ -41,30 +41,30 @@ def read_pair(certificate: Path, key: Path) -> KeyPair:
     """A certificate and the private key that belongs to it.
 
     Raises:
-        SetupError: one of them cannot be read or is not what it should be, the key has a password, or they do not
-            belong together.
+        SetupError: one of them cannot be read or is not in PEM, the key has a password, or they do not belong
+            together.
     """
     pair = KeyPair(read_certificates(certificate, "the certificate"), _read(key, "the private key"))
     if b"PRIVATE KEY-----" not in pair.key:
         raise SetupError(
-            f"the private key {key} is no key in PEM", hint="it has to hold a line -----BEGIN PRIVATE KEY-----"
+            f"the private key {key} is not a PEM key", hint="it must have a line -----BEGIN PRIVATE KEY-----"
         )
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
     except _PasswordAsked as error:
         raise SetupError(
             f"the private key {key} is protected by a password",
-            hint=f"nobody is there to type it; take it off: openssl pkey -in {key} -out key.pem",
+            hint=f"remove it, as nobody can enter it: openssl pkey -in {key} -out key.pem",
         ) from error
     except (ssl.SSLError, OSError) as error:
         if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
             raise SetupError(
                 f"the private key {key} does not belong to the certificate {certificate}",
-                hint="give the two files that were made together; of a chain, the server's own certificate comes first",
+                hint="give the two files that were made together; in a chain, the server's own certificate comes first",
             ) from error
         raise SetupError(f"the private key {key} cannot be used with {certificate}: {error}") from error
     if pair != KeyPair(_read(certificate, "the certificate"), _read(key, "the private key")):
-        # What was checked is not what was read.
+        # The files that were checked are not those that were read.
         raise SetupError(f"{certificate} and {key} are being replaced right now", hint="try again")
     return pair
 
@@ -79,7 +79,7 @@ def _read(path: Path, what: str) -> bytes:
 
 
 class _PasswordAsked(Exception):
-    """OpenSSL wanted to know a password."""
+    """OpenSSL asked for a password."""
 
 
 def _no_password() -> str:

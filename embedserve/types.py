@@ -1,6 +1,6 @@
-"""The words of the domain as plain values: metadata, filters, items, hits, collections, limits.
+"""The domain as plain values: metadata, filters, items, hits, collections, limits.
 
-Wire messages and database rows are converted to and from these at the edge and go no further.
+Wire messages and database rows are converted to and from these at the edges and go no further.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ MetadataValue: TypeAlias = str | int | float | bool | Sequence[str]
 Metadata: TypeAlias = Mapping[str, MetadataValue]
 
 DEFAULT_TARGET_RECALL = 0.95
-"""recall@10 that approximate search is tuned to unless a collection or a query says otherwise."""
+"""recall@10 that approximate search is tuned to, unless a collection or a query sets another."""
 
 EXTERNAL = "external"
-"""The fingerprint of a collection whose vectors come from outside; no encoder of ours is bound to it."""
+"""The fingerprint of a collection whose vectors come from outside; it is bound to no encoder."""
 
 
 class Keep(StrEnum):
-    """What a collection keeps of an image beside its vector."""
+    """What a collection keeps of an image besides its vector."""
 
     NONE = "none"
     THUMBNAILS = "thumbnails"
@@ -61,14 +61,14 @@ class Limits:
     max_queue_images: int = field(default=1024, metadata={"help": "Images admitted and not yet answered."})
     max_queue_bytes: int = field(default=512 << 20, metadata={"help": "Bytes of images admitted and not yet answered."})
     max_image_side_px: int = field(default=65_535, metadata={"help": "Width and height of one image."})
-    max_calls: int = field(default=2048, metadata={"help": "Calls at a time; health checks are not counted."})
-    max_connection_calls: int = field(default=512, metadata={"help": "Calls at a time on one connection."})
+    max_calls: int = field(default=2048, metadata={"help": "Calls in flight; health checks are not counted."})
+    max_connection_calls: int = field(default=512, metadata={"help": "Calls in flight on one connection."})
 
     def __post_init__(self) -> None:
         for limit in fields(self):
             value = getattr(self, limit.name)
             if not 1 <= value < 2**32:  # as wide as they are on the wire
-                raise InvalidInput(f"{limit.name} is {value}; a limit lies between 1 and {2**32 - 1}")
+                raise InvalidInput(f"{limit.name} is {value}; a limit must be between 1 and {2**32 - 1}")
 
     def check(self, name: str, value: int, what: str) -> None:
         """Refuse a value above the named limit.
@@ -88,7 +88,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class And:
-    """Every one of the filters holds; an empty list holds always."""
+    """All of the filters hold; an empty list always holds."""
 
     filters: tuple[Filter, ...]
 
@@ -144,9 +144,9 @@ class Exists:
 Filter: TypeAlias = And | Or | Not | Eq | In | Range | Exists
 
 
-@lru_cache(maxsize=1024)  # few keys come again and again; one that is not allowed is not kept
+@lru_cache(maxsize=1024)  # few keys recur; an exception is not cached
 def check_metadata_key(key: str) -> None:
-    """A key is 1–128 characters without quotes, backslashes and control characters.
+    """Refuse a key that is not 1–128 characters without quotes, backslashes and control characters.
 
     Raises:
         InvalidInput: with the offending key.
@@ -159,7 +159,7 @@ def check_metadata_key(key: str) -> None:
 
 
 def check_metadata(metadata: Metadata) -> None:
-    """Refuse keys and values that no backend could keep exactly.
+    """Refuse keys and values that not every backend can store exactly.
 
     Raises:
         InvalidInput: names the key and says what is wrong with its value.
@@ -200,22 +200,22 @@ def metadata_bytes(metadata: Metadata) -> int:
 
 
 def metadata_bytes_at_most(metadata: Metadata) -> int:
-    """A bound of ``metadata_bytes`` that is quick to find; about six times too high for plain text."""
+    """An upper bound of ``metadata_bytes`` that is cheap to compute; about six times too high for plain text."""
     size_bytes = 2
     for key, value in metadata.items():
-        size_bytes += 8 + _WIDEST * len(key)
+        size_bytes += 8 + _MAX_CHAR_BYTES * len(key)
         if isinstance(value, str):
-            size_bytes += _WIDEST * len(value)
+            size_bytes += _MAX_CHAR_BYTES * len(value)
         elif isinstance(value, Sequence):
-            size_bytes += sum(4 + _WIDEST * len(element) for element in value)
+            size_bytes += sum(4 + _MAX_CHAR_BYTES * len(element) for element in value)
         else:
-            size_bytes += _LONGEST_NUMBER
+            size_bytes += _MAX_NUMBER_BYTES
     return size_bytes
 
 
-_WIDEST = 6
-"""Bytes of one character in JSON: a control character becomes \\u0001, and UTF-8 takes 4 at most."""
-_LONGEST_NUMBER = 32
+_MAX_CHAR_BYTES = 6
+"""Of one character in JSON: a control character becomes \\u0001; UTF-8 takes at most 4."""
+_MAX_NUMBER_BYTES = 32
 
 
 def check_filter(condition: Filter, limits: Limits) -> None:
@@ -264,19 +264,19 @@ class Media:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """One stored item. Parts that were not asked for are None or empty."""
+    """One stored item. Parts that were not requested are None or empty."""
 
     id: str
     metadata: Metadata = field(default_factory=dict)
     vector: Vector | None = None
     content_sha256: bytes = b""
-    """sha256 of the image bytes that the item was made from; empty for an item that came as a vector."""
+    """sha256 of the item's image bytes; empty for an item that was written as a vector."""
     media: Media | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Include:
-    """Which parts of items to read beside id and content hash."""
+    """Which parts of items to read besides id and content hash."""
 
     metadata: bool = False
     vectors: bool = False
@@ -285,7 +285,7 @@ class Include:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """Some items, and where the next page begins."""
+    """Items of one page, and where the next page begins."""
 
     items: tuple[Item, ...]
     next_page_token: str
@@ -305,33 +305,33 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CollectionIdentity:
-    """What a collection is for good: which vectors it holds. Known without a look at its files."""
+    """What never changes in a collection: which vectors it holds. Known without reading its files."""
 
     name: str
     fingerprint: str
-    """Fingerprint of the encoder it is bound to, or EXTERNAL."""
+    """Fingerprint of the encoder that it is bound to, or EXTERNAL."""
     encoder_name: str
     dimension: int
     keep: Keep
     uid: str = ""
-    """Tells it from another one that had or will have its name; known to the store only."""
+    """Distinguishes it from earlier and later collections of the same name; known to the store only."""
 
     @property
     def external(self) -> bool:
-        """True if its vectors come from outside, so that images cannot be compared with them."""
+        """Whether its vectors come from outside, so that images cannot be compared with them."""
         return self.fingerprint == EXTERNAL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recall:
-    """How many of the ten nearest items approximate search finds, measured against exact search."""
+    """Share of the ten nearest items that approximate search finds, measured against exact search."""
 
     value: float
     """Mean recall@10 over the queries, in [0, 1]."""
     queries: int
-    """How many queries it was measured with."""
+    """Number of queries that it was measured with."""
     real: bool
-    """True if they were sampled from those that clients asked, False if made from the collection's own vectors."""
+    """True if the queries were sampled from clients' searches, False if made from the collection's own vectors."""
     measured_unix_s: float
 
 
@@ -343,24 +343,24 @@ class CollectionInfo(CollectionIdentity):
     items: int = 0
     aliases: tuple[str, ...] = ()
     index: str = ""
-    """What answers its searches, in words, as in "exact (flat inner product)"."""
+    """Description of the index in use, as in "exact (flat inner product)"."""
     disk_bytes: int = 0
     index_spec: str = "auto"
-    """How the index was asked for when the collection was made, as in "auto" or "hnsw:m=32"."""
+    """The index requested when the collection was created, as in "auto" or "hnsw:m=32"."""
     target_recall: float = DEFAULT_TARGET_RECALL
     """The recall@10 that approximate search is tuned to."""
     filter_keys: tuple[str, ...] = ()
-    """Metadata keys with an index of their own, so that filters on them need not read all items."""
+    """Indexed metadata keys: filters on them need not read all items."""
     recall: Recall | None = None
-    """As last measured; None while every search is exact, or nothing was measured yet."""
+    """As last measured; None while every search is exact, or before the first measurement."""
     building: bool = False
-    """True while parts of the index are built or merged in the background."""
+    """Whether segments are being built or merged in the background."""
     segments: int = 0
-    """Sealed parts of the index."""
+    """Number of segments of the index."""
     unsealed: int = 0
-    """Items that are not in a sealed part yet; they are compared one by one."""
-    dead: int = 0
-    """Rows of the index whose items are gone; merging removes them."""
+    """Items that are in no segment yet; searches compare them one by one."""
+    deleted: int = 0
+    """Rows of the index whose items were deleted or replaced; merging removes them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -368,20 +368,20 @@ class CheckReport:
     """What a check of a collection found."""
 
     items: int
-    """Rows read and compared with their checksums."""
+    """Rows that were compared with their checksums."""
     segments: int
-    """Sealed parts of the index whose files were compared with their hashes."""
+    """Segments whose files were compared with their hashes."""
     searched: int
-    """Items that were searched for by their own vectors."""
+    """Items that were searched by their own vectors."""
     recall: Recall | None
     """Measured during the check; None if every search is exact."""
     problems: tuple[str, ...]
-    """What is wrong, one sentence each, with the file or item; empty if nothing is."""
+    """One sentence per problem, with the file or item; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckProgress:
-    """How far a check is."""
+    """The progress of a check."""
 
     stage: str
     """What is being checked: "items", "segments", "search" or "recall"."""
@@ -391,20 +391,20 @@ class CheckProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchOptions:
-    """What a search asks for beside its query vectors."""
+    """What a search asks for besides its query vectors."""
 
     k: int = 10
     min_score: float | None = None
     filter: Filter | None = None
     group_by: str = ""
-    """Metadata key; at most one hit, the closest, for each of its values. Items without the key each stand alone."""
+    """Metadata key; at most one hit, the closest, for each of its values. Items without the key are not grouped."""
     exact: bool = False
-    """Bypass approximate structures."""
+    """Compare with all items, without approximation."""
     ef: int = 0
-    """Candidates that HNSW keeps while it searches; 0: what the target recall needs. At most one of ef, nprobe and
-    target_recall is given, and with exact none."""
+    """Candidates that HNSW keeps during a search; 0: as many as the target recall needs. At most one of ef, nprobe and
+    target_recall may be set, and none together with exact."""
     nprobe: int = 0
-    """Lists that IVF looks through; 0: what the target recall needs."""
+    """Lists that IVF scans; 0: as many as the target recall needs."""
     target_recall: float | None = None
     """recall@10 to search for, in (0, 1]; None: the collection's own."""
     include_metadata: bool = True

@@ -1,4 +1,4 @@
-"""A file is there under its name once it is complete, and otherwise nothing is left of it."""
+"""A file appears under its name once it is complete; otherwise nothing is left of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_file_has_its_name_only_when_the_block_has_ended(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("raised", [ValueError("no"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
-def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path, raised: BaseException) -> None:
+def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path, raised: BaseException) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"before")
 
@@ -37,10 +37,10 @@ def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path, raised: BaseE
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_is_there_is_replaced_only_where_that_is_said(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"before")
-    with pytest.raises(DataError, match="f is there already"), atomic_write(path):
+    with pytest.raises(DataError, match="f already exists"), atomic_write(path):
         pass
     assert path.read_bytes() == b"before"
     with atomic_write(path, overwrite=True) as file:
@@ -48,7 +48,7 @@ def test_a_file_that_is_there_is_replaced_only_where_that_is_said(tmp_path: Path
     assert path.read_bytes() == b"after"
 
 
-def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+def test_a_new_file_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         with atomic_write(tmp_path / "f") as file:
@@ -58,7 +58,7 @@ def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
 
 
-def test_a_file_that_is_replaced_keeps_its_permissions_while_it_is_written_too(tmp_path: Path) -> None:
+def test_a_replaced_file_keeps_its_permissions_even_while_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"before")
     path.chmod(0o600)
@@ -74,7 +74,7 @@ def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "pipe", tmp_path / "folder", Path(os.devnull)):
         with (
-            pytest.raises(DataError, match="is there already, and is no regular file"),
+            pytest.raises(DataError, match="already exists, and is not a regular file"),
             atomic_write(path, overwrite=True),
         ):
             pass
@@ -82,7 +82,7 @@ def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
     assert Path(os.devnull).is_char_device()
 
 
-def test_a_link_stays_one_and_the_file_that_it_leads_to_is_replaced(tmp_path: Path) -> None:
+def test_a_link_is_kept_and_the_file_that_it_leads_to_is_replaced(tmp_path: Path) -> None:
     path, link = tmp_path / "of-today", tmp_path / "latest"
     path.write_bytes(b"before")
     link.symlink_to(path)
@@ -92,7 +92,7 @@ def test_a_link_stays_one_and_the_file_that_it_leads_to_is_replaced(tmp_path: Pa
     assert path.read_bytes() == b"after"
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     def write() -> None:
         with atomic_write(tmp_path / "f"):
             raise OSError(28, "No space left on device")

@@ -37,7 +37,7 @@ def test_the_codes_in_the_docstring_are_the_real_ones() -> None:
     assert drawn == {kind.__name__: kind.code for kind in WITH_OWN_CODE}
 
 
-def test_every_class_has_a_code_of_its_own_but_the_one_that_is_never_raised() -> None:
+def test_every_class_has_its_own_code_except_the_one_that_is_never_raised() -> None:
     assert [kind for kind in KINDS if kind not in WITH_OWN_CODE] == [EmbedserveError, errors.ImageError]
 
 
@@ -58,19 +58,19 @@ def test_every_http_status_and_exit_code_means_failure(kind: type[EmbedserveErro
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_comes_out_of_a_pickle_as_it_went_in(kind: type[EmbedserveError]) -> None:
+def test_an_error_survives_pickling(kind: type[EmbedserveError]) -> None:
     again = pickle.loads(pickle.dumps(kind("seven is too many", hint="use six")))
     assert type(again) is kind
     assert (again.message, again.hint, str(again)) == ("seven is too many", "use six", "seven is too many")
 
 
-def test_the_retry_time_comes_out_of_a_pickle_too() -> None:
+def test_the_retry_time_survives_pickling() -> None:
     again = pickle.loads(pickle.dumps(Overloaded("busy", retry_after_ms=40)))
     assert again.retry_after_ms == 40
 
 
 @pytest.mark.parametrize("kind", WITH_OWN_CODE)
-def test_a_code_leads_back_to_its_class(kind: type[EmbedserveError]) -> None:
+def test_a_code_maps_back_to_its_class(kind: type[EmbedserveError]) -> None:
     error = from_code(kind.code, "what happened", hint="what to do")
     assert type(error) is kind
     assert (error.message, error.hint) == ("what happened", "what to do")
@@ -80,7 +80,7 @@ def test_a_code_of_a_newer_server_becomes_an_internal_error() -> None:
     assert type(from_code("INVENTED_LATER", "what happened")) is InternalError
 
 
-def test_a_position_goes_in_front_of_the_message_and_changes_nothing_else() -> None:
+def test_a_position_is_put_before_the_message_and_changes_nothing_else() -> None:
     error = Overloaded("busy", hint="wait", retry_after_ms=40)
     placed = error.at("image 3 of 8")
     assert type(placed) is Overloaded

@@ -41,7 +41,7 @@ from embedserve.types import (
     ],
     ids=["nothing", "each-type", "64-bit-ends", "empty-values", "keys"],
 )
-def test_metadata_that_every_backend_can_keep_is_accepted(metadata: Metadata) -> None:
+def test_metadata_that_every_backend_can_store_is_accepted(metadata: Metadata) -> None:
     check_metadata(metadata)
 
 
@@ -81,7 +81,7 @@ def test_text_that_is_not_unicode_is_refused(value: str | list[str]) -> None:
 
 
 def nested(levels: int) -> Filter:
-    """A filter with so many levels."""
+    """A filter with this many levels."""
     condition: Filter = Exists("k")
     for _ in range(levels - 1):
         condition = Not(condition)
@@ -162,7 +162,7 @@ def test_every_limit_has_a_sentence_for_its_help() -> None:
     assert [limit.name for limit in fields(Limits) if not limit.metadata["help"].endswith(".")] == []
 
 
-def test_a_collection_of_foreign_vectors_knows_it() -> None:
+def test_a_collection_of_external_vectors_is_recognised() -> None:
     def collection(fingerprint: str) -> CollectionInfo:
         return CollectionInfo(
             name="c", fingerprint=fingerprint, encoder_name="", dimension=2, keep=Keep.NONE, created_unix_s=0.0

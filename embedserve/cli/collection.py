@@ -365,7 +365,9 @@ def remove(name: str, ids: tuple[str, ...], yes: bool, server: str) -> None:
 def _collection_document(info: CollectionInfo) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return asdict(info)
+    document = asdict(info)
+    document["dead"] = document.pop("deleted")  # the key that programs know
+    return document
 
 
 def _item_document(item: Item) -> dict[str, Any]:
@@ -443,7 +445,7 @@ def _parts_text(info: CollectionInfo) -> str:
     parts = [
         f"{info.segments} sealed parts",
         f"{info.unsealed:,} items compared one by one",
-        f"{info.dead:,} dead rows",
+        f"{info.deleted:,} dead rows",
     ]
     return ", ".join([*parts, "being built"] if info.building else parts)
 

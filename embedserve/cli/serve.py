@@ -103,7 +103,7 @@ def command(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from embedserve.cli.output import say
-    from embedserve.server.app import run
+    from embedserve.server.process import run
     from embedserve.server.telemetry import logs
 
     config = ServerConfig(

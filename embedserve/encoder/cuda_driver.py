@@ -1,6 +1,6 @@
-"""What the NVIDIA driver itself is asked: how many GPUs there are, and for memory that they copy from directly.
+"""Calls of the NVIDIA driver: the number of GPUs, and pinned memory that they copy from directly.
 
-The driver's library has had one name and one interface since CUDA 4, whatever CUDA version onnxruntime is built with.
+The driver's library has had the same name and interface since CUDA 4, whatever CUDA version onnxruntime is built with.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 LIBRARY = "libcuda.so.1"
 _SUCCESS = 0
 _PORTABLE = 1
-"""CU_MEMHOSTALLOC_PORTABLE: pinned for every GPU, not only for the one that was current."""
+"""CU_MEMHOSTALLOC_PORTABLE: pinned for every GPU, not only for the current one."""
 
 
 def gpu_count() -> int:
-    """How many NVIDIA GPUs this process may use; CUDA_VISIBLE_DEVICES counts."""
+    """How many NVIDIA GPUs this process may use, given CUDA_VISIBLE_DEVICES."""
     driver = _driver()
     count = ctypes.c_int()
     if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != _SUCCESS:
@@ -30,13 +30,13 @@ def gpu_count() -> int:
 
 
 def pinned(size_bytes: int, gpu: int) -> NDArray[np.uint8]:
-    """Zeroed memory that a GPU reads and writes without a copy by the CPU; ordinary memory where there is none left.
+    """Zeroed memory that a GPU reads and writes without a copy by the CPU; ordinary memory if pinning fails.
 
-    It is given back when the last array over it is gone.
+    It is freed with the last array over it.
 
     Args:
-        size_bytes: how much.
-        gpu: a GPU that is in use already; the others can use the memory as well.
+        size_bytes: size of the memory.
+        gpu: a GPU that is already in use; all others can use the memory as well.
     """
     import numpy as np
 
@@ -46,7 +46,7 @@ def pinned(size_bytes: int, gpu: int) -> NDArray[np.uint8]:
     if driver is None or context is None or not _in_context(driver, context, _allocate(driver, pointer, size_bytes)):
         return np.zeros(size_bytes, np.uint8)
     memory = (ctypes.c_uint8 * size_bytes).from_address(pointer.value or 0)
-    # Not at the end of the process: the driver is going away then, and frees everything itself.
+    # Not at the exit of the process, when the driver shuts down and frees everything itself.
     weakref.finalize(memory, _free, driver, context, pointer).atexit = False
     ctypes.memset(pointer, 0, size_bytes)
     array: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
@@ -55,7 +55,7 @@ def pinned(size_bytes: int, gpu: int) -> NDArray[np.uint8]:
 
 @cache
 def _driver() -> Any:
-    """The library, initialised; None where there is none, or no GPU."""
+    """The library, initialised; None without the library or without a GPU."""
     try:
         driver = ctypes.CDLL(LIBRARY)
     except OSError:
@@ -65,7 +65,7 @@ def _driver() -> Any:
 
 @cache
 def _primary_context(gpu: int) -> Any:
-    """The context that onnxruntime uses as well. It is kept for good: releasing it could end it under onnxruntime."""
+    """The context that onnxruntime uses, too. Never released, as that could destroy it while onnxruntime uses it."""
     device, context = ctypes.c_int(), ctypes.c_void_p()
     if _driver().cuDeviceGet(ctypes.byref(device), ctypes.c_int(gpu)) != _SUCCESS:
         return None

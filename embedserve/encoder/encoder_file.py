@@ -1,8 +1,8 @@
-"""The encoder file: one ``.onnx`` that carries everything needed to use it rightly.
+"""The encoder file: one ``.onnx`` with everything that is needed to use it correctly.
 
 An ordinary ONNX model (input ``images`` uint8 [N, S, S, C] RGB, output ``embeddings`` float32 [N, D] with unit norm)
 whose ``metadata_props["embedserve"]`` holds one JSON document. This module reads, writes and fingerprints such files;
-running them is ``encoder.py``.
+``session.py`` runs them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INPUT, OUTPUT = "images", "embeddings"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderMetadata:
-    """What an encoder file says of itself."""
+    """The self-description of an encoder file."""
 
     name: str
     dimension: int
@@ -45,11 +45,11 @@ class EncoderMetadata:
     """How it was trained, as in "simclr"."""
     backbone: str = ""
     precision: str = "fp32"
-    """"fp32", "fp16" or "int8": that of the network; input and output are the same for all."""
+    """"fp32", "fp16" or "int8": precision of the network; input and output are the same for all."""
     fidelity: dict[str, Any] = field(default_factory=dict)
-    """What less precision has left of the vectors and neighbours, as measured at export."""
+    """How well vectors and neighbours survive the lower precision, as measured at export."""
     training: dict[str, Any] = field(default_factory=dict)
-    """The whole configuration of the run."""
+    """The complete configuration of the training run."""
     data: dict[str, Any] = field(default_factory=dict)
     """Fingerprint and number of the training images."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class EncoderMetadata:
     """float32 [8, D]: embeddings of ``reference.draw(size_px)`` at export."""
 
     def to_json(self) -> dict[str, Any]:
-        """The document as JSON values."""
+        """The metadata as a JSON document."""
         document: dict[str, Any] = {
             "format": FORMAT,
             "name": self.name,
@@ -85,7 +85,7 @@ class EncoderMetadata:
         """The metadata that a JSON document describes.
 
         Raises:
-            EncoderFileError: it is of a newer format, or something is missing or contradictory.
+            EncoderFileError: its format is newer, or something is missing or contradictory.
         """
         import numpy as np
 
@@ -136,7 +136,7 @@ def read(path: str | Path) -> EncoderFile:
     """Read an encoder file and compute its fingerprint from its content.
 
     Raises:
-        EncoderFileError: there is no such file, it is no ONNX model, or it is one without our metadata.
+        EncoderFileError: there is no such file, it is not an ONNX model, or has no metadata of ours.
     """
     path = Path(path)
     try:
@@ -163,10 +163,10 @@ def read(path: str | Path) -> EncoderFile:
 
 
 def pack(model: bytes, metadata: EncoderMetadata) -> EncoderFile:
-    """Put metadata into an ONNX model, in memory, replacing what it had of ours.
+    """Put metadata into an ONNX model in memory, replacing any that it has.
 
     Raises:
-        EncoderFileError: the bytes are no ONNX model.
+        EncoderFileError: the bytes are not an ONNX model.
     """
     envelope = _parse(model, "the model")
     text = json.dumps(metadata.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -179,7 +179,7 @@ def pack(model: bytes, metadata: EncoderMetadata) -> EncoderFile:
 
 
 def write(file: EncoderFile, path: str | Path) -> None:
-    """Write an encoder file so that the path holds, at any moment, either the old file or the whole new one.
+    """Write an encoder file atomically: the path always holds either the old file or the complete new one.
 
     Raises:
         EncoderFileError: the folder does not exist or is not writable.
@@ -205,14 +205,14 @@ def _parse(model: bytes, what: str) -> Envelope:
         return envelope.parse(model)
     except ValueError:
         raise EncoderFileError(
-            f"{what} is no ONNX model", hint="encoder files are made by: embedserve export RUN -o encoder.onnx"
+            f"{what} is not an ONNX model", hint="encoder files are made by: embedserve export RUN -o encoder.onnx"
         ) from None
 
 
 def _fingerprint(envelope: Envelope, preprocess: PreprocessSpec) -> str:
     digest = hashlib.sha256()
     rule = json.dumps(preprocess.to_json(), sort_keys=True, separators=(",", ":")).encode()
-    # The length in front of each part keeps two different splits of the same bytes apart.
+    # The length before each part distinguishes different splits of the same bytes.
     parts: list[bytes | memoryview] = [*envelope.opset_import, *envelope.functions, envelope.graph, rule]
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))

@@ -1,9 +1,9 @@
 """The top level of an ONNX model: its graph, its operator sets, its functions and its metadata properties.
 
-A ModelProto is a sequence of protobuf fields, of which four matter here. They are found without a copy of the weights
-and without holding the GIL for more than a moment (protobuf holds it while it copies, 50 ms for a ResNet-18), so that a
-server can load the next encoder while it serves. What is found is exactly what is in the file, in whatever version of
-ONNX it is written, and serving needs no ``onnx`` package. Field numbers are those of onnx.proto3.
+A ModelProto is a sequence of protobuf fields, four of which matter here. They are located without copying the weights
+and without holding the GIL for long (protobuf holds it while it copies, 50 ms for a ResNet-18), so that a server can
+load the next encoder while it serves. The parts are exactly the bytes of the file, whatever version of ONNX wrote it,
+and serving needs no ``onnx`` package. Field numbers are those of onnx.proto3.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Envelope:
     properties: list[tuple[str, str]]
     """``metadata_props``."""
     rest: list[memoryview]
-    """All fields but the properties, whole, in the order of the file."""
+    """All fields except the properties, with their tags, in the order of the file."""
 
     def with_properties(self, properties: list[tuple[str, str]]) -> bytes:
-        """The same model with other properties."""
+        """The same model with these properties."""
         return b"".join([*self.rest, *map(_as_field, properties)])
 
 
@@ -37,7 +37,7 @@ def parse(model: bytes) -> Envelope:
     """The parts of an ONNX model.
 
     Raises:
-        ValueError: the bytes are none.
+        ValueError: the bytes are not an ONNX model.
     """
     graphs: list[memoryview] = []
     opsets: list[memoryview] = []
@@ -52,17 +52,17 @@ def parse(model: bytes) -> Envelope:
         rest.append(whole)
         if number in kept:
             kept[number].append(payload)
-    # Of several graphs protobuf would make one, with a content that no part of the file has.
+    # Protobuf would merge several graphs into one, which no part of the file holds.
     if len(graphs) != 1 or not graphs[0] or not opsets:
-        raise ValueError("no ONNX model")
+        raise ValueError("not an ONNX model")
     return Envelope(graphs[0], opsets, functions, properties, rest)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """Number, payload and whole of each field of a protobuf message; of a number the payload is its encoding.
+    """Number, payload and complete bytes of each field of a protobuf message; the payload of a varint is its bytes.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a protobuf message.
     """
     position = 0
     while position < len(message):
@@ -78,19 +78,19 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]
         else:
             raise ValueError(f"wire type {wire_type}")
         if end > len(message) or tag < 8:
-            raise ValueError("no protobuf field")
+            raise ValueError("not a protobuf field")
         yield tag >> 3, message[begin:end], message[position:end]
         position = end
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """A number in seven bits per byte, least first, and where it ends."""
+    """A number in seven bits per byte, least significant first, and the position of its end."""
     value = 0
     for count, byte in enumerate(message[position : position + 10]):
         value |= (byte & 0x7F) << (7 * count)
         if byte < 0x80:
             return value, position + count + 1
-    raise ValueError("a number without an end")
+    raise ValueError("unterminated varint")
 
 
 def _as_field(entry: tuple[str, str]) -> bytes:

@@ -1,4 +1,4 @@
-"""Many images through an encoder in this process, without a server."""
+"""Embeds many images in this process, without a server."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ _BATCH = 16
 def embed(
     encoder: ImageEncoder, sources: Iterable[Callable[[], bytes]], limits: Limits | None = None
 ) -> Iterator[NDArray[np.float32] | EmbedserveError]:
-    """Embed images side by side on all cores.
+    """Embed images in parallel on all cores.
 
     Args:
-        encoder: what embeds them.
-        sources: for each image a function that reads its encoded bytes; it is called in a worker thread, and only a
-            few batches ahead of what has been taken.
+        encoder: the encoder.
+        sources: for each image a function that reads its encoded bytes; called in a worker thread, at most a few
+            batches ahead of the results that were taken.
         limits: limits on an image.
 
     Yields:
-        For each image, in order, its vector (float32 [D]) or the error that says why there is none: it cannot be
-        read or decoded.
+        For each image, in order, its vector (float32 [D]), or the error why it cannot be read or decoded.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Where an encoder can run here, and how onnxruntime is set up for it: its execution providers and sessions."""
+"""Where an encoder can run on this machine, and onnxruntime's execution providers and sessions for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedserve.errors import EncoderFileError, SetupError
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 DEVICES_HINT = "auto, cpu, cuda, tensorrt; several GPUs as cuda:0,1 or cuda:all"
 _NAMES = {CUDA: "CUDA", TENSORRT: "TensorRT"}
-# One node, y = x. Made with onnx.helper; whoever serves does not need that package.
+# One node, y = x. Made with onnx.helper, a package that serving does not need.
 _SMALLEST_MODEL = (
     b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01pZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01b\x0f'
     b"\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
@@ -31,35 +31,35 @@ class Placement:
 
     provider: str
     gpus: tuple[int, ...] = ()
-    """As CUDA counts them; none on the CPU."""
+    """Numbers of the GPUs, as CUDA counts them; empty on the CPU."""
     note: str = ""
-    """Why there is a GPU and it is not used; empty if that is not so."""
+    """Why an existing GPU is not used; empty if it is used or there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuSettings:
-    """What a session on a GPU has to know of its encoder."""
+    """What a session on a GPU needs to know about its encoder."""
 
     image_shape: tuple[int, int, int]
     """(S, S, C)."""
     max_batch: int
     fp16: bool
-    """Whether the encoder file promises no more than half precision."""
+    """Whether the encoder file is in half precision."""
     memory_limit_bytes: int = 0
-    """What onnxruntime may take of each GPU's memory; 0 for all."""
+    """Memory that onnxruntime may take on each GPU; 0 for all."""
     cache_key: str = ""
-    """Names the folder in which TensorRT's engines for this encoder are kept."""
+    """Name of the folder that keeps TensorRT's engines for this encoder."""
 
 
 def place(device: str) -> Placement:
-    """The device that is meant, if it works here.
+    """The provider and the GPUs that a device stands for on this machine.
 
     Args:
-        device: "auto" for the first GPU where CUDA works and else the CPU, "cpu", "cuda" or "tensorrt" for the first
-            GPU, or with GPUs, as in "cuda:1", "cuda:0,1" and "cuda:all".
+        device: "auto" for the first GPU if CUDA works and otherwise the CPU, "cpu", "cuda" or "tensorrt" for the first
+            GPU, or with numbers of GPUs, as in "cuda:1", "cuda:0,1" and "cuda:all".
 
     Raises:
-        SetupError: there is no such device, or it was asked for by name and does not work.
+        SetupError: there is no such device, or it was named and does not work.
     """
     kind, colon, gpus = device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "tensorrt") or (colon and kind in ("auto", "cpu")):
@@ -76,18 +76,18 @@ def place(device: str) -> Placement:
 
 
 def cuda_problem() -> str | None:
-    """Why onnxruntime cannot use a CUDA GPU here; None where it has been tried and works."""
+    """Why onnxruntime cannot use a CUDA GPU here; None if a trial has worked."""
     return _problem(CUDA)
 
 
 def cpu_session(model: str | bytes, *, fp16: bool = False) -> Any:
-    """A session whose every run takes one thread.
+    """A session each of whose runs takes one thread.
 
     Args:
-        model: the path of an ONNX model, or its bytes. A path is better: bytes are copied while the GIL is held, which
-            stops all other threads for 10 to 20 ms of a ResNet-18, and the session keeps them.
-        fp16: whether it is in half precision. Such a graph is not laid out in blocks of channels: it would be faster by
-            a third, but of a vision transformer onnxruntime 1.31 crashes the process over it.
+        model: the path of an ONNX model, or its bytes. A path is better: bytes are copied with the GIL held, which
+            stops all other threads for 10 to 20 ms for a ResNet-18, and the session keeps them.
+        fp16: whether it is in half precision. Such a graph does not get the NCHWc layout: it would be faster by a
+            third, but onnxruntime 1.31 crashes the process on a vision transformer.
 
     Raises:
         EncoderFileError: onnxruntime cannot load it.
@@ -100,12 +100,12 @@ def cpu_session(model: str | bytes, *, fp16: bool = False) -> Any:
         )
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise EncoderFileError(f"onnxruntime cannot load the model: {error}") from error
-    _give_back_freed_memory()
+    _trim_heap()
     return session
 
 
 def gpu_session(model: str | bytes, provider: str, gpu: int, settings: GpuSettings) -> Any:
-    """A session on one GPU; what TensorRT or CUDA has no code for runs on the next provider.
+    """A session on one GPU; operators that TensorRT or CUDA lacks run on the next provider.
 
     Raises:
         SetupError: it does not start there.
@@ -117,7 +117,7 @@ def gpu_session(model: str | bytes, provider: str, gpu: int, settings: GpuSettin
     if provider == TENSORRT:
         providers.insert(0, (TENSORRT, _tensorrt_options(gpu, settings)))
     try:
-        # Without its own fallback, which goes on with the CPU and only prints that it does.
+        # Without onnxruntime's fallback, which continues on the CPU and only prints that it does.
         session = onnxruntime.InferenceSession(model, _options(), providers=providers, enable_fallback=0)
         started = session.get_providers()[0] == provider
         reason = f"{_NAMES[provider]} did not start"
@@ -125,7 +125,7 @@ def gpu_session(model: str | bytes, provider: str, gpu: int, settings: GpuSettin
         started, reason = False, first_line(error)
     if started:
         return session
-    cpu_session(model, fp16=settings.fp16)  # if this fails as well, the file is to blame
+    cpu_session(model, fp16=settings.fp16)  # if this fails as well, the file is the cause
     raise SetupError(
         f"the encoder does not start on GPU {gpu}: {reason}",
         hint="nvidia-smi shows whether it is free; --device cpu works everywhere",
@@ -137,10 +137,10 @@ def _options() -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # As many runs side by side as cores, one thread each: 43.5 images/s, where one run on two cores reaches 36.9.
+    # One single-threaded run per core in parallel: 43.5 images/s, where one run on two cores reaches 36.9.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    # Batches vary in size: without this the memory plan of every size seen would be kept.
+    # Batches vary in size, and onnxruntime would keep the memory plan of every size.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
@@ -149,9 +149,9 @@ def _options() -> Any:
 def _cuda_options(gpu: int, settings: GpuSettings) -> dict[str, str]:
     options = {
         "device_id": str(gpu),
-        # As it is by default, the arena doubles: memory of the GPU that nobody else gets, and that is not used.
+        # By default the arena doubles, and holds GPU memory that is not used.
         "arena_extend_strategy": "kSameAsRequested",
-        # The fastest algorithm is tried out for every size of batch. There are few, and all are run before ready.
+        # The fastest algorithm is searched for every batch size. There are few, and all run during warm-up.
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "cudnn_conv_use_max_workspace": "1",
     }
@@ -166,7 +166,7 @@ def _tensorrt_options(gpu: int, settings: GpuSettings) -> dict[str, str]:
     return {
         "device_id": str(gpu),
         "trt_fp16_enable": str(int(settings.fp16)),
-        # Building an engine takes minutes. One for all sizes of batch, kept for the next start on the same GPU model.
+        # Building an engine takes minutes: one for all batch sizes, kept for the next start on the same GPU model.
         "trt_profile_min_shapes": f"images:1x{shape}",
         "trt_profile_opt_shapes": f"images:{settings.max_batch}x{shape}",
         "trt_profile_max_shapes": f"images:{settings.max_batch}x{shape}",
@@ -182,15 +182,15 @@ def _cache_folder() -> Path:
 
 
 def _numbers(device: str, gpus: str) -> tuple[int, ...]:
-    there = cuda_driver.gpu_count()
+    count = cuda_driver.gpu_count()
     if gpus == "all":
-        return tuple(range(there))
+        return tuple(range(count))
     numbers = tuple(int(number) if number.isdecimal() else -1 for number in gpus.split(","))
     if -1 in numbers or len(set(numbers)) < len(numbers):
         raise SetupError(f"there is no device {device!r}", hint=DEVICES_HINT)
-    if max(numbers) >= there:
+    if max(numbers) >= count:
         raise SetupError(
-            f"device {device} was asked for, but the last GPU here is {there - 1}",
+            f"device {device} was asked for, but the last GPU here is {count - 1}",
             hint="nvidia-smi lists them; CUDA_VISIBLE_DEVICES hides some",
         )
     return numbers
@@ -221,7 +221,7 @@ def _problem(provider: str) -> str | None:
 
 
 def _load_cuda_libraries() -> None:
-    """Load CUDA and cuDNN where PyTorch or pip has put them; elsewhere the system's are found without help."""
+    """Load CUDA and cuDNN from where PyTorch or pip put them; those of the system are found without help."""
     import onnxruntime
 
     if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
@@ -230,10 +230,10 @@ def _load_cuda_libraries() -> None:
 
 
 def _try(provider: str) -> str | None:
-    """Start the provider with the smallest model; why it does not start, or None."""
+    """Start the provider with the smallest model; the reason why it does not start, or None."""
     import onnxruntime
 
-    # It reports what is missing on standard error, over several lines; the caller has one line for it.
+    # It reports what is missing on standard error, over several lines; the caller prints one line.
     onnxruntime.set_default_logger_severity(_SILENT)
     try:
         session = onnxruntime.InferenceSession(_SMALLEST_MODEL, _options(), providers=[provider], enable_fallback=0)
@@ -245,9 +245,9 @@ def _try(provider: str) -> str | None:
 
 
 def _missing_library(provider: str) -> str:
-    """The library without which the provider cannot be loaded; empty if that is not what is wrong.
+    """The library that is missing to load the provider; empty if none is.
 
-    Only after ``_try``: the provider's library must not be loaded before onnxruntime has prepared for it.
+    To be called after ``_try``: the provider's library must not be loaded before onnxruntime has prepared for it.
     """
     import onnxruntime
 
@@ -260,11 +260,11 @@ def _missing_library(provider: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of onnxruntime says, without where in its source and its stack."""
+    """The message of an onnxruntime error, without its source location and stack."""
     return str(error).strip().partition("\n")[0]
 
 
-def _give_back_freed_memory() -> None:
-    """Give the system back what loading has freed: of 146 MB after loading a ResNet-18, 52 MB are left."""
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+def _trim_heap() -> None:
+    """Return to the system what loading has freed: of 146 MB after loading a ResNet-18, 52 MB are left."""
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)

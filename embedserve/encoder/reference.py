@@ -1,4 +1,4 @@
-"""Eight drawn images by which an encoder file proves, anywhere, that it still computes what it computed at export."""
+"""Eight drawn images that show, on any machine, whether an encoder still computes what it computed at export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNT = 8
 def draw(size_px: int) -> NDArray[np.uint8]:
     """Eight images, uint8 [8, S, S, 3].
 
-    Integer arithmetic only, so that every machine and every library version draws the same bytes.
+    Drawn with integer arithmetic only, so the bytes are the same on every machine and with every library version.
     """
     import numpy as np
 
@@ -23,7 +23,7 @@ def draw(size_px: int) -> NDArray[np.uint8]:
     cell = max(size_px // 8, 1)
     checks = ((x // cell + y // cell) % 2) * 255
     rings = ((x - size_px // 2) ** 2 + (y - size_px // 2) ** 2) * 8 // max(size_px, 1) % 256
-    # A linear congruence over the position stands in for noise.
+    # Pseudo-noise: a linear congruence over the position.
     noise = (x * 1103515245 + y * 12345 + x * y * 2654435761) // 65536 % 256
     disc = np.where((2 * x - size_px) ** 2 + (2 * y - size_px) ** 2 < (size_px * 3 // 4) ** 2, 230, 20)
     stripes = (x // cell) % 2 * 200 + 30

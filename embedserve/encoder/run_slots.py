@@ -1,7 +1,7 @@
-"""Runs on GPUs through buffers that are made once: as many at a time as slots, each with images of its own.
+"""Runs on GPUs through preallocated buffers: each slot has its own, and does one run at a time.
 
-While one run computes, the images of another are copied to the GPU; so each GPU has two slots. Batches are padded to a
-few fixed sizes, for which CUDA has its memory and its fastest algorithms ready before the first image comes.
+While one run computes, the images of another are copied to the GPU, so each GPU has two slots. Batches are padded to a
+few fixed sizes, for which CUDA has its memory and its fastest algorithms ready before the first image arrives.
 
 Shapes: N images, S side in pixels, C channels, D numbers per embedding.
 """
@@ -33,14 +33,14 @@ _OUT_OF_MEMORY = (
 
 
 class RunSlots:
-    """Several slots over one or more sessions of the same encoder.
+    """Slots over one or more sessions of the same encoder.
 
     Args:
         sessions: one for each GPU.
         image_shape: (S, S, C).
         dimension: D.
-        max_batch: images in a run at most.
-        memory: gives that many bytes that the GPUs copy from and to.
+        max_batch: most images in a run.
+        memory: allocates bytes that the GPUs copy from and to.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class RunSlots:
         memory: Callable[[int], NDArray[np.uint8]],
     ) -> None:
         self.largest_batch = max_batch
-        """Images in a run at most: halved when the memory of a GPU did not suffice."""
-        # A GPU's second slot comes after the first of every other: so the work goes round.
+        """Most images in a run; halved whenever a GPU runs out of memory."""
+        # The second slot of a GPU comes after the first slots of all GPUs, which spreads the runs.
         self._slots = [
             _Slot(session, image_shape, dimension, max_batch, memory) for _ in range(PER_GPU) for session in sessions
         ]
@@ -66,11 +66,11 @@ class RunSlots:
 
     @property
     def count(self) -> int:
-        """Runs at a time."""
+        """Number of slots, which is the number of parallel runs."""
         return len(self._slots)
 
     def warm_up(self) -> None:
-        """Run every size of batch in all slots at once; sizes for which there is no memory are not used later."""
+        """Run every batch size in all slots at once; sizes that exceed the memory are not used afterwards."""
         import numpy as np
 
         with ThreadPoolExecutor(len(self._slots)) as pool:
@@ -80,7 +80,7 @@ class RunSlots:
                     list(pool.map(self.encode, [images] * len(self._slots)))
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [N, S, S, C] → float32 [N, D]; waits for a slot. What is too large for one run takes several."""
+        """uint8 [N, S, S, C] → float32 [N, D]; waits for a slot. More than ``largest_batch`` take several runs."""
         import numpy as np
 
         parts: list[NDArray[np.float32]] = []
@@ -106,7 +106,7 @@ class RunSlots:
 
     def _halve(self, too_large: int) -> None:
         with self._lock:
-            if self.largest_batch < too_large:  # another run has found it out as well
+            if self.largest_batch < too_large:  # another run has halved it already
                 return
             self.largest_batch = max(self.largest_batch // 2, 1)
         _log.warning(
@@ -115,7 +115,7 @@ class RunSlots:
 
 
 class _Slot:
-    """The buffers of one run at a time, and for each size of batch how the session is to use them."""
+    """The buffers of one run at a time, and for each batch size the binding that makes the session use them."""
 
     def __init__(
         self,
@@ -131,15 +131,14 @@ class _Slot:
         self._session = session
         self._images = memory(max_batch * pixels).reshape(max_batch, *image_shape)
         self._vectors = memory(max_batch * dimension * 4).view(np.float32).reshape(max_batch, dimension)
-        # To onnxruntime both are memory of the CPU. Its copies to and from the GPU are those of CUDA, which sees by the
-        # address that the memory is pinned.
+        # Both are CPU memory to onnxruntime, which copies with CUDA; CUDA recognises pinned memory by its address.
         self._bindings = {size: self._bind(size) for size in sizes(max_batch)}
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [N, S, S, C] → float32 [N, D], N at most ``max_batch``."""
         count = len(images)
         self._images[:count] = images
-        # Behind them is what earlier runs have left: it is computed as well, and nobody reads it.
+        # The rest of the buffer holds images of earlier runs; their vectors are computed and not read.
         size = next(size for size in self._bindings if size >= count)
         self._session.run_with_iobinding(self._bindings[size])
         return self._vectors[:count].copy()

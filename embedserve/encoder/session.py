@@ -1,4 +1,4 @@
-"""An encoder that runs: an encoder file in an onnxruntime session, on the CPU or on GPUs."""
+"""An encoder that runs: an encoder file in onnxruntime sessions, on the CPU or on GPUs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from embedserve.encoder.encoder_file import EncoderMetadata
 
 SAME_VECTOR_COSINE = 0.9999
-"""Two embeddings of one image are the same if their cosine is at least this."""
+"""Two embeddings of an image count as the same if their cosine is at least this."""
 _ROUNDED_VECTOR_COSINE = 0.999
-"""The same for encoders in fp16 and int8, where another device rounds otherwise, layer for layer."""
+"""The same for encoders in fp16 and int8, where another device rounds differently in every layer."""
 _GPU_BATCH = 64
 
 
 class ImageEncoder(Protocol):
-    """What the engine needs of an encoder. ``Encoder`` is the real one; tests bring a fake."""
+    """What the engine needs of an encoder. ``Encoder`` implements it; tests use a fake."""
 
     @property
     def metadata(self) -> EncoderMetadata:
-        """What the encoder is."""
+        """The self-description of the encoder."""
 
     @property
     def fingerprint(self) -> str:
@@ -38,11 +38,11 @@ class ImageEncoder(Protocol):
 
     @property
     def provider(self) -> str:
-        """What runs it, as in "CPUExecutionProvider"."""
+        """The execution provider, as in "CPUExecutionProvider"."""
 
     @property
     def parallel_runs(self) -> int:
-        """How many calls of ``encode`` side by side use the device fully."""
+        """How many parallel calls of ``encode`` use the device fully."""
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [N, S, S, C] → float32 [N, D] with unit norm. May be called from several threads."""
@@ -57,7 +57,7 @@ class Encoder:
     provider: str
     parallel_runs: int
     note: str
-    """Why there is a GPU and it is not used; empty if that is not so."""
+    """Why an existing GPU is not used; empty if it is used or there is none."""
     _run: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
     _slots: RunSlots | None = None
 
@@ -71,24 +71,24 @@ class Encoder:
         max_batch: int = 0,
         gpu_memory_bytes: int = 0,
     ) -> Encoder:
-        """Read an encoder file and make it ready to run. Other threads go on meanwhile.
+        """Read an encoder file and make it ready to run, without blocking other threads.
 
         Args:
             path: the encoder file.
             device: see ``providers.place``.
             threads: cores to use on the CPU; 0 for all that this process may use. Each run takes one.
-            max_batch: images in a run on a GPU at most; 0 for 64.
-            gpu_memory_bytes: what onnxruntime may take of each GPU's memory; 0 for all.
+            max_batch: most images in a run on a GPU; 0 for 64.
+            gpu_memory_bytes: memory that onnxruntime may take on each GPU; 0 for all.
 
         Raises:
-            EncoderFileError: the file is no encoder, or its graph is not what its metadata says.
-            SetupError: a GPU was asked for and does not work here.
+            EncoderFileError: the file is not an encoder, or its graph does not match its metadata.
+            SetupError: a GPU was named and does not work here.
         """
         path = Path(path)
         before = _state_of(path)
         file = encoder_file.read(path)
         metadata, fingerprint = file.metadata, file.fingerprint
-        # onnxruntime reads the file by itself, which needs no second copy of it and holds no GIL.
+        # onnxruntime reads the file itself, which avoids a second copy and does not hold the GIL.
         model = str(path) if _is_text(path) else file.model
         del file
         encoder = cls._start(
@@ -109,7 +109,7 @@ class Encoder:
 
     @classmethod
     def from_file(cls, file: encoder_file.EncoderFile, *, device: str = "auto", threads: int = 0) -> Encoder:
-        """The same as ``open`` for a file in memory."""
+        """The same as ``open``, for an encoder file in memory."""
         return cls._start(file.model, file.metadata, file.fingerprint, device=device, threads=threads)
 
     @classmethod
@@ -146,8 +146,8 @@ class Encoder:
         _check_graph(session, metadata)
 
         def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-            # Of all the ways to run a session the one with the least to do per call: 8.6 µs for a graph of three
-            # nodes, where I/O binding takes 16 and OrtValues 42; binding once and copying in and out takes 7.2.
+            # The way to run a session with the least overhead: 8.6 µs for a graph of three nodes. I/O binding takes
+            # 16 µs and OrtValues 42 µs; binding once and copying in and out takes 7.2 µs.
             vectors: NDArray[np.float32] = session.run([encoder_file.OUTPUT], {encoder_file.INPUT: images})[0]
             return vectors
 
@@ -155,14 +155,14 @@ class Encoder:
 
     @property
     def largest_batch(self) -> int | None:
-        """Images that go through a GPU at once, fewer than asked for if its memory did not suffice; None on the CPU."""
+        """Most images in a run on a GPU, fewer than configured if it ran out of memory; None on the CPU."""
         return None if self._slots is None else self._slots.largest_batch
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [N, S, S, C] → float32 [N, D] with unit norm. May be called from several threads.
 
         Raises:
-            InternalError: the graph failed, or gave numbers that are not finite.
+            InternalError: the graph failed, or its output is not finite.
         """
         import numpy as np
 
@@ -175,29 +175,29 @@ class Encoder:
         return vectors
 
     def reference_cosine(self) -> float:
-        """Lowest cosine of the eight reference images to what the file promises; 1 where nothing has drifted.
+        """Lowest cosine between the vectors of the eight reference images and those in the file; 1 without drift.
 
         Raises:
-            EncoderFileError: the file carries no reference vectors.
+            EncoderFileError: the file has no reference vectors.
         """
         if self.metadata.reference is None:
-            raise EncoderFileError("the encoder file carries no reference vectors", hint="export it again")
+            raise EncoderFileError("the encoder file has no reference vectors", hint="export it again")
         ours = self.encode(reference.draw(self.metadata.preprocess.size_px))
         return reference.lowest_cosine(ours, self.metadata.reference)
 
 
 def same_vector_cosine(metadata: EncoderMetadata) -> float:
-    """The least cosine at which two devices are said to give the same vectors with this encoder."""
+    """The lowest cosine at which vectors of two devices count as the same for this encoder."""
     return SAME_VECTOR_COSINE if metadata.precision == "fp32" else _ROUNDED_VECTOR_COSINE
 
 
 def _start_on_gpus(
     model: str | bytes, metadata: EncoderMetadata, placement: providers.Placement, settings: providers.GpuSettings
 ) -> RunSlots:
-    """Sessions on all the GPUs, warm.
+    """Warm sessions on all the GPUs.
 
     Raises:
-        SetupError: one of them does not start, or has no memory for a single image.
+        SetupError: one does not start, or has no memory for a single image.
     """
     sessions = [providers.gpu_session(model, placement.provider, gpu, settings) for gpu in placement.gpus]
     _check_graph(sessions[0], metadata)
@@ -219,7 +219,7 @@ def _start_on_gpus(
 
 
 def _is_text(path: Path) -> bool:
-    """Whether onnxruntime can be given the path: it takes UTF-8 only."""
+    """Whether onnxruntime can open the path: it accepts only UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -228,11 +228,11 @@ def _is_text(path: Path) -> bool:
 
 
 def _state_of(path: Path) -> tuple[int, int, int] | None:
-    """Changes when the file does."""
+    """A value that changes when the file does; None if there is none."""
     try:
         status = path.stat()
     except OSError:
-        return None  # whoever reads it says so
+        return None  # reading it reports the error
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 

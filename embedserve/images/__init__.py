@@ -1,1 +1,1 @@
-"""Images: bytes to RGB pixels, and to the square that an encoder takes."""
+"""Images: from bytes to RGB pixels, and to the square that an encoder takes."""

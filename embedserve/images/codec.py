@@ -1,8 +1,8 @@
 """Encoded image bytes → RGB pixels, safely and always in the same way.
 
-The only place where untrusted image bytes are decoded: training, the server and the command line all call ``decode``.
-What it decides once and for all: which formats and pixel types are read, EXIF rotation is applied, transparency is
-laid on white, 16-bit grey is scaled by 1/257, of an animation the first frame counts.
+The only place that decodes untrusted image bytes: training, the server and the command line all call ``decode``. It
+defines which formats and pixel types are read, applies EXIF rotation, composes transparency on white, scales 16-bit
+grey by 1/257, and takes the first frame of an animation.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from PIL.Image import Transpose
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""Formats that are read. All other parsers of Pillow stay unreachable: they are where its holes have been."""
+"""Formats that are read. Pillow's other parsers, where its vulnerabilities have been, stay unreachable."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""File names that a folder scan takes for images."""
+"""Suffixes of the files that a folder scan takes for images."""
 
 THUMBNAIL_PX = 256
 """Longer side of a thumbnail."""
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _EXIF_ORIENTATION = 0x0112
-_MAY_TURN = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/")
-"""What an EXIF or XMP block in a JPEG begins with."""
+_ORIENTATION_BLOCKS = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/")
+"""Beginnings of the EXIF and XMP blocks of a JPEG, which may hold an orientation."""
 _MAX_SCANS = 100
-"""Scans of a JPEG; ordinary ones have up to about 12. Each goes over all pixels, however few bytes it has: without a
-limit 270 KB of them keep a core busy for a minute, and 16 MiB for hours. libtiff has the same limit."""
+"""Scans of a JPEG; ordinary ones have up to about 12. Each visits all pixels, however few bytes it has: without a
+limit, 270 KB of scans keep a core busy for a minute, and 16 MiB for hours. libtiff has the same limit."""
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xda-\xfe])", re.DOTALL)
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -52,7 +52,7 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
         limits: ``max_image_bytes``, ``max_image_pixels`` and ``max_image_side_px`` are enforced, the last two from
             the header before decoding.
         min_side_px: if positive, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep at
-            least this many pixels. A camera photo then costs a fifth.
+            least this many pixels. A camera photo then takes a fifth of the time.
 
     Returns:
         uint8 [H, W, 3], red green blue, upright.
@@ -70,8 +70,8 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
         raise ImageUndecodable("the image has zero bytes")
     if len(data) > limits.max_image_bytes:
         raise ImageTooLarge(f"the image has {len(data)} bytes; max_image_bytes is {limits.max_image_bytes}")
-    # Pillow's own guard is one number for the whole process. It is raised where our limit is higher, and never lowered:
-    # other code of this process, and other limits, would be refused what they may have. Ours below is the exact one.
+    # Pillow's own guard is one number for the whole process. It is raised if our limit is higher, and never lowered, as
+    # that would affect other code of this process, and other limits. The exact check is ours below.
     if Image.MAX_IMAGE_PIXELS is not None and limits.max_image_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
     try:
@@ -85,8 +85,8 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
             if min_side_px > 0 and image.format in ("JPEG", "MPO"):
                 image.draft(None, (min_side_px, min_side_px))
             image.load()
-            turn = _turn(image)
-            return np.array(_to_rgb(image if turn is None else image.transpose(turn)))
+            transpose = _to_upright(image)
+            return np.array(_to_rgb(image if transpose is None else image.transpose(transpose)))
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -101,17 +101,17 @@ def decode(data: bytes, limits: Limits | None = None, *, min_side_px: int = 0) -
 
 
 def read_file(path: Path, limits: Limits | None = None) -> bytes:
-    """The bytes of an image file, whose size is looked at first: a folder may hold a film, or a pipe without an end.
+    """The bytes of an image file. Its size is checked first: a folder may hold a film, or a pipe without an end.
 
     Raises:
         ImageTooLarge: it has more than ``max_image_bytes``.
-        ImageFormatError: it is no regular file.
+        ImageFormatError: it is not a regular file.
         OSError: it cannot be read.
     """
     limit = (limits or Limits()).max_image_bytes
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ImageFormatError("it is no regular file")
+        raise ImageFormatError("it is not a regular file")
     if status.st_size > limit:
         raise ImageTooLarge(f"the image has {status.st_size} bytes; max_image_bytes is {limit}")
     return path.read_bytes()
@@ -146,11 +146,11 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
 
 
 def _check_scans(data: bytes) -> None:
-    """Refuse a JPEG with more scans than any encoder writes, without decoding it."""
+    """Refuse a JPEG with more scans than encoders write, without decoding it."""
     start_of_scan = b"\xff\xda"
     if not data.startswith(b"\xff\xd8\xff") or data.count(start_of_scan) <= _MAX_SCANS:
         return
-    # Not all of these bytes need be markers: an EXIF block may hold a JPEG, and a profile anything.
+    # Not all of these bytes are markers: an EXIF block may hold a JPEG, and a colour profile any bytes.
     scans, position = 0, 2
     while (found := _JPEG_MARKER.search(data, position)) is not None and (marker := found[1]) != b"\xd9":
         scans += marker == b"\xda"
@@ -163,8 +163,8 @@ def _check_scans(data: bytes) -> None:
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:
     """Width and height from the header of a WebP file; None for anything else.
 
-    Of the formats that are read, WebP is the one whose decoder in Pillow allocates its canvas, up to 1 GiB, when the
-    file is opened and before its size can be asked for. Layout: RFC 9649, sections 2.5 to 2.7.
+    Of the formats that are read, WebP is the only one whose decoder in Pillow allocates its canvas, up to 1 GiB, on
+    opening the file, before its size is known. Layout: RFC 9649, sections 2.5 to 2.7.
     """
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return None
@@ -185,16 +185,16 @@ def _open(data: bytes) -> Image.Image:
         if data.startswith(_SIGNATURES):
             raise ImageUndecodable("the image is damaged: its header cannot be read") from None
         raise ImageFormatError(
-            f"the bytes are no image that can be read (they begin with {data[:8]!r})",
+            f"the bytes are not a readable image (they begin with {data[:8]!r})",
             hint=f"images are {', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
         ) from None
 
 
-def _turn(image: Image.Image) -> Transpose | None:
-    """What makes the image upright, as its EXIF or XMP block says."""
+def _to_upright(image: Image.Image) -> Transpose | None:
+    """The transposition that makes the image upright, by its EXIF or XMP block; None if it is upright."""
     from PIL.Image import Transpose
 
-    turns = {
+    transpositions = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
         4: Transpose.FLIP_TOP_BOTTOM,
@@ -204,7 +204,7 @@ def _turn(image: Image.Image) -> Transpose | None:
         8: Transpose.ROTATE_90,
     }
     try:
-        return turns.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+        return transpositions.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block does not make the pixels unusable
         return None
 
@@ -213,17 +213,17 @@ def _turn(image: Image.Image) -> Transpose | None:
 def _simplejpeg() -> ModuleType | None:
     try:
         import simplejpeg
-    except ImportError:  # it has no wheel for every machine
+    except ImportError:  # there are no wheels for some machines
         return None
     found: ModuleType = simplejpeg
     return found
 
 
 def _decode_jpeg(data: bytes, limits: Limits, min_side_px: int) -> NDArray[np.uint8] | None:
-    """The pixels of an ordinary, intact JPEG as Pillow would decode it, bit for bit, in half the time or less.
+    """The pixels of an ordinary, intact JPEG, bit for bit as Pillow decodes it, in half the time or less.
 
-    None for anything else: other formats, four colour components, whatever libjpeg-turbo has a warning for, and where
-    simplejpeg is not installed. Then Pillow decides.
+    None for anything else, which is left to Pillow: other formats, four colour components, files that libjpeg-turbo
+    warns about, and without simplejpeg.
     """
     import numpy as np
     from PIL import Image
@@ -247,11 +247,11 @@ def _decode_jpeg(data: bytes, limits: Limits, min_side_px: int) -> NDArray[np.ui
         )
     except ValueError:
         return None
-    if not any(block in data for block in _MAY_TURN):
+    if not any(block in data for block in _ORIENTATION_BLOCKS):
         return pixels
     with _open(data) as image:
-        turn = _turn(image)
-    return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
+        transpose = _to_upright(image)
+    return pixels if transpose is None else np.array(Image.fromarray(pixels).transpose(transpose))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

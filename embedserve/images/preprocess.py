@@ -1,4 +1,4 @@
-"""RGB pixels → the square that an encoder takes. One rule, written once by training and read everywhere else."""
+"""RGB pixels → the square that an encoder takes. Training writes the rule once; everything else reads it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from embedserve.types import Limits
 
 _MIN_DECODED_SIDE_PX = 256
-"""JPEGs are never scaled below this while decoding, so that a thumbnail can be made of the same pixels."""
+"""JPEGs are never scaled below this while decoding, so that a thumbnail can be made from the same pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreprocessSpec:
     """How an image of any size becomes the uint8 square that the encoder's graph takes.
 
-    Normalisation is not part of it: that is inside the graph.
+    Normalisation is not part of it, but of the graph.
     """
 
     size_px: int
     """Side of the square."""
     resize_px: int = 0
-    """The shorter side is resized to this many pixels, and the square is the centre of the result; at least size_px.
+    """The shorter side is resized to this many pixels, at least size_px, and the square is the centre of the result.
     0: the whole image is squeezed into the square."""
     filter: str = "bilinear"
     """"bilinear" or "bicubic", both antialiased."""
 
     def __post_init__(self) -> None:
         for name in ("size_px", "resize_px"):
-            if type(getattr(self, name)) is not int:  # it comes from a file that may say 224.5, "224" or true
+            if type(getattr(self, name)) is not int:  # a file may say 224.5, "224" or true
                 raise EncoderFileError(f"preprocess.{name} is {getattr(self, name)!r}, not a whole number")
         if not 1 <= self.size_px <= 4096:
             raise EncoderFileError(f"preprocess.size_px is {self.size_px}, not within 1–4096")
@@ -48,14 +48,14 @@ class PreprocessSpec:
 
     @property
     def min_decoded_side_px(self) -> int:
-        """Side that a scaled JPEG decode has to keep.
+        """Shortest side that a scaled JPEG decode must keep.
 
-        Twice the target: measured drift of the embedding against a full decode is then below 1e-5 (1 − cosine).
+        Twice the target: the embedding then drifts from that of a full decode by less than 1e-5 (1 − cosine), measured.
         """
         return max(2 * (self.resize_px or self.size_px), _MIN_DECODED_SIDE_PX)
 
     def to_json(self) -> dict[str, Any]:
-        """The specification as JSON values."""
+        """The specification as a JSON document."""
         return asdict(self)
 
     @classmethod
@@ -63,8 +63,8 @@ class PreprocessSpec:
         """The specification that a JSON document describes.
 
         Raises:
-            EncoderFileError: a field is missing, unknown or out of range. An unknown field is refused, since a rule
-                that is not understood cannot be reproduced.
+            EncoderFileError: a field is missing, unknown or out of range. An unknown field is refused, as a rule that
+                is not understood cannot be reproduced.
         """
         if not isinstance(document, dict):
             raise EncoderFileError("the encoder has no preprocess rule")
@@ -77,8 +77,8 @@ class PreprocessSpec:
 def apply(spec: PreprocessSpec, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The square for the encoder: uint8 [H, W, 3] → uint8 [S, S, 3].
 
-    Crop and resize are one resampling of the centre of the source, so an image of extreme shape costs no more than its
-    own pixels.
+    Crop and resize are one resampling of the centre of the source, so an image of extreme shape costs no more than
+    its own pixels.
     """
     import numpy as np
     from PIL import Image
@@ -95,9 +95,9 @@ def apply(spec: PreprocessSpec, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def load(spec: PreprocessSpec, data: bytes, limits: Limits | None = None) -> NDArray[np.uint8]:
-    """The square for the encoder from encoded image bytes: ``apply`` after ``images.decode``.
+    """The square for the encoder from encoded image bytes: ``apply`` after ``codec.decode``.
 
     Raises:
-        ImageError: the bytes cannot be used; see ``images.decode``.
+        ImageError: the bytes cannot be used; see ``codec.decode``.
     """
     return apply(spec, decode(data, limits, min_side_px=spec.min_decoded_side_px))

@@ -1,1 +1,1 @@
-"""The gRPC server: services over one engine, and their life from start to drained."""
+"""The server: gRPC services and HTTP pages over one engine, from start to drain."""

@@ -1,4 +1,4 @@
-"""How a server is set up. Each field's sentence is also the help text of its flag."""
+"""The configuration of a server. Each field's sentence is also the help text of its flag."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embedserve.types import Limits
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
-    """Everything that `embedserve serve` can be told."""
+    """Every setting of `embedserve serve`."""
 
     encoder: Path
     data: Path | None = None
@@ -29,31 +29,34 @@ class ServerConfig:
         },
     )
     gpu_memory_mib: int = field(
-        default=0, metadata={"help": "Memory of each GPU that the encoder may take, in MiB; 0 for all."}
+        default=0, metadata={"help": "Memory that the encoder may take on each GPU, in MiB; 0 for all."}
     )
     index_memory_mib: int = field(
         default=0,
         metadata={
             "help": "Memory that the index of a collection may take before codes replace its graph, in MiB; 0 for half"
-            " of this machine's."
+            " of the machine's."
         },
     )
     threads: int = field(default=0, metadata={"help": "Cores for the encoder on the CPU; 0 for all."})
     decode_threads: int = field(
-        default=0, metadata={"help": "Threads that decode for a GPU; 0 for one per core. On the CPU the encoder's do."}
+        default=0,
+        metadata={
+            "help": "Threads that decode images for a GPU; 0 for one per core. On the CPU the encoder's threads decode."
+        },
     )
     max_batch: int = field(
-        default=0, metadata={"help": "Images in a batch; 0 for what is found to be best at the start."}
+        default=0, metadata={"help": "Images in a batch; 0 for the size that is measured to be best at the start."}
     )
-    grace_s: float = field(default=30.0, metadata={"help": "Seconds that running calls get when the server stops."})
+    grace_s: float = field(default=30.0, metadata={"help": "Seconds that calls in flight get when the server stops."})
     reflection: bool = field(default=True, metadata={"help": "Answer gRPC server reflection."})
     tls_cert: Path | None = field(
         default=None,
-        metadata={"help": "Certificate of the server in PEM, with its chain; a renewed file is taken up by itself."},
+        metadata={"help": "Certificate of the server in PEM, with its chain; reloaded when the file changes."},
     )
     tls_key: Path | None = field(default=None, metadata={"help": "Private key of --tls-cert in PEM."})
     tls_client_ca: Path | None = field(
-        default=None, metadata={"help": "CAs in PEM; every client then needs a certificate of one of them."}
+        default=None, metadata={"help": "CAs in PEM; every client then needs a certificate signed by one of them."}
     )
     tokens: Path | None = field(
         default=None,
@@ -61,16 +64,16 @@ class ServerConfig:
     )
     insecure: bool = field(
         default=False,
-        metadata={"help": "Listen for other machines even without TLS or without asking who calls."},
+        metadata={"help": "Listen for other machines even without TLS or without checking callers."},
     )
     traces: bool = field(
         default=False,
         metadata={"help": "Send OpenTelemetry traces to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names."},
     )
     log_format: Literal["text", "json"] = field(
-        default="text", metadata={"help": "Log on standard error as text for people or as JSON, one object a line."}
+        default="text", metadata={"help": "Log to standard error as text for people, or as JSON, one object per line."}
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(
-        default="warning", metadata={"help": "Log from this level on: info adds calls that failed, debug all calls."}
+        default="warning", metadata={"help": "Log from this level up: info adds calls that failed, debug all calls."}
     )
     limits: Limits = field(default_factory=Limits)

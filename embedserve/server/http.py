@@ -1,8 +1,8 @@
 """The HTTP port: metrics and probes, on the event loop of the gRPC server.
 
-``/healthz`` answers as long as the event loop lives; ``/readyz`` only while calls are taken; ``/metrics`` is for
-Prometheus. Requests have no bodies that anyone reads, and connections are few and short-lived: whoever opens many, or
-sends slowly, loses them.
+``/healthz`` answers 200 as long as the event loop runs, ``/readyz`` only while calls are accepted; ``/metrics`` is for
+Prometheus. No page reads a request body. Connections are few and short-lived: connections beyond the limit, and slow
+ones, are closed.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
     from embedserve.server.lifecycle.state import ServerState
     from embedserve.server.telemetry.metrics import Metrics
 
-MOST_CONNECTIONS = 64
-_REQUEST_S = 10.0
-"""How long a connection may take for a request, its headers and body, or idle."""
-_MOST_HEADER_BYTES = 16 * 1024
+MAX_CONNECTIONS = 64
+_REQUEST_TIMEOUT_S = 10.0
+"""How long a connection may take to send a request, headers and body, or be idle."""
+_MAX_HEADER_BYTES = 16 * 1024
 
-_WHY_NOT = {
+_NOT_READY_REASONS = {
     "starting": "the encoder and the collections are being opened",
     "failing": "the encoder fails on every image; it is tried again every second",
-    "draining": "the server was told to stop and finishes what is running",
+    "draining": "the server is stopping and finishes the calls in flight",
 }
 
 
 def application(state: ServerState, metrics: Metrics, tokens: TokenFile | None = None) -> Starlette:
-    """The pages of the port. With tokens, the metrics need one of them; probes need none."""
+    """The pages of the HTTP port. With tokens, the metrics need one of them; probes need none."""
 
     async def index(request: Request) -> Response:
         return PlainTextResponse(
             f"embedserve {embedserve.__version__}\n\n"
             "/healthz  200 while the process lives\n"
-            "/readyz   200 while calls are taken\n"
+            "/readyz   200 while calls are accepted\n"
             "/metrics  for Prometheus\n"
         )
 
@@ -60,27 +60,27 @@ def application(state: ServerState, metrics: Metrics, tokens: TokenFile | None =
         phase = state.phase
         if phase == "ready":
             return JSONResponse({"status": phase})
-        return JSONResponse({"status": phase, "reason": _WHY_NOT[phase]}, status_code=503)
+        return JSONResponse({"status": phase, "reason": _NOT_READY_REASONS[phase]}, status_code=503)
 
-    async def read(request: Request) -> Response:
+    async def read_metrics(request: Request) -> Response:
         if tokens is not None and tokens.find_bearer(request.headers.get("authorization", "")) is None:
             return PlainTextResponse("a token is needed\n", 401, {"www-authenticate": "Bearer"})
-        await metrics.look()
+        await metrics.refresh_collections()
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(metrics.registry), headers={"content-type": content_type})
 
-    pages = {"/": index, "/healthz": healthz, "/readyz": readyz, "/metrics": read}
+    pages = {"/": index, "/healthz": healthz, "/readyz": readyz, "/metrics": read_metrics}
     return Starlette(routes=[Route(path, page) for path, page in pages.items()])
 
 
 class HttpServer:
-    """Serves an application. The port is taken at once; it is answered on after ``start``.
+    """Serves an application. The port is open from the beginning; requests are answered after ``start``.
 
     Args:
         app: the pages.
         host: the address to listen on.
         port: 0 for any free one.
-        tls: for HTTPS.
+        tls: the context for HTTPS; None for HTTP.
 
     Raises:
         SetupError: the port is taken or not allowed.
@@ -99,7 +99,7 @@ class HttpServer:
             proxy_headers=False,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=1,
-            h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         )
         config.load()
         config.ssl = tls
@@ -108,20 +108,20 @@ class HttpServer:
         self._serving: asyncio.Task[None] | None = None
         self._scheme = "http" if tls is None else "https"
         self.port: int = self._sockets[0].getsockname()[1]
-        """The port that is listened on."""
+        """The port that the server listens on."""
 
     @property
     def url(self) -> str:
-        """Where it is reached."""
+        """The address of the pages."""
         host = self._sockets[0].getsockname()[0]
         return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def start(self) -> None:
-        """Answer."""
+        """Answer requests."""
         self._serving = asyncio.create_task(self._server.serve(self._sockets), name="http")
 
     async def stop(self) -> None:
-        """Answer what has been asked, and give the port free."""
+        """Answer the requests in flight, and close the port."""
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving
@@ -132,42 +132,42 @@ class HttpServer:
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to the server as a whole, which stops this part last."""
+        """Leave the signals to the gRPC server, which stops this one last."""
         yield
 
 
 class _Connection(H11Protocol):
-    """uvicorn's, with bounds that it has not: on idle and slow connections, and on how many there are."""
+    """uvicorn's connection, with the limits it lacks: on idle and slow connections, and on their number."""
 
-    _waiting: asyncio.TimerHandle | None = None
+    _timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
+        if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
-        self._wait()
+        self._restart_timeout()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._wait()
+        self._restart_timeout()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._waiting is not None:
-            self._waiting.cancel()
+        if self._timeout is not None:
+            self._timeout.cancel()
 
-    def _wait(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-        self._waiting = self.loop.call_later(_REQUEST_S, self._give_up)
+    def _restart_timeout(self) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()
+        self._timeout = self.loop.call_later(_REQUEST_TIMEOUT_S, self._close_if_idle)
 
-    def _give_up(self) -> None:
+    def _close_if_idle(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
-    """A socket on each address that the host stands for, all with the same port."""
+    """A socket on each address that the host resolves to, all with the same port."""
     sockets: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -179,6 +179,6 @@ def _listen(host: str, port: int) -> list[socket.socket]:
             opened.close()
         raise SetupError(
             f"cannot listen on {host}:{port} for HTTP: {error.strerror}",
-            hint=f"choose another: embedserve serve … --http-port {port + 1}, or leave it out: --no-http",
+            hint=f"choose another: embedserve serve … --http-port {port + 1}, or do without HTTP: --no-http",
         ) from error
     return sockets

@@ -1,8 +1,8 @@
-"""What is done for every call of ours, in one place: its id, its end in one status, its counters, log line and span.
+"""What every call of our services has in common: request id, limits, final status, metrics, log line and span.
 
-Errors become statuses here: ours with code and hint, anything else as INTERNAL. A call is accounted for when its task
-ends, which is the one moment that comes for every call: also for one that was never read, or cancelled while its answer
-was sent. Health and reflection are left alone.
+Errors become statuses here: those of ``embedserve.errors`` with code and hint, anything else as INTERNAL. A call is
+recorded when its task ends, which happens to every call, even to one that was never read or was cancelled while its
+response was sent. Health and reflection pass through unchanged.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 
-from embedserve.errors import DeadlineExceeded, EmbedserveError, InternalError, InvalidInput
+from embedserve.errors import DeadlineExceeded, EmbedserveError, InternalError
 from embedserve.server.access.roles import caller
 from embedserve.server.calls.call_limits import CallLimits
-from embedserve.server.calls.minimum_rate import LEAST_BYTES_PER_S, MinimumRate
+from embedserve.server.calls.minimum_rate import MIN_BYTES_PER_S, MinimumRate
+from embedserve.server.calls.requests import checked, checked_stream, tolerant
 from embedserve.server.calls.responses import abort
 from embedserve.server.lifecycle.state import ServerState
 from embedserve.server.telemetry import logs
@@ -37,66 +38,68 @@ _Out = TypeVar("_Out")
 _Context = grpc.aio.ServicerContext[Any, Any]
 _log = logging.getLogger("embedserve.server")
 
-_UNTAKEN_S = 60.0
-"""A message that the caller does not take for so long ends a call that holds a thread and files as long as it lasts."""
+_WRITE_TIMEOUT_S = 60.0
+"""How long the client may leave a message unread before its download ends: a download holds a thread and open files."""
 
-_ON_THE_WAY_S = 0.02
-"""How long the beginning of a call may have been on its way to us."""
+_TRANSIT_S = 0.02
+"""How long the headers of a call may have been on their way to the server."""
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
-    """One call, from when its headers came until its answer was sent."""
+class _CallRecord:
+    """What is known of one call, from the arrival of its headers until its response was sent."""
 
     method: str
     metrics: MethodMetrics
     request_id: str
     begun: float
-    """When it was read, on ``time.monotonic``'s clock."""
+    """When its headers arrived, and later when its request had been read, on ``time.monotonic``'s clock."""
     context: _Context | None = None
-    """None until it was read."""
+    """None until its handler runs."""
     code: str = ""
-    """The status that it was answered with."""
+    """The gRPC status of its response."""
     error: str = ""
-    """The code of the error, as ``embedserve.errors`` has it; empty if there was none."""
+    """The code of its error as in ``embedserve.errors``; empty if there was none."""
     reason: str = ""
-    """Its message."""
+    """The message of its error."""
     span: Span | None = None
     request: Any = None
     response: Any = None
-    """Both kept for a span only; of streams there are neither."""
+    """Request and response of a unary call; kept only if it has a span."""
 
 
 _CODES: dict[object, str] = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0])}
-"""Names of the statuses. A context gives its own as a number, though it is declared otherwise."""
+"""Names of the statuses. ``ServicerContext.code`` returns a number, although it is declared otherwise."""
 
-_current: ContextVar[_Call] = ContextVar("_current")
+_current: ContextVar[_CallRecord] = ContextVar("_current")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the calls of our own services. Has to be the first interceptor, so that it sees what others refuse.
+    """Wraps the calls of our own services. It must be the first interceptor, to see what the others refuse.
 
     Args:
-        state: which calls are under way.
-        gate: how many of them there may be.
-        metrics: where calls are counted.
-        traces: where spans go, if anywhere.
+        state: keeps track of the calls in flight.
+        call_limits: how many calls there may be.
+        metrics: counts the calls.
+        traces: where spans go; None for none.
     """
 
-    def __init__(self, state: ServerState, gate: CallLimits, metrics: Metrics, traces: Traces | None = None) -> None:
+    def __init__(
+        self, state: ServerState, call_limits: CallLimits, metrics: Metrics, traces: Traces | None = None
+    ) -> None:
         self._state = state
-        self._gate = gate
+        self._call_limits = call_limits
         self._metrics = metrics
         self._traces = traces
         self._wrapped: dict[str, tuple[Any, grpc.RpcMethodHandler[Any, Any]]] = {}
-        """For each method its handler and the wrapped one."""
+        """For each method its handler, and the same handler wrapped."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[_In, _Out] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[_In, _Out] | None:
-        """The handler of a call, wrapped. Runs in the task of the call, before the call is read."""
+        """The handler of a call, wrapped. Runs in the task of the call, before its request is read."""
         method = handler_call_details.method
         handler = await continuation(handler_call_details)
         if method.startswith("/grpc."):
@@ -108,7 +111,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         inner, wrapped = self._wrapped.get(method, (None, None))
         if inner is not handler or wrapped is None:
             wrapped = self._wrap(handler)
-            # What another interceptor refuses with reads nothing, and is another handler each time.
+            # The handler of a refusal by another interceptor reads nothing, and is a new one each time.
             if metrics.known and handler.request_deserializer is not None:
                 self._wrapped[method] = handler, wrapped
         self._begin(method, metrics, handler_call_details.invocation_metadata)
@@ -119,16 +122,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _begin(self, method: str, metrics: MethodMetrics, metadata: Any) -> None:
         request_id = ""
         for key, value in metadata:
-            if key == logs.REQUEST_ID and logs.is_sane(value):
+            if key == logs.REQUEST_ID and logs.is_valid_request_id(value):
                 request_id = value
-        call = _Call(method, metrics, request_id or logs.new_request_id(), time.monotonic())
+        call = _CallRecord(method, metrics, request_id or logs.new_request_id(), time.monotonic())
         fields = {"request_id": call.request_id}
         if name := caller.get():
             fields["caller"] = name
         if self._traces is not None:
             call.span, span_fields = self._traces.begin(method, dict(metadata))
             fields |= span_fields
-        # The task is this call's alone, so what is set here ends with it.
+        # The task belongs to this call alone, so these context variables end with it.
         _current.set(call)
         logs.call_fields.set(fields)
         self._metrics.calls_in_flight += 1
@@ -162,28 +165,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     # --- Handlers -------------------------------------------------------------------
 
     def _wrap(self, handler: grpc.RpcMethodHandler[_In, _Out]) -> grpc.RpcMethodHandler[_In, _Out]:
-        read = handler.request_deserializer and _readable(handler.request_deserializer)
+        deserialize = handler.request_deserializer and tolerant(handler.request_deserializer)
         if handler.unary_unary is not None:
-            # On the wire the same; here it leaves to us when, and whether, the request is received.
+            # The same on the wire, but it leaves to us when, and whether, the request is received.
             return grpc.stream_unary_rpc_method_handler(
-                self._unary(handler.unary_unary), read, handler.response_serializer
+                self._unary(handler.unary_unary), deserialize, handler.response_serializer
             )
         if handler.unary_stream is not None:  # likewise
             return grpc.stream_stream_rpc_method_handler(
-                self._download(handler.unary_stream), read, handler.response_serializer
+                self._download(handler.unary_stream), deserialize, handler.response_serializer
             )
         if handler.stream_unary is not None:
             return grpc.stream_unary_rpc_method_handler(
-                self._upload(handler.stream_unary), read, handler.response_serializer
+                self._upload(handler.stream_unary), deserialize, handler.response_serializer
             )
         return grpc.stream_stream_rpc_method_handler(
-            self._stream(handler.stream_stream, admitted=read is not None), read, handler.response_serializer
+            self._stream(handler.stream_stream, admitted=deserialize is not None),
+            deserialize,
+            handler.response_serializer,
         )
 
     def _unary(self, inner: Any) -> Any:
-        async def answer(call: _Call, context: _Context) -> Any:
-            self._gate.enter(context.peer())
-            request = _checked(await self._gate.receive(context))
+        async def answer(call: _CallRecord, context: _Context) -> Any:
+            self._call_limits.enter(context.peer())
+            request = checked(await self._call_limits.receive(context))
             call.begun = time.monotonic()
             with self._state.call():
                 response = await inner(request, context)
@@ -206,13 +211,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _download(self, inner: Any) -> Any:
         async def answer(context: _Context) -> None:
-            self._gate.enter(context.peer())
-            request = _checked(await self._gate.receive(context))
+            self._call_limits.enter(context.peer())
+            request = checked(await self._call_limits.receive(context))
             with self._state.call():
-                pace = MinimumRate(_UNTAKEN_S)
+                minimum_rate = MinimumRate(_WRITE_TIMEOUT_S)
                 async with aclosing(inner(request, context)) as responses:
                     async for response in responses:
-                        await _write(response, context, pace)
+                        await _write(response, context, minimum_rate)
 
         async def handle(_: AsyncIterator[Any], context: _Context) -> None:
             call = _accept(context)
@@ -229,9 +234,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _upload(self, inner: Any) -> Any:
         async def answer(requests: AsyncIterator[Any], context: _Context) -> Any:
-            self._gate.enter(context.peer())
+            self._call_limits.enter(context.peer())
             with self._state.call():
-                return await inner(_all_checked(requests), context)
+                return await inner(checked_stream(requests), context)
 
         async def handle(requests: AsyncIterator[Any], context: _Context) -> Any:
             call = _accept(context)
@@ -252,11 +257,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             failure: EmbedserveError | grpc.aio.AbortError | None = None
             with self._state.call():
                 try:
-                    self._gate.enter(context.peer())
-                    if admitted:  # a client is told at once that it is let in, and not with the first answer
-                        with suppress(grpc.aio.BaseError):  # where it is gone already
+                    self._call_limits.enter(context.peer())
+                    if admitted:  # tells the client that it is admitted, before there is a first response
+                        with suppress(grpc.aio.BaseError):  # it may have hung up
                             await context.send_initial_metadata(())
-                    async for response in inner(_all_checked(requests), context):
+                    async for response in inner(checked_stream(requests), context):
                         yield response
                 except Exception as error:
                     failure = _failure(error, call)
@@ -267,42 +272,42 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return handle
 
 
-def _accept(context: _Context) -> _Call:
-    """The call that is under way, nothing of which has been read yet."""
+def _accept(context: _Context) -> _CallRecord:
+    """The record of the current call, now that its handler runs."""
     call = _current.get()
     call.context, call.begun = context, time.monotonic()
     context.set_trailing_metadata(((logs.REQUEST_ID, call.request_id),))
     return call
 
 
-async def _write(response: Any, context: _Context, pace: MinimumRate) -> None:
-    """Send a message of several.
+async def _write(response: Any, context: _Context, minimum_rate: MinimumRate) -> None:
+    """Send one message of a download.
 
     Raises:
-        DeadlineExceeded: the caller does not take it, or takes them too slowly.
+        DeadlineExceeded: the client does not read it, or reads too slowly.
     """
     begun = time.monotonic()
     try:
-        async with asyncio.timeout(_UNTAKEN_S):
+        async with asyncio.timeout(_WRITE_TIMEOUT_S):
             await context.write(response)
     except TimeoutError:
-        raise DeadlineExceeded(f"the caller has taken no message for {_UNTAKEN_S:g} s") from None
-    if not pace.is_kept(response.ByteSize(), time.monotonic() - begun):
+        raise DeadlineExceeded(f"the client has read no message for {_WRITE_TIMEOUT_S:g} s") from None
+    if not minimum_rate.is_kept(response.ByteSize(), time.monotonic() - begun):
         raise DeadlineExceeded(
-            f"the caller has taken {pace.bytes} bytes in {pace.waited_s:.0f} s;"
-            f" he is to take at least {LEAST_BYTES_PER_S} bytes a second"
+            f"the client has read {minimum_rate.bytes} bytes in {minimum_rate.waited_s:.0f} s;"
+            f" it must read at least {MIN_BYTES_PER_S >> 10} KiB/s"
         )
 
 
-def _failure(error: Exception, call: _Call) -> EmbedserveError | grpc.aio.AbortError:
-    """What a call ends with, noted. It refers to no frame any more.
+def _failure(error: Exception, call: _CallRecord) -> EmbedserveError | grpc.aio.AbortError:
+    """What a call ends with, recorded; without its traceback.
 
-    gRPC keeps the exception that ends a call, in a cycle with the call: the requests in the frames behind it, up to
-    32 MiB each, would stay until Python's garbage collector comes, which counts objects and not bytes.
+    gRPC keeps the exception that ends a call in a reference cycle with the call: the requests in the frames of the
+    traceback, up to 32 MiB each, would stay until Python's garbage collector runs, which counts objects, not bytes.
     """
     assert call.context is not None
     failure: EmbedserveError | grpc.aio.AbortError
-    if isinstance(error, grpc.aio.AbortError):  # another interceptor's end of the call
+    if isinstance(error, grpc.aio.AbortError):  # another interceptor has ended the call
         call.code = call.error = _CODES.get(call.context.code(), "UNKNOWN")
         call.reason = call.context.details()
         failure = error
@@ -325,24 +330,24 @@ async def _abort(failure: EmbedserveError | grpc.aio.AbortError, context: _Conte
     await abort(failure, context)
 
 
-def _code_of(call: _Call, task: asyncio.Task[Any]) -> str:
+def _code_of(call: _CallRecord, task: asyncio.Task[Any]) -> str:
     """The gRPC status with which a call ended."""
-    if task.cancelling():  # by gRPC, since the caller is gone or his deadline has passed; it says not which
+    if task.cancelling():  # by gRPC: the client has hung up, or the deadline has passed; gRPC does not say which
         remaining_s = None if call.context is None else call.context.time_remaining()
         return "DEADLINE_EXCEEDED" if is_late(remaining_s, time.monotonic() - call.begun) else "CANCELLED"
     return call.code or "UNKNOWN"
 
 
 def is_late(remaining_s: float | None, after_s: float) -> bool:
-    """Whether who hung up ``after_s`` seconds did so because his time was up, with ``remaining_s`` left by our clock.
+    """Whether a client that hung up after ``after_s`` did so because its deadline passed.
 
-    gRPC rounds a deadline up by as much as a hundredth on its way to us, and we count from when the call came, so we
-    see the caller hang up shortly before it passes here.
+    gRPC rounds a deadline up by as much as 1 % on its way to the server, which counts from the arrival of the call. So
+    the server sees the client hang up shortly before the deadline by its own clock, ``remaining_s`` earlier.
     """
-    return remaining_s is not None and remaining_s <= 0.01 * (remaining_s + after_s) + _ON_THE_WAY_S
+    return remaining_s is not None and remaining_s <= 0.01 * (remaining_s + after_s) + _TRANSIT_S
 
 
-def _fields_of(call: _Call, code: str, seconds: float) -> dict[str, Any]:
+def _fields_of(call: _CallRecord, code: str, seconds: float) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "method": call.method.removeprefix("/"),
         "code": code,
@@ -352,32 +357,3 @@ def _fields_of(call: _Call, code: str, seconds: float) -> dict[str, Any]:
     if call.error:
         fields |= {"error": call.error, "reason": call.reason}
     return fields
-
-
-@dataclass(frozen=True)
-class _Unreadable:
-    """Stands for a request whose bytes are no message: gRPC itself would answer UNKNOWN with a Python repr."""
-
-    error: Exception
-
-
-def _readable(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    def read(data: bytes) -> Any:
-        try:
-            return deserialize(data)
-        except Exception as error:  # DecodeError; also for text that is no UTF-8, and for too many levels
-            return _Unreadable(error)
-
-    return read
-
-
-def _checked(request: Any) -> Any:
-    if isinstance(request, _Unreadable):
-        raise InvalidInput("the request cannot be read as its message type") from request.error
-    return request
-
-
-async def _all_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _checked(request)
-        del request  # while the next one is waited for, which may be long

@@ -1,4 +1,4 @@
-"""What protects a server: made of its configuration, refused where it does not fit, and told in one line."""
+"""TLS and tokens of a server: made from its configuration, refused if it is unsafe, and summed up in one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import time
 
 from embedserve.errors import SetupError
-from embedserve.server.access.reload_files import Watched
+from embedserve.server.access.reload_files import Reloadable
 from embedserve.server.access.roles import AccessInterceptor
 from embedserve.server.access.tls import ServerTls
 from embedserve.server.access.tokens import TokenFile
@@ -15,10 +15,10 @@ from embedserve.server.config import ServerConfig
 
 
 class Security:
-    """TLS and tokens of a server, as far as they are asked for.
+    """TLS and tokens of a server, as far as the configuration asks for them.
 
     Raises:
-        SetupError: a file cannot be used, flags do not fit together, or strangers would reach an open port.
+        SetupError: a file cannot be used, flags contradict each other, or other machines would reach an open port.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -27,25 +27,25 @@ class Security:
         self._config = config
         if not config.insecure and not self._closed and not is_loopback(config.host):
             raise SetupError(
-                f"on {config.host} other machines reach this server, and {self._open_because}",
-                hint="listen on this machine only: --host 127.0.0.1; or let in who may: --tls-cert FILE --tls-key FILE"
+                f"on {config.host} other machines can reach this server, and {self._open_because}",
+                hint="listen on this machine only: --host 127.0.0.1; or check callers: --tls-cert FILE --tls-key FILE"
                 " with --tokens FILE (or --tls-client-ca FILE); or leave it open, behind something that checks"
                 " callers: --insecure",
             )
 
     @property
     def interceptors(self) -> list[AccessInterceptor]:
-        """What comes right behind the interceptor that counts calls, and before all others."""
+        """Run right after the interceptor that counts calls, and before all others."""
         return [] if self.tokens is None else [AccessInterceptor(self.tokens)]
 
     @property
-    def watched(self) -> list[Watched]:
-        """What is read again when its files change."""
-        return [thing for thing in (self.tls, self.tokens) if thing is not None]
+    def reloadable(self) -> list[Reloadable]:
+        """What to reload when its files change."""
+        return [part for part in (self.tls, self.tokens) if part is not None]
 
     @property
     def summary(self) -> str:
-        """Who may call, for the lines that a server says when it is ready."""
+        """Who may call, for the lines that a server prints when it is ready."""
         config = self._config
         encrypted = "no TLS"
         if self.tls is not None:
@@ -57,25 +57,25 @@ class Security:
 
     @property
     def warning(self) -> str:
-        """What whoever runs the server should know of the risk; empty if there is none."""
+        """The risk that the operator should know of; empty if there is none."""
         if self._closed or is_loopback(self._config.host):
             return ""
-        return f"other machines reach {self._config.host}, and {self._open_because}"
+        return f"other machines can reach {self._config.host}, and {self._open_because}"
 
     @property
     def _closed(self) -> bool:
-        """Whether nobody gets in, or can overhear how, who was not let in."""
+        """Whether connections are encrypted and callers are checked."""
         return self.tls is not None and (self.tokens is not None or self._config.tls_client_ca is not None)
 
     @property
     def _open_because(self) -> str:
         if self.tokens is not None:
-            return "without TLS everyone on the way can read images and tokens"
-        return "without tokens everyone who does may read, write and delete"
+            return "without TLS anyone on the network path can read images and tokens"
+        return "without tokens anyone who reaches it may read, write and delete"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """Whether only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -83,7 +83,7 @@ def is_loopback(host: str) -> bool:
     try:
         found = socket.getaddrinfo(host, None)
     except OSError:
-        return False  # whatever it is, listening will say it
+        return False  # listening on it reports what is wrong
     return bool(found) and all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
 
 
@@ -91,7 +91,7 @@ def _tls(config: ServerConfig) -> ServerTls | None:
     if config.tls_cert is None and config.tls_key is None:
         if config.tls_client_ca is not None:
             raise SetupError(
-                "--tls-client-ca asks clients for certificates, but the server has none itself",
+                "--tls-client-ca asks clients for certificates, but the server itself has none",
                 hint="add --tls-cert FILE --tls-key FILE",
             )
         return None

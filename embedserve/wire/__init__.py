@@ -1,6 +1,6 @@
-"""Wire messages ↔ domain values, for both ends of the wire.
+"""Messages of ``embedserve.v1`` ↔ values of ``embedserve.types``, for server and client.
 
-Only the doors of the server and the client see messages.
+Nothing behind the services of the server and the calls of the client sees a message.
 """
 
 from embedserve.wire.collections import (

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 from embedserve.errors import InvalidInput
-from embedserve.types import (
-    DEFAULT_TARGET_RECALL,
-    CheckProgress,
-    CheckReport,
-    CollectionInfo,
-    Keep,
-    Recall,
-)
+from embedserve.types import DEFAULT_TARGET_RECALL, CheckProgress, CheckReport, CollectionInfo, Keep, Recall
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.wire.server import encoder_ref
 from embedserve.wire.vectors import fraction_from_proto
@@ -28,7 +21,7 @@ def keep_to_proto(keep: Keep) -> collection_pb.KeepMedia.ValueType:
 
 
 def keep_from_proto(value: int) -> Keep:
-    """What is kept of images; thumbnails where nothing was said.
+    """What is kept of images; thumbnails if the field is not set.
 
     Raises:
         InvalidInput: the value is not known.
@@ -58,14 +51,14 @@ def collection_to_proto(info: CollectionInfo) -> collection_pb.Collection:
         building=info.building,
         segment_count=info.segments,
         unsealed_count=info.unsealed,
-        dead_count=info.dead,
+        dead_count=info.deleted,
     )
     message.created_at.FromMicroseconds(round(info.created_unix_s * 1e6))
     return message
 
 
 def collection_from_proto(message: collection_pb.Collection) -> CollectionInfo:
-    """The collection of a message."""
+    """The collection in a message."""
     return CollectionInfo(
         name=message.name,
         fingerprint=message.encoder.fingerprint,
@@ -77,7 +70,7 @@ def collection_from_proto(message: collection_pb.Collection) -> CollectionInfo:
         aliases=tuple(message.aliases),
         index=message.index,
         disk_bytes=message.disk_bytes,
-        # An older server says nothing of these two.
+        # An older server does not set the next two.
         index_spec=message.index_spec or "auto",
         target_recall=fraction_from_proto(message.target_recall) or DEFAULT_TARGET_RECALL,
         filter_keys=tuple(message.filter_keys),
@@ -85,12 +78,12 @@ def collection_from_proto(message: collection_pb.Collection) -> CollectionInfo:
         building=message.building,
         segments=message.segment_count,
         unsealed=message.unsealed_count,
-        dead=message.dead_count,
+        deleted=message.dead_count,
     )
 
 
 def recall_to_proto(recall: Recall | None) -> collection_pb.Recall | None:
-    """A measured recall as a message; None for a field that is not set."""
+    """A measured recall as a message; None, for a field that stays unset, if there is none."""
     if recall is None:
         return None
     message = collection_pb.Recall(value=recall.value, query_count=recall.queries, real_queries=recall.real)
@@ -99,7 +92,7 @@ def recall_to_proto(recall: Recall | None) -> collection_pb.Recall | None:
 
 
 def recall_from_proto(message: collection_pb.Recall) -> Recall:
-    """The measured recall of a message."""
+    """The measured recall in a message."""
     return Recall(
         value=fraction_from_proto(message.value),
         queries=message.query_count,
@@ -109,7 +102,7 @@ def recall_from_proto(message: collection_pb.Recall) -> Recall:
 
 
 def check_step_to_proto(step: CheckProgress | CheckReport) -> collection_pb.CheckCollectionResponse:
-    """How far a check is, or what it found, as a message."""
+    """The progress of a check, or its report, as a message."""
     if isinstance(step, CheckProgress):
         progress = collection_pb.CheckProgress(stage=step.stage, done_count=step.done, total_count=step.total)
         return collection_pb.CheckCollectionResponse(progress=progress)
@@ -124,7 +117,7 @@ def check_step_to_proto(step: CheckProgress | CheckReport) -> collection_pb.Chec
 
 
 def check_step_from_proto(message: collection_pb.CheckCollectionResponse) -> CheckProgress | CheckReport:
-    """How far a check is, or what it found."""
+    """The progress of a check, or its report, from a message."""
     if message.HasField("progress"):
         return CheckProgress(message.progress.stage, message.progress.done_count, message.progress.total_count)
     report = message.report

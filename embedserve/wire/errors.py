@@ -7,7 +7,8 @@ from typing import Any
 from embedserve.errors import EmbedserveError, Overloaded, from_code
 
 ERROR_DOMAIN = "embedserve"
-_LONGEST_TEXT = 500
+_MAX_TEXT_CHARS = 500
+"""A status travels in HTTP/2 headers, of which gRPC accepts 8 KiB; a message may quote a name of any length."""
 
 
 def error_to_status(error: EmbedserveError) -> Any:
@@ -34,12 +35,11 @@ def error_to_status(error: EmbedserveError) -> Any:
 
 
 def _shortened(text: str) -> str:
-    # A status travels in HTTP/2 headers, of which gRPC takes 8 KiB; a message may quote a name of any length.
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+    return text if len(text) <= _MAX_TEXT_CHARS else f"{text[:_MAX_TEXT_CHARS]}…"
 
 
 def error_from_status(status: Any) -> EmbedserveError:
-    """The error that a google.rpc.Status describes; by its ErrorInfo, or else by its gRPC code."""
+    """The error that a google.rpc.Status describes, by its ErrorInfo or, without one, by its gRPC code."""
     from google.rpc import code_pb2, error_details_pb2
 
     code, hint, retry_after_ms = code_pb2.Code.Name(status.code), "", None

@@ -3,17 +3,7 @@
 from __future__ import annotations
 
 from embedserve.errors import InvalidInput
-from embedserve.types import (
-    And,
-    Eq,
-    Exists,
-    Filter,
-    In,
-    Limits,
-    Not,
-    Or,
-    Range,
-)
+from embedserve.types import And, Eq, Exists, Filter, In, Limits, Not, Or, Range
 from embedserve.v1 import common_pb2 as common_pb
 from embedserve.wire.metadata import value_from_proto, value_to_proto
 
@@ -38,11 +28,11 @@ def filter_to_proto(condition: Filter) -> common_pb.Filter:
 
 
 def filter_from_proto(message: common_pb.Filter, limits: Limits) -> Filter:
-    """The filter of a message. What is too large is refused while it is read, not after.
+    """The filter in a message. One that is too large is refused while it is read, not afterwards.
 
     Raises:
-        InvalidInput: a node has no field set, or a list where a single value belongs.
-        LimitExceeded: max_filter_nodes or max_filter_depth.
+        InvalidInput: a node has no field set, or a list instead of a single value.
+        LimitExceeded: max_filter_nodes or max_filter_depth is exceeded.
     """
     return _FilterReader(limits).read(message, 1)
 
@@ -93,5 +83,5 @@ class _FilterReader:
 def _single(key: str, message: common_pb.MetadataValue) -> str | int | float | bool:
     value = value_from_proto(message)
     if not isinstance(value, (str, int, float)):
-        raise InvalidInput(f"the filter compares {key!r} with a list; it takes single values")
+        raise InvalidInput(f"the filter compares {key!r} with a list; only single values are allowed")
     return value

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping
 
 from embedserve.errors import InvalidInput
-from embedserve.types import (
-    Metadata,
-    MetadataValue,
-)
+from embedserve.types import Metadata, MetadataValue
 from embedserve.v1 import common_pb2 as common_pb
 
 
 def value_to_proto(value: MetadataValue) -> common_pb.MetadataValue:
-    """One metadata value by its Python type."""
+    """One metadata value as a message, by its Python type."""
     if isinstance(value, bool):  # before int: a bool is one
         return common_pb.MetadataValue(bool_value=value)
     if isinstance(value, str):
@@ -26,7 +23,7 @@ def value_to_proto(value: MetadataValue) -> common_pb.MetadataValue:
 
 
 def value_from_proto(message: common_pb.MetadataValue) -> MetadataValue:
-    """One metadata value.
+    """The metadata value in a message.
 
     Raises:
         InvalidInput: no field is set.
@@ -44,7 +41,7 @@ def metadata_into(target: MutableMapping[str, common_pb.MetadataValue], metadata
     """Write metadata into a message's map field."""
     for key, value in metadata.items():
         message, kind = target[key], type(value)
-        # Written in place, for this is most of what an answer costs; ``value_to_proto`` makes a message more.
+        # In place, as this is most of the cost of a response; ``value_to_proto`` would make one more message.
         if kind is str:
             message.string_value = value  # type: ignore[assignment]
         elif kind is int:
@@ -56,7 +53,7 @@ def metadata_into(target: MutableMapping[str, common_pb.MetadataValue], metadata
 
 
 def metadata_from_proto(source: Mapping[str, common_pb.MetadataValue]) -> dict[str, MetadataValue]:
-    """Metadata of a message's map field.
+    """The metadata in a message's map field.
 
     Raises:
         InvalidInput: a value has no field set; names its key.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from embedserve.types import (
-    Limits,
-)
+from embedserve.types import Limits
 from embedserve.v1 import common_pb2 as common_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
 
 
 def encoder_ref(name: str, fingerprint: str, dimension: int) -> common_pb.EncoderRef:
-    """Which encoder made some vectors."""
+    """The reference to an encoder that goes with its vectors."""
     return common_pb.EncoderRef(name=name, fingerprint=fingerprint, dimension=dimension)
 
 
@@ -20,6 +18,6 @@ def limits_to_proto(limits: Limits) -> embedding_pb.ServerLimits:
 
 
 def limits_from_proto(message: embedding_pb.ServerLimits) -> Limits:
-    """The limits of a message; a limit that an older server does not know keeps our default."""
+    """The limits in a message; a limit that an older server does not know keeps its default."""
     known = {name: getattr(message, name, 0) for name in Limits.__dataclass_fields__}
     return Limits(**{name: value for name, value in known.items() if value})

@@ -18,7 +18,7 @@ PACKED_F16 = common_pb.VECTOR_ENCODING_PACKED_F16
 
 
 def check_encoding(encoding: int) -> None:
-    """Refuse an encoding of vectors that is not known.
+    """Refuse an unknown encoding of vectors.
 
     Raises:
         InvalidInput: with the number.
@@ -28,7 +28,7 @@ def check_encoding(encoding: int) -> None:
 
 
 def vector_to_proto(vector: NDArray[np.float32], encoding: int = FLOATS) -> common_pb.Vector:
-    """A vector, float32 [D], in the encoding that was asked for.
+    """A vector, float32 [D], in the requested encoding.
 
     Raises:
         InvalidInput: the encoding is not known.
@@ -38,15 +38,15 @@ def vector_to_proto(vector: NDArray[np.float32], encoding: int = FLOATS) -> comm
         return common_pb.Vector(packed_f32=vector.astype("<f4").tobytes())
     if encoding == PACKED_F16:
         return common_pb.Vector(packed_f16=vector.astype("<f2").tobytes())
-    # The bytes of the message: protobuf would take the numbers one by one (6.9 µs against 0.6 µs for 256 of them).
+    # From the bytes of the message: protobuf would take the numbers one by one (6.9 µs against 0.6 µs for 256).
     return common_pb.Vector.FromString(_floats_header(vector.size) + vector.astype("<f4").tobytes())
 
 
 def vector_from_proto(message: common_pb.Vector) -> NDArray[np.float32]:
-    """The vector, float32 [D], in whatever encoding it came; its length and numbers are not checked.
+    """The vector, float32 [D], in a message of any encoding; its length and numbers are not checked.
 
     Raises:
-        InvalidInput: not exactly one field is set, or a packed field has a broken length.
+        InvalidInput: not exactly one field is set, or the length of a packed field is not a whole number of values.
     """
     f32, f16, floats = message.packed_f32, message.packed_f16, len(message.values)
     if bool(f32) + bool(f16) + bool(floats) != 1:
@@ -63,7 +63,7 @@ def vector_from_proto(message: common_pb.Vector) -> NDArray[np.float32]:
 
 
 def _floats_from_proto(message: common_pb.Vector) -> NDArray[np.float32]:
-    # Out of the bytes of the message: 12.1 µs against 0.9 µs for 256 numbers.
+    # From the bytes of the message: 0.9 µs for 256 numbers, against 12.1 µs one by one.
     encoded, header = message.SerializeToString(), _floats_header(len(message.values))
     if encoded.startswith(header):
         return np.frombuffer(encoded, "<f4", len(message.values), len(header)).astype(np.float32)
@@ -71,7 +71,7 @@ def _floats_from_proto(message: common_pb.Vector) -> NDArray[np.float32]:
 
 
 def _floats_header(count: int) -> bytes:
-    """What stands before the numbers in the bytes of a ``Vector`` with values: the field, and their size."""
+    """The bytes of a ``Vector`` before its packed values: field tag and size."""
     if not count:
         return b""
     size, header = 4 * count, bytearray(b"\x0a")
@@ -83,5 +83,5 @@ def _floats_header(count: int) -> bytes:
 
 
 def fraction_from_proto(value: float) -> float:
-    """A cosine or a recall as it was meant: float32 on the wire makes 0.30000001 of 0.3. Six decimals are kept."""
+    """A cosine or a recall with six decimals: float32 on the wire turns 0.3 into 0.30000001."""
     return round(value, 6)

@@ -34,7 +34,7 @@ SLIPS: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "exporting what is no run": (lambda p: ["export", p / "good", "-o", p / "e.onnx"], "good"),
     "evaluating a file that is no encoder": (
         lambda p: ["evaluate", p / "file", p / "good"],
-        "is no ONNX model",
+        "is not an ONNX model",
     ),
     "adding an empty folder": (lambda p: ["add", p / "empty", "--collection", "c"], "has no"),
     "searching a collection that is not there": (
@@ -51,7 +51,7 @@ SLIPS: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "serving a file that is no encoder": (
         lambda p: ["serve", p / "file", "--port", "0", "--no-http"],
-        "is no ONNX model",
+        "is not an ONNX model",
     ),
 }
 

@@ -208,7 +208,7 @@ def test_files_that_cannot_be_used_are_named_with_the_reason_and_the_others_adde
     assert ids(client, collection) == IDS
     failures = [line for line in outcome.err.splitlines() if line.startswith("failed")]
     assert len(failures) == 3
-    assert failures[0].startswith(f"failed  {bad}/cats/text.png: the bytes are no image that can be read")
+    assert failures[0].startswith(f"failed  {bad}/cats/text.png: the bytes are not a readable image")
     assert failures[1].startswith(f"failed  {bad}/cut.jpg: the image is damaged")
     assert failures[2] == f"failed  {bad}/empty.webp: the image has zero bytes"
     assert "added 5, changed 0, known 0, failed 3" in outcome.err

@@ -60,6 +60,8 @@ def test_a_program_gets_every_field_of_a_collection(cli: Cli, filled: str) -> No
     assert (document["items"], document["dimension"], document["keep"]) == (3, DIMENSION, "thumbnails")
     assert document["fingerprint"] == "fa" * 32
     assert document["created_unix_s"] > 1.7e9
+    assert {"segments", "unsealed", "dead"} < document.keys()
+    assert "deleted" not in document
 
 
 def test_a_collection_is_made_with_an_index_a_target_and_filter_keys(cli: Cli, client: Client, collection: str) -> None:

@@ -142,7 +142,7 @@ def test_a_backup_replaces_no_file_unasked(cli: Cli, client: Client, collection:
     path.write_bytes(b"of last week")
     refused = cli("collection", "backup", collection, path)
     assert refused.exit_code == 1
-    assert "is there already" in refused.err
+    assert "already exists" in refused.err
     assert path.read_bytes() == b"of last week"
     outcome = cli("collection", "backup", collection, path, "--overwrite", "--json")
     assert outcome.json["size_bytes"] == len(path.read_bytes()) == len(f"all of {collection}")

@@ -96,7 +96,7 @@ def test_an_export_does_not_replace_a_file_unasked(cli: Cli, filled: str, tmp_pa
     path.write_bytes(b"of last week")
     refused = cli("collection", "export", filled, path)
     assert refused.exit_code == 1
-    assert "is there already" in refused.err
+    assert "already exists" in refused.err
     assert path.read_bytes() == b"of last week"
     assert cli("collection", "export", filled, path, "--overwrite").exit_code == 0
     assert pq.read_table(path).num_rows == 13

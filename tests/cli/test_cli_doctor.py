@@ -73,5 +73,5 @@ def test_a_file_that_is_no_encoder_is_one_sentence_and_a_hint(cli: Cli, tmp_path
     (tmp_path / "encoder.onnx").write_bytes(content)
     outcome = cli("doctor", tmp_path / "encoder.onnx")
     assert outcome.exit_code == 1
-    assert "is no ONNX model" in outcome.err
+    assert "is not an ONNX model" in outcome.err
     assert "hint:" in outcome.err

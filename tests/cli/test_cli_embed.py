@@ -84,7 +84,7 @@ def test_files_that_cannot_be_used_are_named_and_left_out(cli: Cli, photos: Path
     (photos / "lost.png").symlink_to("gone.png")
     outcome = cli("embed", photos, "-o", tmp_path / "out.npy")
     assert outcome.exit_code == 1
-    assert f"failed  {photos}/cats/text.png: the bytes are no image that can be read" in outcome.err
+    assert f"failed  {photos}/cats/text.png: the bytes are not a readable image" in outcome.err
     assert f"failed  {photos}/lost.png: cannot be read: No such file or directory" in outcome.err
     assert "embedded 5 of 7" in outcome.err
     document = json.loads((tmp_path / "out.json").read_text())
@@ -206,7 +206,7 @@ def test_an_encoder_file_embeds_without_a_server(cli: Cli, encoder_path: Path, t
     assert [Path(row["path"]).name for row in rows] == ["a.png", "b.png", "c.png"]
     assert [row["vector"] for row in rows] == [pytest.approx(vector) for vector in ([0.6, 0.8], [1, 0], [0, 1])]
     assert {row["encoder_fingerprint"] for row in rows} == {encoder_file.read(encoder_path).fingerprint}
-    assert f"failed  {folder}/text.png: the bytes are no image that can be read" in outcome.err
+    assert f"failed  {folder}/text.png: the bytes are not a readable image" in outcome.err
     assert f"failed  {folder}/lost.png: the image cannot be read: No such file or directory" in outcome.err
     assert "embedded 3 of 5 with red-green" in outcome.err
 

@@ -164,7 +164,7 @@ def test_a_query_that_is_no_image_is_an_error(cli: Cli, filled: str, tmp_path: P
     path.write_text("no picture")
     outcome = cli("search", path, "--collection", filled)
     assert outcome.exit_code == 1
-    assert outcome.err.startswith("error: the bytes are no image that can be read")
+    assert outcome.err.startswith("error: the bytes are not a readable image")
 
 
 def test_the_collection_may_come_from_the_environment(

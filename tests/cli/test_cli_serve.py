@@ -27,7 +27,7 @@ def test_numpy_and_faiss_keep_to_the_thread_that_calls_them_unless_the_environme
     def run(*_: Any, **__: Any) -> None:
         seen.update({name: os.environ.get(name, "") for name in SETTINGS})
 
-    monkeypatch.setattr("embedserve.server.app.run", run)
+    monkeypatch.setattr("embedserve.server.process.run", run)
     (tmp_path / "encoder.onnx").touch()
     assert cli("serve", tmp_path / "encoder.onnx").exit_code == 0
     assert seen == SETTINGS | given

@@ -64,7 +64,7 @@ def test_another_file_is_overwritten_only_if_requested(connect: Connect, server:
     path = tmp_path / "photos.backup"
     path.write_bytes(b"of last week")
     client = connect(server.target)
-    with pytest.raises(DataError, match=r"photos\.backup is there already"):
+    with pytest.raises(DataError, match=r"photos\.backup already exists"):
         client.backup_collection("photos", path)
     assert path.read_bytes() == b"of last week"
     assert server.asked("BackupCollection") == []

@@ -1,4 +1,4 @@
-"""The encoder file: what it carries, what its fingerprint covers, and what is refused."""
+"""The encoder file: what it contains, what its fingerprint covers, and what is refused."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_file_is_an_onnx_model_with_the_same_graph() -> None:
     assert (model.ir_version, model.opset_import) == (10, onnx_model().opset_import)
 
 
-def test_metadata_of_others_in_the_model_is_kept_and_ours_is_replaced() -> None:
+def test_other_metadata_of_the_model_is_kept_and_ours_is_replaced() -> None:
     model = onnx_model()
     model.metadata_props.add(key="author", value="someone")
     once = encoder_file.pack(model.SerializeToString(), METADATA)
@@ -103,7 +103,7 @@ def test_packing_twice_gives_the_same_bytes() -> None:
 # --- The fingerprint -----------------------------------------------------------------------------------------------
 
 
-def test_the_fingerprint_does_not_change_with_what_the_file_says_of_itself() -> None:
+def test_the_fingerprint_does_not_change_with_the_self_description() -> None:
     renamed = dataclasses.replace(METADATA, name="other", training={}, licence="", reference=None)
     assert packed(renamed).fingerprint == packed().fingerprint
 
@@ -135,7 +135,7 @@ def test_the_fingerprint_changes_with_a_function_of_the_model() -> None:
 
 
 def test_the_fingerprint_of_a_known_file_is_known() -> None:
-    # Collections are bound to it: whatever changes this number makes them all unreadable for their encoders.
+    # Collections are bound to it: a change of this number separates all of them from their encoders.
     parts = [
         helper.make_opsetid("", 18).SerializeToString(),
         onnx_model().graph.SerializeToString(),
@@ -154,7 +154,7 @@ def test_a_missing_file_is_named_with_the_command_that_makes_one(tmp_path: Path)
     assert "embedserve export" in caught.value.hint
 
 
-def test_a_folder_is_no_encoder_file(tmp_path: Path) -> None:
+def test_a_folder_is_not_an_encoder_file(tmp_path: Path) -> None:
     with pytest.raises(EncoderFileError, match="cannot be read"):
         encoder_file.read(tmp_path)
 
@@ -162,15 +162,15 @@ def test_a_folder_is_no_encoder_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\0", b"hello, this is text", b"\x89PNG\r\n\x1a\n" + bytes(50), bytes(range(256))], ids=repr
 )
-def test_a_file_that_is_no_onnx_model_is_refused_with_a_hint(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_onnx_model_is_refused_with_a_hint(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "encoder.onnx"
     path.write_bytes(content)
-    with pytest.raises(EncoderFileError, match="is no ONNX model") as caught:
+    with pytest.raises(EncoderFileError, match="is not an ONNX model") as caught:
         encoder_file.read(path)
     assert "embedserve export" in caught.value.hint
 
 
-def test_an_onnx_model_of_others_is_told_apart_from_no_model(tmp_path: Path) -> None:
+def test_a_foreign_onnx_model_is_distinguished_from_bytes_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "foreign.onnx"
     path.write_bytes(onnx_model().SerializeToString())
     with pytest.raises(EncoderFileError, match="not one that embedserve exported") as caught:
@@ -224,8 +224,8 @@ def test_a_damaged_self_description_is_refused(tmp_path: Path, document: str) ->
         encoder_file.read(path)
 
 
-def test_bytes_that_are_no_model_cannot_be_packed() -> None:
-    with pytest.raises(EncoderFileError, match="the model is no ONNX model"):
+def test_bytes_that_are_not_a_model_cannot_be_packed() -> None:
+    with pytest.raises(EncoderFileError, match="the model is not an ONNX model"):
         encoder_file.pack(b"hello", METADATA)
 
 
@@ -256,7 +256,7 @@ def test_a_written_file_replaces_the_old_one(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["encoder.onnx"]
 
 
-def test_a_folder_that_does_not_exist_is_an_error_and_so_is_one_that_is_a_file(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_or_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "missing/encoder.onnx", tmp_path / "file/encoder.onnx"):
         with pytest.raises(EncoderFileError, match="cannot be written"):
@@ -269,7 +269,7 @@ def test_a_folder_that_does_not_exist_is_an_error_and_so_is_one_that_is_a_file(t
 @pytest.mark.parametrize(
     ("size_px", "sha256_start"), [(1, "aa7ed81e7ea542ce"), (28, "85e680d15ba4ec1e"), (224, "63e6c8d9fc49a159")]
 )
-def test_the_reference_images_are_the_same_bytes_for_good(size_px: int, sha256_start: str) -> None:
+def test_the_reference_images_never_change(size_px: int, sha256_start: str) -> None:
     drawn = reference.draw(size_px)
     assert drawn.shape == (8, size_px, size_px, 3)
     assert drawn.dtype == np.uint8

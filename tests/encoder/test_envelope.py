@@ -1,4 +1,4 @@
-"""The top level of an ONNX model: the same parts that protobuf finds, and nothing found in what is none."""
+"""The top level of an ONNX model: the same parts that protobuf finds, and errors for other bytes."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ def test_properties_are_read_back_by_protobuf_and_by_us(properties: list[tuple[s
         b"\x3a\x00",  # a graph without content
         b"\x3a\x01a",  # no operator set
         b"\x3a\x01a\x42\x01b\x3a\x01c",  # two graphs
-        b"\x3a\x05a",  # cut
+        b"\x3a\x05a",  # truncated
         b"\x3a" + b"\xff" * 11,  # a length without an end
         b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\x7fa",  # a length beyond all memory
-        b"\x3b\x01a",  # a wire type that is not used any more
+        b"\x3b\x01a",  # an obsolete wire type
         b"\x02\x01a",  # a field with the number 0
-        b"\x3a\x01a\x42\x01b\x72\x04\x0a\x02\xff\xfe",  # a property that is no text
-        b"\x3a\x01a\x42\x01b\x09\x00\x00",  # eight bytes, of which two are there
+        b"\x3a\x01a\x42\x01b\x72\x04\x0a\x02\xff\xfe",  # a property that is not text
+        b"\x3a\x01a\x42\x01b\x09\x00\x00",  # two of eight bytes
     ],
     ids=repr,
 )
-def test_what_is_no_model_has_no_parts(message: bytes) -> None:
-    with pytest.raises(ValueError, match=r"no |without|wire type|codec"):
+def test_bytes_that_are_not_a_model_are_refused(message: bytes) -> None:
+    with pytest.raises(ValueError, match=r"not an? |unterminated|wire type|codec"):
         envelope.parse(message)
 
 
 @given(st.binary(max_size=64))
-def test_bytes_of_any_kind_are_a_model_or_a_value_error(message: bytes) -> None:
+def test_any_bytes_are_a_model_or_a_value_error(message: bytes) -> None:
     try:
         found = envelope.parse(b"\x3a\x01a\x42\x01b" + message)
     except ValueError:

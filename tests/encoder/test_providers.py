@@ -1,4 +1,4 @@
-"""Which device runs an encoder: what is asked for by name works or is an error, what is left open falls back."""
+"""Which device runs an encoder: a named device works or is an error; auto falls back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = GpuSettings(image_shape=(32, 32, 3), max_batch=8, fp16=False, cache_k
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
-    """What was found out about this machine is not what the tests pretend, before and after."""
+    """Forget what was cached about this machine, before and after a test pretends another one."""
     providers._problem.cache_clear()
     yield
     providers._problem.cache_clear()
@@ -30,7 +30,7 @@ def _forget() -> Iterator[None]:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``gpus(2)``: as many GPUs, on which CUDA and TensorRT work but for what ``problem`` says."""
+    """``gpus(2)``: two GPUs on which CUDA and TensorRT work, except for ``problem``."""
 
     def pretend(count: int, problem: str | None = None) -> None:
         monkeypatch.setattr(cuda_driver, "gpu_count", lambda: count)
@@ -77,13 +77,13 @@ def test_a_device_that_does_not_exist_is_refused_with_those_that_do(gpus: Any, d
     assert "cuda:0,1" in caught.value.hint
 
 
-def test_a_gpu_that_is_not_there_is_refused_with_the_last_one(gpus: Any) -> None:
+def test_a_gpu_that_does_not_exist_is_refused_with_the_last_one(gpus: Any) -> None:
     gpus(2)
     with pytest.raises(SetupError, match="device cuda:1,2 was asked for, but the last GPU here is 1"):
         place("cuda:1,2")
 
 
-def test_without_a_gpu_auto_is_the_cpu_and_nothing_needs_to_be_said(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_auto_is_the_cpu_without_a_note(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(0)
     monkeypatch.setattr(providers, "_has_gpu", lambda: False)
     assert place("auto") == Placement(CPU)
@@ -114,14 +114,14 @@ def test_the_note_names_the_library_that_is_missing(gpus: Any, monkeypatch: pyte
     assert place("auto").note == "CUDA does not start: libcudnn.so.9 cannot be loaded"
 
 
-def test_gpus_that_are_hidden_are_said_to_be(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_gpus_are_reported_as_hidden(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(0)
     monkeypatch.setattr(providers, "_has_gpu", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert place("auto").note == "the NVIDIA driver shows no GPU: CUDA_VISIBLE_DEVICES is ''"
 
 
-def test_an_onnxruntime_without_cuda_is_said_to_be_one(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_onnxruntime_without_cuda_is_reported(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(1)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
     with pytest.raises(SetupError, match="built without CUDA"):
@@ -130,7 +130,7 @@ def test_an_onnxruntime_without_cuda_is_said_to_be_one(gpus: Any, monkeypatch: p
 
 @pytest.mark.skipif(cuda_driver.gpu_count() > 0, reason="there is a GPU")
 @pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason="onnxruntime is built without CUDA")
-def test_what_onnxruntime_really_says_without_a_driver_becomes_one_line(
+def test_the_real_message_of_onnxruntime_without_a_driver_becomes_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cuda_driver, "gpu_count", lambda: 1)
@@ -143,7 +143,7 @@ def test_what_onnxruntime_really_says_without_a_driver_becomes_one_line(
 
 
 class Sessions:
-    """Stands for onnxruntime.InferenceSession: notes what it is given, and runs on the CPU whatever is asked for."""
+    """Replaces onnxruntime.InferenceSession: records its arguments, and always runs on the CPU."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[list[Any]] = []
@@ -181,9 +181,7 @@ def test_an_encoder_on_two_gpus_has_a_session_on_each_and_two_runs_at_a_time(
     np.testing.assert_array_equal(encoder.encode(images), on_cpu.encode(images))
 
 
-def test_a_gpu_without_memory_for_the_encoder_is_left_alone_under_auto(
-    gpus: Any, sessions: Sessions, path: Path
-) -> None:
+def test_a_gpu_without_memory_for_the_encoder_is_not_used_under_auto(gpus: Any, sessions: Sessions, path: Path) -> None:
     gpus(1)
     sessions.broken = {0}
     encoder = Encoder.open(path, device="auto")
@@ -199,7 +197,7 @@ def test_a_gpu_without_memory_for_the_encoder_is_an_error_by_name(gpus: Any, ses
         Encoder.open(path, device="cuda:all")
 
 
-def test_a_file_that_is_to_blame_is_not_blamed_on_the_gpu(gpus: Any) -> None:
+def test_a_file_that_cannot_be_loaded_is_not_blamed_on_the_gpu(gpus: Any) -> None:
     with pytest.raises(EncoderFileError, match="onnxruntime cannot load the model"):
         providers.gpu_session(b"nonsense", CUDA, 0, SETTINGS)
 
@@ -284,7 +282,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     cuda_driver._primary_context.cache_clear()
 
 
-def test_pinned_memory_is_zero_and_given_back_with_the_last_array_over_it(driver: Driver) -> None:
+def test_pinned_memory_is_zero_and_freed_with_the_last_array_over_it(driver: Driver) -> None:
     memory = cuda_driver.pinned(64, 0)
     view = memory[32:].view(np.float32)
     assert (len(driver.kept), driver.flags, memory.sum()) == (1, 1, 0)
@@ -295,7 +293,7 @@ def test_pinned_memory_is_zero_and_given_back_with_the_last_array_over_it(driver
     assert (len(driver.kept), driver.depth) == (0, 0)
 
 
-def test_where_no_memory_can_be_pinned_there_is_ordinary_memory(driver: Driver) -> None:
+def test_if_no_memory_can_be_pinned_it_is_ordinary_memory(driver: Driver) -> None:
     driver.refuse = True
     memory = cuda_driver.pinned(64, 0)
     assert (memory.nbytes, memory.sum(), driver.depth, driver.kept) == (64, 0, 0, {})
@@ -307,11 +305,11 @@ def test_without_a_driver_there_are_no_gpus_and_memory_is_ordinary(monkeypatch: 
     assert cuda_driver.pinned(16, 0).nbytes == 16
 
 
-def test_the_driver_says_how_many_gpus_there_are(driver: Driver) -> None:
+def test_the_driver_counts_the_gpus(driver: Driver) -> None:
     assert cuda_driver.gpu_count() == 2
 
 
-# --- The real thing ------------------------------------------------------------------------------------------------
+# --- Real GPUs -----------------------------------------------------------------------------------------------------
 
 needs_gpu = pytest.mark.skipif(providers.cuda_problem() is not None, reason=f"no CUDA: {providers.cuda_problem()}")
 
@@ -328,7 +326,7 @@ def test_on_the_gpu_batches_of_any_size_give_the_vectors_of_the_cpu(path: Path, 
 
 @pytest.mark.gpu
 @needs_gpu
-def test_memory_is_really_pinned_and_can_be_given_back() -> None:
+def test_memory_is_really_pinned_and_can_be_freed() -> None:
     for _ in range(3):
         memory = cuda_driver.pinned(1 << 20, 0)
         memory[:] = 7

@@ -140,7 +140,7 @@ def test_a_real_session_gives_what_it_gives_without_slots(
     np.testing.assert_array_equal(bound, real_session.run(None, {"images": batch})[0])
 
 
-def test_vectors_that_were_given_out_do_not_change_with_the_next_run(
+def test_returned_vectors_do_not_change_with_the_next_run(
     real_session: onnxruntime.InferenceSession,
 ) -> None:
     some = slots(real_session)
@@ -150,14 +150,14 @@ def test_vectors_that_were_given_out_do_not_change_with_the_next_run(
     np.testing.assert_array_equal(first, real_session.run(None, {"images": images(8, seed=1)})[0])
 
 
-def test_images_that_do_not_lie_side_by_side_in_memory_are_taken_as_well(
+def test_images_that_are_not_contiguous_in_memory_work_as_well(
     real_session: onnxruntime.InferenceSession,
 ) -> None:
     batch = images(8)[::2, :, ::-1]
     np.testing.assert_allclose(slots(real_session).encode(batch), expected(batch), rtol=1e-5)
 
 
-def test_many_threads_get_each_their_own_vectors(real_session: onnxruntime.InferenceSession) -> None:
+def test_many_threads_each_get_their_own_vectors(real_session: onnxruntime.InferenceSession) -> None:
     some = slots(real_session, max_batch=4)
     batches = [images(1 + seed % 7, seed) for seed in range(200)]
     with ThreadPoolExecutor(8) as pool:
@@ -168,7 +168,7 @@ def test_many_threads_get_each_their_own_vectors(real_session: onnxruntime.Infer
 # --- Several GPUs --------------------------------------------------------------------------------------------------
 
 
-def test_each_session_has_two_slots_and_runs_go_round() -> None:
+def test_each_session_has_two_slots_and_runs_rotate() -> None:
     sessions = [Session(), Session(), Session()]
     some = slots(*sessions)
     assert some.count == 6
@@ -199,7 +199,7 @@ def test_two_runs_are_in_a_session_at_once_and_never_three() -> None:
     assert most == 2
 
 
-def test_a_run_that_fails_gives_its_slot_back() -> None:
+def test_a_failed_run_releases_its_slot() -> None:
     session = Session()
     some = slots(session)
 
@@ -246,7 +246,7 @@ def test_without_memory_for_one_image_the_run_fails() -> None:
         "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
     ],
 )
-def test_every_way_of_saying_that_there_is_no_memory_is_understood(text: str) -> None:
+def test_every_message_about_missing_memory_is_recognised(text: str) -> None:
     session = Session()
     failed = threading.Event()
 

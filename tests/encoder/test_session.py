@@ -1,4 +1,4 @@
-"""An encoder that runs on the CPU: what opening it refuses, and what it answers."""
+"""An encoder that runs on the CPU: what opening it refuses, and what it computes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_file_gives_the_same_vectors_from_its_path_and_from_memory(path: Path)
     np.testing.assert_array_equal(from_path.encode(IMAGES), from_memory.encode(IMAGES))
 
 
-def test_a_path_that_is_no_utf_8_can_be_opened(path: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_not_utf_8_can_be_opened(path: Path, tmp_path: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.onnx"))
     odd.write_bytes(path.read_bytes())
     assert Encoder.open(odd, device="cpu").reference_cosine() > 0.9999
@@ -40,7 +40,7 @@ def test_a_path_that_is_no_utf_8_can_be_opened(path: Path, tmp_path: Path) -> No
 def test_a_file_that_changes_while_it_is_opened_is_refused(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    # What runs would have another fingerprint than what was read.
+    # The fingerprint would be that of the old file.
     copy, other = tmp_path / "encoder.onnx", tmp_path / "other.onnx"
     copy.write_bytes(path.read_bytes())
     real = providers.cpu_session
@@ -58,7 +58,7 @@ def test_a_file_that_changes_while_it_is_opened_is_refused(
         Encoder.open(copy, device="cpu")
 
 
-def test_the_cpu_has_one_run_for_each_core_that_may_be_used(path: Path) -> None:
+def test_the_cpu_has_one_run_per_core(path: Path) -> None:
     assert Encoder.open(path, device="cpu").parallel_runs == usable_cores()
     assert Encoder.open(path, device="cpu", threads=3).parallel_runs == 3
 
@@ -71,12 +71,12 @@ def test_many_threads_get_the_vectors_of_one(path: Path) -> None:
             np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
-def test_images_that_the_graph_does_not_take_are_an_error_of_ours(path: Path) -> None:
+def test_images_that_the_graph_does_not_accept_are_an_internal_error(path: Path) -> None:
     with pytest.raises(InternalError, match="could not run"):
         Encoder.open(path, device="cpu").encode(IMAGES[:, :16])
 
 
-def test_an_encoder_that_rounds_may_give_slightly_other_vectors_on_another_device(path: Path) -> None:
+def test_an_encoder_of_lower_precision_may_give_slightly_different_vectors_on_another_device(path: Path) -> None:
     from dataclasses import replace
 
     metadata = encoder_file.read(path).metadata

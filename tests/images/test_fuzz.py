@@ -1,4 +1,4 @@
-"""Files and messages that are damaged by chance: `make fuzz` tries a hundred thousand, `make test` a thousand."""
+"""Randomly damaged files and messages: `make fuzz` tries a hundred thousand, `make test` a thousand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_sample_is_an_image_before_it_is_damaged() -> None:
         assert codec.decode(data).ndim == 3, name
 
 
-def test_of_damaged_files_nothing_comes_but_pixels_or_an_error_of_ours() -> None:
+def test_damaged_files_give_pixels_or_an_error_of_ours() -> None:
     outcomes: Counter[str] = Counter()
     before_mib, slowest = _resident_mib(), (0.0, "")
     for number, (name, data) in enumerate(mutated(CASES, SEED)):
@@ -61,7 +61,7 @@ def test_of_damaged_files_nothing_comes_but_pixels_or_an_error_of_ours() -> None
     assert _resident_mib() < before_mib + 500
 
 
-def test_a_damaged_jpeg_gives_the_pixels_that_pillow_gives_wherever_pillow_takes_it(
+def test_a_damaged_jpeg_gives_the_pixels_that_pillow_gives_if_pillow_reads_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("simplejpeg")
@@ -89,7 +89,7 @@ def test_a_damaged_jpeg_gives_the_pixels_that_pillow_gives_wherever_pillow_takes
     assert compared > CASES / 50
 
 
-def test_damaged_messages_are_answered_with_a_status_of_ours_and_the_server_goes_on(tmp_path: Path) -> None:
+def test_damaged_messages_are_answered_with_a_status_of_ours_and_the_server_continues(tmp_path: Path) -> None:
     chance = random.Random(SEED)
     item = collection_pb.UpsertItem(id="a", image=picture(1))
     messages = {

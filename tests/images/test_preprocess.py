@@ -106,7 +106,7 @@ def slow_axis(
     for index in range(count):
         centre = start + (index + 0.5) * factor
         weights = np.array([kernel((pixel + 0.5 - centre) / stretch) for pixel in range(len(values))])
-        # Pillow takes whole pixels whose centre lies within the radius, rounded to the nearest.
+        # Pillow uses whole pixels whose centre lies within the radius, rounded to the nearest.
         first, last = int(centre - radius * stretch + 0.5), int(centre + radius * stretch + 0.5)
         weights[: max(first, 0)] = 0
         weights[last:] = 0
@@ -152,7 +152,7 @@ def test_one_resampling_agrees_with_resizing_first_and_cropping_then(width: int,
     assert np.abs(ours.astype(int) - cropped.astype(int)).mean() < 0.5
 
 
-def test_an_image_that_has_the_size_already_is_left_alone() -> None:
+def test_an_image_of_the_right_size_is_unchanged() -> None:
     pixels = waves(32, 32)
     for resize_px in (0, 32):
         np.testing.assert_array_equal(preprocess.apply(PreprocessSpec(size_px=32, resize_px=resize_px), pixels), pixels)

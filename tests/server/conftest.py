@@ -33,11 +33,11 @@ def authority(tmp_path: Path) -> Authority:
 
 @pytest.fixture
 def stranger(tmp_path: Path) -> Authority:
-    """Another one, which nobody trusts."""
+    """A CA that clients do not trust."""
     return Authority(tmp_path, "strange")
 
 
 @pytest.fixture
-def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that changed are read again at once."""
+def quick_reload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changed files are reloaded at once."""
     monkeypatch.setattr(reload_files, "EVERY_S", 0.01)

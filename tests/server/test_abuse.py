@@ -1,4 +1,4 @@
-"""Strangers and vandals at the port: whatever they do, others are answered, and nothing of it stays."""
+"""Hostile clients: whatever they do, others are answered, and no resources leak."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
-class Watched:
-    """A server in this process, looked into."""
+class InspectedServer:
+    """A server in this process whose internal state is inspected."""
 
     def __init__(self, address: str, server: Server) -> None:
         self.address = address
@@ -46,7 +46,7 @@ class Watched:
         return socket.create_connection((self.host, self.port), timeout=20)
 
     def assert_well(self) -> None:
-        """It answers, and holds nothing of anybody else."""
+        """It answers, and holds nothing of other calls."""
         with Client(self.address, timeout_s=20) as client:
             assert len(client.embed([picture(1), picture(2)]).vectors) == 2
         wait_until(self._is_idle)
@@ -54,28 +54,20 @@ class Watched:
     def _is_idle(self) -> bool:
         engine = self._server._state.engine
         batcher, admission = engine.embedder.batcher, engine.admission
-        return (
-            batcher.queue.waiting,
-            batcher.queue.in_flight,
-            admission.images,
-            admission.bytes,
-            self._server._gate.calls,
-        ) == (
-            *(0, 0, 0, 0),
-            0,
-        ) and self._server.metrics.calls_in_flight == 0
+        held = (batcher.queue.waiting, batcher.queue.in_flight, admission.images, admission.bytes)
+        return not any(held) and self._server._call_limits.calls == self._server.metrics.calls_in_flight == 0
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Watched]:
+def server(tmp_path: Path) -> Iterator[InspectedServer]:
     found: list[Server] = []
     with serving(FakeEncoder(), tmp_path / "data", on_listening=found.append) as address:
-        watched = Watched(address, found[0])
-        yield watched
-        watched.assert_well()
+        inspected = InspectedServer(address, found[0])
+        yield inspected
+        inspected.assert_well()
 
 
-# --- Bytes that are no calls -----------------------------------------------------------------------------------------
+# --- Bytes that are not calls ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -92,7 +84,7 @@ def server(tmp_path: Path) -> Iterator[Watched]:
     ],
     ids=["nothing", "half-preface", "preface", "settings", "http1", "tls", "frame-too-large", "garbage"],
 )
-def test_strangers_who_talk_no_grpc_hold_nobody_up(server: Watched, said: bytes) -> None:
+def test_connections_that_do_not_speak_grpc_delay_no_calls(server: InspectedServer, said: bytes) -> None:
     with ExitStack() as open_ones:
         for _ in range(20):
             stranger = open_ones.enter_context(closing(server.connect()))
@@ -100,22 +92,22 @@ def test_strangers_who_talk_no_grpc_hold_nobody_up(server: Watched, said: bytes)
         server.assert_well()
 
 
-def test_a_thousand_connections_that_do_nothing_hold_nobody_up(server: Watched) -> None:
+def test_a_thousand_idle_connections_delay_no_calls(server: InspectedServer) -> None:
     with ExitStack() as open_ones:
         for _ in range(1000):
             open_ones.enter_context(closing(server.connect()))
         server.assert_well()
 
 
-def test_a_call_that_arrives_byte_by_byte_holds_nobody_up(server: Watched) -> None:
+def test_a_call_that_arrives_byte_by_byte_delays_no_others(server: InspectedServer) -> None:
     class Drip:
-        """A request of whose bytes the last never comes."""
+        """A request whose last byte never arrives."""
 
         def __init__(self) -> None:
             self.stopped = threading.Event()
 
         def relay(self) -> int:
-            """A port behind which the server is, reached a few bytes at a time."""
+            """A port that relays to the server, byte by byte."""
             listener = socket.create_server(("127.0.0.1", 0))
 
             def run() -> None:
@@ -135,7 +127,7 @@ def test_a_call_that_arrives_byte_by_byte_holds_nobody_up(server: Watched) -> No
         call.cancel()
 
 
-# --- Calls that are too large, too many, or never taken ---------------------------------------------------------------
+# --- Calls that are too large, too many, or never read ----------------------------------------------------------------
 
 
 def test_a_message_of_100_mb_is_refused_and_holds_no_memory(encoder_file: Path) -> None:
@@ -157,7 +149,7 @@ def test_a_message_of_100_mb_is_refused_and_holds_no_memory(encoder_file: Path) 
         assert len(client.embed([picture(1)]).vectors) == 1
 
 
-def test_metadata_that_is_too_large_is_refused(server: Watched) -> None:
+def test_metadata_that_is_too_large_is_refused(server: InspectedServer) -> None:
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as refused:
         EmbeddingServiceStub(channel).GetServerInfo(
             pb.GetServerInfoRequest(), timeout=20, metadata=[("x", "y" * 100_000)]
@@ -165,13 +157,13 @@ def test_metadata_that_is_too_large_is_refused(server: Watched) -> None:
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_who_pings_without_end_is_disconnected_and_nobody_else(server: Watched) -> None:
+def test_a_client_that_pings_without_end_is_disconnected_and_no_other(server: InspectedServer) -> None:
     ping = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"12345678"
     with closing(server.connect()) as pinging, Client(server.address, timeout_s=20) as client:
         client.embed([picture(1)])
         pinging.sendall(PREFACE + SETTINGS)
         try:
-            while True:  # until the server has had enough
+            while True:  # until the server disconnects
                 pinging.sendall(ping)
                 if not pinging.recv(65536):
                     break
@@ -180,11 +172,11 @@ def test_who_pings_without_end_is_disconnected_and_nobody_else(server: Watched) 
         assert len(client.embed([picture(1)]).vectors) == 1
 
 
-def test_streams_whose_clients_never_read_take_no_room_from_others(server: Watched) -> None:
+def test_streams_whose_clients_never_read_take_no_room_from_others(server: InspectedServer) -> None:
     limits = Limits()
     with ExitStack() as running:
         streams = []
-        # As many as would have all the room of streams, would their answers keep it.
+        # Enough to take all the room of streams, if their responses kept it.
         for _ in range(limits.max_queue_images // 2 // 32 + 1):
             streams.append(running.enter_context(closing(NeverReads(server))))
         for stream in streams:
@@ -196,9 +188,9 @@ def test_streams_whose_clients_never_read_take_no_room_from_others(server: Watch
 
 
 class NeverReads:
-    """HTTP/2 by hand: a stream of images whose answers have a window of nothing."""
+    """HTTP/2 by hand: a stream of images whose responses have a flow-control window of zero."""
 
-    def __init__(self, server: Watched) -> None:
+    def __init__(self, server: InspectedServer) -> None:
         self._server = server
         self._socket = server.connect()
         no_window = struct.pack(">HI", 4, 0)
@@ -215,8 +207,7 @@ class NeverReads:
         self._socket.sendall(frame(1, 4, 1, block))
 
     def fill(self) -> None:
-        """Send 60 images, which is more than the window of a stream, and wait until they are embedded as far as it
-        goes."""
+        """Send 60 images, which is more than the window of a stream."""
         for seed in range(60):
             message = pb.EmbedStreamRequest(key=str(seed), image=picture(seed % 5)).SerializeToString()
             self._socket.sendall(frame(0, 0, 1, b"\0" + struct.pack(">I", len(message)) + message))
@@ -229,8 +220,8 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
 
 
-def test_what_a_refused_call_held_is_let_go_at_once(server: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without waiting for the garbage collector, which counts objects and not bytes."""
+def test_memory_of_a_refused_call_is_freed_at_once(server: InspectedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the garbage collector, which counts objects and not bytes."""
 
     class Held:
         pass
@@ -269,7 +260,7 @@ def png(width: int, height: int, *chunks: bytes) -> bytes:
 
 @cache
 def zeros(size: int) -> bytes:
-    """Compressed a thousand times."""
+    """Compressed by a factor of a thousand."""
     packer = zlib.compressobj(9)
     parts = [packer.compress(bytes(MIB)) for _ in range(size // MIB)]
     return b"".join(parts) + packer.flush()
@@ -307,7 +298,7 @@ def webp_of_size(width: int, height: int) -> bytes:
 
 
 def progressive_with_scans() -> bytes:
-    """Seconds for each hundred scans of a few bytes, of which this has ten thousand."""
+    """Ten thousand scans of a few bytes, each hundred of which take seconds."""
     out = io.BytesIO()
     Image.new("L", (7000, 7000), 128).save(out, "JPEG", progressive=True)
     data = out.getvalue()
@@ -336,7 +327,7 @@ BOMBS = {
 
 @pytest.fixture(scope="module")
 def bombed() -> Iterator[tuple[ServerProcess, Client]]:
-    """A server process, so that its memory is its own."""
+    """A separate server process, whose memory can be measured."""
     pytest.importorskip("onnx")
     import tempfile
 
@@ -352,7 +343,7 @@ def bombed() -> Iterator[tuple[ServerProcess, Client]]:
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_costs_one_error_and_bounded_memory(bombed: tuple[ServerProcess, Client], name: str) -> None:
+def test_a_bomb_is_one_error_and_takes_bounded_memory(bombed: tuple[ServerProcess, Client], name: str) -> None:
     process, client = bombed
     bomb = BOMBS[name]()
     before = highest_mib(process.pid)
@@ -361,7 +352,7 @@ def test_a_bomb_costs_one_error_and_bounded_memory(bombed: tuple[ServerProcess, 
     assert set(outcome.errors) <= {3}
     for error in outcome.errors.values():
         assert error.code.startswith("IMAGE_")
-    # Pixels of an image at the limit (150 MB), once more as Pillow holds them, and what belongs to it.
+    # Pixels of an image at the limit (150 MB), once more in Pillow, and overhead.
     assert highest_mib(process.pid) < max(before, 150) + 450
     assert len(client.embed(good).vectors) == 3
     wait_until(lambda: client.server_info().images_in_flight == 0)
@@ -378,6 +369,6 @@ def highest_mib(pid: int) -> float:
 def _status_mib(pid: int, name: str) -> float:
     path = Path(f"/proc/{pid}/status")
     if not path.exists():
-        pytest.skip("this system does not say how much memory a process has")
+        pytest.skip("the memory of a process is not known on this system")
     [line] = [line for line in path.read_text().splitlines() if line.startswith(name)]
     return int(line.split()[1]) / 1024

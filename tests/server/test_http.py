@@ -1,4 +1,4 @@
-"""The HTTP port through the life of a server, and against those who misuse it."""
+"""The HTTP port through the life of a server, and against misuse."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_server_is_ready_between_its_warm_up_and_its_draining() -> None:
     armed = threading.Event()
 
     def hold(images: np.ndarray) -> None:
-        if not asked:  # in its warm-up: the event loop is free to answer
+        if not asked:  # during the warm-up, when the event loop is free to answer
             ask("starting")
         if armed.is_set():
             entered.set()
@@ -112,7 +112,7 @@ def test_other_pages_and_methods_do_not_exist(url: str) -> None:
         assert answer.code == 405
 
 
-def test_what_is_no_http_is_refused_and_the_server_lives_on(url: str) -> None:
+def test_bytes_that_are_not_http_are_refused_and_the_server_lives_on(url: str) -> None:
     host, port = url.removeprefix("http://").rsplit(":", 1)
     for nonsense in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"):
         with socket.create_connection((host, int(port)), timeout=20) as connection:
@@ -122,7 +122,7 @@ def test_what_is_no_http_is_refused_and_the_server_lives_on(url: str) -> None:
 
 
 def is_closed(connection: socket.socket, sent: bytes = b"") -> bool:
-    """Whether the other side has ended the connection, told by what comes of sending and receiving."""
+    """Whether the other side has closed the connection, found out by sending and receiving."""
     try:
         connection.sendall(sent)
         return connection.recv(1) == b""
@@ -132,8 +132,8 @@ def is_closed(connection: socket.socket, sent: bytes = b"") -> bool:
         return True
 
 
-def test_whoever_sends_slowly_loses_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(our_http, "_REQUEST_S", 0.3)
+def test_a_client_that_sends_slowly_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(our_http, "_REQUEST_TIMEOUT_S", 0.3)
     servers: list[Server] = []
     with serving(FakeEncoder(), http=True, on_listening=servers.append):
         address = ("127.0.0.1", int((servers[0].http_url or "").rsplit(":", 1)[1]))
@@ -149,7 +149,7 @@ def test_whoever_sends_slowly_loses_the_connection(monkeypatch: pytest.MonkeyPat
 
 
 def test_more_connections_than_allowed_are_closed_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(our_http, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(our_http, "MAX_CONNECTIONS", 2)
     address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
     with ExitStack() as open_ones:
         kept = [open_ones.enter_context(socket.create_connection(address, timeout=20)) for _ in range(2)]
@@ -199,7 +199,7 @@ def test_a_taken_http_port_is_one_sentence_and_a_hint(encoder_file: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_command_says_where_it_answers_and_stops_at_once(encoder_file: Path) -> None:
+def test_the_command_prints_its_addresses_and_stops_at_once(encoder_file: Path) -> None:
     with ServerProcess(str(encoder_file)) as server, Client(server.address) as client:
         assert client.embed([picture(1)]).vectors.shape == (1, 24)
         wait_until(lambda: '{code="OK",method="Embed"} 1.0' in get(f"{server.http_url}/metrics")[2])

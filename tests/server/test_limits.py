@@ -22,7 +22,7 @@ OURS = FakeEncoder().fingerprint
 
 
 def raised(results: list) -> None:
-    """Raise the first error among results that keep their place."""
+    """Raise the first error among the results."""
     for result in results:
         error = getattr(result, "error", result)
         if isinstance(error, EmbedserveError):
@@ -36,22 +36,21 @@ def nested(depth: int) -> Not | Exists:
     return condition
 
 
-# For each limit a small value of it and a call that exceeds that value. What the client itself keeps to by cutting
-# its calls is sent by hand.
+# For each limit, a small value and a call that exceeds it. Calls that the client would split are sent by hand.
 EXCEEDING: dict[str, tuple[int, Callable[[Client], object]]] = {
     "max_images": (
         2,
-        lambda c: c._embedding.Embed(_embed([picture(n) for n in range(3)]), timeout=20),
+        lambda c: c._calls.stubs.embedding.Embed(_embed([picture(n) for n in range(3)]), timeout=20),
     ),
     "max_items": (
         3,
-        lambda c: c._collections.GetItems(
+        lambda c: c._calls.stubs.collections.GetItems(
             collection_pb.GetItemsRequest(collection="photos", ids=["a", "b", "c", "d"]), timeout=20
         ),
     ),
     "max_queries": (
         1,
-        lambda c: c._search.Search(
+        lambda c: c._calls.stubs.search.Search(
             search_pb.SearchRequest(collection="photos", queries=[search_pb.SearchQuery(item_id="a")] * 2), timeout=20
         ),
     ),
@@ -66,8 +65,14 @@ EXCEEDING: dict[str, tuple[int, Callable[[Client], object]]] = {
     ),
     "max_filter_depth": (3, lambda c: c.search("photos", id="a", filter=nested(4))),
     "max_filter_nodes": (3, lambda c: c.search("photos", id="a", filter=In("a", (1, 2, 3)))),
-    "max_queue_images": (2, lambda c: c._embedding.Embed(_embed([picture(n) for n in range(3)]), timeout=20)),
-    "max_queue_bytes": (300, lambda c: c._embedding.Embed(_embed([picture(n) for n in range(5)]), timeout=20)),
+    "max_queue_images": (
+        2,
+        lambda c: c._calls.stubs.embedding.Embed(_embed([picture(n) for n in range(3)]), timeout=20),
+    ),
+    "max_queue_bytes": (
+        300,
+        lambda c: c._calls.stubs.embedding.Embed(_embed([picture(n) for n in range(5)]), timeout=20),
+    ),
 }
 
 
@@ -78,7 +83,7 @@ def _embed(images: list[bytes]):
 
 
 @pytest.mark.parametrize("name", sorted(EXCEEDING))
-def test_a_limit_that_is_exceeded_is_named_with_its_value(name: str, tmp_path: Path) -> None:
+def test_an_exceeded_limit_is_named_with_its_value(name: str, tmp_path: Path) -> None:
     import grpc
 
     value, exceed = EXCEEDING[name]
@@ -101,7 +106,7 @@ def test_image_bytes_are_limited_on_both_sides(tmp_path: Path) -> None:
     with serving(FakeEncoder(), limits=Limits(max_image_bytes=50)) as address, Client(address) as client:
         with pytest.raises(ImageTooLarge, match="max_image_bytes is 50"):
             client.embed([picture(1)])
-        response = client._embedding.Embed(_embed([picture(1)]), timeout=20)
+        response = client._calls.stubs.embedding.Embed(_embed([picture(1)]), timeout=20)
     assert "max_image_bytes is 50" in response.results[0].error.message
 
 
@@ -111,13 +116,13 @@ def test_every_limit_is_under_test() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, 2**32])
-def test_a_limit_that_makes_no_sense_is_refused(value: int) -> None:
+def test_a_limit_out_of_range_is_refused(value: int) -> None:
     with pytest.raises(InvalidInput, match="max_k is"):
         Limits(max_k=value)
 
 
 @pytest.mark.parametrize("item_id", ["", "x" * 257])
-def test_an_id_that_no_item_can_have_is_refused_wherever_it_is_read(item_id: str, tmp_path: Path) -> None:
+def test_an_invalid_id_is_refused_by_every_call(item_id: str, tmp_path: Path) -> None:
     with serving(FakeEncoder(), tmp_path) as address, Client(address) as client:
         client.create_collection("photos")
         for read in (
@@ -147,6 +152,6 @@ def test_a_response_that_would_not_fit_a_message_is_refused_and_says_what_to_do(
         import grpc
 
         with pytest.raises(grpc.RpcError) as refused:
-            client._collections.GetItems(request, timeout=20)
+            client._calls.stubs.collections.GetItems(request, timeout=20)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert len(client.get_items("photos", ["p0", "p1", "p2"], include_media=True)) == 3

@@ -1,4 +1,4 @@
-"""What a server does with more than it can do, with callers who leave, and with its own bugs."""
+"""What a server does in overload, with clients that hang up, and with its own bugs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from embedserve.engine.admission import Admission
 from embedserve.engine.embedder import Embedder
 from embedserve.engine.timings import Timings
 from embedserve.errors import CollectionNotFound, DeadlineExceeded, InternalError, Overloaded
-from embedserve.images import codec as images_module
-from embedserve.images import preprocess
+from embedserve.images import codec, preprocess
 from embedserve.types import Keep, Limits
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
@@ -28,7 +27,7 @@ from tests.running import serving
 
 
 class Held:
-    """Keeps the encoder busy, once it is told to, until it is released."""
+    """Keeps the encoder busy, once it is armed, until it is released."""
 
     def __init__(self) -> None:
         self.armed, self.entered, self.released = threading.Event(), threading.Event(), threading.Event()
@@ -51,18 +50,18 @@ def details_of(error: grpc.RpcError) -> dict[str, object]:
     return found
 
 
-def test_a_full_server_refuses_at_once_and_says_when_to_try_again() -> None:
+def test_a_full_server_refuses_at_once_with_a_retry_time() -> None:
     held = Held()
     with serving(FakeEncoder(on_batch=held, parallel_runs=1), limits=Limits(max_queue_images=2)) as address:
         held.armed.set()
         with grpc.insecure_channel(address) as channel:
             stub = EmbeddingServiceStub(channel)
-            under_way = stub.Embed.future(pb.EmbedRequest(images=[picture(1), picture(2)]), timeout=20)
+            in_flight = stub.Embed.future(pb.EmbedRequest(images=[picture(1), picture(2)]), timeout=20)
             assert held.entered.wait(20)
             with pytest.raises(grpc.RpcError) as refused:
                 stub.Embed(pb.EmbedRequest(images=[picture(3)]), timeout=20)
             held.released.set()
-            assert len(under_way.result().results) == 2
+            assert len(in_flight.result().results) == 2
             assert len(stub.Embed(pb.EmbedRequest(images=[picture(3)]), timeout=20).results) == 1
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     details = details_of(refused.value)
@@ -70,7 +69,7 @@ def test_a_full_server_refuses_at_once_and_says_when_to_try_again() -> None:
     assert details["RetryInfo"].retry_delay.ToMilliseconds() >= 1
 
 
-def test_what_a_cancelled_call_had_waiting_is_never_encoded() -> None:
+def test_waiting_images_of_a_cancelled_call_are_never_encoded() -> None:
     held = Held()
     encoder = FakeEncoder(on_batch=held, parallel_runs=1)
     with serving(encoder, max_batch=1) as address:
@@ -87,10 +86,10 @@ def test_what_a_cancelled_call_had_waiting_is_never_encoded() -> None:
             held.armed.clear()
             held.released.set()
             assert stub.Embed(pb.EmbedRequest(images=[picture(99)]), timeout=20).results[0].HasField("vector")
-    assert len(encoder.batch_sizes) - warm == 2  # the image that was being encoded, and the later call's
+    assert len(encoder.batch_sizes) - warm == 2  # the image that was being encoded, and that of the later call
 
 
-def test_an_image_out_of_time_is_not_decoded() -> None:
+def test_an_image_whose_deadline_has_passed_is_not_decoded() -> None:
     async def scenario() -> list[object]:
         encoder = FakeEncoder()
         embedder = await Embedder.start(encoder, admission=Admission(Limits()))
@@ -105,19 +104,19 @@ def test_an_image_out_of_time_is_not_decoded() -> None:
     assert batches == 0
 
 
-def let_in(admission: Admission, images: int = 1) -> None:
+def admit(admission: Admission, images: int = 1) -> None:
     admission.enter(images, 10 * images, expected_ms=0.0, remaining_ms=None)
 
 
 def test_a_call_that_finds_no_room_is_refused_and_a_stream_waits_for_it() -> None:
     async def scenario() -> list[bool]:
         admission = Admission(Limits(max_queue_images=1))
-        let_in(admission)
+        admit(admission)
         with pytest.raises(Overloaded):
-            let_in(admission)
+            admit(admission)
         waiting = [asyncio.create_task(admission.enter_stream(1, 10)) for _ in range(2)]
         await asyncio.sleep(0)
-        waiting[0].cancel()  # who stops waiting leaves the room to others
+        waiting[0].cancel()  # leaves the room to the other
         await asyncio.sleep(0)
         admission.leave(1, 10)
         await waiting[1]
@@ -126,10 +125,10 @@ def test_a_call_that_finds_no_room_is_refused_and_a_stream_waits_for_it() -> Non
     assert asyncio.run(scenario()) == [True, False]
 
 
-def test_streams_are_let_in_as_they_came_and_before_new_calls_but_only_to_half_of_the_room() -> None:
+def test_streams_are_admitted_in_order_and_before_new_calls_but_only_to_half_of_the_room() -> None:
     async def scenario() -> tuple[list[int], int]:
         admission = Admission(Limits(max_queue_images=8))
-        let_in(admission, 8)
+        admit(admission, 8)
         order: list[int] = []
 
         async def stream(number: int) -> None:
@@ -140,9 +139,9 @@ def test_streams_are_let_in_as_they_came_and_before_new_calls_but_only_to_half_o
         await asyncio.sleep(0)
         admission.leave(4, 40)
         with pytest.raises(Overloaded):
-            let_in(admission)  # two streams have been given what came free
+            admit(admission)  # two streams have got the room
         admission.leave(4, 40)
-        let_in(admission, 4)  # the third stream would have more than half
+        admit(admission, 4)  # the third stream would exceed half of the room
         await asyncio.sleep(0)
         in_before, images = list(order), admission.images
         admission.leave_stream(2, 20)
@@ -153,10 +152,10 @@ def test_streams_are_let_in_as_they_came_and_before_new_calls_but_only_to_half_o
     assert asyncio.run(scenario()) == ([0, 1], 8)
 
 
-def test_a_stream_that_leaves_at_the_moment_it_is_let_in_gives_its_room_back() -> None:
+def test_a_stream_that_is_cancelled_at_the_moment_of_its_admission_releases_its_room() -> None:
     async def scenario() -> tuple[int, int]:
         admission = Admission(Limits(max_queue_images=1))
-        let_in(admission)
+        admit(admission)
         waiting = asyncio.create_task(admission.enter_stream(1, 10))
         await asyncio.sleep(0)
         admission.leave(1, 10)
@@ -167,21 +166,21 @@ def test_a_stream_that_leaves_at_the_moment_it_is_let_in_gives_its_room_back() -
     assert asyncio.run(scenario()) == (0, 0)
 
 
-def test_small_calls_do_not_take_away_what_comes_free_for_a_stream() -> None:
+def test_small_calls_do_not_take_the_room_that_a_stream_waits_for() -> None:
     async def scenario() -> int:
         admission = Admission(Limits(max_queue_images=16))
-        let_in(admission, 8)
+        admit(admission, 8)
         for _ in range(8):
-            let_in(admission)
+            admit(admission)
         stream = asyncio.create_task(admission.enter_stream(4, 40))
         await asyncio.sleep(0)
         refused = 0
-        for _ in range(100):  # one leaves, and one more would like to come in, again and again
+        for _ in range(100):  # one call leaves and another arrives, again and again
             if stream.done():
                 break
             admission.leave(1, 10)
             try:
-                let_in(admission)
+                admit(admission)
             except Overloaded:
                 refused += 1
             await asyncio.sleep(0)
@@ -191,7 +190,7 @@ def test_small_calls_do_not_take_away_what_comes_free_for_a_stream() -> None:
     assert asyncio.run(scenario()) == 4
 
 
-def test_a_call_that_could_not_be_answered_in_time_is_refused_unless_nothing_is_in_work() -> None:
+def test_a_call_that_could_not_be_answered_in_time_is_refused_unless_nothing_is_in_flight() -> None:
     admission = Admission(Limits())
     admission.enter(1, 10, expected_ms=5000.0, remaining_ms=100.0)
     with pytest.raises(Overloaded, match="deadline is in 100 ms") as refused:
@@ -201,7 +200,7 @@ def test_a_call_that_could_not_be_answered_in_time_is_refused_unless_nothing_is_
     assert admission.images == 2
 
 
-def test_what_could_never_be_let_in_is_refused_as_too_large_and_not_as_busy() -> None:
+def test_a_call_that_could_never_be_admitted_is_refused_as_too_large_and_not_as_overload() -> None:
     with serving(FakeEncoder(), limits=Limits(max_queue_images=2)) as address, Client(address) as client:
         request = pb.EmbedRequest(images=[picture(n) for n in range(3)])
         with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refused:
@@ -211,7 +210,7 @@ def test_what_could_never_be_let_in_is_refused_as_too_large_and_not_as_busy() ->
     assert details_of(refused.value)["ErrorInfo"].reason == "LIMIT_EXCEEDED"
 
 
-def test_an_image_on_which_something_breaks_fails_alone_and_shows_nothing_of_the_inside(
+def test_an_image_that_raises_in_the_encoder_fails_alone_and_reveals_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     marked = preprocess.load(FakeEncoder().metadata.preprocess, picture(2))
@@ -230,20 +229,20 @@ def test_an_image_on_which_something_breaks_fails_alone_and_shows_nothing_of_the
 
 
 def test_an_image_for_which_memory_runs_out_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = images_module.decode
+    decode = codec.decode
 
     def without_memory(data: bytes, *rest: object, **more: object) -> np.ndarray:
         if data == picture(2):
             raise MemoryError
         return decode(data, *rest, **more)
 
-    monkeypatch.setattr(images_module, "decode", without_memory)
+    monkeypatch.setattr(codec, "decode", without_memory)
     with serving(FakeEncoder()) as address, Client(address) as client:
         outcome = client.embed([picture(1), picture(2), picture(3)], errors="keep")
     assert {position: type(error) for position, error in outcome.errors.items()} == {1: InternalError}
 
 
-def test_bytes_that_are_no_message_are_an_invalid_argument_and_not_unknown() -> None:
+def test_bytes_that_are_not_a_message_are_an_invalid_argument_and_not_unknown() -> None:
     with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
         unary = channel.unary_unary("/embedserve.v1.EmbeddingService/Embed")
         with pytest.raises(grpc.RpcError) as refused:

@@ -1,4 +1,4 @@
-"""A client that has none of our generated code: everything it knows, the server told it."""
+"""A client without our generated code: all it knows comes from the server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.fakes import picture
 
 
 class Reflected:
-    """Calls by name, with messages made from the descriptors that server reflection gives."""
+    """Calls by name, with messages from the descriptors of server reflection."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel

@@ -1,4 +1,4 @@
-"""The same images give the same vectors through every door."""
+"""The same images give the same vectors in every way of calling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gRPC's own health checks and reflection: for each service, through the life of a server, and where they are off."""
+"""gRPC health checks and reflection: for each service, through the life of a server, and turned off."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 
 def healths(channel: grpc.Channel) -> set[int]:
-    """What is said of the server and of each of its services."""
+    """The health of the server and of each of its services."""
     stub = health_pb2_grpc.HealthStub(channel)
     names = ("", *SERVICES)
     return {stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=20).status for name in names}
@@ -36,7 +36,7 @@ def test_every_service_serves_from_when_it_is_warm_until_the_server_drains() -> 
         ports.append(server.port)
 
     def hold(images: np.ndarray) -> None:
-        if not seen:  # in its warm-up
+        if not seen:  # during the warm-up
             with grpc.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
                 seen.append(healths(channel))
         if armed.is_set():
@@ -59,12 +59,12 @@ def test_every_service_serves_from_when_it_is_warm_until_the_server_drains() -> 
     assert seen == [{NOT_SERVING}, {SERVING}]
 
 
-def test_a_service_that_we_have_not_is_unknown(address: str) -> None:
+def test_a_service_that_does_not_exist_is_unknown(address: str) -> None:
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError, match="NOT_FOUND"):
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="a.B"), timeout=20)
 
 
-def test_reflection_that_is_turned_off_is_not_there() -> None:
+def test_reflection_can_be_turned_off() -> None:
     with serving(FakeEncoder(), reflection=False) as address, grpc.insecure_channel(address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")

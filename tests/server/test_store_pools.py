@@ -1,4 +1,4 @@
-"""What of the collections runs where: on the event loop only what never waits, reads and writes in threads apart."""
+"""Where work on collections runs: nothing that waits on the event loop, reads and writes in separate threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VECTOR = np.array([1, 0, 0, 0], np.float32)
 
 
 class WatchedStore(LocalStore):
-    """Writes wait for ``released``; every look at the files of a collection is counted."""
+    """Writes wait for ``released``; reads of a collection's files are counted."""
 
     released: threading.Event
     looks: int
@@ -74,7 +74,7 @@ def test_reads_are_answered_while_every_writer_waits_for_the_disk(tmp_path: Path
     asyncio.run(check())
 
 
-def test_no_call_looks_at_files_for_what_a_collection_is_bound_to(tmp_path: Path) -> None:
+def test_no_call_reads_files_for_the_identity_of_a_collection(tmp_path: Path) -> None:
     async def check() -> None:
         engine, store = await started(tmp_path)
         await engine.items.upsert("outside", [NewItem(id="second", vector=VECTOR)])
@@ -87,7 +87,7 @@ def test_no_call_looks_at_files_for_what_a_collection_is_bound_to(tmp_path: Path
     asyncio.run(check())
 
 
-def test_the_vectors_of_more_hits_than_a_message_holds_are_refused_unless_there_are_not_so_many(tmp_path: Path) -> None:
+def test_vectors_of_more_hits_than_fit_a_message_are_refused_if_there_are_as_many(tmp_path: Path) -> None:
     async def check() -> None:
         engine, store = await started(tmp_path, Limits(max_message_bytes=100))
         options = SearchOptions(k=50, include_vectors=True)
@@ -101,7 +101,7 @@ def test_the_vectors_of_more_hits_than_a_message_holds_are_refused_unless_there_
     asyncio.run(check())
 
 
-def test_an_identity_is_found_by_name_and_alias(tmp_path: Path) -> None:
+def test_the_store_tells_the_identity_by_name_and_alias(tmp_path: Path) -> None:
     async def check() -> None:
         engine, _ = await started(tmp_path)
         await engine.collections.set_alias("live", "outside")

@@ -217,7 +217,7 @@ def test_a_client_that_is_killed_leaves_no_work_behind(steps: Steps) -> None:
         with Client(address, timeout_s=20) as another:
             assert len(another.embed([picture(1)]).vectors) == 1
         wait_until(lambda: batcher.queue.in_flight == 0)
-        wait_until(lambda: servers[0]._gate.calls == 0)
+        wait_until(lambda: servers[0]._call_limits.calls == 0)
     assert len(steps.sizes) == 1  # the batch that the encoder had
 
 

@@ -1,4 +1,4 @@
-"""What is made from protos/ is committed as it is made, and keeps the rules of the wire."""
+"""What is generated from protos/ is committed unchanged, and keeps the rules of the wire."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CALLS: list[MethodDescriptor] = [call for service in SERVICES for call in servic
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what `make proto` writes."""
+    """A folder with the output of `make proto`."""
     root = tmp_path_factory.mktemp("generated")
     command = [sys.executable, str(REPOSITORY / "scripts/proto.py"), "--root", str(root)]
     subprocess.run(command, capture_output=True, text=True, check=True)
@@ -37,30 +37,30 @@ def contents(root: Path, folder: str, pattern: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((root / folder).glob(pattern))}
 
 
-def test_the_committed_code_is_what_the_protos_give(generated: Path) -> None:
+def test_the_committed_code_is_generated_from_the_protos(generated: Path) -> None:
     committed = contents(REPOSITORY, "embedserve/v1", "*_pb2*")
     ours = contents(generated, "embedserve/v1", "*")
     assert committed.keys() == ours.keys()
     assert [name for name in ours if committed[name] != ours[name]] == [], "run: make proto"
 
 
-def test_the_committed_reference_is_what_the_comments_give(generated: Path) -> None:
+def test_the_committed_reference_is_generated_from_the_comments(generated: Path) -> None:
     assert contents(REPOSITORY, "docs", "wire.md") == contents(generated, "docs", "*"), "run: make proto"
 
 
-def test_the_committed_code_runs_with_every_protobuf_from_6_31_on() -> None:
-    # Code of protobuf 6.31 may be used with the runtimes 6.31 to 7.x, that of a newer compiler not with older runtimes.
+def test_the_committed_code_runs_with_every_protobuf_since_6_31() -> None:
+    # Code of protobuf 6.31 runs with the runtimes 6.31 to 7.x, that of a newer compiler not with older runtimes.
     for name, content in contents(REPOSITORY, "embedserve/v1", "*_pb2.py").items():
         assert b"# Protobuf Python Version: 6.31.1\n" in content, name
 
 
-def test_every_call_has_a_request_and_a_response_of_its_own() -> None:
+def test_every_call_has_its_own_request_and_response() -> None:
     for call in CALLS:
         assert call.input_type.name == f"{call.name}Request"
         assert call.output_type.name == f"{call.name}Response"
 
 
-def test_calls_that_read_and_calls_that_may_be_repeated_say_so() -> None:
+def test_calls_without_side_effects_and_idempotent_calls_are_marked() -> None:
     levels = {
         MethodOptions.NO_SIDE_EFFECTS: {
             *["Embed", "EmbedStream", "GetEncoder", "GetServerInfo", "Search"],

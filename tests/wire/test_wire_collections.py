@@ -1,4 +1,4 @@
-"""Collections and checks over the wire come out as they went in."""
+"""Collections and checks survive the wire unchanged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ infos = st.builds(
     building=st.booleans(),
     segments=small,
     unsealed=counts,
-    dead=counts,
+    deleted=counts,
 )
 reports = st.builds(
     CheckReport,
@@ -48,18 +48,18 @@ steps = st.builds(CheckProgress, stage=texts, done=counts, total=counts) | repor
 
 
 @given(infos)
-def test_a_collection_comes_out_as_it_went_in(info: CollectionInfo) -> None:
+def test_a_collection_survives_the_wire_unchanged(info: CollectionInfo) -> None:
     sent = wire.collection_to_proto(info).SerializeToString()
     assert wire.collection_from_proto(pb.Collection.FromString(sent)) == info
 
 
 @given(steps)
-def test_a_step_of_a_check_comes_out_as_it_went_in(step: CheckProgress | CheckReport) -> None:
+def test_a_step_of_a_check_survives_the_wire_unchanged(step: CheckProgress | CheckReport) -> None:
     sent = wire.check_step_to_proto(step).SerializeToString()
     assert wire.check_step_from_proto(pb.CheckCollectionResponse.FromString(sent)) == step
 
 
-def test_an_older_server_says_nothing_of_index_and_target() -> None:
+def test_what_an_older_server_does_not_send_has_defaults() -> None:
     older = pb.Collection(name="photos", keep_media=pb.KEEP_MEDIA_NONE)
     info = wire.collection_from_proto(older)
     assert (info.index_spec, info.target_recall, info.recall, info.filter_keys) == ("auto", 0.95, None, ())

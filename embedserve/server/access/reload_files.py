@@ -1,4 +1,4 @@
-"""Files that are read again while the server runs: tokens and certificates."""
+"""Files that are reloaded while the server runs: tokens and certificates."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from typing import Protocol
 _log = logging.getLogger("embedserve.server")
 
 EVERY_S = 1.0
-"""How often the files are looked at."""
+"""How often the files are checked for changes."""
 
 
-class Watched(Protocol):
-    """Something made of files."""
+class Reloadable(Protocol):
+    """Something that is read from files."""
 
     def refresh(self) -> None:
-        """Read the files again if they changed; what cannot be used changes nothing and is logged, once."""
+        """Read the files again if they changed. Files that cannot be used change nothing and are logged, once."""
 
 
-def state_of(*paths: Path) -> tuple[object, ...]:
-    """Changes whenever a file is written or replaced, or a link in its path points elsewhere."""
+def file_state(*paths: Path) -> tuple[object, ...]:
+    """A value that changes when a file is written or replaced, or a link in its path points elsewhere."""
     found: list[object] = []
     for path in paths:
         try:
-            state = path.stat()
+            status = path.stat()
         except OSError as error:
             found.append(error.errno)
         else:
-            found.append((state.st_mtime_ns, state.st_size, state.st_ino))
+            found.append((status.st_mtime_ns, status.st_size, status.st_ino))
     return tuple(found)
 
 
-async def watch(things: Sequence[Watched]) -> None:
-    """Refresh all of them again and again, in a thread: a disk may take its time. Runs until it is cancelled."""
+async def reload_when_changed(reloadable: Sequence[Reloadable]) -> None:
+    """Refresh all of them every ``EVERY_S``, in a thread, as a disk may be slow. Runs until it is cancelled."""
     while True:
         await asyncio.sleep(EVERY_S)
-        for thing in things:
+        for part in reloadable:
             try:
-                await asyncio.to_thread(thing.refresh)
+                await asyncio.to_thread(part.refresh)
             except Exception:
-                _log.exception("bug while files were read again")
+                _log.exception("bug while files were reloaded")

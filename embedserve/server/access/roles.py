@@ -1,4 +1,4 @@
-"""Who may call what: the role that each call needs, and the interceptor that asks for it."""
+"""Who may call what: the role that each call needs, and the interceptor that checks it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SERVICES: dict[str, dict[Role | None, str]] = {
         Role.WRITE: "CreateCollection DeleteCollection SetAlias Upsert UpsertStream DeleteItems RestoreCollection",
     },
     "embedserve.v1.AdminService": {Role.WRITE: "ReplaceEncoder"},
-    # Whoever starts and stops servers has to ask without a token. Reflection tells what can be called, and no data.
+    # Orchestrators check health without a token. Reflection tells which calls there are, and no data.
     "grpc.health.v1.Health": {None: "Check List Watch"},
     "grpc.reflection.v1alpha.ServerReflection": {Role.READ: "ServerReflectionInfo"},
 }
@@ -34,18 +34,18 @@ NEEDED: Final[dict[str, Role | None]] = {
     for role, names in methods.items()
     for method in names.split()
 }
-"""The role that each call needs; None: anybody may. A call that is not in here is refused."""
+"""The role that each call needs; None: no token is needed. A call that is not listed is refused."""
 
 caller: ContextVar[str] = ContextVar("caller", default="")
-"""The name of who makes the call under way, for the log; empty where no tokens are asked for."""
+"""The name of the current call's token, for the log; empty on a server without tokens."""
 
 _HINT = "Client(…, token=…); on the command line --token-file FILE or EMBEDSERVE_TOKEN"
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls without a token of the role that they need, before anything of their request is read.
+    """Refuses calls without a token of the role that they need, before their request is read.
 
-    Comes after the interceptor that counts calls, so that refused ones are counted as well.
+    It comes after the interceptor that counts calls, so that refused calls are counted as well.
     """
 
     def __init__(self, tokens: TokenFile) -> None:
@@ -62,7 +62,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         if needed is not None:
             given = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
             try:
-                self._admit(given, needed, method)
+                self._authorize(given, needed, method)
             except EmbedserveError as error:
                 return _refusal(error)
         handler = await continuation(handler_call_details)
@@ -70,22 +70,22 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             return _refusal(PermissionDenied(f"{method} is not among the calls that tokens allow"))
         return handler
 
-    def _admit(self, given: list[str | bytes], needed: Role, method: str) -> None:
+    def _authorize(self, given: list[str | bytes], needed: Role, method: str) -> None:
         if not given:
             raise Unauthenticated("this server asks for a token, and the call has none", hint=_HINT)
         found = self._tokens.find_bearer(str(given[0])) if len(given) == 1 else None
         if found is None:
-            raise Unauthenticated("the token of the call is none that this server knows", hint=_HINT)
-        caller.set(found.name)  # also of one who is refused: the log shall name him
+            raise Unauthenticated("the call has a token that this server does not know", hint=_HINT)
+        caller.set(found.name)  # before a refusal, so that the log names the caller
         if not found.role.covers(needed):
             raise PermissionDenied(
                 f"{method.rpartition('/')[2]} needs a token of the role {needed}; the call has one of {found.role}",
-                hint="ask whoever runs the server for one",
+                hint="ask the operator of the server for one",
             )
 
 
 def _refusal(error: EmbedserveError) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler that ends a call of any kind. As one of streams it need not read a request first."""
+    """A handler that ends a call of any kind. As a stream handler it need not read a request first."""
 
     async def refuse(_: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         await abort(error, context)

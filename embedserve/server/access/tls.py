@@ -1,4 +1,4 @@
-"""The server's side of TLS: certificates from files, checked, and taken over anew when the files are renewed."""
+"""The server side of TLS: certificates from files, checked, and reloaded when the files change."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import grpc
 
 from embedserve import pem
 from embedserve.errors import SetupError
-from embedserve.server.access.reload_files import state_of
+from embedserve.server.access.reload_files import file_state
 
 _log = logging.getLogger("embedserve.server")
 _NO_CHECK_TIME = 0x200000
-"""X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which ``ssl`` does not name."""
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which ``ssl`` does not name."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What was made of the files at one time."""
+    """The certificates as the files held them at one time."""
 
     grpc: grpc.ServerCertificateConfiguration
     http: ssl.SSLContext
@@ -29,12 +29,12 @@ class _Loaded:
 
 
 class ServerTls:
-    """Certificate, key and the CA that clients need a certificate of.
+    """The server's certificate and key, and the CAs of client certificates.
 
     Args:
-        certificate: PEM file with the server's certificate and what leads from there to the CA, in this order.
+        certificate: PEM file with the server's certificate, followed by the chain up to the CA.
         key: PEM file with its private key, without a password.
-        client_ca: PEM file with the CAs whose certificates clients must show; None: clients need none.
+        client_ca: PEM file with the CAs, one of which must have signed a client's certificate; None: clients need none.
 
     Raises:
         SetupError: a file cannot be used; says which and why.
@@ -43,55 +43,55 @@ class ServerTls:
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._files = [path for path in (certificate, key, client_ca) if path is not None]
-        self._state = state_of(*self._files)
-        self._now = self._load()
-        self._given = self._now
+        self._state = file_state(*self._files)
+        self._loaded = self._load()
+        self._used_by_grpc = self._loaded
         self._warn_if_expired()
 
     @property
     def valid_until_s(self) -> float:
         """When the certificate expires, in seconds since 1970."""
-        return self._now.valid_until_s
+        return self._loaded.valid_until_s
 
     def refresh(self) -> None:
         """Read the files again if they changed. Files that cannot be used change nothing and are logged, once."""
-        state = state_of(*self._files)
+        state = file_state(*self._files)
         if state == self._state:
             return
         self._state = state
         try:
-            self._now = self._load()
+            self._loaded = self._load()
         except SetupError as error:
             _log.error("the old certificate stays in use: %s", error.message)
             return
-        _log.warning("certificate read again from %s, valid until %s", self._certificate, _day(self.valid_until_s))
+        _log.warning("certificate reloaded from %s, valid until %s", self._certificate, _day(self.valid_until_s))
         self._warn_if_expired()
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
-        """For one gRPC port. Connections that are made after a renewal get the new certificate."""
+        """Credentials for one gRPC port. Connections made after a reload get the new certificate."""
         return grpc.dynamic_ssl_server_credentials(
-            self._now.grpc,
-            self._changed,  # type: ignore[arg-type]  # the stubs do not know that None means no change
+            self._loaded.grpc,
+            self._changed_configuration,  # type: ignore[arg-type]  # the stubs do not know that None means no change
             require_client_authentication=self._client_ca is not None,
         )
 
     def http_context(self) -> ssl.SSLContext:
-        """For the HTTP port: the same certificate, renewed in the same way. It asks nobody for a certificate."""
+        """The context of the HTTP port: the same certificate, reloaded likewise. Clients need no certificate."""
         context = _context(self._certificate, self._key)
 
         def choose(connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> None:
-            connection.context = self._now.http  # called for every handshake, whether it names a server or not
+            connection.context = self._loaded.http  # called for every handshake, whether it names a server or not
 
         context.sni_callback = choose
         return context
 
-    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """What gRPC asks before each handshake, in a thread of its own: something new, or None."""
-        now = self._now
-        if now is self._given:
+    def _changed_configuration(self) -> grpc.ServerCertificateConfiguration | None:
+        """A new configuration, or None. gRPC calls it before each handshake, in its own thread."""
+        loaded = self._loaded
+        if loaded is self._used_by_grpc:
             return None
-        self._given = now
-        return now.grpc
+        self._used_by_grpc = loaded
+        return loaded.grpc
 
     def _load(self) -> _Loaded:
         pair = pem.read_pair(self._certificate, self._key)
@@ -100,12 +100,12 @@ class ServerTls:
         try:
             context = _context(self._certificate, self._key)
             return _Loaded(configuration, context, _valid_until_s(context, pair))
-        except (ssl.SSLError, OSError) as error:  # both were fine a moment ago
+        except (ssl.SSLError, OSError) as error:  # both files were valid a moment ago
             raise SetupError(f"{self._certificate} is being replaced right now", hint="try again") from error
 
     def _warn_if_expired(self) -> None:
         if self.valid_until_s < time.time():
-            _log.error("the certificate %s has expired on %s", self._certificate, _day(self.valid_until_s))
+            _log.error("the certificate %s expired on %s", self._certificate, _day(self.valid_until_s))
 
 
 def _context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -115,21 +115,21 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def _valid_until_s(server: ssl.SSLContext, pair: pem.KeyPair) -> float:
-    """When the certificate expires; ``ssl`` tells that only of a certificate that it has been shown in a handshake."""
+    """When the certificate expires. ``ssl`` tells that only of a certificate received in a handshake."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
     client.load_verify_locations(cadata=pair.certificate.decode("ascii"))
-    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-    asking = client.wrap_bio(back, there)
-    answering = server.wrap_bio(there, back, server_side=True)
-    for side in (asking, answering, asking):
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client_side = client.wrap_bio(to_client, to_server)
+    server_side = server.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client_side, server_side, client_side):
         try:
             side.do_handshake()
         except ssl.SSLWantReadError:
             continue
-    shown = asking.getpeercert() or {}
-    return float(ssl.cert_time_to_seconds(str(shown["notAfter"])))
+    received = client_side.getpeercert() or {}
+    return float(ssl.cert_time_to_seconds(str(received["notAfter"])))
 
 
 def _day(time_s: float) -> str:

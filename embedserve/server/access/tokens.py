@@ -17,11 +17,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from embedserve.errors import SetupError
-from embedserve.server.access.reload_files import state_of
+from embedserve.server.access.reload_files import file_state
 
 MIN_TOKEN_CHARS = 16
 MAX_TOKEN_CHARS = 1024
-"""gRPC takes 8 KiB of headers with a call."""
+"""gRPC accepts 8 KiB of headers with a call."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, b64token
 _MAKE_ONE = "make one: openssl rand -hex 32"
@@ -29,19 +29,19 @@ _log = logging.getLogger("embedserve.server")
 
 
 class Role(StrEnum):
-    """What a token is good for. Writing includes reading."""
+    """What a token allows. Writing includes reading."""
 
     READ = "read"
     WRITE = "write"
 
     def covers(self, needed: Role) -> bool:
-        """Whether a caller in this role may do what needs the other."""
+        """Whether this role allows what needs the other."""
         return self is Role.WRITE or needed is Role.READ
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who shows a token; the token itself is nowhere kept."""
+    """The owner of a token. The token itself is not kept."""
 
     name: str
     role: Role
@@ -53,20 +53,20 @@ class TokenFile:
     """The tokens of a file, read again when it changes.
 
     Raises:
-        SetupError: the file cannot be used; says in which line and why, and quotes no token.
+        SetupError: the file cannot be used; says in which line and why, without quoting a token.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._state = state_of(path)
+        self._state = file_state(path)
         self._callers = self._read()
 
     def __len__(self) -> int:
         return len(self._callers)
 
     def refresh(self) -> None:
-        """Read the file again if it changed. One that cannot be used changes nothing and is logged, once."""
-        state = state_of(self._path)
+        """Read the file again if it changed. A file that cannot be used changes nothing and is logged, once."""
+        state = file_state(self._path)
         if state == self._state:
             return
         self._state = state
@@ -75,10 +75,10 @@ class TokenFile:
         except SetupError as error:
             _log.error("the old tokens stay in use: %s", error.message)
             return
-        _log.warning("tokens read again from %s: %d", self._path, len(self._callers))
+        _log.warning("tokens reloaded from %s: %d", self._path, len(self._callers))
 
     def find(self, token: str) -> Caller | None:
-        """Whose token it is; None for nobody's. Takes as long for one that is nearly right as for any other."""
+        """The owner of a token; None if it is unknown. The time taken does not depend on how close a guess is."""
         digest = sha256(token.encode("utf-8", "replace")).digest()
         found = None
         for caller in self._callers:
@@ -87,7 +87,7 @@ class TokenFile:
         return found
 
     def find_bearer(self, authorization: str) -> Caller | None:
-        """Whose token the value of an ``authorization`` header holds; None for nobody's."""
+        """The owner of the token in an ``authorization`` header; None if there is none, or it is unknown."""
         scheme, _, token = authorization.partition(" ")
         return self.find(token.strip()) if scheme.lower() == "bearer" else None
 
@@ -127,14 +127,14 @@ def _parse(text: str, path: Path) -> tuple[Caller, ...]:
             )
         if not _TOKEN.fullmatch(token):
             raise SetupError(
-                f"{where} has a token with characters that HTTP does not allow in one",
-                hint=f"letters, digits and -._~+/ do, with = at the end; {_MAKE_ONE}",
+                f"{where} has a token with characters that HTTP does not allow",
+                hint=f"letters, digits and -._~+/ are allowed, with = at the end; {_MAKE_ONE}",
             )
         digest = sha256(token.encode()).digest()
         if digest in callers:
-            raise SetupError(f"{where} has the token of {callers[digest].name} again", hint=_MAKE_ONE)
+            raise SetupError(f"{where} repeats the token of {callers[digest].name}", hint=_MAKE_ONE)
         name = words[2] if len(words) == 3 else f"line {number}"
         callers[digest] = Caller(name, Role(words[0]), digest)
     if not callers:
-        raise SetupError(f"{path} has no tokens: nobody could call", hint=f"add a line: write TOKEN NAME; {_MAKE_ONE}")
+        raise SetupError(f"{path} has no tokens: no call would be allowed", hint=f"add: write TOKEN NAME; {_MAKE_ONE}")
     return tuple(callers.values())

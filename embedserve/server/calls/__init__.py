@@ -1,1 +1,1 @@
-"""What every call meets: limits, the minimum rate, streams, responses."""
+"""What all services share in answering calls: limits, minimum rate, requests, streams, responses."""

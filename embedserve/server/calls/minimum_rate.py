@@ -1,15 +1,15 @@
-"""How fast the messages of a call that holds up others have to be sent or taken."""
+"""How fast a client must send or read the messages of a call that holds resources of the server."""
 
 from __future__ import annotations
 
-LEAST_BYTES_PER_S = 16 << 10
+MIN_BYTES_PER_S = 16 << 10
 
 
 class MinimumRate:
-    """Adds up what went through and how long the other side was waited for.
+    """Adds up the bytes of a call and the time that the server has waited for the client.
 
     Args:
-        allowance_s: how long it may be waited for beyond what ``LEAST_BYTES_PER_S`` allows, in seconds.
+        allowance_s: seconds of waiting allowed beyond those that ``MIN_BYTES_PER_S`` allows for the bytes.
     """
 
     def __init__(self, allowance_s: float) -> None:
@@ -18,7 +18,7 @@ class MinimumRate:
         self.waited_s = 0.0
 
     def is_kept(self, size_bytes: int, waited_s: float) -> bool:
-        """Whether the call is fast enough still, with one more message that was waited for so long."""
+        """Whether the call is still fast enough after one more message, which took ``waited_s``."""
         self.bytes += size_bytes
         self.waited_s += waited_s
-        return self.waited_s <= self._allowance_s + self.bytes / LEAST_BYTES_PER_S
+        return self.waited_s <= self._allowance_s + self.bytes / MIN_BYTES_PER_S

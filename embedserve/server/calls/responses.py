@@ -1,4 +1,4 @@
-"""What every service does with a call: its deadline in, encoder and timings out."""
+"""What responses of all services have in common: deadline, size, encoder, timings, errors."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _Response = TypeVar("_Response", bound=Message)
 
 _LARGE_BYTES = 256 << 10
 _ENTRY_BYTES = 8
-"""Of one key's entry in a message's map, beside the key and the text."""
+"""An entry in a map of a message, without its key and text."""
 
 
 def stored_bytes(metadata: Metadata, vector: NDArray[np.float32] | None, media: Media | None = None) -> int:
-    """About how many bytes the parts of an item or a hit take in a response, and hardly ever more than they do."""
+    """Estimated bytes of the parts of an item or a hit in a response; rarely more than they really take."""
     size_bytes = 0 if vector is None else 2 * len(vector)
     for key, value in metadata.items():
         size_bytes += _ENTRY_BYTES + len(key)
@@ -42,10 +42,10 @@ def stored_bytes(metadata: Metadata, vector: NDArray[np.float32] | None, media: 
 
 
 async def build(size_bytes: int, limits: Limits, make: Callable[[], _Response]) -> _Response:
-    """A response of about ``size_bytes``; a large one is made in a thread, for it would hold up every other call.
+    """A response of about ``size_bytes``; a large one is made in a thread, as it would block all other calls.
 
     Raises:
-        LimitExceeded: it would not fit one message.
+        LimitExceeded: it does not fit one message.
     """
     what = "bytes in the response; ask for less at once"
     limits.check("max_message_bytes", size_bytes, what)  # before memory is spent on it
@@ -55,14 +55,14 @@ async def build(size_bytes: int, limits: Limits, make: Callable[[], _Response]) 
 
 
 async def abort(error: EmbedserveError, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
-    """End a call with an error: its status, and behind it whatever metadata has been set already."""
+    """End a call with the status of an error, and with the trailing metadata that has been set."""
     status = rpc_status.to_status(wire.error_to_status(error))
     await context.abort(status.code, status.details, (*status.trailing_metadata, *context.trailing_metadata()))
     raise AssertionError("abort always raises")
 
 
 def deadline_of(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
-    """When the caller stops waiting, on ``time.monotonic``'s clock; None if he never does."""
+    """When the caller stops waiting, on ``time.monotonic``'s clock; None for never."""
     remaining_s = context.time_remaining()
     return None if remaining_s is None else time.monotonic() + remaining_s
 
@@ -72,13 +72,13 @@ def encoder_ref_of(encoder: ImageEncoder) -> common_pb2.EncoderRef:
     return wire.encoder_ref(encoder.metadata.name, encoder.fingerprint, encoder.metadata.dimension)
 
 
-def collection_encoder_ref(bound: CollectionIdentity) -> common_pb2.EncoderRef:
+def collection_encoder_ref(identity: CollectionIdentity) -> common_pb2.EncoderRef:
     """The encoder that the collection is bound to."""
-    return wire.encoder_ref(bound.encoder_name, bound.fingerprint, bound.dimension)
+    return wire.encoder_ref(identity.encoder_name, identity.fingerprint, identity.dimension)
 
 
 def timings_to_proto(timings: Timings, begun: float) -> common_pb2.Timings:
-    """The parts of a call's time, and the whole since ``begun`` on ``time.monotonic``'s clock."""
+    """The durations of a call's parts, and of the whole since ``begun`` on ``time.monotonic``'s clock."""
     return common_pb2.Timings(
         decode_ms=timings.decode_ms,
         queue_ms=timings.queue_ms,

@@ -1,8 +1,8 @@
-"""Streams. Bidirectional ones: bounded reading ahead, answers in order, nothing left running when the caller goes.
+"""Streams. Bidirectional ones: bounded read-ahead, responses in order, all work cancelled when the client hangs up.
 
-A request is counted in the server's admission before the next one is read, so that a stream holds one message more
-than it was let in with, however fast its client sends. When the server drains, reading ends; what was read is answered.
-Streams in one direction belong to work that takes minutes; it ends when the server drains.
+A request is counted in the server's admission before the next one is read, so a stream holds at most one message more
+than was admitted, however fast the client sends. When the server drains, reading ends; what was read is answered.
+Streams in one direction belong to jobs that take minutes; they end when the server drains.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from embedserve.server.lifecycle.state import ServerState
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _Begun = TypeVar("_Begun")
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 
 
 class Cost(NamedTuple):
-    """What a request holds."""
+    """What one request counts in the read-ahead and in admission."""
 
     inputs: int
     """Images or items."""
@@ -39,39 +39,39 @@ class ReadAhead(Generic[_In]):
 
     window: int
     admission: Admission
-    weigh: Callable[[_In], Cost]
+    cost_of: Callable[[_In], Cost]
     readers: set[asyncio.Task[Any]]
-    """Where the reading task is kept while it runs; cancelling it there ends the stream for a server that drains."""
+    """Holds the reading task while it runs; a server that drains cancels it there."""
 
 
 async def ordered(
     requests: AsyncIterator[_In],
     begin: Callable[[_In], tuple[_Begun, asyncio.Future[_Out]]],
-    finish: Callable[[list[tuple[_Begun, _Out]]], Awaitable[Sequence[_Answer]]],
-    intake: ReadAhead[_In],
-) -> AsyncIterator[Sequence[_Answer]]:
-    """An answer for every request, in the order of the requests, a window of them in work at a time.
+    finish: Callable[[list[tuple[_Begun, _Out]]], Awaitable[Sequence[_Response]]],
+    read_ahead: ReadAhead[_In],
+) -> AsyncIterator[Sequence[_Response]]:
+    """A response for every request, in the order of the requests, with at most a window of them in flight.
 
-    Requests are finished in groups: the next one as soon as its result is there, and those behind it whose are there by
-    then too. More requests are read, begun and finished while a group's answers are taken. What is finished counts in
-    admission no more; so a client that takes no answers holds up its own stream, by the window, and no other.
+    Requests are finished in groups: the oldest as soon as it has its result, together with those right behind it that
+    have theirs. While the responses of a group are sent, more requests are read, begun and finished. Finished requests
+    no longer count in admission; so a client that does not read its responses stalls only its own stream.
 
     Args:
         requests: the stream.
-        begin: starts the work on a request; returns what is needed to answer it, and its result to come.
-        finish: makes the answers of a group; from then on nothing may refer to their requests.
-        intake: how far to read ahead.
+        begin: starts the work on a request; returns what is needed to answer it, and the future of its result.
+        finish: makes the responses of a group; they must not refer to the requests.
+        read_ahead: how far to read ahead.
 
-    What ``begin`` and ``finish`` raise ends the stream.
+    An error of ``begin`` or ``finish`` ends the stream.
     """
-    work = _Work(requests, begin, finish, intake)
+    pipeline = _Pipeline(requests, begin, finish, read_ahead)
     try:
-        while (answers := await work.answers.get()) is not None:
-            yield answers
-            work.answered(len(answers))
-        work.check()
+        while (responses := await pipeline.responses.get()) is not None:
+            yield responses
+            pipeline.sent(len(responses))
+        pipeline.check()
     finally:
-        work.close()
+        pipeline.close()
 
 
 async def until_drained(
@@ -81,13 +81,13 @@ async def until_drained(
     idle_s: float,
     is_last: Callable[[_Out], bool] = lambda _: False,
 ) -> AsyncGenerator[_Out | None]:
-    """The pieces as they come, and None whenever none has come for ``idle_s``; they are closed at the end.
+    """The pieces as they come, and None whenever none has come for ``idle_s``; closes ``pieces`` at the end.
 
     Args:
-        pieces: of work that takes long.
+        pieces: the output of a long job.
         state: says when the server drains.
-        idle_s: how long to say nothing, in seconds.
-        is_last: whether nothing comes after a piece, so that all is there even if the server drains by then.
+        idle_s: seconds without a piece after which None is yielded.
+        is_last: whether a piece is the last one, after which a drain no longer matters.
 
     Raises:
         Unavailable: the server drains.
@@ -102,7 +102,7 @@ async def until_drained(
                     yield None
             finally:
                 if coming.cancel():
-                    await asyncio.wait([coming])  # before the pieces can be closed
+                    await asyncio.wait([coming])  # pieces cannot be closed before
             if coming.cancelled():
                 break
             if (piece := coming.result()) is None:
@@ -117,97 +117,97 @@ async def _next_or_none(pieces: AsyncGenerator[_Out]) -> _Out | None:
     return await anext(pieces, None)
 
 
-class _Work(Generic[_In, _Begun, _Out, _Answer]):
-    """A task that reads a stream and begins, as far ahead as its intake allows, and one that finishes."""
+class _Pipeline(Generic[_In, _Begun, _Out, _Response]):
+    """Two tasks: one reads requests and begins them, as far ahead as allowed; one finishes them."""
 
     def __init__(
         self,
         requests: AsyncIterator[_In],
         begin: Callable[[_In], tuple[_Begun, asyncio.Future[_Out]]],
-        finish: Callable[[list[tuple[_Begun, _Out]]], Awaitable[Sequence[_Answer]]],
-        intake: ReadAhead[_In],
+        finish: Callable[[list[tuple[_Begun, _Out]]], Awaitable[Sequence[_Response]]],
+        read_ahead: ReadAhead[_In],
     ) -> None:
-        self.answers: asyncio.Queue[Sequence[_Answer] | None] = asyncio.Queue()
-        """No more than a window of them; None is the end."""
-        self._intake = intake
+        self.responses: asyncio.Queue[Sequence[_Response] | None] = asyncio.Queue()
+        """At most a window of them; None is the end."""
+        self._read_ahead = read_ahead
         self._begun: deque[tuple[_Begun, asyncio.Future[_Out]]] = deque()
-        self._weights: deque[Cost] = deque()
-        """Of what was begun and counts in admission, the oldest first."""
+        self._costs: deque[Cost] = deque()
+        """Of the requests that count in admission, the oldest first."""
         self._inputs: deque[int] = deque()
-        """How many inputs each request has that was read and whose answer has not been taken, the oldest first."""
+        """Inputs of each request that was read and whose response has not been sent, the oldest first."""
         self._in_window = 0
-        self._left = asyncio.Event()
-        self._changed = asyncio.Event()
+        self._window_changed = asyncio.Event()
+        self._begun_changed = asyncio.Event()
         self._reading = asyncio.create_task(self._read(requests, begin))
-        intake.readers.add(self._reading)
-        self._reading.add_done_callback(intake.readers.discard)
-        self._reading.add_done_callback(lambda _: self._changed.set())
+        read_ahead.readers.add(self._reading)
+        self._reading.add_done_callback(read_ahead.readers.discard)
+        self._reading.add_done_callback(lambda _: self._begun_changed.set())
         self._finishing = asyncio.create_task(self._finish(finish))
-        self._finishing.add_done_callback(lambda _: self.answers.put_nowait(None))
+        self._finishing.add_done_callback(lambda _: self.responses.put_nowait(None))
 
     async def _read(
         self, requests: AsyncIterator[_In], begin: Callable[[_In], tuple[_Begun, asyncio.Future[_Out]]]
     ) -> None:
         async for request in requests:
-            weight = self._intake.weigh(request)
-            while self._inputs and self._in_window + weight.inputs > self._intake.window:
-                self._left.clear()
-                await self._left.wait()
-            await self._intake.admission.enter_stream(weight.images, weight.bytes)
-            self._weights.append(weight)
-            self._inputs.append(weight.inputs)
-            self._in_window += weight.inputs
+            cost = self._read_ahead.cost_of(request)
+            while self._inputs and self._in_window + cost.inputs > self._read_ahead.window:
+                self._window_changed.clear()
+                await self._window_changed.wait()
+            await self._read_ahead.admission.enter_stream(cost.images, cost.bytes)
+            self._costs.append(cost)
+            self._inputs.append(cost.inputs)
+            self._in_window += cost.inputs
             self._begun.append(begin(request))
-            self._changed.set()
-            del request  # while the next one is waited for, which may be long
+            self._begun_changed.set()
+            del request  # free it during the wait for the next one, which may be long
 
-    async def _finish(self, finish: Callable[[list[tuple[_Begun, _Out]]], Awaitable[Sequence[_Answer]]]) -> None:
+    async def _finish(self, finish: Callable[[list[tuple[_Begun, _Out]]], Awaitable[Sequence[_Response]]]) -> None:
         while True:
             while not self._begun:
                 if self._reading.done():
                     return
-                self._changed.clear()
-                await self._changed.wait()
+                self._begun_changed.clear()
+                await self._begun_changed.wait()
             await asyncio.wait([self._begun[0][1]])
             group = []
             while self._begun and self._begun[0][1].done():
                 begun, future = self._begun.popleft()
                 group.append((begun, future.result()))
-            answers = await finish(group)
+            responses = await finish(group)
             for _ in group:
-                self._let_go()
+                self._leave_admission()
             del group
-            self.answers.put_nowait(answers)
+            self.responses.put_nowait(responses)
 
-    def answered(self, count: int) -> None:
-        """The oldest answers have been taken: there is room in the window."""
+    def sent(self, count: int) -> None:
+        """The oldest ``count`` responses have been sent and leave the window."""
         for _ in range(count):
             self._in_window -= self._inputs.popleft()
-        self._left.set()
+        self._window_changed.set()
 
     def check(self) -> None:
         """Raise what reading, beginning or finishing raised.
 
         Raises:
-            Unavailable: the server drains, and the client may have had more to send.
+            Unavailable: the server drains, and the client may have more to send.
         """
         if (failure := self._finishing.exception()) is not None:
             raise failure
         if self._reading.cancelled():
-            raise Unavailable("the server is shutting down", hint="send what was not answered again")
+            raise Unavailable("the server is shutting down", hint="send again what was not answered")
         if (failure := self._reading.exception()) is not None:
             raise failure
 
     def close(self) -> None:
-        """Stop reading, take back what has no answer, and give its room free."""
+        """Stop reading, cancel what has no response, and release its room in admission."""
         self._reading.cancel()
         self._finishing.cancel()
         for _, future in self._begun:
             future.cancel()
-        while self._weights:
-            self._let_go()
+        while self._costs:
+            self._leave_admission()
 
-    def _let_go(self) -> None:
-        if self._weights:  # else all has been let go, since the stream was closed meanwhile
-            weight = self._weights.popleft()
-            self._intake.admission.leave_stream(weight.images, weight.bytes)
+    def _leave_admission(self) -> None:
+        if self._costs:  # ``close`` may have released everything meanwhile
+            cost = self._costs.popleft()
+            self._read_ahead.admission.leave_stream(cost.images, cost.bytes)

@@ -1,1 +1,1 @@
-"""The state of a server from start to drain, and of the encoder in it."""
+"""The state of a server from start to drain, and the health and replacement of its encoder."""

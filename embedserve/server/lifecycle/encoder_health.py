@@ -1,4 +1,4 @@
-"""Health that means something: an encoder that fails on everything is found, told, and tried again until it works."""
+"""Whether the encoder still works: one that fails on every image is detected, reported, and tried until it recovers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger("embedserve.server")
 
 EVERY_S = 1.0
-SUSPICIOUS = 3
-"""So many images in a row that the encoder fails on are no accident; one may be the image's fault."""
+SUSPICIOUS_FAILURES = 3
+"""Failures in a row after which the encoder is suspected; a single one may be the image's fault."""
 
 
-async def watch(state: ServerState, changed: Callable[[], Awaitable[None]]) -> None:
-    """Keep ``state.failing`` true to the encoder; runs until it is cancelled.
+async def watch_encoder_health(state: ServerState, on_change: Callable[[], Awaitable[None]]) -> None:
+    """Keep ``state.failing`` up to date; runs until it is cancelled.
 
-    An encoder under suspicion is given one of its reference images, again and again, until it can do that.
+    A suspected encoder gets one of its reference images every ``EVERY_S``; it fails until it can embed that.
 
     Args:
         state: of the server.
-        changed: called when ``state.failing`` has changed.
+        on_change: called when ``state.failing`` has changed.
     """
     while True:
         await asyncio.sleep(EVERY_S)
@@ -36,14 +36,15 @@ async def watch(state: ServerState, changed: Callable[[], Awaitable[None]]) -> N
             embedder = state.engine.embedder
         except Unavailable:
             continue
-        failing = embedder.batcher.failures_in_a_row >= SUSPICIOUS and not await asyncio.to_thread(_works, embedder)
+        suspected = embedder.batcher.failures_in_a_row >= SUSPICIOUS_FAILURES
+        failing = suspected and not await asyncio.to_thread(_works, embedder)
         if failing != state.failing:
             state.failing = failing
             if failing:
                 _log.error("the encoder fails on every image: health is NOT_SERVING until it recovers")
             else:
                 _log.warning("the encoder works again: health is SERVING")
-            await changed()
+            await on_change()
 
 
 def _works(embedder: Embedder) -> bool:

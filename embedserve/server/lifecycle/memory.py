@@ -1,7 +1,7 @@
-"""Memory that a burst of large requests took goes back to the system.
+"""Returns the memory of a burst of large requests to the system.
 
-glibc keeps what is freed between smaller pieces that are still in use: after a few hundred requests of 30 MB a process
-of 75 MB was seen to stay at 1.9 GB, of which all but 50 MB could be given back.
+glibc keeps freed memory that lies between smaller blocks still in use: after a few hundred requests of 30 MB, a process
+of 75 MB stayed at 1.9 GB, of which trimming returned all but 50 MB.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 EVERY_S = 5.0
-WORTH_BYTES = 64 << 20
-"""Looking through the heap costs up to some tenths of a second of a thread; it is done after this much growth."""
+TRIM_AFTER_BYTES = 64 << 20
+"""Growth after which the heap is trimmed, which keeps a thread busy for up to some tenths of a second."""
 
 _STATM = Path("/proc/self/statm")
 
 
-async def give_back(trim: Callable[[], None]) -> None:
-    """Trim the heap whenever the process has grown since the last time; runs until it is cancelled."""
-    least = _resident_bytes()
+async def trim_after_growth(trim: Callable[[], None]) -> None:
+    """Trim the heap whenever the process has grown since the last trim; runs until it is cancelled."""
+    smallest = _resident_bytes()
     while True:
         await asyncio.sleep(EVERY_S)
-        least = min(least, resident := _resident_bytes())
-        if resident >= least + WORTH_BYTES:
+        smallest = min(smallest, resident := _resident_bytes())
+        if resident >= smallest + TRIM_AFTER_BYTES:
             await asyncio.to_thread(trim)
-            least = _resident_bytes()
+            smallest = _resident_bytes()
 
 
-def trimmer() -> Callable[[], None] | None:
-    """glibc's ``malloc_trim``; None on systems that have none, or do not say how large a process is."""
+def heap_trimmer() -> Callable[[], None] | None:
+    """glibc's ``malloc_trim``; None on systems without it, or where the size of the process is not known."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if malloc_trim is None or not _STATM.exists():
         return None

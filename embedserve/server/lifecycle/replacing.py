@@ -1,4 +1,4 @@
-"""Another encoder for a server that runs: read, verified and warmed up beside the old one, then switched."""
+"""Replaces the encoder of a running server: the new one is read, verified and warmed up beside the old one."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ _log = logging.getLogger("embedserve.server")
 
 
 class EncoderReplacer:
-    """Replaces the encoder of a server by what its file holds now.
+    """Replaces the encoder of a server by the one that its file holds now.
 
     Args:
         open_encoder: reads the file and makes the encoder ready to run; called in a thread.
-        state: where the engine is.
+        state: gives access to the engine.
     """
 
     def __init__(self, open_encoder: Callable[[], ImageEncoder], state: ServerState) -> None:
         self._open = open_encoder
         self._state = state
-        self._lock = asyncio.Lock()  # two at a time would hold three encoders in memory
+        self._lock = asyncio.Lock()  # two replacements at a time would hold three encoders in memory
 
     async def replace(self, fingerprint: str = "") -> tuple[ImageEncoder, ImageEncoder]:
-        """Read the file again; the encoder before, and the one that new calls get.
+        """Read the file again; the previous encoder, and the one that new calls get.
 
-        Nothing changes if the file holds the encoder that runs, and nothing if it cannot be used.
+        Nothing changes if the file holds the encoder in use, or one that cannot be used.
 
         Args:
-            fingerprint: what the file is expected to hold; empty for anything.
+            fingerprint: of the encoder that the file is expected to hold; empty for any.
 
         Raises:
-            EncoderFileError: the file cannot be read, or does not compute what it promises.
+            EncoderFileError: the file cannot be read, or does not reproduce its reference vectors.
             EncoderMismatch: it holds another encoder than expected.
             Unavailable: the server is starting or stopping.
         """
-        # In a task of its own: a thread that loads cannot be stopped, so if a caller who goes away gave the lock free,
-        # the next one would load beside it.
+        # In its own task: a thread that loads cannot be stopped, so if a cancelled call released the lock, the next
+        # call would load another encoder beside it.
         return await asyncio.shield(asyncio.create_task(self._replace(fingerprint)))
 
     async def _replace(self, fingerprint: str) -> tuple[ImageEncoder, ImageEncoder]:
@@ -52,16 +52,16 @@ class EncoderReplacer:
                 raise EncoderMismatch(
                     f"the file holds encoder {encoder.metadata.name} ({encoder.fingerprint[:12]}), not"
                     f" {fingerprint[:12]}",
-                    hint="copy the right file to where the server reads it, then ask again",
+                    hint="copy the right file to where the server reads it, then try again",
                 )
             if encoder.fingerprint == before.fingerprint:
-                _log.warning("encoder kept: the file holds the one that runs (%s)", before.fingerprint[:12])
+                _log.warning("encoder kept: the file holds the one in use (%s)", before.fingerprint[:12])
                 return before, before
             if encoder.provider != before.provider:
                 raise EncoderFileError(
-                    f"encoder {encoder.metadata.name} would run on {encoder.provider}; the one that runs is on"
+                    f"encoder {encoder.metadata.name} would run on {encoder.provider}; the one in use runs on"
                     f" {before.provider}",
-                    hint="is there memory for both on the GPU? the server's log says more; otherwise start it anew",
+                    hint="does the GPU have memory for both? the server's log says more; otherwise restart the server",
                 )
             await asyncio.to_thread(_verify, encoder)
             await self._state.engine.replace_encoder(encoder)
@@ -80,17 +80,17 @@ class EncoderReplacer:
 
 
 def _verify(encoder: ImageEncoder) -> None:
-    """Refuse an encoder that does not compute here what its file promises.
+    """Refuse an encoder that does not reproduce the reference vectors of its file.
 
     Raises:
-        EncoderFileError: it drifts from its reference vectors.
+        EncoderFileError: its vectors have drifted.
     """
     metadata = encoder.metadata
     if metadata.reference is None:
-        return  # made without our export; a server starts with such a file as well
+        return  # not made by our export; a server starts with such a file, too
     cosine = reference.lowest_cosine(encoder.encode(reference.draw(metadata.preprocess.size_px)), metadata.reference)
     if cosine < same_vector_cosine(metadata):
         raise EncoderFileError(
-            f"encoder {metadata.name} does not give the vectors that its file promises: cosine {cosine:.6f}",
+            f"encoder {metadata.name} does not reproduce the reference vectors of its file: cosine {cosine:.6f}",
             hint="embedserve doctor FILE says more; export it again",
         )

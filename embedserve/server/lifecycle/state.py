@@ -1,4 +1,4 @@
-"""What the services share: the engine once it is there, whether calls are taken, and which are under way."""
+"""What the services share: the engine once it is ready, whether calls are accepted, and how many are in flight."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ServerState:
-    """Starting → ready → draining; never back. While it is ready, the encoder may fail and recover."""
+    """Starting → ready → draining, never back. While the server is ready, the encoder may fail and recover."""
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
@@ -25,26 +25,26 @@ class ServerState:
         self._idle.set()
         self.ready_unix_s = 0.0
         self.failing = False
-        """The encoder fails on everything; calls are taken still, but whoever has another server should ask that."""
+        """The encoder fails on every image. Calls are still accepted, but clients should prefer another server."""
         self.readers: set[asyncio.Task[Any]] = set()
-        """Tasks that read streams; draining ends them."""
+        """Tasks that read streams; draining cancels them."""
 
     @property
     def engine(self) -> Engine:
         """The engine.
 
         Raises:
-            Unavailable: it is not there yet, or no more.
+            Unavailable: the server is starting or draining.
         """
         if self._draining:
-            raise Unavailable("the server is shutting down", hint="try another replica, or again when it is back")
+            raise Unavailable("the server is shutting down", hint="try another replica, or try again when it is back")
         if self._engine is None:
             raise Unavailable("the server is starting", hint="try again in a second")
         return self._engine
 
     @property
     def phase(self) -> Literal["starting", "ready", "failing", "draining"]:
-        """Where in its life the server is."""
+        """The phase of the server's life cycle."""
         if self._draining:
             return "draining"
         if self._engine is None:
@@ -52,13 +52,13 @@ class ServerState:
         return "failing" if self.failing else "ready"
 
     def ready(self, engine: Engine) -> None:
-        """The engine is warm."""
+        """From now on calls are accepted; the engine is warm."""
         self._engine = engine
         self.ready_unix_s = time.time()
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """A call of ours is under way."""
+        """Counts a call as in flight for the block."""
         self._calls += 1
         self._idle.clear()
         try:
@@ -69,13 +69,13 @@ class ServerState:
                 self._idle.set()
 
     async def drain(self, grace_s: float) -> Engine | None:
-        """Take no new calls, read no more of streams, and wait until what is under way is answered.
+        """Accept no new calls, stop reading streams, and wait until the calls in flight are answered.
 
         Args:
-            grace_s: how long to wait at most, in seconds.
+            grace_s: longest wait, in seconds.
 
         Returns:
-            The engine, if there is one, for whoever closes it.
+            The engine, if there is one, to be closed by the caller.
         """
         self._draining = True
         for reader in list(self.readers):

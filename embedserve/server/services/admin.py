@@ -1,4 +1,4 @@
-"""AdminService: what whoever runs the server may change while it serves."""
+"""AdminService: what an operator may change while the server runs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class AdminService(pb_grpc.AdminServiceServicer):
     """ReplaceEncoder.
 
     Args:
-        replacer: does it.
-        has_tokens: whether the server knows who calls. Otherwise everyone who reaches the port could have it load
-            files again and again.
+        replacer: replaces the encoder.
+        has_tokens: whether the server checks callers. Otherwise anyone who reaches the port could make it load files
+            again and again.
     """
 
     def __init__(self, replacer: EncoderReplacer, *, has_tokens: bool) -> None:
@@ -30,10 +30,10 @@ class AdminService(pb_grpc.AdminServiceServicer):
         self._has_tokens = has_tokens
 
     async def ReplaceEncoder(self, request: pb.ReplaceEncoderRequest, context: Context) -> pb.ReplaceEncoderResponse:
-        """Serve what the encoder file holds now."""
+        """Serve the encoder that the file holds now."""
         if not self._has_tokens:
             raise FailedPrecondition(
-                "this server has no tokens, so it does not replace its encoder on a call",
+                "this server has no tokens, so it does not replace its encoder on request",
                 hint="start it with --tokens FILE, or send it SIGHUP on its own machine",
             )
         before, current = await self._replacer.replace(request.fingerprint)

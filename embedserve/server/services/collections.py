@@ -16,7 +16,7 @@ from embedserve.engine.embedder import Embedded, Results
 from embedserve.engine.inputs import BackupPart, NewItem
 from embedserve.engine.timings import Timings
 from embedserve.errors import DeadlineExceeded, EmbedserveError, InvalidInput, Unavailable
-from embedserve.server.calls.minimum_rate import LEAST_BYTES_PER_S, MinimumRate
+from embedserve.server.calls.minimum_rate import MIN_BYTES_PER_S, MinimumRate
 from embedserve.server.calls.responses import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
 from embedserve.server.calls.streams import Cost, ReadAhead, ordered, until_drained
 from embedserve.server.lifecycle.state import ServerState
@@ -35,15 +35,15 @@ from embedserve.v1 import collection_service_pb2_grpc as pb_grpc
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
-_SAY_EVERY_S = 10.0
-"""A check or a backup that has nothing to say for so long says that it is under way."""
-_SILENT_S = 60.0
-"""Whoever sends a backup and says nothing for so long has gone."""
+_KEEP_ALIVE_S = 10.0
+"""A check or a backup that has nothing to send for this long sends a message that it is still running."""
+_UPLOAD_TIMEOUT_S = 60.0
+"""A client that sends nothing of a backup for this long is considered gone."""
 _MAX_CHUNK_BYTES = 2 << 20
-"""Of a backup that is sent to us. A message may have 32 MiB, which a restore that waits for its turn would hold."""
+"""Of an uploaded backup. A message may have 32 MiB, which a restore would hold while it waits in the queue."""
 
 _STREAM_WINDOW = 128
-"""Items of one stream in work at a time. Those that are embedded are written while others are embedded."""
+"""Items of one stream in flight at a time. Embedded ones are written while others are embedded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,10 @@ class _Begun:
 
     items: list[NewItem | EmbedserveError]
     refusal: EmbedserveError | None
-    """Why none of its items is looked at."""
+    """Why all of its items are refused; None if they are not."""
     inputs: int
     has_several: bool
-    """Whether it holds a list of items, and is answered with a list."""
+    """Whether it holds a list of items, so that the response holds a list."""
 
 
 class CollectionService(pb_grpc.CollectionServiceServicer):
@@ -67,7 +67,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
     async def CreateCollection(
         self, request: pb.CreateCollectionRequest, context: Context
     ) -> pb.CreateCollectionResponse:
-        """Make a collection."""
+        """Create a collection."""
         info = await self._state.engine.collections.create(
             request.name,
             keep=wire.keep_from_proto(request.keep_media),
@@ -86,31 +86,31 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         return pb.CreateCollectionResponse(collection=wire.collection_to_proto(info))
 
     async def GetCollection(self, request: pb.GetCollectionRequest, context: Context) -> pb.GetCollectionResponse:
-        """What a collection is and holds."""
+        """Read what a collection is and holds."""
         info = await self._state.engine.collections.get(request.name)
         return pb.GetCollectionResponse(collection=wire.collection_to_proto(info))
 
     async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
-        """All collections."""
+        """List all collections."""
         infos = await self._state.engine.collections.list_all()
         return pb.ListCollectionsResponse(collections=map(wire.collection_to_proto, infos))
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
     ) -> pb.DeleteCollectionResponse:
-        """Remove a collection."""
+        """Delete a collection."""
         await self._state.engine.collections.delete(request.name)
         return pb.DeleteCollectionResponse()
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
-        """Point an alias."""
+        """Point an alias to a collection."""
         await self._state.engine.collections.set_alias(request.alias, request.collection)
         return pb.SetAliasResponse()
 
     async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
         """Write the items of one call."""
         begun, engine, timings = time.monotonic(), self._state.engine, Timings()
-        # Before anything is converted: that costs more than refusing it.
+        # First of all, as refusing costs less than converting.
         engine.limits.check("max_items", len(request.items), "items in one call")
         identity, results = await engine.items.upsert(
             request.collection,
@@ -128,28 +128,28 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
     async def UpsertStream(
         self, request_iterator: AsyncIterator[pb.UpsertStreamRequest], context: Context
     ) -> AsyncIterator[pb.UpsertStreamResponse]:
-        """Write the items of a stream, each group in one transaction, answering in order."""
+        """Write the items of a stream, each group in one transaction, with responses in order."""
         engine, flow, deadline = self._state.engine, object(), deadline_of(context)
         limits = engine.limits
-        collection: CollectionIdentity | None = None
+        identity: CollectionIdentity | None = None
         fingerprint, index = "", 0
 
         async def opened() -> AsyncIterator[pb.UpsertStreamRequest]:
-            nonlocal collection, fingerprint
+            nonlocal identity, fingerprint
             async for request in request_iterator:
-                if collection is None:
+                if identity is None:
                     fingerprint = request.encoder_fingerprint
-                    collection = engine.collections.identity(request.collection)
+                    identity = engine.collections.identity(request.collection)
                 yield request
 
         def begin(request: pb.UpsertStreamRequest) -> tuple[_Begun, Results]:
-            assert collection is not None
+            assert identity is not None
             refusal = _refusal(request, limits)
             if refusal is not None:
-                engine.refuse(_weight(request).images)
+                engine.refuse(_cost(request).images)
             items = [] if refusal else [_new_item(item) for item in _items(request)]
             checked, embedded = engine.items.begin_upsert(
-                collection, items, encoder_fingerprint=fingerprint, deadline=deadline, flow=flow
+                identity, items, encoder_fingerprint=fingerprint, deadline=deadline, flow=flow
             )
             return _Begun(checked, refusal, len(_items(request)), bool(request.items)), embedded
 
@@ -157,10 +157,8 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             group: list[tuple[_Begun, list[Embedded | EmbedserveError]]],
         ) -> list[pb.UpsertStreamResponse]:
             nonlocal index
-            assert collection is not None
-            written = await engine.items.finish_upsert(
-                collection, [(begun.items, embedded) for begun, embedded in group]
-            )
+            assert identity is not None
+            written = await engine.items.finish_upsert(identity, [(begun.items, embedded) for begun, embedded in group])
             responses = []
             for (begun, _), results in zip(group, written, strict=True):
                 response = pb.UpsertStreamResponse(index=index)
@@ -174,10 +172,10 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
                 index += begun.inputs
             return responses
 
-        intake: ReadAhead[pb.UpsertStreamRequest] = ReadAhead(
-            window=_STREAM_WINDOW, admission=engine.admission, weigh=_weight, readers=self._state.readers
+        read_ahead: ReadAhead[pb.UpsertStreamRequest] = ReadAhead(
+            window=_STREAM_WINDOW, admission=engine.admission, cost_of=_cost, readers=self._state.readers
         )
-        async for responses in ordered(opened(), begin, finish, intake):
+        async for responses in ordered(opened(), begin, finish, read_ahead):
             for response in responses:
                 yield response
 
@@ -204,7 +202,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         )
 
     async def DeleteItems(self, request: pb.DeleteItemsRequest, context: Context) -> pb.DeleteItemsResponse:
-        """Remove items by id."""
+        """Delete items by id."""
         deleted = await self._state.engine.items.delete(request.collection, request.ids)
         return pb.DeleteItemsResponse(deleted_count=deleted)
 
@@ -232,11 +230,11 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
     async def CheckCollection(
         self, request: pb.CheckCollectionRequest, context: Context
     ) -> AsyncIterator[pb.CheckCollectionResponse]:
-        """Check a collection."""
+        """Check a collection, sending progress and then the report."""
         last = CheckProgress("waiting", 0, 0)
         steps = self._state.engine.collections.check(request.name)
         told = until_drained(
-            steps, self._state, idle_s=_SAY_EVERY_S, is_last=lambda step: isinstance(step, CheckReport)
+            steps, self._state, idle_s=_KEEP_ALIVE_S, is_last=lambda step: isinstance(step, CheckReport)
         )
         async with aclosing(told):
             async for step in told:
@@ -247,10 +245,10 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
     async def BackupCollection(
         self, request: pb.BackupCollectionRequest, context: Context
     ) -> AsyncIterator[pb.BackupCollectionResponse]:
-        """Send a collection as a file."""
+        """Send a collection as a backup file."""
         size_bytes = 0
         parts = self._state.engine.collections.backup(request.name)
-        told = until_drained(parts, self._state, idle_s=_SAY_EVERY_S, is_last=lambda part: bool(part.sha256))
+        told = until_drained(parts, self._state, idle_s=_KEEP_ALIVE_S, is_last=lambda part: bool(part.sha256))
         async with aclosing(told):
             async for part in told:
                 if part is None:
@@ -264,15 +262,15 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
     async def RestoreCollection(
         self, request_iterator: AsyncIterator[pb.RestoreCollectionRequest], context: Context
     ) -> pb.RestoreCollectionResponse:
-        """Make a collection from a file."""
-        requests = _in_time(until_drained(_each(request_iterator), self._state, idle_s=_SILENT_S))
+        """Create a collection from a backup file."""
+        requests = _in_time(until_drained(_each(request_iterator), self._state, idle_s=_UPLOAD_TIMEOUT_S))
         first = await anext(requests, None)
         if first is None:
             raise InvalidInput("the stream has no messages")
 
         async def parts() -> AsyncIterator[BackupPart]:
-            with suppress(grpc.aio.BaseError):  # where the caller is gone already
-                await context.send_initial_metadata(())  # tells that the restore's turn has come
+            with suppress(grpc.aio.BaseError):  # the client may have hung up
+                await context.send_initial_metadata(())  # tells the client that its restore begins
             yield BackupPart(first.chunk, first.sha256)
             async for request in requests:
                 yield BackupPart(request.chunk, request.sha256)
@@ -284,7 +282,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            raise Unavailable("the server is shutting down", hint="send it again when it is back") from None
+            raise Unavailable("the server is shutting down", hint="send the backup again when it is back") from None
         finally:
             self._state.readers.discard(restoring)
         return pb.RestoreCollectionResponse(collection=wire.collection_to_proto(info))
@@ -298,25 +296,25 @@ async def _each(requests: AsyncIterator[pb.RestoreCollectionRequest]) -> AsyncGe
 async def _in_time(
     requests: AsyncIterator[pb.RestoreCollectionRequest | None],
 ) -> AsyncIterator[pb.RestoreCollectionRequest]:
-    """The requests as long as they come fast enough; None among them says that none comes.
+    """The requests as long as they arrive fast enough; None among them means that none has arrived in time.
 
     Raises:
         DeadlineExceeded: they do not.
         InvalidInput: one is too large.
     """
-    pace, begun = MinimumRate(_SILENT_S), time.monotonic()
+    minimum_rate, begun = MinimumRate(_UPLOAD_TIMEOUT_S), time.monotonic()
     async for request in requests:
         if request is None:
-            raise DeadlineExceeded(f"nothing of the backup has come for {_SILENT_S:g} s")
+            raise DeadlineExceeded(f"nothing of the backup has arrived for {_UPLOAD_TIMEOUT_S:g} s")
         if len(request.chunk) > _MAX_CHUNK_BYTES:
             raise InvalidInput(
-                f"a chunk has {len(request.chunk)} bytes; the largest may have {_MAX_CHUNK_BYTES}",
+                f"a chunk has {len(request.chunk)} bytes; at most {_MAX_CHUNK_BYTES} are allowed",
                 hint="send the backup in smaller chunks",
             )
-        if not pace.is_kept(len(request.chunk), time.monotonic() - begun):
+        if not minimum_rate.is_kept(len(request.chunk), time.monotonic() - begun):
             raise DeadlineExceeded(
-                f"{pace.bytes} bytes of the backup have come in {pace.waited_s:.0f} s;"
-                f" it is to come with at least {LEAST_BYTES_PER_S} bytes a second"
+                f"{minimum_rate.bytes} bytes of the backup have arrived in {minimum_rate.waited_s:.0f} s;"
+                f" the client must send at least {MIN_BYTES_PER_S >> 10} KiB/s"
             )
         yield request
         begun = time.monotonic()
@@ -330,19 +328,19 @@ def _items(request: pb.UpsertStreamRequest) -> Sequence[pb.UpsertItem]:
     return request.items or [request.item]
 
 
-def _weight(request: pb.UpsertStreamRequest) -> Cost:
+def _cost(request: pb.UpsertStreamRequest) -> Cost:
     images = [item for item in _items(request) if item.HasField("image")]
     return Cost(len(_items(request)), len(images), request.ByteSize())
 
 
 def _refusal(request: pb.UpsertStreamRequest, limits: Limits) -> EmbedserveError | None:
-    """Why nothing of a message can be used."""
-    weight = _weight(request)
+    """Why a message is refused as a whole; None if it is not."""
+    cost = _cost(request)
     try:
         if request.items and request.HasField("item"):
             raise InvalidInput("the message has both item and items", hint="send one of the two")
-        limits.check("max_items", weight.inputs, "items in one message")
-        limits.check("max_images", weight.images, "images in one message")
+        limits.check("max_items", cost.inputs, "items in one message")
+        limits.check("max_images", cost.images, "images in one message")
     except EmbedserveError as error:
         return error
     return None

@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 _STREAM_WINDOW = 128
-"""Images of one stream in work at a time: two batches for a GPU."""
+"""Images of one stream in flight at a time: two batches for a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What the answer to a message of a stream needs of it."""
+    """What the response to a message of a stream needs of it."""
 
     key: str
     vector_encoding: int
     encoder: ImageEncoder
     has_several: bool
-    """Whether it holds a list of images, and is answered with a list."""
+    """Whether it holds a list of images, so that the response holds a list."""
 
 
 class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
@@ -68,7 +68,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
     async def EmbedStream(
         self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
     ) -> AsyncIterator[pb.EmbedStreamResponse]:
-        """Embed the images of a stream, answering in order."""
+        """Embed the images of a stream, with responses in order."""
         engine, flow, deadline = self._state.engine, object(), deadline_of(context)
         limits = engine.limits
         fingerprint: str | None = None
@@ -77,7 +77,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
             nonlocal fingerprint
             if fingerprint is None:
                 fingerprint = request.encoder_fingerprint
-            embedder = engine.embedder  # may be another one than that of the message before
+            embedder = engine.embedder  # may have been replaced since the previous message
             _check_encoder(embedder.encoder, fingerprint)
             asked = _Asked(request.key, request.vector_encoding, embedder.encoder, bool(request.images))
             images = request.images or [request.image]
@@ -95,17 +95,17 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
             return asked, embedder.submit(images, keep=Keep.NONE, deadline=deadline, timings=Timings(), flow=flow)
 
         async def finish(group: list[tuple[_Asked, list[Embedded | EmbedserveError]]]) -> list[pb.EmbedStreamResponse]:
-            return [_answer(asked, results) for asked, results in group]
+            return [_response(asked, results) for asked, results in group]
 
-        intake: ReadAhead[pb.EmbedStreamRequest] = ReadAhead(
-            window=_STREAM_WINDOW, admission=engine.admission, weigh=_weight, readers=self._state.readers
+        read_ahead: ReadAhead[pb.EmbedStreamRequest] = ReadAhead(
+            window=_STREAM_WINDOW, admission=engine.admission, cost_of=_cost, readers=self._state.readers
         )
-        async for responses in ordered(request_iterator, begin, finish, intake):
+        async for responses in ordered(request_iterator, begin, finish, read_ahead):
             for response in responses:
                 yield response
 
     async def GetEncoder(self, request: pb.GetEncoderRequest, context: Context) -> pb.GetEncoderResponse:
-        """What the encoder is."""
+        """Describe the encoder."""
         encoder = self._state.engine.encoder
         metadata = encoder.metadata
         return pb.GetEncoderResponse(
@@ -124,7 +124,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         )
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
-        """Version, encoder, limits and load."""
+        """Tell version, encoder, limits and load."""
         engine = self._state.engine
         response = pb.GetServerInfoResponse(
             version=embedserve.__version__,
@@ -138,20 +138,20 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         return response
 
 
-def _answer(asked: _Asked, results: list[Embedded | EmbedserveError]) -> pb.EmbedStreamResponse:
-    answers = [
+def _response(asked: _Asked, results: list[Embedded | EmbedserveError]) -> pb.EmbedStreamResponse:
+    encoded = [
         _result(result.vector if isinstance(result, Encoded) else result, asked.vector_encoding)
         for result in positioned("image", results)
     ]
     return pb.EmbedStreamResponse(
         key=asked.key,
-        result=None if asked.has_several else answers[0],
-        results=answers if asked.has_several else (),
+        result=None if asked.has_several else encoded[0],
+        results=encoded if asked.has_several else (),
         encoder=encoder_ref_of(asked.encoder),
     )
 
 
-def _weight(request: pb.EmbedStreamRequest) -> Cost:
+def _cost(request: pb.EmbedStreamRequest) -> Cost:
     images = request.images or [request.image]
     return Cost(len(images), len(images), sum(map(len, images)))
 

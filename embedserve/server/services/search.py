@@ -20,9 +20,8 @@ from embedserve.v1 import search_service_pb2_grpc as pb_grpc
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
-
 _HIT_BYTES = 16
-"""Of a hit with a short id, beside its metadata and vector."""
+"""A hit with a short id in a response, without its metadata and vector."""
 
 
 class SearchService(pb_grpc.SearchServiceServicer):
@@ -34,7 +33,7 @@ class SearchService(pb_grpc.SearchServiceServicer):
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         """Answer the queries of one call."""
         begun, engine, timings = time.monotonic(), self._state.engine, Timings()
-        # Before anything is converted: that costs more than refusing it.
+        # First of all, as refusing costs less than converting.
         engine.limits.check("max_queries", len(request.queries), "queries in one call")
         wire.check_encoding(request.vector_encoding)
         options = SearchOptions(

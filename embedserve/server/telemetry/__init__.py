@@ -1,1 +1,1 @@
-"""What is told about the server: metrics, logs, traces."""
+"""What the server reports about itself: metrics, logs, traces."""

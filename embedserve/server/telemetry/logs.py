@@ -1,6 +1,6 @@
-"""The server's log: text for people or JSON for programs, each line with the request id of the call it belongs to.
+"""The server's log: text for people or JSON for programs, each line with the request id of its call.
 
-Neither payloads nor credentials are ever logged; of the metadata only the request id.
+Payloads and credentials are never logged; of a call's metadata only the request id is.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ Format = Literal["text", "json"]
 Level = Literal["debug", "info", "warning", "error"]
 
 REQUEST_ID = "x-request-id"
-"""Key of the metadata in which a caller may give his id, and is told the one that was used."""
+"""Metadata key with which a client may choose the request id, and of the trailer with the one that was used."""
 
 call_fields: ContextVar[dict[str, str] | None] = ContextVar("call_fields", default=None)
-"""What is added to every line that is logged within a call, such as its request id."""
+"""Fields of every line that is logged within a call, such as its request id."""
 
 access = logging.getLogger("embedserve.access")
-"""One line for each call: at INFO if it failed, at DEBUG if it did not."""
+"""One line per call: at INFO if it failed, at DEBUG otherwise."""
 
 _life = logging.getLogger("embedserve.life")
 
-_MOST_ID_CHARACTERS = 128
+_MAX_REQUEST_ID_CHARS = 128
 _PREFIX = secrets.token_hex(6)
 _numbers = itertools.count(1)
 
 
 def new_request_id() -> str:
-    """An id that no other call has, here or in another process."""
+    """An id that no other call has, in this process or another."""
     return f"{_PREFIX}-{next(_numbers):x}"
 
 
-def is_sane(request_id: str | bytes) -> bool:
-    """True if a caller's id can stand in a log line: 1–128 printable characters of ASCII, without spaces."""
+def is_valid_request_id(request_id: str | bytes) -> bool:
+    """Whether a client's request id can stand in a log line: 1–128 printable ASCII characters without spaces."""
     return (
         isinstance(request_id, str)
-        and 0 < len(request_id) <= _MOST_ID_CHARACTERS
+        and 0 < len(request_id) <= _MAX_REQUEST_ID_CHARS
         and request_id.isascii()
         and request_id.isprintable()
         and " " not in request_id
@@ -50,7 +50,7 @@ def is_sane(request_id: str | bytes) -> bool:
 
 
 def configure(format: Format, level: Level) -> None:
-    """Log to standard error: our own lines from ``level`` on, those of libraries from WARNING on."""
+    """Log to standard error: our own lines from ``level`` up, those of libraries from WARNING up."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
@@ -59,7 +59,7 @@ def configure(format: Format, level: Level) -> None:
 
 
 def say(line: str) -> None:
-    """A line for the person who started the server, as a log line of whatever format; at every level."""
+    """Log a line for the operator who started the server; at every log level."""
     _life.info(" ".join(line.split()))
 
 
@@ -76,7 +76,7 @@ class TextFormatter(logging.Formatter):
     """``2026-03-01T12:00:00.000Z INFO embedserve.access: call  method=Embed code=OK request_id=…``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; a traceback follows on lines of its own."""
+        """One line, followed by the traceback if there is one."""
         line = f"{_time_of(record)} {record.levelname} {record.name}: {record.getMessage()}"
         fields = [f"{key}={_text(value)}" for key, value in _fields_of(record).items()]
         if fields:
@@ -85,7 +85,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object on one line, with the fields of the call among its own."""
+    """One JSON object per line, including the fields of the call."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -102,7 +102,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _text(value: Any) -> str:
-    """A value that cannot be taken for two, nor for a line of its own."""
+    """A value, quoted where it could be mistaken for several values or lines."""
     text = str(value)
     if text and text.isprintable() and not any(character in text for character in ' "='):
         return text

@@ -1,6 +1,6 @@
-"""OpenTelemetry: one server span for each call, with its parts below it. Loaded only for a server that traces.
+"""OpenTelemetry: one server span per call, with child spans for its parts. Imported only by a server that traces.
 
-Where spans go, which are sampled and how the service is called is told by the standard ``OTEL_…`` variables.
+The standard ``OTEL_…`` variables set where spans go, which are sampled, and the name of the service.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 _PARTS = ("decode", "queue", "inference", "store")
-"""Of ``Timings``, in the order in which they follow each other."""
+"""Fields of ``Timings``, in the order of the work."""
 
-_LAST_SPANS_S = 3.0
+_FLUSH_S = 3.0
 
 _COUNTED = ("images", "items", "queries", "ids", "results")
 
-_SERVERS_FAULT = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
-"""Codes that make the span of a server an error, by the conventions for RPC spans."""
+_ERROR_CODES = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+"""Codes that mark a server span as an error, by OpenTelemetry's conventions for RPC spans."""
 
 
 class Traces:
     """Makes the spans of calls.
 
     Args:
-        provider: where spans go; by default to the OTLP collector that ``OTEL_EXPORTER_OTLP_ENDPOINT`` names.
+        provider: where spans go; by default the OTLP collector that ``OTEL_EXPORTER_OTLP_ENDPOINT`` names.
 
     Raises:
         SetupError: OpenTelemetry is not installed.
@@ -53,10 +53,10 @@ class Traces:
         self._tracer = self._provider.get_tracer("embedserve", embedserve.__version__)
 
     def begin(self, method: str, metadata: dict[str, str]) -> tuple[Span, dict[str, str]]:
-        """A span for a call, below the caller's if its metadata has a ``traceparent``.
+        """Start the span of a call, as a child of the client's if its metadata has a ``traceparent``.
 
         Returns:
-            The span, and its ids for the lines of the log.
+            The span, and its ids as fields for the log.
         """
         name = method.removeprefix("/")
         span = self._tracer.start_span(
@@ -69,22 +69,22 @@ class Traces:
         return span, {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
     def end(self, span: Span, *, code: str, reason: str, request: Any, response: Any, **attributes: str) -> None:
-        """The call ended with a gRPC status; ``reason`` is the message of its error, or empty."""
+        """End the span of a call with its gRPC status; ``reason`` is the message of its error, or empty."""
         if span.is_recording():
             span.set_attribute("rpc.response.status_code", code)
             for key, value in attributes.items():
                 span.set_attribute(f"embedserve.{key}", value)
             self._describe(span, request, response)
-            if code in _SERVERS_FAULT:
+            if code in _ERROR_CODES:
                 span.set_attribute("error.type", code)
                 span.set_status(self._api.StatusCode.ERROR, reason)
         span.end()
 
     def close(self) -> None:
-        """Send what has not been sent; blocks, but not for long: a collector that is away holds no server up."""
+        """Send the remaining spans; blocks for at most ``_FLUSH_S``, even if the collector is unreachable."""
         sending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         sending.start()
-        sending.join(_LAST_SPANS_S)
+        sending.join(_FLUSH_S)
 
     def _describe(self, span: Span, request: Any, response: Any) -> None:
         fields = {} if request is None else request.DESCRIPTOR.fields_by_name
@@ -99,10 +99,10 @@ class Traces:
             self._parts(span, response.timings)
 
     def _parts(self, span: Span, timings: Any) -> None:
-        """Spans for the parts of a call, one after the other from its start.
+        """Child spans for the parts of a call, one after the other from its start.
 
-        Of several images the longest times are known, not when they were; where they do not fit into the call one
-        after the other, there are only the figures.
+        Of several images only the longest times are known, not when they were. If these together exceed the call,
+        there are attributes but no child spans.
         """
         parts = [(part, getattr(timings, f"{part}_ms")) for part in _PARTS]
         for part, took_ms in parts:

@@ -1,4 +1,4 @@
-"""TLS over real sockets: who trusts whom, certificates that are renewed, and files that cannot be used."""
+"""TLS over real sockets: trust on both sides, renewed certificates, and files that cannot be used."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 
 def local(address: str) -> str:
-    """The address by name, which stands in the certificates."""
+    """The address by the name in the certificates."""
     return address.replace("127.0.0.1", "localhost")
 
 
 def refusal(address: str, **options: Any) -> EmbedserveError:
-    """How both clients are refused, which is the same."""
+    """The error of both clients, which is the same."""
 
     async def ask() -> None:
         async with AsyncClient(address, **options) as client:
@@ -61,7 +61,7 @@ def refusal(address: str, **options: Any) -> EmbedserveError:
     return caught.value
 
 
-# --- The server shows who it is ---
+# --- Certificates of the server ---
 
 
 def test_everything_works_over_tls_with_a_token(tmp_path: Path, authority: Authority) -> None:
@@ -108,13 +108,13 @@ def test_a_server_that_cannot_be_trusted_is_refused_at_once_with_the_reason(
         assert type(error) is Unavailable
         assert error.message.startswith(says.format(local(address)))
         assert error.hint
-        # Nobody waits a minute for a certificate to become another one.
+        # Waiting does not help against a wrong certificate.
         with Client(local(address), ca=authority.file) as client, pytest.raises(Unavailable) as caught:
             client.wait_ready(60)
         assert caught.value.message == error.message
 
 
-def test_without_a_ca_only_the_system_s_are_trusted(
+def test_without_a_ca_only_those_of_the_system_are_trusted(
     tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", raising=False)
@@ -141,10 +141,10 @@ def test_a_client_with_tls_is_told_that_the_server_has_none(address: str, author
     assert error.message == f"the server at {address} does not speak TLS"
 
 
-# --- The client shows who it is ---
+# --- Certificates of clients ---
 
 
-def test_with_mutual_tls_only_a_client_with_a_certificate_of_the_ca_gets_in(
+def test_with_mutual_tls_only_a_client_with_a_certificate_of_the_ca_is_admitted(
     tmp_path: Path, authority: Authority, stranger: Authority
 ) -> None:
     clients = Authority(tmp_path, "clients")
@@ -168,8 +168,8 @@ def test_with_mutual_tls_only_a_client_with_a_certificate_of_the_ca_gets_in(
 # --- Renewal ---
 
 
-def test_a_renewed_certificate_is_taken_up_and_open_connections_go_on(
-    tmp_path: Path, authority: Authority, stranger: Authority, quick_watch: None
+def test_a_renewed_certificate_is_used_for_new_connections_and_open_ones_continue(
+    tmp_path: Path, authority: Authority, stranger: Authority, quick_reload: None
 ) -> None:
     pair = authority.issue()
     with serving(FakeEncoder(), tmp_path / "data", **pair.server) as address:
@@ -181,8 +181,8 @@ def test_a_renewed_certificate_is_taken_up_and_open_connections_go_on(
         assert not _answers(address, ca=authority.file)
 
 
-def test_a_renewed_ca_of_clients_is_taken_up(
-    tmp_path: Path, authority: Authority, stranger: Authority, quick_watch: None
+def test_a_renewed_ca_of_clients_is_used(
+    tmp_path: Path, authority: Authority, stranger: Authority, quick_reload: None
 ) -> None:
     client_ca = tmp_path / "clients.pem"
     client_ca.write_bytes(authority.file.read_bytes())
@@ -207,13 +207,13 @@ def test_a_renewal_that_cannot_be_used_changes_nothing_and_is_logged_once(
     with caplog.at_level(logging.WARNING, "embedserve.server"):
         pair.certificate.write_bytes(other.certificate.read_bytes())
         tls.refresh()
-    assert "certificate read again" in caplog.text
+    assert "certificate reloaded" in caplog.text
 
 
-def test_an_expired_certificate_is_told_at_the_start(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_expired_certificate_is_logged_at_the_start(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     pair = authority.issue(expired=True)
     assert ServerTls(pair.certificate, pair.key).valid_until_s < time.time()
-    assert f"the certificate {pair.certificate} has expired on 20" in caplog.text
+    assert f"the certificate {pair.certificate} expired on 20" in caplog.text
 
 
 def _answers(address: str, **options: Any) -> bool:
@@ -225,36 +225,36 @@ def _answers(address: str, **options: Any) -> bool:
     return True
 
 
-def test_the_http_port_shows_the_same_certificate_and_its_renewal(authority: Authority, stranger: Authority) -> None:
+def test_the_http_port_uses_the_same_certificate_and_its_renewal(authority: Authority, stranger: Authority) -> None:
     pair = authority.issue()
     tls = ServerTls(pair.certificate, pair.key, authority.file)
     context = tls.http_context()
-    assert _shakes_hands(context, authority.file)
+    assert _handshakes(context, authority.file)
     pair.become(stranger.issue())
     tls.refresh()
-    assert _shakes_hands(context, stranger.file)
+    assert _handshakes(context, stranger.file)
     with pytest.raises(ssl.SSLCertVerificationError):
-        _shakes_hands(context, authority.file)
+        _handshakes(context, authority.file)
 
 
-def _shakes_hands(context: ssl.SSLContext, ca: Path) -> bool:
-    asking_context = ssl.create_default_context(cafile=ca)
-    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-    asking = asking_context.wrap_bio(back, there, server_hostname="localhost")
-    answering = context.wrap_bio(there, back, server_side=True)
-    for side in (asking, answering, asking):
+def _handshakes(context: ssl.SSLContext, ca: Path) -> bool:
+    client_context = ssl.create_default_context(cafile=ca)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(to_client, to_server, server_hostname="localhost")
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client, server, client):
         try:
             side.do_handshake()
         except ssl.SSLWantReadError:
             continue
-    return asking.getpeercert() is not None
+    return client.getpeercert() is not None
 
 
 # --- Files and flags that cannot be used ---
 
 
 def locked(pair: Pair) -> Path:
-    """Its key with a password."""
+    """A copy of its key with a password."""
     out = pair.key.with_suffix(".locked")
     from cryptography.hazmat.primitives import serialization
 
@@ -276,9 +276,9 @@ def locked(pair: Pair) -> Path:
         (lambda a, p, tmp: (p.certificate, tmp / "none.pem", None), "the private key .*none.pem cannot be read"),
         (lambda a, p, tmp: (p.certificate, p.key, tmp / "none.pem"), "the CA of clients .*none.pem cannot be read"),
         (lambda a, p, tmp: (tmp, p.key, None), "the certificate .* cannot be read: Is a directory"),
-        (lambda a, p, tmp: (p.key, p.key, None), "the certificate .* is no certificate in PEM"),
-        (lambda a, p, tmp: (p.certificate, p.certificate, None), "the private key .* is no key in PEM"),
-        (lambda a, p, tmp: (p.certificate, p.key, p.key), "the CA of clients .* is no certificate in PEM"),
+        (lambda a, p, tmp: (p.key, p.key, None), "the certificate .* is not a PEM certificate"),
+        (lambda a, p, tmp: (p.certificate, p.certificate, None), "the private key .* is not a PEM key"),
+        (lambda a, p, tmp: (p.certificate, p.key, p.key), "the CA of clients .* is not a PEM certificate"),
         (lambda a, p, tmp: (p.certificate, a.issue().key, None), "the private key .* does not belong to the certific"),
         (lambda a, p, tmp: (p.certificate, locked(p), None), "the private key .* is protected by a password"),
     ],
@@ -294,7 +294,7 @@ def test_a_file_that_cannot_be_used_is_refused_at_the_start_with_the_reason(
     assert caught.value.hint
 
 
-def test_half_of_what_tls_needs_is_refused(authority: Authority) -> None:
+def test_a_certificate_without_a_key_and_the_like_are_refused(authority: Authority) -> None:
     pair = authority.issue()
     for given, missing in [
         ({"tls_cert": pair.certificate}, "--tls-key"),
@@ -318,7 +318,7 @@ def start(**config: Any) -> str:
     return asyncio.run(make())
 
 
-def test_a_port_that_others_reach_is_opened_only_with_tls_and_a_check_of_callers_or_when_told_so(
+def test_a_port_that_other_machines_reach_needs_tls_and_a_check_of_callers_or_insecure(
     tmp_path: Path, authority: Authority
 ) -> None:
     tls = authority.issue().server
@@ -349,11 +349,11 @@ def test_a_port_that_others_reach_is_opened_only_with_tls_and_a_check_of_callers
         ("nowhere.invalid", False),
     ],
 )
-def test_only_addresses_of_this_machine_itself_are_taken_for_closed(host: str, loopback: bool) -> None:
+def test_only_addresses_of_the_machine_itself_are_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
 
 
-def test_the_command_says_who_may_call(tmp_path: Path, authority: Authority, encoder_file: Path) -> None:
+def test_the_command_reports_who_may_call(tmp_path: Path, authority: Authority, encoder_file: Path) -> None:
     pair, tokens = authority.issue(), tmp_path / "tokens"
     tokens.write_text(f"read {TOKEN}\nwrite {TOKEN}-2\n")
     flags = ["--tls-cert", str(pair.certificate), "--tls-key", str(pair.key), "--tokens", str(tokens)]
@@ -370,7 +370,7 @@ def test_the_command_says_who_may_call(tmp_path: Path, authority: Authority, enc
     assert TOKEN not in "".join(server.said)
 
 
-def test_the_command_refuses_a_port_that_is_open_to_all(encoder_file: Path) -> None:
+def test_the_command_refuses_a_port_that_is_open_to_everyone(encoder_file: Path) -> None:
     words = [
         sys.executable,
         "-m",
@@ -385,10 +385,10 @@ def test_the_command_refuses_a_port_that_is_open_to_all(encoder_file: Path) -> N
     ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "error: on 0.0.0.0 other machines reach this server" in done.stderr
+    assert "error: on 0.0.0.0 other machines can reach this server" in done.stderr
 
 
-def test_credentials_of_ones_own_go_with_a_token(tmp_path: Path, authority: Authority) -> None:
+def test_custom_credentials_can_be_combined_with_a_token(tmp_path: Path, authority: Authority) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(f"read {TOKEN}\n")
     credentials = grpc.ssl_channel_credentials(authority.file.read_bytes())

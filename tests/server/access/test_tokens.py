@@ -83,7 +83,7 @@ def test_every_call_in_the_protos_has_its_role() -> None:
     assert methods.keys() - NEEDED.keys() == set()
 
 
-def test_a_call_that_changes_something_needs_a_token_that_may_write() -> None:
+def test_a_call_with_side_effects_needs_the_role_write() -> None:
     no_side_effects = 1
     for name, method in methods_of_protos().items():
         reads = method.GetOptions().idempotency_level == no_side_effects or method.name == "EmbedStream"
@@ -102,7 +102,7 @@ def test_only_health_is_open() -> None:
 
 
 def call(address: str, path: str, metadata: tuple[tuple[str, str], ...], request: bytes = b"") -> grpc.StatusCode:
-    """How a call ends, of whatever kind it is."""
+    """The status of a call of any kind."""
     method = methods_of_protos().get(path)
     with grpc.insecure_channel(address) as channel:
         try:
@@ -137,18 +137,18 @@ SERVED = sorted(path for path in NEEDED if path.split("/")[1] in SERVICES)
     ],
     ids=["none", "wrong", "shortened", "empty", "without-scheme", "other-scheme", "other-header", "two"],
 )
-def test_without_a_known_token_no_call_is_let_in(guarded: str, metadata: tuple[tuple[str, str], ...]) -> None:
+def test_without_a_known_token_every_call_is_refused(guarded: str, metadata: tuple[tuple[str, str], ...]) -> None:
     ends = {path: call(guarded, path, metadata) for path in SERVED}
     assert set(ends.values()) == {grpc.StatusCode.UNAUTHENTICATED}, ends
 
 
-def test_a_token_that_may_read_is_refused_every_call_that_writes_and_no_other(guarded: str) -> None:
+def test_a_read_token_is_refused_every_call_that_writes_and_no_other(guarded: str) -> None:
     for path in SERVED:
         refused = call(guarded, path, bearer(READ)) is grpc.StatusCode.PERMISSION_DENIED
         assert refused is (NEEDED[path] is Role.WRITE), path
 
 
-def test_a_token_that_may_write_is_refused_nothing(guarded: str) -> None:
+def test_a_write_token_is_refused_nothing(guarded: str) -> None:
     not_allowed = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
     for path in SERVED:
         assert call(guarded, path, bearer(WRITE)) not in not_allowed, path
@@ -159,7 +159,7 @@ def test_the_scheme_may_be_written_in_any_case(guarded: str) -> None:
     assert call(guarded, path, (("authorization", f"bearer {READ}"),)) is grpc.StatusCode.OK
 
 
-def test_refused_calls_say_what_is_missing_in_our_words(guarded: str) -> None:
+def test_a_refused_call_names_the_role_that_is_missing(guarded: str) -> None:
     with grpc.insecure_channel(guarded) as channel:
         ask = channel.unary_unary("/embedserve.v1.CollectionService/DeleteCollection")
         with pytest.raises(grpc.RpcError) as caught:
@@ -169,8 +169,8 @@ def test_refused_calls_say_what_is_missing_in_our_words(guarded: str) -> None:
     assert error.message == "DeleteCollection needs a token of the role write; the call has one of read"
 
 
-def test_a_request_of_a_stranger_is_not_read(tmp_path: Path, tokens: Path) -> None:
-    # Beyond the limit a request that is read ends with RESOURCE_EXHAUSTED.
+def test_the_request_of_an_unknown_caller_is_not_read(tmp_path: Path, tokens: Path) -> None:
+    # A request above the limit ends with RESOURCE_EXHAUSTED if it is read.
     with serving(FakeEncoder(), tmp_path / "data", tokens=tokens) as address:
         large = bytes(40 << 20)
         assert call(address, "/embedserve.v1.EmbeddingService/Embed", (), large) is grpc.StatusCode.UNAUTHENTICATED
@@ -190,12 +190,12 @@ def test_health_is_open_and_reflection_is_not(guarded: str) -> None:
         assert len(list(reflection.ServerReflectionInfo(iter([question]), timeout=20, metadata=bearer(READ)))) == 1
 
 
-def test_a_call_that_nobody_knows_is_told_so_only_to_whom_the_server_knows(guarded: str) -> None:
+def test_only_a_known_caller_learns_that_a_method_does_not_exist(guarded: str) -> None:
     assert call(guarded, "/embedserve.v1.EmbeddingService/Later", ()) is grpc.StatusCode.UNAUTHENTICATED
     assert call(guarded, "/embedserve.v1.EmbeddingService/Later", bearer(READ)) is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_the_documented_table_has_every_call_of_ours_with_its_role() -> None:
+def test_the_documented_table_has_every_call_with_its_role() -> None:
     page = (PROTOS.parent / "docs" / "security.md").read_text(encoding="utf-8")
     documented = {}
     for role in Role:
@@ -210,13 +210,13 @@ def test_the_documented_table_has_every_call_of_ours_with_its_role() -> None:
     assert documented == needed
 
 
-def test_a_call_that_is_missing_in_the_table_is_refused(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_is_missing_from_the_table_is_refused(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = "/embedserve.v1.EmbeddingService/GetServerInfo"
     monkeypatch.delitem(NEEDED, path)
     assert call(guarded, path, bearer(WRITE)) is grpc.StatusCode.PERMISSION_DENIED
 
 
-def test_a_refused_call_does_not_make_later_ones_dearer(
+def test_a_refused_call_does_not_make_later_ones_more_expensive(
     tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrapped: list[object] = []
@@ -229,7 +229,7 @@ def test_a_refused_call_does_not_make_later_ones_dearer(
     assert len(wrapped) == 3  # the two refusals, and the handler once
 
 
-def test_streams_are_let_in_by_role(guarded: str) -> None:
+def test_streams_are_checked_by_role(guarded: str) -> None:
     upsert: Message = collection_pb.UpsertStreamRequest()
     embed: Message = embedding_pb.EmbedStreamRequest()
     for path, token, refused in [
@@ -241,7 +241,7 @@ def test_streams_are_let_in_by_role(guarded: str) -> None:
         assert (end is grpc.StatusCode.PERMISSION_DENIED) is refused
 
 
-def test_backups_need_a_token_that_may_read_and_restores_one_that_may_write(guarded: str, tmp_path: Path) -> None:
+def test_backups_need_the_role_read_and_restores_the_role_write(guarded: str, tmp_path: Path) -> None:
     path = tmp_path / "photos.backup"
     with Client(guarded, token=READ) as reader:
         assert reader.check_collection("photos").problems == ()
@@ -265,7 +265,7 @@ def test_backups_need_a_token_that_may_read_and_restores_one_that_may_write(guar
     asyncio.run(scenario())
 
 
-def test_bulk_methods_over_a_stream_tell_the_refusal_and_leave_nothing_behind(
+def test_bulk_methods_over_a_stream_report_the_refusal_and_leave_nothing_behind(
     guarded: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def items() -> Iterator[ItemInput]:
@@ -289,8 +289,8 @@ def test_bulk_methods_over_a_stream_tell_the_refusal_and_leave_nothing_behind(
 # --- The file ---
 
 
-def test_tokens_added_and_taken_out_count_from_the_next_call_on(
-    tmp_path: Path, tokens: Path, quick_watch: None, caplog: pytest.LogCaptureFixture
+def test_added_and_removed_tokens_count_from_the_next_call_on(
+    tmp_path: Path, tokens: Path, quick_reload: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
         serving(FakeEncoder(), tmp_path / "data", tokens=tokens) as address,
@@ -301,7 +301,7 @@ def test_tokens_added_and_taken_out_count_from_the_next_call_on(
         with pytest.raises(Unauthenticated):
             new.server_info()
         _put(tokens, f"write {WRONG}\n")
-        eventually(lambda: _lets_in(new))
+        eventually(lambda: _is_admitted(new))
         with pytest.raises(Unauthenticated):
             old.server_info()
         with caplog.at_level(logging.ERROR, "embedserve.server"):
@@ -315,14 +315,14 @@ def test_tokens_added_and_taken_out_count_from_the_next_call_on(
 
 
 def _put(path: Path, text: str) -> None:
-    """The whole file at once: one that is half written would be read as such."""
+    """Replace the file atomically: the server would read a half-written one."""
     beside = path.with_name("beside")
     beside.write_text(text)
     beside.chmod(0o600)
     beside.replace(path)
 
 
-def _lets_in(client: Client) -> bool:
+def _is_admitted(client: Client) -> bool:
     try:
         client.server_info()
     except Unauthenticated:
@@ -341,12 +341,10 @@ def _lets_in(client: Client) -> bool:
         ("read\n", "line 1 has 1 words"),
         (f"read {READ} two names\n", "line 1 has 4 words"),
         (f"read {'ä' * 20}\n", "line 1 has a token with characters"),
-        (f"read {READ} website\nwrite {READ}\n", "line 2 has the token of website again"),
+        (f"read {READ} website\nwrite {READ}\n", "line 2 repeats the token of website"),
     ],
 )
-def test_a_file_that_cannot_be_meant_is_refused_with_its_line_and_without_the_token(
-    tmp_path: Path, text: str, says: str
-) -> None:
+def test_an_invalid_file_is_refused_with_the_line_and_without_the_token(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "tokens"
     path.write_text(text)
     with pytest.raises(SetupError) as caught:
@@ -357,12 +355,12 @@ def test_a_file_that_cannot_be_meant_is_refused_with_its_line_and_without_the_to
         assert secret not in caught.value.message + caught.value.hint
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="cannot be read: No such file"):
         TokenFile(tmp_path / "tokens")
 
 
-def test_a_file_that_everybody_can_read_is_warned_of(tokens: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_every_user_can_read_is_warned_of(tokens: Path, caplog: pytest.LogCaptureFixture) -> None:
     TokenFile(tokens)
     assert caplog.text == ""
     tokens.chmod(0o644)
@@ -370,7 +368,7 @@ def test_a_file_that_everybody_can_read_is_warned_of(tokens: Path, caplog: pytes
     assert f"chmod o-r {tokens}" in caplog.text
 
 
-def test_a_caller_is_known_by_name_or_line_and_his_token_is_nowhere_kept(tokens: Path) -> None:
+def test_a_caller_is_known_by_name_or_line_and_the_token_is_not_kept(tokens: Path) -> None:
     file = TokenFile(tokens)
     website, other = file.find(READ), file.find(WRITE)
     assert website is not None

@@ -1,4 +1,4 @@
-"""How many calls a server holds, and what it does with callers who take their time."""
+"""How many calls a server has in flight, and what it does with slow senders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from embedserve import Client
 from embedserve.errors import Overloaded
-from embedserve.server.calls import call_limits as gate_module
+from embedserve.server.calls import call_limits
 from embedserve.server.calls.call_limits import CallLimits
 from embedserve.types import Limits
 from embedserve.v1 import embedding_service_pb2 as pb
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 class Sender:
-    """A caller whose request arrives when a test says so."""
+    """A client whose request arrives when a test says so."""
 
     def __init__(self, channel: grpc.Channel, request: bytes) -> None:
         self.send = threading.Event()
@@ -41,7 +41,7 @@ def request_of(seed: int) -> bytes:
     return pb.EmbedRequest(images=[picture(seed)]).SerializeToString()
 
 
-def test_more_calls_than_max_calls_are_refused_and_told_when_to_try_again() -> None:
+def test_more_calls_than_max_calls_are_refused_with_a_retry_time() -> None:
     entered, released = threading.Event(), threading.Event()
     armed = threading.Event()
 
@@ -60,7 +60,7 @@ def test_more_calls_than_max_calls_are_refused_and_told_when_to_try_again() -> N
                 stub.Embed(pb.EmbedRequest(images=[picture(2)]), timeout=20)
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "max_calls is 1" in refused.value.details()
-            client.wait_ready()  # health is asked also of a full server
+            client.wait_ready()  # a full server still answers health checks
             released.set()
             assert first.result().results[0].HasField("vector")
             wait_until(lambda: not isinstance(tried(client), Overloaded))
@@ -73,7 +73,7 @@ def tried(client: Client) -> object:
         return error
 
 
-def test_more_calls_than_max_connection_calls_are_refused_on_that_connection_and_on_no_other() -> None:
+def test_more_calls_than_max_connection_calls_are_refused_on_that_connection_only() -> None:
     released = threading.Event()
     armed = threading.Event()
     running = threading.Semaphore(0)
@@ -107,8 +107,8 @@ def test_more_calls_than_max_connection_calls_are_refused_on_that_connection_and
     assert "max_connection_calls is 2" in refused.value.details()
 
 
-def test_a_request_that_does_not_come_ends_its_call_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "RECEIVE_TIMEOUT_S", 0.2)
+def test_a_request_that_does_not_arrive_ends_its_call_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_limits, "RECEIVE_TIMEOUT_S", 0.2)
     with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
         slow = Sender(channel, request_of(1))
         assert EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(images=[picture(2)]), timeout=20).results
@@ -117,18 +117,18 @@ def test_a_request_that_does_not_come_ends_its_call_and_no_other(monkeypatch: py
         slow.send.set()
         assert EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(images=[picture(2)]), timeout=20).results
     assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "request was not there" in ended.value.details()
+    assert "request did not arrive" in ended.value.details()
 
 
-def test_slow_senders_hold_up_others_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "_WHILE_OTHERS_WAIT_S", 0.2)
-    monkeypatch.setattr(gate_module, "_LEAST_RECEIVED", 4)
+def test_slow_senders_delay_others_only_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_limits, "_RECEIVE_TIMEOUT_WHILE_OTHERS_WAIT_S", 0.2)
+    monkeypatch.setattr(call_limits, "_MIN_RECEIVING", 4)
     limits = Limits(max_message_bytes=MIB, max_queue_bytes=4 * MIB)  # four requests are received at a time
     with serving(FakeEncoder(), limits=limits) as address, grpc.insecure_channel(address) as channel:
         slow = [Sender(channel, request_of(seed)) for seed in range(4)]
         with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as other:
             stub = EmbeddingServiceStub(other)
-            # Sent again and again, until the slow ones are known to be there: then it has had to wait for one of them.
+            # Repeated until all slow ones are being received: then a call has to wait for one of them.
             ended: list[Sender] = []
             while not ended:
                 assert stub.Embed(pb.EmbedRequest(images=[picture(1)]), timeout=20).results[0].HasField("vector")
@@ -136,15 +136,15 @@ def test_slow_senders_hold_up_others_for_a_moment_only(monkeypatch: pytest.Monke
         for sender in slow:
             sender.send.set()
         codes = [sender.call.code() for sender in slow]
-    # No more of them are ended than wait.
+    # Only as many are ended as wait.
     assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == len(ended) == 1
     assert codes.count(grpc.StatusCode.OK) == 3
 
 
-def test_a_caller_who_leaves_while_he_waits_to_be_received_gives_his_turn_to_the_next(
+def test_a_client_that_hangs_up_while_it_waits_to_be_received_leaves_its_place_to_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gate_module, "_LEAST_RECEIVED", 4)
+    monkeypatch.setattr(call_limits, "_MIN_RECEIVING", 4)
 
     class Context:
         def __init__(self) -> None:
@@ -155,21 +155,21 @@ def test_a_caller_who_leaves_while_he_waits_to_be_received_gives_his_turn_to_the
             return "request"
 
     async def scenario() -> tuple[bool, list[str]]:
-        gate = CallLimits(Limits(max_message_bytes=MIB, max_queue_bytes=4 * MIB))
+        limiter = CallLimits(Limits(max_message_bytes=MIB, max_queue_bytes=4 * MIB))
         contexts = [Context() for _ in range(6)]
-        reading = [asyncio.create_task(gate.receive(context)) for context in contexts]
+        reading = [asyncio.create_task(limiter.receive(context)) for context in contexts]
         await asyncio.sleep(0)
         reading[4].cancel()
         contexts[5].arrived.set()
         await asyncio.sleep(0)
         waits = not reading[5].done()
-        reading[0].cancel()  # gives its place up at the same moment
+        reading[0].cancel()  # releases its place at the same moment
         contexts[1].arrived.set()
         results = await asyncio.gather(reading[1], reading[5])
         for context in contexts:
             context.arrived.set()
         await asyncio.gather(*reading, return_exceptions=True)
-        again = [asyncio.create_task(gate.receive(context)) for context in contexts[:4]]
+        again = [asyncio.create_task(limiter.receive(context)) for context in contexts[:4]]
         assert await asyncio.gather(*again) == ["request"] * 4
         return waits, results
 

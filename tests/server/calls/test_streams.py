@@ -20,11 +20,11 @@ from tests.fakes import FakeEncoder, picture
 from tests.running import serving
 
 
-def intake(window: int, admission: Admission | None = None, readers: set | None = None) -> ReadAhead[int]:
+def read_ahead(window: int, admission: Admission | None = None, readers: set | None = None) -> ReadAhead[int]:
     return ReadAhead(
         window=window,
         admission=admission or Admission(Limits()),
-        weigh=lambda _: Cost(1, 1, 10),
+        cost_of=lambda _: Cost(1, 1, 10),
         readers=set() if readers is None else readers,
     )
 
@@ -35,14 +35,14 @@ async def numbers(count: int) -> AsyncIterator[int]:
 
 
 def done(number: int) -> tuple[str, asyncio.Future[int]]:
-    """Work that is over as soon as it is begun."""
+    """Work that is done as soon as it is begun."""
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     future.set_result(number)
     return f"key {number}", future
 
 
-class Work:
-    """Begun for each request; a test says when it is over."""
+class Jobs:
+    """Work on each request, which is done when a test says so."""
 
     def __init__(self) -> None:
         self.futures: list[asyncio.Future[int]] = []
@@ -53,23 +53,23 @@ class Work:
 
 
 async def same(group: list) -> list:
-    """Answers are what was begun and its result."""
+    """The responses are what was begun, with its result."""
     return group
 
 
 async def settle() -> None:
-    """Let every task go as far as it can."""
+    """Let every task run as far as it can."""
     for _ in range(50):
         await asyncio.sleep(0)
 
 
-def test_results_come_in_the_order_of_the_requests_whichever_is_done_first() -> None:
+def test_responses_come_in_the_order_of_the_requests_whichever_is_done_first() -> None:
     async def scenario() -> list[tuple[int, int]]:
-        work = Work()
-        results = asyncio.ensure_future(collect(ordered(numbers(6), work.begin, same, intake(6))))
+        jobs = Jobs()
+        results = asyncio.ensure_future(collect(ordered(numbers(6), jobs.begin, same, read_ahead(6))))
         await settle()
         for number in (5, 1, 3, 0, 4, 2):
-            work.futures[number].set_result(number * 10)
+            jobs.futures[number].set_result(number * 10)
             await settle()
         return await results
 
@@ -80,31 +80,31 @@ async def collect(results: AsyncIterator[list[tuple[int, int]]]) -> list[tuple[i
     return [result async for group in results for result in group]
 
 
-def test_no_more_than_the_window_is_in_work() -> None:
+def test_no_more_than_the_window_is_in_flight() -> None:
     async def scenario() -> list[int]:
-        work = Work()
-        results = asyncio.ensure_future(collect(ordered(numbers(12), work.begin, same, intake(5))))
+        jobs = Jobs()
+        results = asyncio.ensure_future(collect(ordered(numbers(12), jobs.begin, same, read_ahead(5))))
         running = []
         for answered in range(12):
             await settle()
-            running.append(len(work.futures) - answered)
-            work.futures[answered].set_result(answered)
+            running.append(len(jobs.futures) - answered)
+            jobs.futures[answered].set_result(answered)
         assert len(await results) == 12
         return running
 
     assert asyncio.run(scenario()) == [5] * 8 + [4, 3, 2, 1]
 
 
-def test_work_that_nobody_waits_for_is_cancelled() -> None:
+def test_work_of_a_closed_stream_is_cancelled() -> None:
     async def scenario() -> list[bool]:
-        work = Work()
-        results = ordered(numbers(4), work.begin, same, intake(4))
+        jobs = Jobs()
+        results = ordered(numbers(4), jobs.begin, same, read_ahead(4))
         first = asyncio.ensure_future(anext(results))
         await settle()
-        work.futures[0].set_result(0)
+        jobs.futures[0].set_result(0)
         assert await first == [(0, 0)]
         await results.aclose()
-        return [future.cancelled() for future in work.futures]
+        return [future.cancelled() for future in jobs.futures]
 
     assert asyncio.run(scenario()) == [False, True, True, True]
 
@@ -115,7 +115,7 @@ def test_what_reading_raises_is_raised_after_what_was_read() -> None:
         raise ConnectionError("gone")
 
     async def scenario() -> list[list[tuple[str, int]]]:
-        results = ordered(broken(), done, same, intake(2))
+        results = ordered(broken(), done, same, read_ahead(2))
         got = [await anext(results)]
         with pytest.raises(ConnectionError, match="gone"):
             await anext(results)
@@ -124,25 +124,25 @@ def test_what_reading_raises_is_raised_after_what_was_read() -> None:
     assert asyncio.run(scenario()) == [[("key 1", 1)]]
 
 
-def test_results_that_are_there_together_are_finished_together_while_others_are_begun() -> None:
+def test_results_that_are_ready_together_are_finished_together_while_others_begin() -> None:
     async def scenario() -> tuple[list[list[int]], int]:
-        work, groups, go_on = Work(), [], asyncio.Event()
+        jobs, groups, go_on = Jobs(), [], asyncio.Event()
 
         async def finish(group: list[tuple[int, int]]) -> list[int]:
             groups.append([number for number, _ in group])
             await go_on.wait()
             return [number for number, _ in group]
 
-        results = ordered(numbers(8), work.begin, finish, intake(6))
+        results = ordered(numbers(8), jobs.begin, finish, read_ahead(6))
         first = asyncio.ensure_future(anext(results))
         await settle()
         for number in (1, 2, 0):
-            work.futures[number].set_result(number)
+            jobs.futures[number].set_result(number)
         await settle()
         for number in (3, 4):  # while the first group is being finished
-            work.futures[number].set_result(number)
+            jobs.futures[number].set_result(number)
         await settle()
-        begun = len(work.futures)
+        begun = len(jobs.futures)
         go_on.set()
         assert await first == [0, 1, 2]
         assert await anext(results) == [3, 4]
@@ -165,34 +165,34 @@ def test_a_stream_is_read_no_further_than_admission_has_room_for() -> None:
                 taken += 1
                 yield number
 
-        work = Work()
-        results = asyncio.ensure_future(collect(ordered(requests(), work.begin, same, intake(16, admission))))
+        jobs = Jobs()
+        results = asyncio.ensure_future(collect(ordered(requests(), jobs.begin, same, read_ahead(16, admission))))
         await settle()
         taken_before, held_before = taken, admission.images
         for number in range(20):
-            work.futures[number].set_result(number)
+            jobs.futures[number].set_result(number)
             await settle()
         assert admission.images == admission.bytes == 0
         return taken_before, held_before, [number for number, _ in await results]
 
     taken, held, results = asyncio.run(scenario())
-    assert held == 3  # half of the room: the other half is for calls
-    assert taken == 4  # one more has been read, and waits to be let in
+    assert held == 3  # half of the room; the other half is for calls
+    assert taken == 4  # one more has been read, and waits for admission
     assert results == list(range(20))
 
 
-def test_answers_that_are_not_taken_hold_up_their_own_stream_and_no_room() -> None:
+def test_responses_that_are_not_read_stall_their_own_stream_and_take_no_room() -> None:
     async def scenario() -> tuple[int, int, int]:
-        admission, work = Admission(Limits()), Work()
-        results = ordered(numbers(20), work.begin, same, intake(4, admission))
+        admission, jobs = Admission(Limits()), Jobs()
+        results = ordered(numbers(20), jobs.begin, same, read_ahead(4, admission))
         first = asyncio.ensure_future(anext(results))
         await settle()
         held = admission.images
-        for future in work.futures:
+        for future in jobs.futures:
             future.set_result(0)
         await first
         await settle()
-        begun, held_then = len(work.futures), admission.images
+        begun, held_then = len(jobs.futures), admission.images
         await results.aclose()
         assert admission.images == admission.bytes == 0
         return held, held_then, begun
@@ -200,20 +200,20 @@ def test_answers_that_are_not_taken_hold_up_their_own_stream_and_no_room() -> No
     assert asyncio.run(scenario()) == (4, 0, 4)
 
 
-def test_a_stream_that_ends_while_it_waits_for_room_leaves_none_behind_and_hurts_nobody() -> None:
+def test_a_stream_that_ends_while_it_waits_for_room_leaves_nothing_behind() -> None:
     async def scenario() -> tuple[int, int]:
-        admission, work = Admission(Limits(max_queue_images=8)), Work()
-        results = ordered(numbers(20), work.begin, same, intake(16, admission))
+        admission, jobs = Admission(Limits(max_queue_images=8)), Jobs()
+        results = ordered(numbers(20), jobs.begin, same, read_ahead(16, admission))
         first = asyncio.ensure_future(anext(results))
         await settle()
         assert admission.images == 4  # the fifth waits for room
-        work.futures[0].set_result(0)
+        jobs.futures[0].set_result(0)
         await first
         await settle()
         await results.aclose()
         await settle()
         after = admission.images
-        others = await collect(ordered(numbers(6), done, same, intake(16, admission)))
+        others = await collect(ordered(numbers(6), done, same, read_ahead(16, admission)))
         assert len(others) == 6
         return after, admission.images
 
@@ -227,13 +227,13 @@ def test_what_finishing_raises_ends_the_stream() -> None:
     async def scenario() -> int:
         admission = Admission(Limits())
         with pytest.raises(ConnectionError, match="the disk is gone"):
-            await collect(ordered(numbers(6), done, broken, intake(4, admission)))
+            await collect(ordered(numbers(6), done, broken, read_ahead(4, admission)))
         return admission.images
 
     assert asyncio.run(scenario()) == 0
 
 
-def test_a_server_that_drains_answers_what_was_read_and_then_ends_the_stream() -> None:
+def test_a_draining_server_answers_what_was_read_and_then_ends_the_stream() -> None:
     async def scenario() -> list[int]:
         readers: set[asyncio.Task] = set()
 
@@ -242,7 +242,7 @@ def test_a_server_that_drains_answers_what_was_read_and_then_ends_the_stream() -
             yield 2
             await asyncio.Event().wait()  # an idle client
 
-        results = ordered(requests(), done, same, intake(4, readers=readers))
+        results = ordered(requests(), done, same, read_ahead(4, readers=readers))
         got: list[int] = []
         while len(got) < 2:
             got += [number for _, number in await anext(results)]
@@ -255,7 +255,7 @@ def test_a_server_that_drains_answers_what_was_read_and_then_ends_the_stream() -
     assert asyncio.run(scenario()) == [1, 2]
 
 
-def test_an_encoding_that_is_not_known_costs_one_answer_of_a_stream() -> None:
+def test_an_unknown_encoding_fails_one_response_of_a_stream() -> None:
     requests = [pb.EmbedStreamRequest(key=str(n), image=picture(n), vector_encoding=99 * (n == 1)) for n in range(3)]
     with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
         responses = list(EmbeddingServiceStub(channel).EmbedStream(iter(requests), timeout=30))
@@ -277,7 +277,7 @@ def test_an_upsert_stream_fits_a_server_with_little_room(tmp_path: Path) -> None
     assert [response.result.id for response in responses] == [str(n) for n in range(12)]
 
 
-def test_an_embed_stream_answers_in_order_and_goes_on_after_a_bad_image() -> None:
+def test_an_embed_stream_answers_in_order_and_continues_after_a_bad_image() -> None:
     images = [picture(seed) if seed % 7 else b"bad" for seed in range(100)]
     with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
         requests = (pb.EmbedStreamRequest(key=f"k{n}", image=image) for n, image in enumerate(images))
@@ -288,7 +288,7 @@ def test_an_embed_stream_answers_in_order_and_goes_on_after_a_bad_image() -> Non
     assert responses[50].result.vector == expected.vector
 
 
-def test_an_upsert_stream_acknowledges_every_item_and_keeps_it(tmp_path: Path) -> None:
+def test_an_upsert_stream_acknowledges_every_item_and_stores_it(tmp_path: Path) -> None:
     def requests():
         for seed in range(60):
             item = collection_pb.UpsertItem(id=f"{seed:02}", image=picture(seed) if seed != 30 else b"bad")
@@ -304,7 +304,7 @@ def test_an_upsert_stream_acknowledges_every_item_and_keeps_it(tmp_path: Path) -
     assert stored == [f"{seed:02}" for seed in range(60) if seed != 30]
 
 
-def test_an_upsert_stream_to_a_collection_that_is_not_there_fails_as_a_whole(tmp_path: Path) -> None:
+def test_an_upsert_stream_to_a_missing_collection_fails_as_a_whole(tmp_path: Path) -> None:
     with serving(FakeEncoder(), tmp_path) as address, grpc.insecure_channel(address) as channel:
         request = collection_pb.UpsertStreamRequest(collection="no", item=collection_pb.UpsertItem(image=picture(1)))
         with pytest.raises(grpc.RpcError) as failed:
@@ -312,7 +312,7 @@ def test_an_upsert_stream_to_a_collection_that_is_not_there_fails_as_a_whole(tmp
     assert failed.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_a_message_of_several_images_has_a_result_for_each_and_a_bad_one_costs_one() -> None:
+def test_a_message_of_several_images_has_a_result_for_each_and_a_bad_one_fails_alone() -> None:
     groups = [[picture(0), b"bad", picture(2)], [picture(3)], [b"bad"]]
     with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
         stub = EmbeddingServiceStub(channel)
@@ -330,7 +330,7 @@ def test_a_message_of_several_images_has_a_result_for_each_and_a_bad_one_costs_o
     assert not any(response.HasField("result") for response in responses)
 
 
-def test_a_message_that_is_refused_as_a_whole_says_why_once_and_the_stream_goes_on(tmp_path: Path) -> None:
+def test_a_message_that_is_refused_as_a_whole_says_why_once_and_the_stream_continues(tmp_path: Path) -> None:
     image = picture(0)
     embeds = [
         pb.EmbedStreamRequest(key="many", images=[image] * 5),
@@ -373,7 +373,7 @@ def test_an_embed_stream_for_another_encoder_is_refused() -> None:
     assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_of_an_id_that_comes_twice_in_a_stream_the_later_item_counts(tmp_path: Path) -> None:
+def test_if_an_id_occurs_twice_in_a_stream_the_later_item_counts(tmp_path: Path) -> None:
     def message(*numbers: int) -> collection_pb.UpsertStreamRequest:
         items = [collection_pb.UpsertItem(id="a", image=picture(number)) for number in numbers]
         for item, number in zip(items, numbers, strict=True):
@@ -389,7 +389,7 @@ def test_of_an_id_that_comes_twice_in_a_stream_the_later_item_counts(tmp_path: P
     assert item.metadata == {"n": 39}
 
 
-def test_a_stream_has_no_more_images_in_work_than_its_window_however_large_its_messages() -> None:
+def test_a_stream_has_no_more_images_in_flight_than_its_window_however_large_its_messages() -> None:
     async def scenario() -> int:
         admission, most = Admission(Limits()), 0
 
@@ -401,7 +401,7 @@ def test_a_stream_has_no_more_images_in_work_than_its_window_however_large_its_m
             return number, future
 
         for window in (16, 4):
-            sevens = ReadAhead(window=window, admission=admission, weigh=lambda _: Cost(7, 7, 10), readers=set())
+            sevens = ReadAhead(window=window, admission=admission, cost_of=lambda _: Cost(7, 7, 10), readers=set())
             assert [number for number, _ in await collect(ordered(numbers(50), begin, same, sevens))] == list(range(50))
         assert admission.images == 0
         return most

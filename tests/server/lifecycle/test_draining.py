@@ -1,4 +1,4 @@
-"""What a server does with calls that are under way when it is told to stop."""
+"""What a server does with calls in flight when it stops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fakes import FakeEncoder, picture
 from tests.running import serving
 
 
-def test_a_call_that_was_accepted_is_answered_and_later_ones_are_refused() -> None:
+def test_an_accepted_call_is_answered_and_later_ones_are_refused() -> None:
     armed, entered, released = threading.Event(), threading.Event(), threading.Event()
 
     def hold(images: np.ndarray) -> None:
@@ -50,7 +50,7 @@ def test_a_call_that_was_accepted_is_answered_and_later_ones_are_refused() -> No
         assert not stopping.is_alive()
 
 
-def test_idle_streams_do_not_hold_a_server_up() -> None:
+def test_idle_streams_do_not_delay_the_stop() -> None:
     ended = threading.Event()
 
     def idle() -> Iterator[pb.EmbedStreamRequest]:
@@ -69,10 +69,10 @@ def test_idle_streams_do_not_hold_a_server_up() -> None:
                 next(stream)
             ended.set()
     assert end.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert end.value.details() == "the server is shutting down"  # our own end, not gRPC's at the end of the grace time
+    assert end.value.details() == "the server is shutting down"  # ended by us, not by gRPC at the end of the grace time
 
 
-def test_an_encoder_that_fails_its_warm_up_leaves_the_data_directory_free(tmp_path: Path) -> None:
+def test_an_encoder_that_fails_its_warm_up_releases_the_data_directory(tmp_path: Path) -> None:
     def fail(images: np.ndarray) -> None:
         raise InternalError("the encoder does not run here")
 

@@ -1,4 +1,4 @@
-"""Health says what is so: also of an encoder that breaks while the server runs."""
+"""Health follows the encoder, even if it breaks while the server runs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_encoder_that_fails_on_everything_is_not_serving_until_it_recovers() 
         assert not client.embed([picture(1)]).errors
 
 
-def test_images_that_the_encoder_cannot_do_are_not_taken_for_a_broken_encoder() -> None:
+def test_images_that_the_encoder_fails_on_are_not_mistaken_for_a_broken_encoder() -> None:
     encoder = Breakable()
     encoder.only_black.set()
     encoder.broken.set()

@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 def trims(monkeypatch: pytest.MonkeyPatch, sizes_mib: list[int], *, after_mib: int) -> list[int]:
-    """At which of these sizes the heap is trimmed, when trimming leaves ``after_mib``."""
+    """The sizes at which the heap is trimmed, if trimming leaves ``after_mib``."""
     seen: Iterator[int] = iter(sizes_mib)
     trimmed: list[int] = []
     current = 0
@@ -29,23 +29,23 @@ def trims(monkeypatch: pytest.MonkeyPatch, sizes_mib: list[int], *, after_mib: i
 
     async def watch() -> None:
         with pytest.raises((StopIteration, RuntimeError)):
-            await memory.give_back(lambda: trimmed.append(current))
+            await memory.trim_after_growth(lambda: trimmed.append(current))
 
     asyncio.run(watch())
     return trimmed
 
 
-def test_the_heap_is_trimmed_after_growth_and_not_again_while_what_has_grown_is_in_use(
+def test_the_heap_is_trimmed_after_growth_and_not_again_while_the_memory_is_in_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert trims(monkeypatch, [100, 130, 150, 164, 201, 210, 264, 266], after_mib=201) == [164, 266]
 
 
-def test_what_a_process_had_at_its_smallest_is_what_it_has_grown_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growth_counts_from_the_smallest_size_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trims(monkeypatch, [300, 310, 100, 150, 165], after_mib=100) == [165]
 
 
-def test_a_system_without_malloc_trim_goes_without() -> None:
-    trim = memory.trimmer()
+def test_trimming_works_where_the_system_has_it() -> None:
+    trim = memory.heap_trimmer()
     if trim is not None:
         trim()

@@ -1,4 +1,4 @@
-"""Starting, draining, stopping, being killed: `embedserve serve` as a process of its own."""
+"""Starting, draining, stopping, being killed: `embedserve serve` as a separate process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def serve_fails(*arguments: str) -> str:
-    """What `embedserve serve` says when it cannot start."""
+    """Standard error of an `embedserve serve` that cannot start."""
     done = subprocess.run(
         [sys.executable, "-m", "embedserve", "serve", "--http-port", "0", *arguments],
         capture_output=True,
@@ -46,22 +46,22 @@ def test_a_ready_server_is_healthy_for_every_service(encoder_file: Path, tmp_pat
         assert server.said[-1] == "stopped"
 
 
-def test_sigterm_ends_with_zero_and_keeps_what_was_acknowledged(encoder_file: Path, tmp_path: Path) -> None:
+def test_sigterm_exits_with_zero_and_keeps_acknowledged_items(encoder_file: Path, tmp_path: Path) -> None:
     with (
         ServerProcess(str(encoder_file), "--data", str(tmp_path)) as server,
-        Client(server.address, timeout_s=5) as client,  # it waits so long for the server to come back
+        Client(server.address, timeout_s=5) as client,  # how long it waits for the server to come back
     ):
         client.create_collection("photos")
-        under_way = threading.Event()
+        adding = threading.Event()
 
         def items():
             for number in range(300):
                 if number == 100:
-                    under_way.set()
+                    adding.set()
                 yield ItemInput(id=str(number), image=picture(number))
 
         def stop() -> None:
-            under_way.wait(30)
+            adding.wait(30)
             exit_codes.append(server.terminate())
 
         exit_codes: list[int] = []
@@ -130,11 +130,11 @@ def test_a_data_directory_in_use_names_the_process(encoder_file: Path, tmp_path:
 
 
 @pytest.mark.parametrize("content", [b"", b"no encoder", b"\x89PNG\r\n\x1a\n" + bytes(100)])
-def test_a_file_that_is_no_encoder_is_one_sentence_and_a_hint(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_encoder_is_one_sentence_and_a_hint(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "encoder.onnx"
     path.write_bytes(content)
     said = serve_fails(str(path), "--port", "0")
-    assert "is no ONNX model" in said
+    assert "is not an ONNX model" in said
     assert "hint:" in said
 
 
@@ -142,7 +142,7 @@ def test_a_missing_encoder_file_is_named(tmp_path: Path) -> None:
     assert f"there is no encoder file {tmp_path / 'none.onnx'}" in serve_fails(str(tmp_path / "none.onnx"))
 
 
-def test_a_server_whose_log_nobody_reads_any_more_stops_when_it_is_told_to(encoder_file: Path) -> None:
+def test_a_server_whose_standard_error_is_closed_stops_on_sigterm(encoder_file: Path) -> None:
     server = ServerProcess(str(encoder_file))
     server.close_standard_error()
     assert server.terminate() == 0

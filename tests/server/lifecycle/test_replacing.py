@@ -1,4 +1,4 @@
-"""Another encoder for a server that runs."""
+"""Replacing the encoder of a running server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tokens(tmp_path: Path) -> Path:
     return path
 
 
-def test_calls_under_way_are_answered_by_the_encoder_that_they_began_with() -> None:
+def test_calls_in_flight_are_answered_by_the_encoder_that_they_began_with() -> None:
     entered, released = threading.Event(), threading.Event()
     armed = threading.Event()
 
@@ -64,7 +64,7 @@ def test_calls_under_way_are_answered_by_the_encoder_that_they_began_with() -> N
         replacing = asyncio.create_task(EncoderReplacer(lambda: new, state).replace())
         while engine.encoder is old:
             await asyncio.sleep(0.001)
-        encoder, [vector] = await engine.embed([picture(0)])  # is not held back by the old one
+        encoder, [vector] = await engine.embed([picture(0)])  # does not wait for the old one
         assert isinstance(vector, np.ndarray)
         after = [encoder.fingerprint]
         assert not replacing.done()
@@ -83,7 +83,7 @@ def test_calls_under_way_are_answered_by_the_encoder_that_they_began_with() -> N
 
 def test_a_file_that_cannot_be_read_changes_nothing() -> None:
     def broken() -> ImageEncoder:
-        raise EncoderFileError("the file is no ONNX model")
+        raise EncoderFileError("the file is not an ONNX model")
 
     async def scenario() -> None:
         encoder = FakeEncoder()
@@ -97,13 +97,13 @@ def test_a_file_that_cannot_be_read_changes_nothing() -> None:
     asyncio.run(scenario())
 
 
-def test_an_encoder_that_does_not_compute_what_its_file_promises_is_not_served() -> None:
+def test_an_encoder_that_does_not_reproduce_its_reference_vectors_is_not_served() -> None:
     async def scenario() -> None:
         encoder, drifted = FakeEncoder(), FakeEncoder(fingerprint=NEW)
         wrong = np.tile(np.eye(DIMENSION, dtype=np.float32)[0], (8, 1))
         drifted.metadata = replace(drifted.metadata, reference=wrong)
         engine, state = await engine_of(encoder)
-        with pytest.raises(EncoderFileError, match="promises"):
+        with pytest.raises(EncoderFileError, match="does not reproduce the reference vectors"):
             await EncoderReplacer(lambda: drifted, state).replace()
         assert engine.encoder is encoder
         await engine.close()
@@ -140,7 +140,7 @@ def test_another_encoder_than_expected_is_not_served_and_the_same_one_is_not_loa
     asyncio.run(scenario())
 
 
-def test_a_caller_who_goes_away_does_not_let_the_next_one_load_beside_him() -> None:
+def test_a_cancelled_replacement_does_not_let_the_next_one_load_beside_it() -> None:
     loading, most = 0, 0
 
     def slowly() -> ImageEncoder:
@@ -179,7 +179,7 @@ def test_an_encoder_that_would_run_elsewhere_is_not_served() -> None:
     asyncio.run(scenario())
 
 
-def test_an_encoder_that_was_replaced_is_given_free_at_once() -> None:
+def test_a_replaced_encoder_is_freed_at_once() -> None:
     async def scenario() -> bool:
         encoder = FakeEncoder()
         gone = weakref.ref(encoder)
@@ -202,7 +202,7 @@ def test_an_encoder_that_was_replaced_is_given_free_at_once() -> None:
         gc.enable()
 
 
-def test_a_stream_that_named_its_encoder_ends_when_that_is_replaced_and_one_that_did_not_goes_on(tokens: Path) -> None:
+def test_a_stream_that_named_its_encoder_ends_when_it_is_replaced_and_another_continues(tokens: Path) -> None:
     def messages(fingerprint: str, go_on: threading.Event):
         yield pb.EmbedStreamRequest(key="a", image=picture(1), encoder_fingerprint=fingerprint)
         assert go_on.wait(20)
@@ -255,7 +255,7 @@ def test_collections_of_the_old_encoder_answer_vectors_and_ids_and_say_why_not_i
         assert client.search("photos-2", image=picture(1))[0].id == "1"
 
 
-def test_replacing_needs_a_token_that_may_write(tokens: Path) -> None:
+def test_replacing_needs_the_role_write(tokens: Path) -> None:
     def new() -> ImageEncoder:
         return FakeEncoder(fingerprint=NEW)
 
@@ -272,7 +272,7 @@ def test_replacing_needs_a_token_that_may_write(tokens: Path) -> None:
         client.replace_encoder()
 
 
-def test_sighup_replaces_the_encoder_by_what_the_file_holds_and_keeps_it_if_that_is_broken(tmp_path: Path) -> None:
+def test_sighup_replaces_the_encoder_and_keeps_it_if_the_file_is_broken(tmp_path: Path) -> None:
     path = write_encoder_file(tmp_path / "encoder.onnx", seed=1)
     with ServerProcess(str(path)) as server, Client(server.address) as client:
         first = client.server_info().encoder.fingerprint
@@ -289,7 +289,7 @@ def test_sighup_replaces_the_encoder_by_what_the_file_holds_and_keeps_it_if_that
         assert server.terminate() == 0
 
 
-def test_no_good_call_fails_while_encoders_are_replaced_and_no_answer_mixes_two() -> None:
+def test_no_call_fails_while_encoders_are_replaced_and_no_response_mixes_two() -> None:
     fingerprints = ["fa" * 32, NEW]
     opened = 0
 

@@ -1,4 +1,4 @@
-"""Bulk methods of both clients against a real server: bad images, servers that restart, slow and vanishing clients."""
+"""Bulk methods of both clients against a real server: bad images, restarts, slow and vanishing clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PICTURES = [picture(seed) for seed in range(50)]
 
 
 def is_idle(client: Client) -> bool:
-    """Waits until the server holds no images."""
+    """Wait until the server has no images in flight."""
     given_up = time.monotonic() + 20
     while time.monotonic() < given_up:
         if client.server_info().images_in_flight == 0:
@@ -30,7 +30,7 @@ def is_idle(client: Client) -> bool:
     return False
 
 
-def test_one_bad_image_among_many_costs_one_error(tmp_path: Path) -> None:
+def test_one_bad_image_among_many_is_one_error(tmp_path: Path) -> None:
     images = [b"bad" if number % 37 == 5 else PICTURES[number % 50] for number in range(300)]
     bad = [number for number in range(300) if number % 37 == 5]
     with serving(FakeEncoder(), tmp_path) as address, Client(address) as client:
@@ -47,7 +47,7 @@ def test_one_bad_image_among_many_costs_one_error(tmp_path: Path) -> None:
     assert all(np.allclose(embedded.vectors[int(id)], vector, atol=1e-6) for id, vector in stored.items())
 
 
-def test_of_an_id_that_comes_again_the_later_item_counts(tmp_path: Path) -> None:
+def test_if_an_id_occurs_again_the_later_item_counts(tmp_path: Path) -> None:
     items = [ItemInput(id=str(n % 20), image=PICTURES[n % 50], metadata={"n": n}) for n in range(400)]
     with serving(FakeEncoder(), tmp_path) as address, Client(address) as client:
         client.create_collection("photos")
@@ -56,7 +56,7 @@ def test_of_an_id_that_comes_again_the_later_item_counts(tmp_path: Path) -> None
     assert stored == {str(n % 20): n for n in range(380, 400)}
 
 
-def test_a_stream_to_a_collection_that_is_not_there_or_of_another_encoder_is_refused(tmp_path: Path) -> None:
+def test_a_stream_to_a_collection_that_is_missing_or_of_another_encoder_is_refused(tmp_path: Path) -> None:
     items = [ItemInput(id=str(n), image=PICTURES[n % 50]) for n in range(200)]
 
     async def both(address: str) -> None:
@@ -75,7 +75,7 @@ def test_a_stream_to_a_collection_that_is_not_there_or_of_another_encoder_is_ref
         assert is_idle(client)
 
 
-def test_who_breaks_off_leaves_nothing_running_on_the_server(tmp_path: Path) -> None:
+def test_a_client_that_breaks_off_leaves_nothing_running_on_the_server(tmp_path: Path) -> None:
     async def break_off(address: str) -> None:
         async with AsyncClient(address) as client:
             results = client.embed_each(PICTURES * 20)
@@ -96,7 +96,7 @@ def test_who_breaks_off_leaves_nothing_running_on_the_server(tmp_path: Path) -> 
         assert client.get_collection("photos").items < 500
 
 
-def test_a_caller_who_takes_results_slowly_holds_the_server_back() -> None:
+def test_a_client_that_takes_results_slowly_slows_the_server_down() -> None:
     encoder, taken = FakeEncoder(), 0
 
     def images() -> Iterator[bytes]:
@@ -109,7 +109,7 @@ def test_a_caller_who_takes_results_slowly_holds_the_server_back() -> None:
         warm_up = sum(encoder.batch_sizes)
         results = client.embed_each(images())
         next(results)
-        threading.Event().wait(0.2)  # the server would have embedded all of them
+        threading.Event().wait(0.2)  # time enough for the server to embed all of them
         assert taken < 200
         assert sum(encoder.batch_sizes) - warm_up < 200
         assert sum(1 for _ in results) == 1999
@@ -118,7 +118,7 @@ def test_a_caller_who_takes_results_slowly_holds_the_server_back() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["kill", "terminate"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_server_that_restarts_meanwhile_has_every_item_once(
+def test_a_server_that_restarts_in_between_has_every_item_once(
     encoder_file: Path, tmp_path: Path, kind: str, end: str
 ) -> None:
     count, data, results = 3000, str(tmp_path / "data"), []

@@ -52,7 +52,7 @@ def test_an_image_is_its_own_nearest_neighbour(client: Client) -> None:
     assert len(hits) == 3
 
 
-def test_an_item_is_not_among_the_hits_of_its_own_search(client: Client) -> None:
+def test_an_item_is_not_among_the_hits_of_a_search_for_it(client: Client) -> None:
     client.create_collection("photos")
     client.add("photos", [ItemInput(id=str(seed), image=picture(seed)) for seed in range(5)])
     assert {hit.id for hit in client.search("photos", id="3", k=10)} == {"0", "1", "2", "4"}
@@ -146,7 +146,7 @@ def test_thumbnails_or_originals_are_kept_as_asked(client: Client, keep: Keep, m
         assert item.media.data == picture(1, size=(600, 300))
 
 
-def test_nothing_is_kept_where_nothing_was_asked_for(client: Client) -> None:
+def test_nothing_is_kept_if_nothing_was_requested(client: Client) -> None:
     client.create_collection("photos", keep=Keep.NONE)
     client.add("photos", [ItemInput(id="a", image=picture(1))])
     [item] = client.get_items("photos", ["a"], include_media=True)
@@ -159,7 +159,7 @@ def test_an_item_without_an_id_gets_one(client: Client) -> None:
     assert [item.id for item in client.list_items("photos")] == [added.id]
 
 
-def test_what_is_not_there_is_named(client: Client) -> None:
+def test_what_does_not_exist_is_named(client: Client) -> None:
     with pytest.raises(CollectionNotFound, match="nowhere"):
         client.search("nowhere", image=picture(1))
     client.create_collection("photos")
@@ -169,7 +169,7 @@ def test_what_is_not_there_is_named(client: Client) -> None:
         client.create_collection("photos")
 
 
-def test_a_limit_that_is_exceeded_is_named_with_its_value(client: Client) -> None:
+def test_an_exceeded_limit_is_named_with_its_value(client: Client) -> None:
     client.create_collection("photos")
     with pytest.raises(LimitExceeded, match="max_k is 1000"):
         client.search("photos", image=picture(1), k=1001)
@@ -293,13 +293,13 @@ def test_a_stream_stays_with_the_collection_that_it_began_with(tmp_path: Path) -
     ],
     ids=str,
 )
-def test_how_hard_to_search_is_said_once_and_within_bounds(client: Client, options: dict, why: str) -> None:
+def test_search_parameters_exclude_each_other_and_have_bounds(client: Client, options: dict, why: str) -> None:
     client.create_collection("photos")
     with pytest.raises(InvalidInput, match=why):
         client.search("photos", vector=vector(1), encoder_fingerprint=OURS, **options)
 
 
-def test_a_search_may_say_how_hard_to_search(client: Client) -> None:
+def test_a_search_may_set_search_parameters(client: Client) -> None:
     client.create_collection("photos")
     client.add("photos", [ItemInput(id="a", image=picture(1))])
     for options in ({"ef": 1}, {"ef": 65_536}, {"nprobe": 65_536}, {"target_recall": 1.0}, {"exact": True}):
@@ -322,13 +322,13 @@ def test_a_search_may_say_how_hard_to_search(client: Client) -> None:
     ],
     ids=str,
 )
-def test_what_no_collection_can_be_made_with_is_refused(client: Client, made_with: dict, why: str) -> None:
+def test_a_collection_with_invalid_settings_is_refused(client: Client, made_with: dict, why: str) -> None:
     with pytest.raises(InvalidInput, match=why):
         client.create_collection("photos", **made_with)
     assert client.list_collections() == []
 
 
-def test_the_fingerprint_of_the_server_s_own_encoder_binds_to_it(client: Client) -> None:
+def test_the_fingerprint_of_the_servers_encoder_binds_to_it(client: Client) -> None:
     info = client.create_collection("photos", encoder_fingerprint=OURS, encoder_name="another name", target_recall=0.9)
     assert (info.encoder_name, info.dimension, info.target_recall) == ("fake", DIMENSION, 0.9)
     client.add("photos", [ItemInput(id="a", image=picture(1))])

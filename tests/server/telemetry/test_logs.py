@@ -1,4 +1,4 @@
-"""What a server logs of its calls, and how a line finds its call again."""
+"""What a server logs about its calls, and how a line is traced to its call."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ def id_of(call: grpc.Call) -> str:
 # --- Request ids ---
 
 
-def test_a_callers_id_comes_back_with_the_answer(stub: EmbeddingServiceStub) -> None:
+def test_a_request_id_comes_back_with_the_response(stub: EmbeddingServiceStub) -> None:
     request = pb.EmbedRequest(images=[picture(1)])
     _, call = stub.Embed.with_call(request, metadata=[("x-request-id", "order/7_of-2")])
     assert id_of(call) == "order/7_of-2"
 
 
-def test_calls_without_an_id_each_get_one_of_their_own(stub: EmbeddingServiceStub) -> None:
+def test_calls_without_a_request_id_each_get_a_new_one(stub: EmbeddingServiceStub) -> None:
     ids = {id_of(stub.Embed.with_call(pb.EmbedRequest(images=[picture(1)]))[1]) for _ in range(3)}
     assert len(ids) == 3
-    assert all(logs.is_sane(request_id) for request_id in ids)
+    assert all(logs.is_valid_request_id(request_id) for request_id in ids)
 
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b"])
 def test_an_id_that_would_spoil_the_log_is_replaced(stub: EmbeddingServiceStub, given: str) -> None:
     _, call = stub.Embed.with_call(pb.EmbedRequest(images=[picture(1)]), metadata=[("x-request-id", given)])
     assert id_of(call) != given
-    assert logs.is_sane(id_of(call))
+    assert logs.is_valid_request_id(id_of(call))
 
 
-def test_a_failed_call_and_a_stream_are_told_their_id_as_well(stub: EmbeddingServiceStub) -> None:
+def test_a_failed_call_and_a_stream_get_their_request_id_as_well(stub: EmbeddingServiceStub) -> None:
     with pytest.raises(grpc.RpcError) as failed:
         stub.Embed(pb.EmbedRequest(), metadata=[("x-request-id", "mine")])
     assert id_of(failed.value) == "mine"
@@ -84,7 +84,7 @@ def test_a_failed_call_is_one_line_with_its_reason(stub: EmbeddingServiceStub, l
     assert "secret" not in str(vars(record))
 
 
-def test_a_good_call_is_a_line_only_for_who_asks_for_all(
+def test_a_successful_call_is_a_line_only_at_the_level_debug(
     stub: EmbeddingServiceStub, log: pytest.LogCaptureFixture
 ) -> None:
     stub.Embed(pb.EmbedRequest(images=[picture(1)]))
@@ -118,8 +118,8 @@ def test_every_line_within_a_call_has_its_id(caplog: pytest.LogCaptureFixture, m
 
 
 @pytest.mark.parametrize("bad", ["", "x" * 129, "a b", "a\nb", "\x1b[31m", "é", b"bytes"])
-def test_ids_that_could_be_taken_for_something_else_are_not_sane(bad: str | bytes) -> None:
-    assert not logs.is_sane(bad)
+def test_ids_that_could_be_mistaken_for_something_else_are_not_valid(bad: str | bytes) -> None:
+    assert not logs.is_valid_request_id(bad)
 
 
 def record_of(message: str, **fields: object) -> logging.LogRecord:
@@ -136,7 +136,7 @@ def test_text_is_one_line_whatever_the_values_are() -> None:
     )
 
 
-def test_json_is_one_object_with_the_fields_among_its_own() -> None:
+def test_json_is_one_object_including_the_fields() -> None:
     line = logs.JsonFormatter().format(record_of("call", code="OK", duration_ms=1.5, reason="two\nlines\ud800"))
     assert "\n" not in line
     assert json.loads(line) == {
@@ -151,7 +151,7 @@ def test_json_is_one_object_with_the_fields_among_its_own() -> None:
 
 
 @pytest.mark.slow
-def test_all_that_a_server_says_is_json_where_that_is_asked_for(encoder_file: Path) -> None:
+def test_everything_that_a_server_prints_is_json_if_requested(encoder_file: Path) -> None:
     with ServerProcess(str(encoder_file), "--log-format", "json", "--log-level", "info") as server:
         with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError):
             EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(), metadata=[("x-request-id", "mine")])

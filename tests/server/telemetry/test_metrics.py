@@ -1,4 +1,4 @@
-"""The metrics add up to what the clients saw, whatever becomes of a call."""
+"""The metrics add up to what the clients saw, however a call ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.running import serving, wait_until
 
 @contextmanager
 def counted(encoder: FakeEncoder, **settings: object) -> Iterator[tuple[str, Callable[..., float]]]:
-    """A server's address, and a function that gives a sample of its metrics, 0 where there is none."""
+    """A server's address, and a function that returns a sample of its metrics, 0 if there is none."""
     servers: list[Server] = []
     with serving(encoder, on_listening=servers.append, **settings) as address:  # type: ignore[arg-type]
 
@@ -60,23 +60,23 @@ def test_every_call_is_counted_once_with_the_code_that_its_client_saw() -> None:
     limits = replace(Limits(), max_message_bytes=200_000, max_images=4)
     with counted(FakeEncoder(on_batch=hold), limits=limits) as (address, sample):
         seen = asyncio.run(_calls_of_every_kind(address, picture_of_nothing(), sample))
-        wait_until(lambda: sample("embedserve_requests_in_flight") == 0)  # the server has seen who hung up
+        wait_until(lambda: sample("embedserve_requests_in_flight") == 0)  # the server has noticed all hang-ups
         released.set()
         assert {"OK", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"} <= seen.keys()
-        # gRPC itself ends a call with too large a message, and tells the server no more than that it is over.
+        # gRPC itself ends a call with too large a message, and tells the server only that it has ended.
         seen["CANCELLED"] += seen.pop("RESOURCE_EXHAUSTED")
         total = sum(seen.values())
         counted_here = Counter(calls_of(sample, "Embed"))
         assert counted_here["DEADLINE_EXCEEDED"] > 0
         assert sample("embedserve_cancelled_total") == counted_here["CANCELLED"]
-        assert with_those_who_left(counted_here) == with_those_who_left(seen)
+        assert with_hang_ups(counted_here) == with_hang_ups(seen)
         assert sample("embedserve_request_duration_seconds_count", method="Embed") == total
 
 
-def with_those_who_left(codes: Counter[str]) -> dict[str, float]:
-    """Callers whose time is up hang up like others, so the server can be wrong about why: their sum is exact."""
-    left = {"CANCELLED", "DEADLINE_EXCEEDED"}
-    return {**{code: codes[code] for code in codes.keys() - left}, "left": sum(codes[code] for code in left)}
+def with_hang_ups(codes: Counter[str]) -> dict[str, float]:
+    """A client hangs up when its deadline passes, so the server may mistake the reason; only the sum is exact."""
+    hang_ups = {"CANCELLED", "DEADLINE_EXCEEDED"}
+    return {**{code: codes[code] for code in codes.keys() - hang_ups}, "sum": sum(codes[code] for code in hang_ups)}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def with_those_who_left(codes: Counter[str]) -> dict[str, float]:
         (None, 9.0, False),
     ],
 )
-def test_who_hangs_up_when_his_time_is_all_but_up_has_waited_for_it(
+def test_a_client_that_hangs_up_just_before_its_deadline_has_waited_for_it(
     remaining_s: float | None, after_s: float, late: bool
 ) -> None:
     assert is_late(remaining_s, after_s) is late
@@ -154,14 +154,14 @@ def test_methods_that_do_not_exist_share_one_series() -> None:
         assert calls_of(sample, "other") == {"UNIMPLEMENTED": 2}
 
 
-def test_calls_that_are_turned_away_are_counted_by_reason() -> None:
+def test_refused_calls_are_counted_by_reason() -> None:
     with counted(FakeEncoder(), limits=replace(Limits(), max_images=1)) as (address, sample):
         with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError):
             EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(images=[picture(1)] * 2))
         wait_until(lambda: sample("embedserve_rejected_total", reason="LIMIT_EXCEEDED") == 1)
 
 
-def test_calls_without_a_token_are_counted_and_told_their_id(tmp_path: Path) -> None:
+def test_calls_without_a_token_are_counted_and_get_their_request_id(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(f"read {'r' * 32}\n")
     tokens.chmod(0o600)
@@ -187,7 +187,7 @@ def test_every_method_of_every_service_has_its_series_from_the_start() -> None:
         assert registry.get_sample_value("embedserve_requests_total", {"method": method, "code": "OK"}) == 0
 
 
-def test_what_is_in_work_and_which_encoder_runs_is_read_when_asked() -> None:
+def test_images_in_flight_and_the_encoder_are_read_at_the_scrape() -> None:
     entered, released = threading.Event(), threading.Event()
     armed = threading.Event()
 
@@ -222,7 +222,7 @@ def test_a_batch_is_one_inference_and_a_wait_for_each_image() -> None:
     assert read("embedserve_stage_duration_seconds_bucket", {"stage": "queue", "le": "0.025"}) == 2
 
 
-def test_everything_that_an_engine_tells_is_counted() -> None:
+def test_everything_that_an_engine_reports_is_counted() -> None:
     metrics = Metrics([])
     metrics.on_image("embedded")
     metrics.on_image("expired")
@@ -246,7 +246,7 @@ def test_everything_that_an_engine_tells_is_counted() -> None:
     assert told <= vars(Metrics).keys()
 
 
-def test_words_that_never_end_become_one_series() -> None:
+def test_label_values_without_end_become_one_series() -> None:
     metrics = Metrics([])
     for number in range(100):
         metrics.on_index_rebuilt(f"reason {number}")
@@ -257,7 +257,7 @@ def test_words_that_never_end_become_one_series() -> None:
 
 
 class StoreOfOne(VectorStore):
-    """Has one collection, of which ``info`` tells; the look at it waits until ``ready``."""
+    """Has one collection, ``info``; reading its state waits until ``ready``."""
 
     info = CollectionInfo(
         name="photos",
@@ -273,15 +273,15 @@ class StoreOfOne(VectorStore):
         building=True,
         segments=3,
         unsealed=20,
-        dead=7,
+        deleted=7,
     )
 
     def __init__(self) -> None:
         self.ready = threading.Event()
-        self.looks = 0
+        self.reads = 0
 
     def list_collections(self) -> list[CollectionInfo]:
-        self.looks += 1
+        self.reads += 1
         assert self.ready.wait(30)
         return [self.info, replace(self.info, name="exact", recall=None)]
 
@@ -289,10 +289,10 @@ class StoreOfOne(VectorStore):
         pass
 
 
-def test_the_gauges_of_collections_tell_what_was_seen_last_and_a_slow_look_holds_nobody_up(
+def test_the_gauges_of_collections_show_the_last_state_and_a_slow_disk_delays_no_scrape(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("embedserve.server.telemetry.metrics._LOOK_S", 0.05)
+    monkeypatch.setattr("embedserve.server.telemetry.gauges._REFRESH_TIMEOUT_S", 0.05)
 
     async def check() -> None:
         store, metrics = StoreOfOne(), Metrics([])
@@ -304,25 +304,25 @@ def test_the_gauges_of_collections_tell_what_was_seen_last_and_a_slow_look_holds
 
         async with asyncio.timeout(10):
             for _ in range(3):
-                await metrics.look()
-        assert store.looks == 1
+                await metrics.refresh_collections()
+        assert store.reads == 1
         assert sample("items") is None
         store.ready.set()
         while sample("items") is None:
-            await metrics.look()
+            await metrics.refresh_collections()
         names = ("items", "unsealed_items", "dead_rows", "segments", "building", "recall", "target_recall")
         assert [sample(name) for name in names] == [90, 20, 7, 3, 1, 0.985, 0.97]
         assert sample("disk_bytes") == 12_000
         assert sample("items", "exact") == 90
         assert sample("recall", "exact") is None
         await engine.close()
-        await metrics.look()
+        await metrics.refresh_collections()
         assert sample("items") is None
 
     asyncio.run(check())
 
 
-def test_a_scrape_tells_how_many_items_a_collection_has(tmp_path: Path) -> None:
+def test_a_scrape_shows_how_many_items_a_collection_has(tmp_path: Path) -> None:
     servers: list[Server] = []
     with serving(FakeEncoder(), tmp_path, http=True, on_listening=servers.append) as address, Client(address) as client:
         client.create_collection("photos")
@@ -359,7 +359,7 @@ def test_counting_from_many_threads_loses_nothing() -> None:
     assert metrics.registry.get_sample_value("embedserve_stage_duration_seconds_count", {"stage": "decode"}) == 8000
 
 
-def test_every_image_that_was_let_in_has_one_outcome() -> None:
+def test_every_admitted_image_has_one_outcome() -> None:
     limits = replace(Limits(), max_queue_images=4)
     with counted(FakeEncoder(), limits=limits) as (address, sample), grpc.insecure_channel(address) as channel:
         stub = EmbeddingServiceStub(channel)
@@ -372,7 +372,7 @@ def test_every_image_that_was_let_in_has_one_outcome() -> None:
         assert sample("embedserve_stage_duration_seconds_count", stage="decode") == 8
 
 
-def test_images_of_calls_that_were_refused_in_overload_are_counted() -> None:
+def test_images_of_calls_refused_in_overload_are_counted() -> None:
     entered, released, armed = threading.Event(), threading.Event(), threading.Event()
 
     def hold(images: np.ndarray) -> None:
@@ -395,7 +395,7 @@ def test_images_of_calls_that_were_refused_in_overload_are_counted() -> None:
         assert sample("embedserve_rejected_images_total") == 2
 
 
-def test_the_documented_metrics_are_those_there_are(tmp_path: Path) -> None:
+def test_the_documented_metrics_are_the_real_ones(tmp_path: Path) -> None:
     page = Path(__file__).resolve().parents[3] / "docs/operations.md"
     rows = re.findall(r"^\| `(embedserve_\w+)` \| (\w+) \| (.*?) \| (.*) \|$", page.read_text("utf-8"), re.MULTILINE)
     servers: list[Server] = []
@@ -414,7 +414,7 @@ def test_the_documented_metrics_are_those_there_are(tmp_path: Path) -> None:
             suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
             labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
             if family.name == "embedserve_collection_recall":
-                labels = ["collection"]  # which is there once it has been measured
+                labels = ["collection"]  # it has samples once it has been measured
             kind = "gauge" if family.type == "info" else family.type
             there.append((family.name + suffix, kind, ", ".join(labels) or "–", family.documentation))
     assert rows == there, "\n".join(f"| `{name}` | {' | '.join(rest)} |" for name, *rest in there)

@@ -1,4 +1,4 @@
-"""Spans of calls, as an exporter gets them."""
+"""Spans of calls, as an exporter receives them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def attributes_of(span: ReadableSpan) -> dict[str, object]:
     return dict(span.attributes or {})
 
 
-def test_a_call_is_a_server_span_with_its_parts_below_it(traced: Traced) -> None:
+def test_a_call_is_a_server_span_with_child_spans_for_its_parts(traced: Traced) -> None:
     traced.stub.Embed(pb.EmbedRequest(images=[picture(1)]), metadata=[("x-request-id", "mine")])
     span = traced.span(EMBED)
     assert span.kind is SpanKind.SERVER
@@ -81,7 +81,7 @@ def test_a_call_is_a_server_span_with_its_parts_below_it(traced: Traced) -> None
     assert parts[1].end_time == parts[2].start_time
 
 
-def test_a_span_stands_below_the_callers(traced: Traced) -> None:
+def test_a_span_is_a_child_of_the_clients(traced: Traced) -> None:
     trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     traced.stub.Embed(pb.EmbedRequest(images=[picture(1)]), metadata=[("traceparent", f"00-{trace_id}-{span_id}-01")])
     span = traced.span(EMBED)
@@ -91,12 +91,12 @@ def test_a_span_stands_below_the_callers(traced: Traced) -> None:
 
 
 @pytest.mark.parametrize("given", ["nonsense", "00-0-0-00", "x" * 5000])
-def test_a_traceparent_that_is_none_starts_a_trace_of_its_own(traced: Traced, given: str) -> None:
+def test_an_invalid_traceparent_starts_a_new_trace(traced: Traced, given: str) -> None:
     traced.stub.Embed(pb.EmbedRequest(images=[picture(1)]), metadata=[("traceparent", given)])
     assert traced.span(EMBED).parent is None
 
 
-def test_a_callers_mistake_is_no_error_of_the_server(traced: Traced) -> None:
+def test_a_mistake_of_the_client_is_not_an_error_of_the_server(traced: Traced) -> None:
     with pytest.raises(grpc.RpcError):
         traced.stub.Embed(pb.EmbedRequest())
     span = traced.span(EMBED)
@@ -104,7 +104,7 @@ def test_a_callers_mistake_is_no_error_of_the_server(traced: Traced) -> None:
     assert span.status.status_code is StatusCode.UNSET
 
 
-def test_a_bug_of_ours_is_an_error(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_an_error(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedserve.engine.embedder.Embedder.embed", lambda *_, **__: 1 / 0)
     with pytest.raises(grpc.RpcError):
         traced.stub.Embed(pb.EmbedRequest(images=[picture(1)]))
@@ -140,8 +140,8 @@ def test_a_server_that_does_not_trace_loads_no_opentelemetry() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_a_collector_that_is_away_does_not_hold_the_stop_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedserve.server.telemetry.tracing._LAST_SPANS_S", 0.05)
+def test_an_unreachable_collector_does_not_delay_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedserve.server.telemetry.tracing._FLUSH_S", 0.05)
     back = threading.Event()
 
     class Away(SpanProcessor):

@@ -1,0 +1,104 @@
+"""The process of a server: signals in, lines for the operator out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+
+from embedserve.encoder.session import Encoder
+from embedserve.engine.engine import Engine
+from embedserve.errors import EmbedserveError
+from embedserve.server.app import Server
+from embedserve.server.config import ServerConfig
+
+_log = logging.getLogger("embedserve.server")
+
+
+def run(config: ServerConfig, *, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once.
+
+    Raises:
+        EmbedserveError: the server could not start.
+    """
+    asyncio.run(_run(config, say))
+
+
+async def _run(config: ServerConfig, say: Callable[[str], None]) -> None:
+    stopping = asyncio.Event()
+
+    def say_if_possible(line: str) -> None:
+        with suppress(OSError):  # standard error may be closed, which changes nothing else
+            say(line)
+
+    def stop(name: str) -> None:
+        if stopping.is_set():
+            os._exit(130)
+        stopping.set()
+        say_if_possible(f"{name}: finishing calls in flight (at most {config.grace_s:g} s)")
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number.name)
+    server = Server(config)
+    await server.listen()
+    replacing: set[asyncio.Task[None]] = set()
+
+    def replace_encoder() -> None:
+        task = loop.create_task(_replace_encoder(server))
+        replacing.add(task)
+        task.add_done_callback(replacing.discard)
+
+    if hasattr(signal, "SIGHUP"):
+        loop.add_signal_handler(signal.SIGHUP, replace_encoder)
+    try:
+        loading = asyncio.create_task(server.load())
+        interrupted = asyncio.create_task(stopping.wait())
+        await asyncio.wait([loading, interrupted], return_when=asyncio.FIRST_COMPLETED)
+        # An interrupted load runs to its end: it holds the data directory.
+        engine = await loading
+        if not stopping.is_set():
+            await _say_ready(config, server, engine, say_if_possible)
+        await interrupted
+    finally:
+        await server.stop()
+    say_if_possible("stopped")
+
+
+async def _replace_encoder(server: Server) -> None:
+    try:
+        await server.replace_encoder()
+    except EmbedserveError as error:
+        _log.error("encoder not replaced: %s%s", error.message, f"; {error.hint}" if error.hint else "")
+    except Exception:
+        _log.exception("encoder not replaced: bug")
+
+
+async def _say_ready(config: ServerConfig, server: Server, engine: Engine, say: Callable[[str], None]) -> None:
+    metadata, encoder = engine.encoder.metadata, engine.encoder
+    say(
+        f"encoder      {metadata.name}  {metadata.dimension} numbers per image  {metadata.preprocess.size_px} px"
+        f"  {encoder.provider}, batches up to {engine.embedder.batcher.max_batch}  {encoder.fingerprint[:12]}"
+    )
+    if isinstance(encoder, Encoder) and encoder.note:
+        say(f"warning      on the CPU although there is a GPU: {encoder.note}")
+    if config.data is None:
+        say("collections  none: started without --data")
+    else:
+        collections = await engine.collections.list_all()
+        items = sum(info.items for info in collections)
+        say(f"collections  {len(collections)} with {items:,} items in {config.data}")
+        for info in collections:
+            if not info.external and info.fingerprint != encoder.fingerprint:
+                say(
+                    f"warning      collection {info.name!r} is bound to another encoder ({info.fingerprint[:12]}):"
+                    " it answers vectors and ids, not images"
+                )
+    say(f"callers      {server.security.summary}")
+    if server.security.warning:
+        say(f"warning      {server.security.warning}")
+    http = "" if server.http_url is None else f"  HTTP on {server.http_url}"
+    say(f"ready        gRPC on {config.host}:{server.port}{http}")
