@@ -65,7 +65,7 @@ def test_two_processes_that_are_killed_and_later_stopped_go_on_to_the_bit(image_
     lines = []
     for line in stopped.stderr:
         lines.append(line)
-        if line.startswith(f"going on at step {SAVED_AT}"):
+        if line.startswith(f"continuing at step {SAVED_AT}"):
             stopped.send_signal(signal.SIGTERM)
     stopped.wait()
     stopped.stderr.close()

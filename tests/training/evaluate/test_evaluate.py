@@ -25,7 +25,7 @@ from embedserve_training.evaluate.images import ImageSplit, choose, hold_out, lo
 from embedserve_training.evaluate.subjects import open_subject
 from embedserve_training.networks.whitening import fit_to_images
 from embedserve_training.plan.config import TrainConfig
-from embedserve_training.run import checkpoint, served
+from embedserve_training.run import run_folder, served
 
 OWN = ["trained", "trained, not whitened"]
 BASELINES = ["untrained", "untrained, whitened", "raw pixels", "PCA", "PCA, whitened"]
@@ -123,10 +123,10 @@ def test_the_last_checkpoint_is_measured_and_no_best_epoch_is_known(
     result: Evaluation, finished_run: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     # Tables of the greatest figure over all epochs choose by the test images; here nothing could choose.
-    for name in (checkpoint.PLAN, checkpoint.CHECKPOINT):
+    for name in (run_folder.PLAN, run_folder.CHECKPOINT):
         shutil.copy(finished_run / name, tmp_path / name)
     assert evaluate(tmp_path, image_folder, report=quiet).rows == result.rows
-    recorded = (finished_run / checkpoint.METRICS).read_text().splitlines()
+    recorded = (finished_run / run_folder.METRICS).read_text().splitlines()
     assert recorded
     for line in recorded:
         assert not any(word in line for word in ("knn", "accuracy", "test", "recall"))
@@ -204,7 +204,7 @@ def test_a_run_is_also_measured_without_its_whitening_layer(finished_run: Path, 
 
 def test_the_untrained_network_is_whitened_as_a_trained_one_is(finished_run: Path, image_folder: Path) -> None:
     # Otherwise what whitening alone is worth would be taken for what was learned.
-    settings = checkpoint.read_plan(finished_run).settings
+    settings = run_folder.read_plan(finished_run).settings
     spec = open_subject(finished_run).spec
     pixels, positions, _ = folders.load_squares(folders.scan(image_folder), spec, workers=1)
     kinds = [folders.scan(image_folder).paths[position].split("/")[0] for position in positions]
@@ -294,7 +294,7 @@ def test_labels_with_two_images_or_more_all_ask_and_none_is_called_out(finished_
 def test_the_augmentation_is_that_of_the_run_unless_another_is_named(
     result: Evaluation, finished_run: Path, image_folder: Path
 ) -> None:
-    settings = checkpoint.read_plan(finished_run).settings
+    settings = run_folder.read_plan(finished_run).settings
     assert result.augmentation == f"{settings.augmentation}, crops from {100 * settings.crop_min:.0f} %"
     other = evaluate(finished_run, image_folder, report=quiet, augmentation="xray")
     assert other.augmentation == "xray"

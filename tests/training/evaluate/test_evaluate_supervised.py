@@ -13,7 +13,7 @@ from embedserve.errors import DataError
 from embedserve_training.evaluate.supervised import train_supervised
 from embedserve_training.plan.config import Settings
 from embedserve_training.run import served
-from embedserve_training.run.checkpoint import read_plan
+from embedserve_training.run.run_folder import read_plan
 from tests.training.conftest import KINDS, draw
 
 

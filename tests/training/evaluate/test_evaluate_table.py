@@ -21,7 +21,7 @@ SPEC = PreprocessSpec(size_px=16, resize_px=16, filter="bicubic")
 
 @pytest.fixture
 def settings(finished_run: Path) -> Settings:
-    from embedserve_training.run.checkpoint import read_plan
+    from embedserve_training.run.run_folder import read_plan
 
     return read_plan(finished_run).settings
 

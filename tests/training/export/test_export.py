@@ -15,7 +15,7 @@ from embedserve.images import preprocess
 from embedserve_training.export import export as module
 from embedserve_training.export.export import export
 from embedserve_training.networks import backbones
-from embedserve_training.run import checkpoint, served
+from embedserve_training.run import run_folder, served
 from embedserve_training.run.served import ServedEncoder
 
 
@@ -36,7 +36,7 @@ def test_the_file_gives_the_embeddings_of_pytorch_for_files_on_disk(
 
 def test_the_file_describes_the_run(finished_run: Path, exported: Path) -> None:
     metadata = encoder_file.read(exported).metadata
-    plan = checkpoint.read_plan(finished_run)
+    plan = run_folder.read_plan(finished_run)
     assert (metadata.method, metadata.backbone, metadata.dimension) == ("simclr", "small-cnn", 256)
     assert metadata.training == plan.settings.to_json()
     assert metadata.preprocess.to_json() == plan.preprocess

@@ -22,7 +22,7 @@ from embedserve_training.export import export as module
 from embedserve_training.export.export import export, to_onnx
 from embedserve_training.networks import backbones
 from embedserve_training.networks.whitening import Whitening
-from embedserve_training.run import checkpoint, served
+from embedserve_training.run import run_folder, served
 from embedserve_training.run.served import ServedEncoder
 
 LESS = ("fp16", "int8")
@@ -205,9 +205,9 @@ def test_without_its_folder_a_run_is_compared_on_the_images_that_it_has_kept(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    plan = checkpoint.read_plan(run)
+    plan = run_folder.read_plan(run)
     plan.data["folder"] = str(tmp_path / "gone")
-    checkpoint.write_plan(plan, run)
+    run_folder.write_plan(plan, run)
     said: list[str] = []
     file = export(run, tmp_path / "encoder.onnx", precision="fp16", report=said.append)
     [warning] = [line for line in said if line.startswith("warning")]

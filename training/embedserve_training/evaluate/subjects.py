@@ -77,9 +77,9 @@ def groups(subjects: Sequence[Subject]) -> list[list[Subject]]:
 
 def _open_run(run: Path) -> Subject:
     from embedserve.images.preprocess import PreprocessSpec
-    from embedserve_training.run import checkpoint, served
+    from embedserve_training.run import run_folder, served
 
-    plan = checkpoint.read_plan(run)
+    plan = run_folder.read_plan(run)
     encoder = served.trained(run)
     plain = served.ServedEncoder(encoder.backbone).eval() if encoder.is_whitened else None
     return Subject(

@@ -23,7 +23,7 @@ from embedserve.images.preprocess import PreprocessSpec
 from embedserve_training.export import fidelity
 from embedserve_training.export.calibration import CalibrationSet, gather
 from embedserve_training.export.precision import to_fp16, to_int8
-from embedserve_training.run import checkpoint, served
+from embedserve_training.run import run_folder, served
 from embedserve_training.run.served import ServedEncoder
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def export(
         ExportError: the file would not give the embeddings that PyTorch gives; nothing is written.
         EncoderFileError: ``out`` cannot be written.
     """
-    stored = checkpoint.read_plan(run)
+    stored = run_folder.read_plan(run)
     network = served.trained(run)
     spec = PreprocessSpec.from_json(dict(stored.preprocess))
     report(f"exporting {stored.settings.backbone}, {stored.settings.size_px} px, {network.backbone.dimension} numbers")
@@ -227,7 +227,7 @@ def verify(file: EncoderFile, network: nn.Module, images_NSSC: NDArray[np.uint8]
 
 
 def _samples(run: Path) -> NDArray[np.uint8]:
-    path = run / checkpoint.SAMPLES
+    path = run / run_folder.SAMPLES
     try:
         samples: NDArray[np.uint8] = np.load(path)
     except (OSError, ValueError) as error:
