@@ -71,7 +71,7 @@ def test_in_parts_the_gradient_and_the_loss_are_those_of_the_whole_batch() -> No
 
 
 def test_each_process_takes_a_range_of_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient, "_averaged", lambda method: None)
+    monkeypatch.setattr(gradient, "_distributed", lambda method: None)
     rows = {
         (rank, parts): built(settings_of(accumulate=parts), Processes(rank, 2)).rows_B.tolist()
         for rank in (0, 1)
@@ -86,7 +86,7 @@ def test_each_process_takes_a_range_of_each_part(monkeypatch: pytest.MonkeyPatch
 
 
 def test_two_processes_see_the_views_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient, "_averaged", lambda method: None)
+    monkeypatch.setattr(gradient, "_distributed", lambda method: None)
     pixels_GTTC, indices_G = batch()
     seen: list[Tensor] = []
     for processes in (Processes(), Processes(0, 2), Processes(1, 2)):
