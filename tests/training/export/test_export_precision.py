@@ -179,7 +179,7 @@ def test_the_fidelity_of_a_small_set_is_the_one_worked_out_by_hand() -> None:
 
 
 def test_neighbours_that_are_as_near_may_change_places() -> None:
-    # From image 0, images 1 to 10 are at 10 degrees or less, image 11 hardly further; swapped with image 10 it is nearer.
+    # From image 0, images 1 to 10 are at 10 degrees or less, image 11 hardly further; here 10 and 11 are swapped.
     angles = np.deg2rad([0, *range(1, 10), 10, 10.001])
     exact = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     swapped = exact.copy()

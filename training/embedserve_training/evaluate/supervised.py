@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,8 +88,7 @@ def train_supervised(
             hint="give a folder with more readable images, or leave out --supervised-epochs",
         )
     device = _device(settings.device)
-    recipe = augment.PRESETS[settings.augmentation][0]
-    recipe = replace(recipe, crop_scale=(settings.crop_min, max(recipe.crop_scale[1], settings.crop_min)))
+    recipe = augment.recipes_for(settings.augmentation, settings.crop_min)[0]
     batches = Batches(pixels_NTTC, batch_size, settings.seed, device)
     with torch.random.fork_rng(devices=[]), closing(batches.start_at(0)) as source:
         torch.manual_seed(settings.seed)  # for networks with dropout

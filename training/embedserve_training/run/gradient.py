@@ -38,10 +38,7 @@ class BatchGradient:
         self._settings = settings
         self._parts = max(settings.accumulate, 1)
         self._per_part = settings.batch_size // (self._parts * method.processes.count)
-        self._recipes = [
-            replace(recipe, crop_scale=(settings.crop_min, max(recipe.crop_scale[1], settings.crop_min)))
-            for recipe in augment.PRESETS[settings.augmentation]
-        ]
+        self._recipes = augment.recipes_for(settings.augmentation, settings.crop_min)
         self._generator = torch.Generator()
         if settings.compile:
             for network in method.networks():
