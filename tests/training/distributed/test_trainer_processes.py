@@ -214,7 +214,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(both: Path) -> No
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_does_not_go_on_with_one(both: Path, image_folder: Path) -> None:
-    with pytest.raises(TrainingError, match="was begun with 2 processes, not with 1") as refused:
+    with pytest.raises(TrainingError, match="was started with 2 processes, not with 1") as refused:
         run_training(image_folder, config=config_of("simclr"), out=both / "stopped", report=lambda line: None)
     assert "--fresh" in refused.value.hint
 

@@ -46,7 +46,7 @@ class Subject:
 
 
 def open_subject(path: Path) -> Subject:
-    """The encoder of a run folder, as it was at the last checkpoint, or of an encoder file.
+    """The encoder of a run folder, at its last checkpoint, or of an encoder file.
 
     Raises:
         TrainingError: the run folder holds no run.

@@ -82,7 +82,7 @@ def to_int8(model: bytes, images_NSSC: NDArray[np.uint8]) -> bytes:
     and cost a quarter of the speed (ResNet-18, 224 px: 3.4 times that of fp32 with it quantised, 2.5 without).
 
     Args:
-        model: an ONNX model of ours in fp32.
+        model: an exported encoder in fp32.
         images_NSSC: uint8, a few hundred images like those that will be embedded.
     """
     import onnx
@@ -144,9 +144,9 @@ def _network(model: Any) -> list[Any]:
     return [node for node in nodes if node.name in inside]
 
 
-def _reached(nodes: list[Any], begin: list[Any], *, forward: bool) -> set[str]:
+def _reached(nodes: list[Any], start: list[Any], *, forward: bool) -> set[str]:
     """Names of these nodes and of all after them, or before them, in the graph. ``nodes`` are in topological order."""
-    names = {node.name for node in begin}
+    names = {node.name for node in start}
     tensors: set[str] = set()
     for node in nodes if forward else reversed(nodes):
         takes, gives = (node.input, node.output) if forward else (node.output, node.input)

@@ -34,11 +34,11 @@ class Plan:
         value_width = min(max(len(value) for _, value in shown), _WIDEST)
         lines = []
         for entry, value in shown:
-            begin = f"{entry.name:<{name_width}}  {value:<{value_width}}  "
+            head = f"{entry.name:<{name_width}}  {value:<{value_width}}  "
             lines += textwrap.wrap(
                 f"{entry.source}: {entry.why}" if entry.why else entry.source,
                 _LINE,
-                initial_indent=begin,
+                initial_indent=head,
                 subsequent_indent=" " * (name_width + value_width + 4),
                 break_on_hyphens=False,
             )

@@ -99,13 +99,13 @@ def run_training(
             return _result(prepared, out, group)
         with group.or_none():
             images, saved = _open(prepared, out, group)
-        with stop_on_signals(say) as stop_wanted:
+        with stop_on_signals(say) as stop_requested:
             trainer = Trainer(
                 out,
                 prepared.plan.settings,
                 images,
                 say,
-                stop_wanted,
+                stop_requested,
                 group=group,
                 stop_on_collapse=stop_on_collapse,
             )

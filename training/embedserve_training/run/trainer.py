@@ -59,8 +59,8 @@ class Trainer:
 
     Args:
         run: its folder.
-        settings: what it uses.
-        images: its pixels.
+        settings: of the run.
+        images: the decoded images.
         report: called with each line of text.
         stop_requested: called after every step; returns whether to stop.
         group: the processes that train together.
