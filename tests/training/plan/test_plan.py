@@ -50,7 +50,7 @@ def test_default_recipe_file_environment_and_flag_win_in_this_order(tmp_path: Pa
     assert value_and_source(the_plan, "recipe") == (mine, "flag")
 
 
-def test_what_a_file_leaves_open_comes_from_the_recipe_for_the_network_which_is_named(tmp_path: Path) -> None:
+def test_settings_that_a_file_leaves_open_come_from_the_recipe_for_the_network(tmp_path: Path) -> None:
     filled = entry(plan(TrainConfig(recipe=recipe_file(tmp_path, "tau = 0.3\n")), SMALL), "base_lr")
     assert filled.source == "recipe"
     assert filled.why.startswith("simclr-cpu: ")

@@ -70,7 +70,7 @@ def test_an_automatic_plan_is_consistent_or_there_are_too_few_images_for_the_pro
 
 @settings(deadline=None)
 @given(name=st.sampled_from(recipes.names()), facts=any_facts, accumulate=st.integers(1, 5))
-def test_every_recipe_is_fitted_to_whatever_images_there_are(name: str, facts: Facts, accumulate: int) -> None:
+def test_every_recipe_is_fitted_to_the_images(name: str, facts: Facts, accumulate: int) -> None:
     method = recipes.load(name).method
     parts = accumulate if method in ("moco", "instance-discrimination") else 1
     config = TrainConfig(method=method, recipe=name, accumulate=parts)

@@ -131,6 +131,6 @@ def test_what_the_network_draws_is_drawn_again_after_a_resume(
 
         patch.setattr(trainer.Trainer, "_step", step_and_signal)
         assert run_training(image_folder, config=tiny_config(), out=tmp_path / "halves", report=quiet).steps == 2
-    torch.manual_seed(99)  # whatever else was drawn in between
+    torch.manual_seed(99)  # as if other numbers were drawn in between
     run_training(image_folder, config=tiny_config(), out=tmp_path / "halves", report=quiet)
     assert_equal_to_the_bit(tmp_path / "halves", tmp_path / "whole")

@@ -204,9 +204,9 @@ class TestTensorBoard:
     def test_a_run_that_starts_over_shows_nothing_of_the_one_before(self, monitor: Monitor, tmp_path: Path) -> None:
         monitor.record(replace(PROGRESS, step=30), used=0.0)
         monitor.close()
-        anew = Monitor(tmp_path / "metrics.jsonl", quiet, tensorboard=tmp_path / "tensorboard")
-        anew.record(replace(PROGRESS, step=5), used=0.0)
-        anew.close()
+        again = Monitor(tmp_path / "metrics.jsonl", quiet, tensorboard=tmp_path / "tensorboard")
+        again.record(replace(PROGRESS, step=5), used=0.0)
+        again.close()
         assert [step for step, _ in curves(tmp_path / "tensorboard")["loss"]] == [5]
 
     def test_event_files_are_written_only_on_request(self, tmp_path: Path) -> None:
