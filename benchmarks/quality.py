@@ -23,7 +23,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +148,7 @@ def measure_method(method: str, arguments: argparse.Namespace, *, baselines: boo
         supervised_epochs=max(round(SUPERVISED_EPOCHS * arguments.share), 1) if baselines else 0,
         baselines=baselines,
     )
-    document = {**asdict(evaluation), "subjects": [path.name for path in folders]}
+    document = {**evaluation.to_json(), "subjects": [path.name for path in folders]}
     for row in document["rows"]:
         row["method"] = method if row["name"].startswith("trained") else ""
     kept.write_text(json.dumps(document))

@@ -67,8 +67,6 @@ def command(
     embedserve evaluate encoder.onnx labelled/train --test labelled/test
     embedserve evaluate runs/seed0 runs/seed1 runs/seed2 labelled/ --supervised-epochs 20
     """
-    from dataclasses import asdict
-
     from embedserve.cli.output import print_json, say
     from embedserve.cli.training import training_installed
 
@@ -84,7 +82,7 @@ def command(
             supervised_epochs=supervised_epochs or 0,
         )
     if as_json:
-        print_json(asdict(evaluation))
+        print_json(evaluation.to_json())
     else:
         print_evaluation(evaluation)
 
@@ -97,8 +95,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
     lines: list[list[str]] = []
     for row in evaluation.rows:
         lines.append([row.name, *(_percent(getattr(row, key)) for key in shown)])
-        if any(figure.spread is not None for figure in _figures(row, shown)):
-            lines.append(["", *(_spread(getattr(row, key)) for key in shown)])
+        if any(figure.std is not None for figure in _figures(row, shown)):
+            lines.append(["", *(_std(getattr(row, key)) for key in shown)])
     print_table(["%", *shown.values()], lines, right=range(1, len(shown) + 1))
     width = max(len(row.name) for row in evaluation.rows)
     for row in evaluation.rows:
@@ -116,8 +114,8 @@ def _percent(figure: Figure | None) -> str:
     return "–" if figure is None else f"{100 * figure.mean:.1f}"
 
 
-def _spread(figure: Figure | None) -> str:
-    return "" if figure is None or figure.spread is None else f"±{100 * figure.spread:.1f}"
+def _std(figure: Figure | None) -> str:
+    return "" if figure is None or figure.std is None else f"±{100 * figure.std:.1f}"
 
 
 def _meaning(evaluation: Evaluation) -> list[str]:

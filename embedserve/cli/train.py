@@ -78,7 +78,7 @@ def command(
             }
         )
     if result.status == "stopped":
-        say(f"stopped at step {result.steps}; the same line goes on from there")
+        say(f"stopped at step {result.steps}; the same command continues from there")
         sys.exit(130)
     if result.status == "finished":
         say(f"{result.run}: {result.steps} steps on {result.images} images in {result.seconds / 60:.1f} minutes")

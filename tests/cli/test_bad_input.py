@@ -17,7 +17,7 @@ SLIPS: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "training on files that are no images": (lambda p: ["train", p / "broken", "-o", p / "run"], "can be read"),
     "training into a place that cannot be written": (
         lambda p: ["train", p / "good", "--epochs", "1", "-o", p / "file" / "run"],
-        "cannot be made",
+        "cannot be created",
     ),
     "training with a batch larger than the data": (
         lambda p: ["train", p / "good", "--batch-size", "500", "-o", p / "run"],

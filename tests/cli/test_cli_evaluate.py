@@ -143,7 +143,7 @@ def test_without_a_second_image_the_columns_of_itself_are_left_out_with_the_reas
     outcome = cli("evaluate", runs[0], tmp_path, "--test", labelled)
     assert outcome.exit_code == 0, outcome.err
     assert len(row_of(outcome.out, "trained")) == 7
-    assert "itself: left out, a search needs 2 different images, and here is 1" in outcome.out
+    assert "itself: left out, self-retrieval needs 2 different images, but there is 1" in outcome.out
 
 
 def test_another_augmentation_is_named(cli: Cli, runs: list[Path], flat: Path) -> None:

@@ -1,4 +1,4 @@
-"""Folders of small drawn images, and a run small enough to be made in a second."""
+"""A folder of small drawn images, and a run that takes a second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS = ("stripes", "checks", "discs")
 
 
 def draw(kind: str, seed: int, side: int = 16) -> np.ndarray:
-    """A picture of one of three kinds: uint8 [S, S, 3], another one for each seed."""
+    """A picture of one of three kinds, different for each seed: uint8 [S, S, 3]."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:side, 0:side]
     phase, period = rng.integers(0, 8), rng.integers(3, 6)

@@ -1,4 +1,4 @@
-"""The five methods in small, and drawn batches for them.
+"""Small instances of the five methods, and drawn batches for them.
 
 Shapes: B images, V views of each, C = 3 channels, S side in pixels.
 """
@@ -71,7 +71,7 @@ def build(name: str, processes: Processes = ALONE, *, seed: int = 0, **changes: 
 
 
 def in_double(method: Method) -> Method:
-    """The method with networks in fp64, where rounding pushes no ReLU to its other side; queue and bank stay fp32."""
+    """The method with networks in fp64, where rounding flips no ReLU; queue and bank stay fp32."""
     for part in method.children():
         if not isinstance(part, KeyQueue | MemoryBank):
             part.double()

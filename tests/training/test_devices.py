@@ -1,4 +1,4 @@
-"""The same on every device. The CUDA cases run with `make gpu`, where they are all that is selected."""
+"""The same results on every device. `make gpu` selects only the CUDA cases."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ CUDA = pytest.param(
 on_every_device = pytest.mark.parametrize("device", ["cpu", CUDA])
 
 
-def say_nothing(_: str) -> None:
-    """Takes the lines for a person."""
+def quiet(_: str) -> None:
+    """Discards the line."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(folder: Path, out: Path, device: str, *, epochs: int, **changes: Any) -> RunResult:
     values = {"batch_size": 32, "backbone": "small-cnn", "workers": 1, "crop_min": 0.5, "lr": 2e-3} | changes
-    return run_training(folder, config=TrainConfig(device=device, epochs=epochs, **values), out=out, report=say_nothing)
+    return run_training(folder, config=TrainConfig(device=device, epochs=epochs, **values), out=out, report=quiet)
 
 
 @on_every_device
@@ -79,7 +79,7 @@ def test_a_run_learns_and_its_export_agrees_on_the_cpu(device: str, folder: Path
     assert result.plan.settings.precision == ("bf16" if device == "cuda" else "fp32")
     assert result.progress is not None
     assert result.progress.loss < result.progress.chance - 0.5
-    file = export(tmp_path / "run", tmp_path / "encoder.onnx", report=say_nothing)  # compares with PyTorch, or raises
+    file = export(tmp_path / "run", tmp_path / "encoder.onnx", report=quiet)  # compares with PyTorch, or raises
     assert Encoder.from_file(file, device="cpu").reference_cosine() > 0.9999
 
 
@@ -108,7 +108,7 @@ def test_every_method_trains_compiled(name: str, folder: Path, tmp_path: Path) -
 
 @on_every_device
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_on_every_device_costs_and_embeds_what_it_does_on_the_cpu(device: str, name: str) -> None:
+def test_a_step_on_every_device_has_the_loss_and_embeddings_of_the_cpu(device: str, name: str) -> None:
     outputs = []
     for where in ("cpu", device):
         method = build(name).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -116,14 +116,14 @@ def test_a_step_on_every_device_costs_and_embeds_what_it_does_on_the_cpu(device:
         outputs.append(method(views_VBCSS, torch.arange(8, device=where), torch.Generator().manual_seed(3)))
         outputs[-1].loss.backward()
         method.after_step()
-    on_cpu, there = outputs
-    assert there.loss.item() == pytest.approx(on_cpu.loss.item(), rel=1e-2)  # convolutions may be in TF32
-    cosine_N = torch.nn.functional.cosine_similarity(there.features_ND.cpu(), on_cpu.features_ND)
+    on_cpu, on_device = outputs
+    assert on_device.loss.item() == pytest.approx(on_cpu.loss.item(), rel=1e-2)  # convolutions may be in TF32
+    cosine_N = torch.nn.functional.cosine_similarity(on_device.features_ND.cpu(), on_cpu.features_ND)
     assert cosine_N.min() > 0.999
 
 
 @on_every_device
-def test_a_stopped_run_goes_on_from_its_checkpoint(
+def test_a_stopped_run_continues_from_its_checkpoint(
     device: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Trainer._step
@@ -147,7 +147,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(
 @pytest.mark.skipif(cuda_problem() is not None, reason=f"onnxruntime cannot use CUDA: {cuda_problem()}")
 def test_onnxruntime_on_the_gpu_gives_the_vectors_of_the_cpu(folder: Path, tmp_path: Path) -> None:
     train(folder, tmp_path / "run", "cpu", epochs=1)
-    file = export(tmp_path / "run", tmp_path / "encoder.onnx", report=say_nothing)
+    file = export(tmp_path / "run", tmp_path / "encoder.onnx", report=quiet)
     images = np.random.default_rng(0).integers(0, 256, (33, 32, 32, 3), dtype=np.uint8)
     on_gpu, on_cpu = (Encoder.from_file(file, device=device).encode(images) for device in ("cuda", "cpu"))
     assert lowest_cosine(on_gpu, on_cpu) > 0.9999

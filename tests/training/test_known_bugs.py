@@ -1,6 +1,6 @@
-"""Faults that ports of these methods are known for, each with a test that would show it.
+"""Known bugs of ports of these methods, each with a test that would find it.
 
-``WHERE`` has one row for each; tests that are not in this file lie beside what they test.
+``WHERE`` has one row for each; tests outside this file are beside what they test.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WHERE: dict[tuple[int, str], tuple[str, ...]] = {
         "test_two_processes.py::test_bug_2_labels_without_their_offset_would_show",
         "test_losses_cpc.py::test_candidates_are_the_targets_of_all_processes_and_the_label_is_the_own_row",
     ),
-    (3, "a raw all-reduce in the loss: the gradient is one part in as many as there are processes"): (
+    (3, "a raw all-reduce in the loss: the gradient is divided by the number of processes"): (
         "test_two_processes.py::test_bug_3_a_raw_all_reduce_would_give_half_the_gradient",
         "test_losses_barlow.py::test_a_sum_without_gradient_in_its_backward_gives_another_gradient",
     ),
@@ -43,7 +43,7 @@ WHERE: dict[tuple[int, str], tuple[str, ...]] = {
         "test_known_bugs.py::test_bug_4_without_shuffling_a_key_would_be_normalised_beside_the_images_of_its_query",
         "test_known_bugs.py::test_bug_4_recipes_of_moco_split_batch_norm_on_one_process",
     ),
-    (5, "two forward passes or one, with other statistics of batch-norm"): (
+    (5, "one forward pass or two, with different batch-norm statistics"): (
         "test_known_bugs.py::test_bug_5_both_views_pass_together_in_simclr_and_one_after_the_other_in_barlow_twins",
         "test_known_bugs.py::test_bug_5_one_pass_and_two_are_not_the_same",
     ),
@@ -96,7 +96,7 @@ WHERE: dict[tuple[int, str], tuple[str, ...]] = {
         "test_augment.py::test_every_augmentation_draws_its_parameters_for_each_image",
         "test_augment.py::test_processes_that_share_a_batch_get_the_views_of_one_process_that_has_it_all",
     ),
-    (19, "a resumed run reads the same images again, or starts its schedule anew"): (
+    (19, "a resumed run reads the same images again, or restarts its schedule"): (
         "test_trainer.py::test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit",
         "test_trainer_resume.py::test_a_run_killed_within_a_step_and_started_again_equals_an_uninterrupted_one_to_the_bit",
     ),
@@ -143,7 +143,7 @@ def test_the_table_has_every_number_and_every_test_that_is_named_after_one() -> 
 
 
 class Normalised(nn.Module):
-    """Stands for a network: batch-norm and a mean over places, 3 numbers."""
+    """A minimal network: batch-norm and a mean over positions, 3 values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,8 +154,10 @@ class Normalised(nn.Module):
         return y_BC
 
 
-def beside_whom(monkeypatch: pytest.MonkeyPatch, *, shuffled: bool) -> tuple[set[frozenset[int]], set[frozenset[int]]]:
-    """Images that batch-norm takes together in one step, for queries and for keys; image i is i / 16 bright."""
+def normalised_together(
+    monkeypatch: pytest.MonkeyPatch, *, shuffled: bool
+) -> tuple[set[frozenset[int]], set[frozenset[int]]]:
+    """Sets of queries and of keys that batch-norm normalises together in one step; image i has brightness i / 16."""
     torch.manual_seed(0)
     method = MoCo(Backbone(Normalised(), "", 3), tau=0.2, queue_size=8, bn_splits=4, projection=4).train()
     seen: list[frozenset[int]] = []
@@ -176,7 +178,7 @@ def beside_whom(monkeypatch: pytest.MonkeyPatch, *, shuffled: bool) -> tuple[set
 
 
 def test_bug_4_a_key_is_normalised_beside_other_images_than_its_query(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, keys = beside_whom(monkeypatch, shuffled=True)
+    queries, keys = normalised_together(monkeypatch, shuffled=True)
     assert frozenset().union(*queries) == frozenset().union(*keys) == frozenset(range(16))
     assert all(len(part) == 4 for part in queries | keys)
     assert not queries & keys
@@ -185,7 +187,7 @@ def test_bug_4_a_key_is_normalised_beside_other_images_than_its_query(monkeypatc
 def test_bug_4_without_shuffling_a_key_would_be_normalised_beside_the_images_of_its_query(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    queries, keys = beside_whom(monkeypatch, shuffled=False)
+    queries, keys = normalised_together(monkeypatch, shuffled=False)
     assert queries == keys
 
 
@@ -212,9 +214,9 @@ def test_bug_5_one_pass_and_two_are_not_the_same() -> None:
     method = build("simclr")
     first_BCSS, second_BCSS = drawn_views(method)
     with torch.no_grad():
-        together = method.backbone(torch.cat([first_BCSS, second_BCSS + 0.2]))
-        apart = torch.cat([method.backbone(first_BCSS), method.backbone(second_BCSS + 0.2)])
-    assert (together - apart).abs().max() > 0.1
+        one_pass = method.backbone(torch.cat([first_BCSS, second_BCSS + 0.2]))
+        two_passes = torch.cat([method.backbone(first_BCSS), method.backbone(second_BCSS + 0.2)])
+    assert (one_pass - two_passes).abs().max() > 0.1
 
 
 # --- MoCo's queue --------------------------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ def test_bug_6_no_key_of_a_step_is_a_negative_in_either_half_of_symmetric_moco(
     assert len(negatives) == 2
     assert all(torch.equal(queue_KD, before_KD) for queue_KD in negatives)
     method.after_step()
-    assert int(method.queue.position) == 16  # keys of both halves are there now
+    assert int(method.queue.position) == 16  # the keys of both halves are in the queue now
 
 
 def test_bug_7_the_queue_stays_as_it_is_until_the_step_is_taken() -> None:

@@ -1,4 +1,4 @@
-"""The picture of a folder and its views: what is drawn is what training sees, and where it stands."""
+"""The preview of a folder: it shows what training sees, in the right places."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_without_a_preset_the_views_are_those_that_training_would_use(image_fold
         assert (result.augmentations, result.size_px) == ((preset,), 96)
 
 
-def test_every_preset_may_be_drawn_at_once(image_folder: Path, tmp_path: Path) -> None:
+def test_all_presets_can_be_drawn_at_once(image_folder: Path, tmp_path: Path) -> None:
     result = render(image_folder, tmp_path / "p.png", images=1, views=1, all_=True)
     assert result.augmentations == tuple(PRESETS)
 
@@ -116,7 +116,7 @@ def test_a_folder_without_images_is_an_error(make: object, tmp_path: Path) -> No
     assert not (tmp_path / "p.png").exists()
 
 
-def test_a_place_that_cannot_be_written_is_an_error_and_leaves_nothing(image_folder: Path, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_an_error_and_leaves_nothing(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "taken.png").mkdir()
     (tmp_path / "file.txt").write_text("no folder")
     for out in (tmp_path / "nowhere" / "p.png", tmp_path / "taken.png", tmp_path / "file.txt" / "p.png"):
@@ -127,13 +127,13 @@ def test_a_place_that_cannot_be_written_is_an_error_and_leaves_nothing(image_fol
 
 
 @pytest.mark.parametrize("out", ["", ".", "/", ".."])
-def test_a_place_without_a_file_name_is_refused_before_anything_is_read(out: str, tmp_path: Path) -> None:
+def test_a_path_without_a_file_name_is_refused_before_anything_is_read(out: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="has no file name") as refused:
         render(tmp_path / "missing", Path(out))
     assert "-o preview.png" in refused.value.hint
 
 
-def test_a_preset_that_is_not_there_is_refused(image_folder: Path, tmp_path: Path) -> None:
+def test_an_unknown_preset_is_refused(image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="'sepia'"):
         render(image_folder, tmp_path / "p.png", augmentation="sepia")
 
@@ -148,7 +148,7 @@ def group(recipes: Sequence[Augmentation], *, size_px: int, views: int = 1, coun
 
 
 @pytest.mark.parametrize(("size_px", "tile_px"), [(28, 112), (48, 96), (96, 96), (224, 224)])
-def test_small_views_are_enlarged_by_a_whole_factor(size_px: int, tile_px: int) -> None:
+def test_small_views_are_enlarged_by_an_integer_factor(size_px: int, tile_px: int) -> None:
     recipe = Augmentation(jitter=0.0)
     drawn = draw(np.zeros((1, size_px + 5, size_px + 5, 3), np.uint8), [group([recipe], size_px=size_px)])
     assert drawn.width == 2 * (tile_px + GAP) + 16
@@ -164,7 +164,7 @@ def test_no_caption_is_wider_than_the_grid() -> None:
 # --- Captions ------------------------------------------------------------------------------------------------------
 
 
-def test_a_caption_says_what_the_recipe_does_in_the_order_in_which_it_is_done() -> None:
+def test_a_caption_lists_the_operations_in_the_order_of_their_application() -> None:
     recipe = Augmentation(
         crop_scale=(0.3, 1.0),
         rotation=10,
@@ -194,7 +194,7 @@ def test_a_caption_names_every_operation_that_a_preset_uses() -> None:
         assert f" {name.replace('_', ' ')} " in summary(everything)
 
 
-def test_first_and_second_view_have_a_caption_each_where_they_differ() -> None:
+def test_first_and_second_view_have_captions_of_their_own_where_they_differ() -> None:
     lines = captions(group(PRESETS["barlow-twins"], size_px=28))
     assert [line.partition(":")[0] for line in lines] == ["mine, first view", "mine, second view"]
     assert "solarize" not in lines[0]
@@ -211,4 +211,4 @@ def test_the_font_has_every_character_of_the_captions() -> None:
         for character in line.replace("–", "-")
     }
     assert [character for character in sorted(written) if bytes(font.getmask(character)) == missing] == []
-    assert bytes(font.getmask("–")) == missing  # which is why it is replaced
+    assert bytes(font.getmask("–")) == missing  # so it is replaced

@@ -1,4 +1,4 @@
-"""A picture of what training sees: images as they are cached, and views of each, in one PNG.
+"""A preview of the augmentations: images as training caches them, and views of each, in one PNG.
 
 Shapes: N images, V views of each, C = 3 channels, T side of the cached image, S side of the view.
 """
@@ -26,8 +26,8 @@ from embedserve_training.data.folders import ImageFolder, Skipped
 from embedserve_training.plan.config import MIN_IMAGES, Settings, TrainConfig
 from embedserve_training.plan.plan import Facts, plan
 
-_LEAST_TILE_PX = 96
-"""Smaller views are enlarged by a whole factor, so that their pixels can be seen."""
+_MIN_TILE_PX = 96
+"""Smaller views are enlarged by an integer factor, so that their pixels can be seen."""
 _GAP_PX = 4
 _TEXT_PX = 13
 _LINE_PX = 18
@@ -36,18 +36,18 @@ _WHITE, _BLACK, _GREY = (255, 255, 255), (0, 0, 0), (110, 110, 110)
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The views that one preset gives of the images."""
+    """The views of the images by one preset."""
 
     name: str
     recipes: tuple[Augmentation, ...]
-    """One for all views, or one for the first and one for the second of a pair, and so on in turns."""
+    """One for all views, or two that alternate: for the first and the second view of a pair."""
     views_NVSSC: NDArray[np.uint8]
     """uint8 [N, V, S, S, 3]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What was drawn."""
+    """A preview that was drawn."""
 
     path: Path
     size_px: int
@@ -55,7 +55,7 @@ class Preview:
     images: tuple[str, ...]
     """The images drawn, relative to the folder, from top to bottom."""
     skipped: tuple[Skipped, ...]
-    """Those that were to be drawn and could not be read."""
+    """Images that could not be read."""
     augmentations: tuple[str, ...]
 
 
@@ -69,20 +69,20 @@ def preview(
     every_preset: bool = False,
     report: Callable[[str], None],
 ) -> Preview:
-    """Draw images of a folder beside views of them, as a run of this config would see them.
+    """Draw images of a folder beside views of them, as a run with this config would see them.
 
     Args:
         folder: images, flat or nested.
         out: the PNG to write, replaced atomically.
-        config: of the run; what it leaves open is chosen as for training.
-        images: rows, spread evenly over the folder.
+        config: of the run; settings that it leaves open are chosen as for training.
+        images: number of images, evenly spaced over the folder.
         views: views of each image.
-        every_preset: draw a group of rows for each preset and not only that of the run.
-        report: takes lines for a person.
+        every_preset: draw a group of rows for each preset, not only for that of the run.
+        report: called with each line of text.
 
     Raises:
-        DataError: the folder is missing, holds no image that can be read, or ``out`` cannot be written.
-        InvalidInput: a value of the config is not usable, or ``out`` has no file name.
+        DataError: the folder is missing or has no readable image, or ``out`` cannot be written.
+        InvalidInput: a value of the config is not valid, or ``out`` has no file name.
     """
     if out.name in ("", ".."):
         raise InvalidInput(f"{str(out)!r} has no file name to write to", hint="name a PNG: -o preview.png")
@@ -92,14 +92,14 @@ def preview(
     runs = [plan(one, facts).settings for one in chosen]
     size_px = runs[0].size_px
     side_px = cache.cached_side_px(size_px, facts.median_side_px)
-    # Two of one place would be one image twice.
+    # A set: of few images the same position may come twice.
     wanted = sorted({int(position) for position in np.linspace(0, len(files.paths) - 1, images)})
     originals_NTTC, kept, skipped = folders.load_squares(
         files.subset(wanted), PreprocessSpec(size_px=side_px, resize_px=side_px, filter="bicubic"), workers=1
     )
     for entry in skipped:
         report(f"left out: {entry.path}: {entry.reason}")
-    groups = [_group(settings, originals_NTTC, views) for settings in runs]
+    groups = [_draw_views(settings, originals_NTTC, views) for settings in runs]
     _write(draw(originals_NTTC, groups), out)
     for group in groups:
         for line in captions(group):
@@ -116,7 +116,7 @@ def preview(
 def _facts(files: ImageFolder) -> Facts:
     seen = folders.look(files)
     return Facts(
-        images=max(len(files.paths), MIN_IMAGES),  # fewer cannot be trained on, but looked at
+        images=max(len(files.paths), MIN_IMAGES),  # fewer are too few to train on, but not to preview
         median_side_px=seen.median_side_px,
         grey=seen.grey,
         cuda=torch.cuda.is_available(),
@@ -125,8 +125,8 @@ def _facts(files: ImageFolder) -> Facts:
     )
 
 
-def _group(settings: Settings, originals_NTTC: NDArray[np.uint8], views: int) -> Group:
-    """Views as the trainer makes them, on the CPU: they are the same on every device."""
+def _draw_views(settings: Settings, originals_NTTC: NDArray[np.uint8], views: int) -> Group:
+    """Views as in training, on the CPU: they are the same on every device."""
     recipes = augment.recipes_for(settings.augmentation, settings.crop_min)
     generator = torch.Generator().manual_seed(settings.seed)
     pixels_NTTC = torch.from_numpy(originals_NTTC)
@@ -143,7 +143,7 @@ def _group(settings: Settings, originals_NTTC: NDArray[np.uint8], views: int) ->
 def draw(originals_NTTC: NDArray[np.uint8], groups: Sequence[Group]) -> Image.Image:
     """The grid: for each group its captions, then one row per image, the original first and then its views."""
     size_px, count = groups[0].views_NVSSC.shape[2], groups[0].views_NVSSC.shape[1]
-    tile = size_px * -(-_LEAST_TILE_PX // size_px)
+    tile = size_px * -(-_MIN_TILE_PX // size_px)
     step = tile + _GAP_PX
     width = step * (1 + count) + 4 * _GAP_PX
     font = ImageFont.load_default(_TEXT_PX)
@@ -156,7 +156,7 @@ def draw(originals_NTTC: NDArray[np.uint8], groups: Sequence[Group]) -> Image.Im
         for line in lines:
             pen.text((_GAP_PX, top), line, _BLACK, font)
             top += _LINE_PX
-        # Between the original and the views there is more room than between views.
+        # The gap after the original is wider than those between views.
         lefts = [_GAP_PX, *(step * (1 + view) + 3 * _GAP_PX for view in range(count))]
         for left, heading in zip(lefts, ["original", *_headings(group)], strict=True):
             pen.text((left, top), heading, _GREY, font)
@@ -170,7 +170,7 @@ def draw(originals_NTTC: NDArray[np.uint8], groups: Sequence[Group]) -> Image.Im
 
 
 def _headings(group: Group) -> list[str]:
-    """Numbers of the views; where views differ, also of which of the two kinds each is."""
+    """Headings of the views, with their place in the pair where the two views of a pair differ."""
     kinds = len(group.recipes)
     count = group.views_NVSSC.shape[1]
     return [
@@ -181,14 +181,14 @@ def _headings(group: Group) -> list[str]:
 
 def _tile(pixels: NDArray[np.uint8], side: int) -> Image.Image:
     image = Image.fromarray(pixels)
-    whole = side % len(pixels) == 0
-    return image.resize((side, side), Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
+    integer_factor = side % len(pixels) == 0
+    return image.resize((side, side), Image.Resampling.NEAREST if integer_factor else Image.Resampling.BICUBIC)
 
 
 def _wrapped(text: str, width: int, font: Any) -> list[str]:
-    """Lines that are no wider than the grid."""
+    """The text in lines no wider than the grid."""
     lines: list[str] = []
-    for word in text.replace("–", "-").split(" "):  # Pillow's font has no dash
+    for word in text.replace("–", "-").split(" "):  # Pillow's font has no en dash
         if lines and font.getlength(f"{lines[-1]} {word}") <= width - 2 * _GAP_PX:
             lines[-1] += f" {word}"
         else:
@@ -203,7 +203,7 @@ def _write(image: Image.Image, out: Path) -> None:
             image.save(file, "PNG")
         partial.replace(out)
     except OSError as error:
-        # Where it could not even be made there may be no folder to remove it from.
+        # If it could not be created, its folder may not exist either.
         with contextlib.suppress(OSError):
             partial.unlink()
         raise DataError(
@@ -216,7 +216,7 @@ def _write(image: Image.Image, out: Path) -> None:
 
 
 def captions(group: Group) -> list[str]:
-    """One line for each recipe of a preset: its name and what it does, in the order in which it is done."""
+    """One line for each recipe of a preset: its name and its operations, in the order of their application."""
     if len(group.recipes) == 1:
         return [f"{group.name}: {summary(group.recipes[0])}"]
     views = ("first view", "second view")
@@ -224,7 +224,7 @@ def captions(group: Group) -> list[str]:
 
 
 def summary(recipe: Augmentation) -> str:
-    """What a recipe does, as in "crop 8–100 %, flip 50 %, blur 50 %"; shares are probabilities."""
+    """The operations of a recipe, as in "crop 8–100 %, flip 50 %, blur 50 %"; shares are probabilities."""
     low, high = recipe.crop_scale
     parts = ["whole image" if low == 1 else f"crop {_percent(low, high)}"]
     if recipe.rotation:
@@ -256,4 +256,4 @@ _DETAILS: dict[str, Callable[[Augmentation], str]] = {
     "noise": lambda recipe: "sigma {:g}–{:g}".format(*recipe.noise_sigma),
     "cutout": lambda recipe: _percent(*recipe.cutout_area),
 }
-"""The operations with a probability, and what else a person wants to know of each."""
+"""The operations with a probability, and the details of each that are shown."""

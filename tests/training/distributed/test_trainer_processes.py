@@ -33,7 +33,7 @@ from embedserve_training.methods.method import Method, StepOutput
 from embedserve_training.networks import backbones, batch_norm
 from embedserve_training.networks.memory import KeyQueue, MemoryBank
 from embedserve_training.plan.config import TrainConfig
-from embedserve_training.run import checkpoint, gradient, trainer
+from embedserve_training.run import checkpoint, gradient, run_folder, trainer
 from embedserve_training.run.run import RunResult, run_training
 
 SGD = {"optimizer": "sgd", "lr": 0.1, "warmup": 0.0, "epochs": 1, "whiten": False}
@@ -188,7 +188,7 @@ def test_a_run_of_two_processes_ends_with_the_state_of_a_run_of_one(
         apart = float((one[key] - two[key]).double().norm())
         assert apart <= 1e-3 * way + 1e-6, f"{key}: {apart} apart on a way of {way}"
     assert sum(not torch.equal(one[key], before[key]) for key in compared) > 10
-    losses = [json.loads((run / checkpoint.METRICS).read_text())["loss"] for run in (tmp_path / "run", both / name)]
+    losses = [json.loads((run / run_folder.METRICS).read_text())["loss"] for run in (tmp_path / "run", both / name)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
@@ -198,8 +198,8 @@ def test_process_0_speaks_and_writes_for_all(both: Path) -> None:
     assert (first["rank"], second["rank"]) == (0, 1)
     assert second["lines"] == []
     assert any(line.startswith("epoch 1/1") for line in first["lines"])
-    assert len((both / "simclr" / checkpoint.METRICS).read_text().splitlines()) == 1
-    assert checkpoint.read_plan(both / "simclr").data["processes"] == 2
+    assert len((both / "simclr" / run_folder.METRICS).read_text().splitlines()) == 1
+    assert run_folder.read_plan(both / "simclr").data["processes"] == 2
 
 
 @pytest.mark.slow
@@ -214,7 +214,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(both: Path) -> No
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_does_not_go_on_with_one(both: Path, image_folder: Path) -> None:
-    with pytest.raises(TrainingError, match="was begun with 2 processes, not with 1") as refused:
+    with pytest.raises(TrainingError, match="was started with 2 processes, not with 1") as refused:
         run_training(image_folder, config=config_of("simclr"), out=both / "stopped", report=lambda line: None)
     assert "--fresh" in refused.value.hint
 

@@ -65,13 +65,13 @@ def test_two_processes_that_are_killed_and_later_stopped_go_on_to_the_bit(image_
     lines = []
     for line in stopped.stderr:
         lines.append(line)
-        if line.startswith(f"going on at step {SAVED_AT}"):
+        if line.startswith(f"continuing at step {SAVED_AT}"):
             stopped.send_signal(signal.SIGTERM)
     stopped.wait()
     stopped.stderr.close()
     said = "".join(lines)
     assert "stopping after this step" in said, said
-    assert said.count("the same line goes on from there") in (1, 2)  # of process 0 alone
+    assert said.count("the same command continues from there") in (1, 2)  # of process 0 alone
     saved = checkpoint.load(halves)
     assert SAVED_AT < saved.step < STEPS
     assert not saved.finished

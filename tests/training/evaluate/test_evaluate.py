@@ -25,7 +25,7 @@ from embedserve_training.evaluate.images import ImageSplit, choose, hold_out, lo
 from embedserve_training.evaluate.subjects import open_subject
 from embedserve_training.networks.whitening import fit_to_images
 from embedserve_training.plan.config import TrainConfig
-from embedserve_training.run import checkpoint, served
+from embedserve_training.run import run_folder, served
 
 OWN = ["trained", "trained, not whitened"]
 BASELINES = ["untrained", "untrained, whitened", "raw pixels", "PCA", "PCA, whitened"]
@@ -34,7 +34,7 @@ WITHOUT_LABELS = [name for name in FIGURES if name.startswith("self_")]
 
 
 def quiet(line: str) -> None:
-    """Report to nobody."""
+    """Discards the line."""
 
 
 def figures_of(row: Row) -> dict[str, Figure | None]:
@@ -44,10 +44,11 @@ def figures_of(row: Row) -> dict[str, Figure | None]:
 def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if PyTorch were not installed."""
     import embedserve_training
+    import embedserve_training.run
 
-    for name in ("embed", "augment"):
-        monkeypatch.setitem(sys.modules, f"embedserve_training.{name}", None)
-        monkeypatch.delattr(embedserve_training, name, raising=False)
+    for package, name in ((embedserve_training.run, "served"), (embedserve_training, "augment")):
+        monkeypatch.setitem(sys.modules, f"{package.__name__}.{name}", None)
+        monkeypatch.delattr(package, name, raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
 
 
@@ -89,8 +90,8 @@ def test_a_run_is_measured_beside_its_untrained_network_raw_pixels_and_pca(
         for name, figure in figures_of(row).items():
             assert figure is not None, name
             assert 0 < figure.mean <= 1, name
-            assert figure.spread is None, name
-        # Every image that asks is also one that is searched.
+            assert figure.std is None, name
+        # Every query is also an image to search in.
         assert row.recall_1 == Figure.of([1.0])
 
 
@@ -105,7 +106,7 @@ def test_without_a_second_folder_a_fifth_of_each_label_is_held_out(
 def test_the_figures_are_those_of_images_embedded_one_by_one_in_evaluation_mode(
     result: Evaluation, finished_run: Path, image_folder: Path
 ) -> None:
-    # Batch-norm in training mode, a fault of several published evaluations, would mix the images of a batch.
+    # Batch-norm in training mode, a mistake in several published evaluations, would mix the images of a batch.
     spec = open_subject(finished_run).spec
     encoder = served.trained(finished_run)
     vectors, labels = [], []
@@ -122,11 +123,11 @@ def test_the_figures_are_those_of_images_embedded_one_by_one_in_evaluation_mode(
 def test_the_last_checkpoint_is_measured_and_no_best_epoch_is_known(
     result: Evaluation, finished_run: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    # Tables of the greatest figure over all epochs choose by the test images; here nothing could choose.
-    for name in (checkpoint.PLAN, checkpoint.CHECKPOINT):
+    # Taking the best figure over all epochs would choose by the test images; here nothing can choose.
+    for name in (run_folder.PLAN, run_folder.CHECKPOINT):
         shutil.copy(finished_run / name, tmp_path / name)
     assert evaluate(tmp_path, image_folder, report=quiet).rows == result.rows
-    recorded = (finished_run / checkpoint.METRICS).read_text().splitlines()
+    recorded = (finished_run / run_folder.METRICS).read_text().splitlines()
     assert recorded
     for line in recorded:
         assert not any(word in line for word in ("knn", "accuracy", "test", "recall"))
@@ -134,7 +135,7 @@ def test_the_last_checkpoint_is_measured_and_no_best_epoch_is_known(
     assert len(list(finished_run.glob("*.pt"))) == 1
 
 
-def test_runs_of_several_seeds_are_one_row_with_mean_and_spread(
+def test_runs_of_several_seeds_are_one_row_with_mean_and_deviation(
     result: Evaluation, finished_run: Path, other_seed: Path, image_folder: Path
 ) -> None:
     both = evaluate([finished_run, other_seed], image_folder, report=quiet)
@@ -156,7 +157,7 @@ def test_runs_of_different_settings_are_rows_named_after_them(
     out = tmp_path / "shorter"
     run_training(image_folder, config=tiny_config(epochs=1), out=out, report=quiet)
     rows = evaluate([finished_run, out], image_folder, report=quiet).rows
-    # Both began as the same network, which is measured once.
+    # Both started as the same network, which is measured once.
     assert [row.name for row in rows] == [
         "finished",
         "shorter",
@@ -203,8 +204,8 @@ def test_a_run_is_also_measured_without_its_whitening_layer(finished_run: Path, 
 
 
 def test_the_untrained_network_is_whitened_as_a_trained_one_is(finished_run: Path, image_folder: Path) -> None:
-    # Otherwise what whitening alone is worth would be taken for what was learned.
-    settings = checkpoint.read_plan(finished_run).settings
+    # Otherwise the gain of whitening would be mistaken for learning.
+    settings = run_folder.read_plan(finished_run).settings
     spec = open_subject(finished_run).spec
     pixels, positions, _ = folders.load_squares(folders.scan(image_folder), spec, workers=1)
     kinds = [folders.scan(image_folder).paths[position].split("/")[0] for position in positions]
@@ -240,21 +241,23 @@ def test_a_folder_without_labels_gives_self_retrieval_only(finished_run: Path, f
 def test_self_retrieval_is_the_same_with_labels_and_without(
     finished_run: Path, image_folder: Path, flat_folder: Path
 ) -> None:
-    # With a second folder nothing is held out, so that the images stand in the same order.
+    # With a second folder nothing is held out, so the images have the same order.
     labelled = evaluate(finished_run, image_folder, image_folder, report=quiet).rows[0]
     assert [getattr(evaluate(finished_run, flat_folder, report=quiet).rows[0], name) for name in WITHOUT_LABELS] == [
         getattr(labelled, name) for name in WITHOUT_LABELS
     ]
 
 
-def test_what_needs_labels_is_refused_without_them(finished_run: Path, image_folder: Path, flat_folder: Path) -> None:
-    for words in (
+def test_figures_that_need_labels_are_refused_without_them(
+    finished_run: Path, image_folder: Path, flat_folder: Path
+) -> None:
+    for arguments in (
         {"folder": flat_folder, "test_folder": image_folder},
         {"folder": image_folder, "test_folder": flat_folder},
         {"folder": flat_folder, "supervised_epochs": 1},
     ):
         with pytest.raises(DataError, match="flat has no labels") as caught:
-            evaluate(finished_run, report=quiet, **words)  # type: ignore[arg-type]
+            evaluate(finished_run, report=quiet, **arguments)  # type: ignore[arg-type]
         assert "subfolder" in caught.value.hint
 
 
@@ -269,7 +272,7 @@ def test_one_image_per_label_leaves_nothing_to_search_in(
     assert "--test FOLDER" in caught.value.hint
 
 
-def test_the_only_image_of_a_label_is_searched_and_does_not_ask(
+def test_the_only_image_of_a_label_is_searched_and_is_no_query(
     finished_run: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     for name in ("discs/00.png", "discs/01.png", "checks/00.png", "stripes/00.png"):
@@ -281,11 +284,13 @@ def test_the_only_image_of_a_label_is_searched_and_does_not_ask(
     lines: list[str] = []
     result = evaluate(finished_run, tmp_path, report=lines.append, baselines=False)
     assert (result.train_images, result.test_images, result.labels) == (3, 1, 3)
-    assert "labels with one image, which is searched and does not ask: 2" in lines
+    assert "labels with one image, which is searched but is no query: 2" in lines
     assert not any("lacks" in line for line in lines)
 
 
-def test_labels_with_two_images_or_more_all_ask_and_none_is_called_out(finished_run: Path, image_folder: Path) -> None:
+def test_labels_with_two_images_or_more_all_have_queries_and_none_is_reported(
+    finished_run: Path, image_folder: Path
+) -> None:
     lines: list[str] = []
     evaluate(finished_run, image_folder, report=lines.append, baselines=False)
     assert not any(line.startswith("labels with one image") for line in lines)
@@ -294,7 +299,7 @@ def test_labels_with_two_images_or_more_all_ask_and_none_is_called_out(finished_
 def test_the_augmentation_is_that_of_the_run_unless_another_is_named(
     result: Evaluation, finished_run: Path, image_folder: Path
 ) -> None:
-    settings = checkpoint.read_plan(finished_run).settings
+    settings = run_folder.read_plan(finished_run).settings
     assert result.augmentation == f"{settings.augmentation}, crops from {100 * settings.crop_min:.0f} %"
     other = evaluate(finished_run, image_folder, report=quiet, augmentation="xray")
     assert other.augmentation == "xray"
@@ -304,7 +309,7 @@ def test_the_augmentation_is_that_of_the_run_unless_another_is_named(
         evaluate(finished_run, image_folder, report=quiet, augmentation="magic")
 
 
-def test_what_is_neither_run_nor_encoder_is_named(image_folder: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_neither_run_nor_encoder_is_refused(image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="holds no training run"):
         evaluate(tmp_path, image_folder, report=quiet)
     with pytest.raises(EncoderFileError, match="no encoder file"):
@@ -315,7 +320,7 @@ def test_an_encoder_file_measures_like_the_run_it_came_from(
     result: Evaluation, exported: Path, image_folder: Path
 ) -> None:
     file = evaluate(exported, image_folder, report=quiet)
-    both = [row for row in result.rows if row.name != "trained, not whitened"]  # a file cannot do without its layer
+    both = [row for row in result.rows if row.name != "trained, not whitened"]  # a file always has its whitening layer
     assert [(row.name, row.note, row.dimension) for row in file.rows] == [
         (row.name, row.note, row.dimension) for row in both
     ]
@@ -365,7 +370,7 @@ def test_an_encoder_whose_network_is_not_known_is_measured_without_the_untrained
     assert None not in figures_of(trained).values()
     assert set(figures_of(untrained).values()) == {None}
     assert reason in untrained.note
-    # What was asked for is not dropped in silence.
+    # A row on request is not dropped silently.
     supervised = evaluate(tmp_path / "foreign.onnx", image_folder, report=quiet, supervised_epochs=1).rows[-1]
     assert (supervised.name, supervised.note) == ("supervised", untrained.note)
 
@@ -382,7 +387,7 @@ def test_unreadable_files_are_reported_and_left_out_of_both_images_and_labels(
     result = evaluate(finished_run, image_folder, tmp_path, report=lines.append)
     assert result.test_images == 3
     assert [entry.path for entry in result.skipped] == ["checks/broken.png"]
-    # Every test image is also a training image, so the nearest is surely of its label.
+    # Every test image is also a training image, so the nearest has its label.
     assert [row.recall_1 for row in result.rows] == [Figure.of([1.0])] * 7
     assert any("checks/broken.png" in line for line in lines)
 
@@ -399,7 +404,7 @@ def test_a_folder_that_cannot_be_read_is_named_once_when_images_are_held_out(ima
 
 @pytest.fixture
 def one_readable(image_folder: Path, tmp_path: Path) -> Path:
-    """Two labels, of whose images one can be read."""
+    """Two labels with a single readable image."""
     folder = tmp_path / "one"
     for kind in ("discs", "checks"):
         (folder / kind).mkdir(parents=True)
@@ -415,15 +420,15 @@ def test_self_retrieval_among_fewer_than_two_images_is_left_out_with_its_reason(
     result = evaluate(finished_run, one_readable, image_folder, report=lines.append)
     for row in result.rows:
         assert [name for name, figure in figures_of(row).items() if figure is None] == WITHOUT_LABELS
-    reason = "a search needs 2 different images, and here is 1"
+    reason = "self-retrieval needs 2 different images, but there is 1"
     assert (result.augmentation, result.self_left_out, result.self_images) == ("", reason, 0)
     assert lines.count(f"itself: left out, {reason}") == 1
 
 
-def test_one_image_without_labels_is_nothing_to_measure(finished_run: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_a_single_image_without_labels_is_refused(finished_run: Path, image_folder: Path, tmp_path: Path) -> None:
     shutil.copy(image_folder / "discs/00.png", tmp_path / "a.png")
     shutil.copy(image_folder / "discs/00.png", tmp_path / "b.png")
-    with pytest.raises(DataError, match="a search needs 2 different images, and here is 1"):
+    with pytest.raises(DataError, match="self-retrieval needs 2 different images, but there is 1"):
         evaluate(finished_run, tmp_path, report=quiet)
 
 
@@ -432,7 +437,7 @@ def test_a_supervised_row_of_one_image_is_refused(finished_run: Path, one_readab
         evaluate(finished_run, one_readable, image_folder, report=quiet, supervised_epochs=1, baselines=False)
 
 
-def test_labels_that_only_the_second_folder_has_are_called_out(
+def test_labels_that_only_the_second_folder_has_are_reported(
     finished_run: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     for kind, label in (("discs", "discs"), ("checks", "squares")):

@@ -32,7 +32,7 @@ def test_other_vectors_are_centred_on_the_mean_of_the_first() -> None:
     np.testing.assert_allclose(np.abs(projected), [[3]], atol=1e-5)
 
 
-def test_there_are_no_more_components_than_the_images_span() -> None:
+def test_there_are_at_most_as_many_components_as_the_images_span() -> None:
     x = np.random.default_rng(1).normal(size=(5, 40)).astype(np.float32)
     assert fit_components(x, 256).components_PK.shape == (40, 4)
     assert fit_components(x.T, 256).components_PK.shape == (5, 5)
@@ -46,7 +46,7 @@ def test_raw_pixels_of_large_images_are_compared_at_32_pixels() -> None:
     np.testing.assert_allclose(vectors[1], 1 / math.sqrt(32 * 32 * 3), rtol=1e-5)
 
 
-def test_raw_pixels_of_small_images_are_used_as_they_are() -> None:
+def test_raw_pixels_of_small_images_are_not_scaled() -> None:
     pixels = np.arange(2 * 2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 2, 3)
     flat = pixels.reshape(2, 12).astype(float)
     np.testing.assert_allclose(raw_pixels(pixels), flat / np.linalg.norm(flat, axis=1, keepdims=True), rtol=1e-5)
@@ -63,7 +63,7 @@ def test_grey_images_have_the_same_cosines_in_one_channel() -> None:
 def test_a_single_coloured_pixel_makes_a_set_coloured() -> None:
     images = np.full((2, 4, 4, 3), 9, np.uint8)
     assert is_grey(images)
-    images[1, 3, 3, 2] = 10  # an error of rounding
+    images[1, 3, 3, 2] = 10  # a rounding error
     assert is_grey(images)
     images[1, 3, 3, 2] = 11
     assert not is_grey(images)
@@ -79,7 +79,7 @@ def test_whitened_components_have_variance_one_but_for_the_floor() -> None:
     x = np.random.default_rng(3).normal(size=(2000, 3)).astype(np.float32) * np.array([10, 1, 0.1], np.float32)
     components = fit_components(x, 3)
     variance = components.project(x).var(axis=0)
-    # Shrunk by the floor, a hundredth of the greatest variance: 100/101, 1/2, 0.01/1.01 of one.
+    # Reduced by the floor, a hundredth of the largest variance: 100/101, 1/2, 0.01/1.01.
     expected = variance / (variance + variance[0] / 100)
     np.testing.assert_allclose(components.whitened().project(x).var(axis=0), expected, rtol=1e-3)
     np.testing.assert_allclose(expected, [100 / 101, 1 / 2, 0.01 / 1.01], rtol=0.1)

@@ -1,4 +1,4 @@
-"""The linear probe against closed forms, a loss written out in loops, and its own promise to have converged."""
+"""The linear probe against closed forms, a loss written out in loops, and its convergence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embedserve_training.evaluate.linear import fit, loss_and_gradient
 
 
 def slow_loss(weight: np.ndarray, x: np.ndarray, labels: np.ndarray, l2: float) -> float:
-    """Mean cross-entropy plus penalty, one image after the other, in float64."""
+    """Mean cross-entropy plus penalty, one image after another, in float64."""
     total = 0.0
     for features, label in zip(x.astype(np.float64), labels, strict=True):
         logits = [sum(f * w for f, w in zip(features, column, strict=True)) for column in weight.T]
@@ -39,7 +39,7 @@ def with_constant(x: np.ndarray) -> np.ndarray:
     return np.concatenate([x, np.ones((len(x), 1), np.float32)], axis=1)
 
 
-def test_the_loss_and_its_gradient_are_the_slow_ones() -> None:
+def test_the_loss_and_its_gradient_agree_with_slow_versions() -> None:
     x, labels = small_problem(0)
     weight = np.random.default_rng(1).normal(size=(5, 3))
     loss, gradient = loss_and_gradient(weight, with_constant(x), labels, 0.3)
@@ -60,7 +60,7 @@ def test_two_points_have_the_weights_of_the_closed_form() -> None:
     np.testing.assert_allclose(probe.weight_FL, [[-1, 1], [0, 0]], atol=1e-4)
 
 
-def test_features_that_say_nothing_leave_the_shares_of_the_labels() -> None:
+def test_features_without_information_leave_the_shares_of_the_labels() -> None:
     probe = fit(np.full((8, 2), 7, np.float32), np.array([0] * 6 + [1] * 2), 2)
     constants = np.exp(probe.weight_FL[-1])
     np.testing.assert_allclose(constants / constants.sum(), [0.75, 0.25], atol=1e-3)
@@ -76,7 +76,7 @@ def test_features_of_very_different_scales_still_converge_and_scale_does_not_mat
     assert fit(scaled, labels, 3).predict(scaled).tolist() == probe.predict(correlated).tolist()
 
 
-def test_labels_that_a_line_separates_are_all_right() -> None:
+def test_linearly_separable_labels_are_all_predicted() -> None:
     x = np.random.default_rng(5).normal(size=(200, 3)).astype(np.float32)
     labels = (x[:, 0] > 0).astype(np.int64)
     x[:, 0] += np.sign(x[:, 0])
@@ -88,7 +88,7 @@ def test_the_same_data_give_the_same_weights() -> None:
     assert np.array_equal(fit(x, labels, 3).weight_FL, fit(x, labels, 3).weight_FL)
 
 
-def test_more_numbers_than_images_converge_too() -> None:
+def test_more_features_than_images_converge_too() -> None:
     rng = np.random.default_rng(7)
     x, labels = rng.normal(size=(20, 64)).astype(np.float32), np.arange(20) % 5
     probe = fit(x, labels, 5)
@@ -96,7 +96,7 @@ def test_more_numbers_than_images_converge_too() -> None:
     assert (probe.predict(x) == labels).all()
 
 
-def test_numbers_next_to_nothing_beside_the_others_are_not_taken_for_features() -> None:
+def test_negligible_values_are_not_scaled_up_to_features() -> None:
     x, labels = small_problem(8)
     noise = np.full((40, 1), 1e-40, np.float32) * (labels[:, None] == 0)
     assert np.array_equal(fit(np.concatenate([x, noise], axis=1), labels, 3).weight_FL[4], [0, 0, 0])

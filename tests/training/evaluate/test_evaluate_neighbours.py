@@ -13,7 +13,7 @@ from embedserve_training.evaluate.neighbours import by_block, top
 
 
 def slow_knn(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, k: int) -> list[int]:
-    """Section 3.4 of arXiv 1805.01978 for one test vector after the other, in float64."""
+    """Section 3.4 of arXiv 1805.01978 for one test vector after another, in float64."""
     guesses = []
     for x in test:
         cosines = [float(x @ t / (np.linalg.norm(x) * np.linalg.norm(t))) for t in train]
@@ -26,7 +26,7 @@ def slow_knn(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, k: i
 
 
 @pytest.mark.parametrize("k", [1, 5, 200])
-def test_the_weighted_vote_is_the_slow_one(k: int) -> None:
+def test_the_weighted_vote_agrees_with_a_slow_version(k: int) -> None:
     rng = np.random.default_rng(k)
     labels = rng.integers(0, 4, 300)
     train = rng.normal(size=(300, 6)).astype(np.float32) + np.eye(4, 6, dtype=np.float32)[labels] * 2
@@ -41,7 +41,7 @@ def test_the_temperature_of_the_vote_is_a_tenth_and_did_not_drift_to_seven_hundr
     assert 2 * math.exp(0.94 / 0.07) < math.exp(1 / 0.07)
 
 
-def test_a_vote_that_is_even_goes_to_the_first_label() -> None:
+def test_a_tied_vote_goes_to_the_first_label() -> None:
     assert vote(np.array([[0.5, 0.5]], np.float32), np.array([[2, 1]]), 3).tolist() == [1]
 
 
@@ -71,14 +71,14 @@ def test_blocks_of_any_size_give_the_same_neighbours(rows: int, monkeypatch: pyt
     assert all(shape == (len(part), 30) and len(part) <= rows for part, shape in parts)
 
 
-def test_a_vector_of_zeros_is_like_nothing() -> None:
+def test_a_vector_of_zeros_has_cosine_0() -> None:
     [cosine] = by_block(np.array([[0, 0], [3, 4]], np.float32), np.array([[3, 4]], np.float32), lambda rows, c: c)
     np.testing.assert_allclose(cosine, [[0, 1]], atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_vectors_that_are_not_finite_are_refused_and_counted(value: float) -> None:
-    # No comparison with NaN holds: counted as ranks, every image would be the first that is found.
+    # Comparisons with NaN are false: every original would have rank 1.
     good, bad = np.ones((3, 2), np.float32), np.array([[1, value], [value, value]], np.float32)
     for train, test in ((good, bad), (bad, good)):
         with pytest.raises(TrainingError, match="2 of 5 vectors are not finite") as caught:

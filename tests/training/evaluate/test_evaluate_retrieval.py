@@ -17,31 +17,31 @@ def test_recall_at_k_counts_queries_with_at_least_one_of_their_label_among_the_k
     assert recall(same, 2).tolist() == [True, False, True]
 
 
-def test_average_precision_is_the_mean_precision_at_the_ranks_of_the_wanted() -> None:
-    # Wanted at ranks 1, 3 and 5 of five: (1/1 + 2/3 + 3/5) / 3.
+def test_average_precision_is_the_mean_precision_at_the_ranks_of_relevant_items() -> None:
+    # Relevant at ranks 1, 3 and 5 of five: (1/1 + 2/3 + 3/5) / 3.
     cosine = np.array([[0.1, 0.9, 0.5, 0.3, 0.7]], np.float32)
     same = np.array([[True, True, True, False, False]])
     assert average_precision(cosine, same).tolist() == [pytest.approx((1 + 2 / 3 + 3 / 5) / 3)]
 
 
 def test_equal_items_share_the_last_of_their_ranks() -> None:
-    # One wanted before all others; the second shares rank 4 with two that are not: (1/1 + 2/4) / 2.
+    # One relevant item before all others; the second shares rank 4 with two irrelevant ones: (1/1 + 2/4) / 2.
     cosine = np.array([[0.9, 0.5, 0.5, 0.5, 0.1]], np.float32)
     same = np.array([[True, False, True, False, False]])
     assert average_precision(cosine, same).tolist() == [pytest.approx(0.75)]
 
 
-def test_an_encoder_to_which_all_images_are_alike_has_the_share_of_the_label() -> None:
+def test_an_encoder_that_maps_all_images_to_one_vector_has_the_share_of_the_label() -> None:
     cosine = np.ones((2, 8), np.float32)
     same = np.arange(8) < np.array([[2], [6]])
     assert average_precision(cosine, same).tolist() == [0.25, 0.75]
 
 
-def test_a_query_whose_label_is_nowhere_has_no_precision() -> None:
+def test_a_query_with_an_unknown_label_has_precision_0() -> None:
     assert average_precision(np.ones((1, 3), np.float32), np.zeros((1, 3), bool)).tolist() == [0.0]
 
 
-def test_average_precision_is_that_of_a_slow_walk_along_the_ranking() -> None:
+def test_average_precision_agrees_with_a_loop_over_the_ranking() -> None:
     rng = np.random.default_rng(0)
     cosine, same = rng.permutation(4000).reshape(40, 100).astype(np.float32), rng.random((40, 100)) < 0.2
     expected = []
@@ -75,7 +75,7 @@ def test_the_figures_of_a_small_set_are_those_worked_out_by_hand() -> None:
     assert result.linear is not None
 
 
-def test_a_label_that_is_nowhere_to_be_found_counts_as_wrong_in_every_figure() -> None:
+def test_an_unknown_label_counts_as_wrong_in_every_figure() -> None:
     result = figures(at(0, 90), np.array([0, 1]), at(0, 90), np.array([2, 1]))
     assert (result.knn, result.linear, result.recall_1, result.recall_10, result.map, result.same_label_top10) == (
         0.5,

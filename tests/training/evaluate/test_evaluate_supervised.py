@@ -13,12 +13,12 @@ from embedserve.errors import DataError
 from embedserve_training.evaluate.supervised import train_supervised
 from embedserve_training.plan.config import Settings
 from embedserve_training.run import served
-from embedserve_training.run.checkpoint import read_plan
+from embedserve_training.run.run_folder import read_plan
 from tests.training.conftest import KINDS, draw
 
 
 def quiet(line: str) -> None:
-    """Report to nobody."""
+    """Discards the line."""
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +33,15 @@ def settings(finished_run: Path) -> Settings:
     return read_plan(finished_run).settings
 
 
-def test_it_learns_to_tell_the_kinds_of_pictures_it_never_saw(
-    pictures: tuple[np.ndarray, np.ndarray], settings: Settings
-) -> None:
-    # Crops of a twelfth of 16 pixels would leave nothing to tell the kinds by.
+def test_it_classifies_pictures_it_never_saw(pictures: tuple[np.ndarray, np.ndarray], settings: Settings) -> None:
+    # Crops of a twelfth of 16 pixels would leave too little to tell the kinds apart.
     encoder = train_supervised(replace(settings, crop_min=0.7), *pictures, epochs=20, report=quiet)
     unseen = np.stack([draw(kind, 5000 + i) for i in range(20) for kind in KINDS])
     right = (encoder.classify(unseen) == np.arange(60) % 3).mean()
     assert right > 0.7  # by chance 0.33; three seeds gave 0.85 to 0.88
 
 
-def test_it_begins_with_the_weights_of_the_untrained_network(
+def test_it_starts_with_the_weights_of_the_untrained_network(
     pictures: tuple[np.ndarray, np.ndarray], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("embedserve_training.run.optim.lr_factor", lambda progress, warmup: 0.0)
@@ -54,7 +52,7 @@ def test_it_begins_with_the_weights_of_the_untrained_network(
             assert torch.equal(value, untrained[name]), name
 
 
-def test_it_is_a_function_of_its_seed_and_leaves_the_global_random_numbers_alone(
+def test_it_depends_on_its_seed_only_and_does_not_change_the_global_generator(
     pictures: tuple[np.ndarray, np.ndarray], settings: Settings
 ) -> None:
     torch.manual_seed(7)
@@ -68,14 +66,14 @@ def test_it_is_a_function_of_its_seed_and_leaves_the_global_random_numbers_alone
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
 
 
-def test_it_is_returned_in_evaluation_mode_so_that_an_image_embeds_the_same_in_any_company(
+def test_it_is_returned_in_evaluation_mode_so_that_an_embedding_does_not_depend_on_the_batch(
     pictures: tuple[np.ndarray, np.ndarray], settings: Settings
 ) -> None:
     encoder = train_supervised(settings, *pictures, epochs=1, report=quiet)
     assert not any(module.training for module in encoder.modules())
-    together = served.embed(encoder, pictures[0][:8])
+    batched = served.embed(encoder, pictures[0][:8])
     alone = np.concatenate([served.embed(encoder, pictures[0][i : i + 1]) for i in range(8)])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(batched, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize(("images", "batch_size"), [(1, 16), (4, 1)])
@@ -83,7 +81,7 @@ def test_a_single_image_in_a_batch_is_refused(
     images: int, batch_size: int, pictures: tuple[np.ndarray, np.ndarray], settings: Settings
 ) -> None:
     few = pictures[0][:images], pictures[1][:images]
-    with pytest.raises(DataError, match=f"needs 2 images in a batch, and of {images} there is 1") as caught:
+    with pytest.raises(DataError, match=f"needs 2 images in a batch, but of {images} there is 1") as caught:
         train_supervised(replace(settings, batch_size=batch_size), *few, epochs=1, report=quiet)
     assert "--supervised-epochs" in caught.value.hint
 
@@ -93,7 +91,7 @@ def test_two_images_are_enough(pictures: tuple[np.ndarray, np.ndarray], settings
     assert bool(np.isfinite(served.embed(encoder, pictures[0][:2])).all())
 
 
-def test_it_says_how_far_it_is_after_each_epoch(pictures: tuple[np.ndarray, np.ndarray], settings: Settings) -> None:
+def test_it_reports_progress_after_each_epoch(pictures: tuple[np.ndarray, np.ndarray], settings: Settings) -> None:
     lines: list[str] = []
     train_supervised(settings, *pictures, epochs=2, report=lines.append)
     assert [line.split("loss")[0].split() for line in lines] == [
@@ -102,7 +100,7 @@ def test_it_says_how_far_it_is_after_each_epoch(pictures: tuple[np.ndarray, np.n
     ]
 
 
-def test_a_device_that_is_not_there_is_replaced_by_the_cpu(
+def test_a_missing_device_is_replaced_by_the_cpu(
     pictures: tuple[np.ndarray, np.ndarray], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

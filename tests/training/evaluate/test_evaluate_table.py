@@ -1,9 +1,9 @@
-"""Means and spreads over seeds, and which subjects are one encoder with several seeds."""
+"""Means and standard deviations over seeds, and which subjects are one encoder with several seeds."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ SPEC = PreprocessSpec(size_px=16, resize_px=16, filter="bicubic")
 
 @pytest.fixture
 def settings(finished_run: Path) -> Settings:
-    from embedserve_training.run.checkpoint import read_plan
+    from embedserve_training.run.run_folder import read_plan
 
     return read_plan(finished_run).settings
 
@@ -41,34 +41,44 @@ def names(subjects: list[Subject]) -> list[list[str]]:
     return [[one.name for one in group] for group in groups(subjects)]
 
 
-def test_the_spread_is_the_sample_standard_deviation() -> None:
+def test_the_deviation_is_that_of_a_sample() -> None:
     figure = Figure.of([0.1, 0.2, 0.6])
     # Mean 0.3; deviations −0.2, −0.1, 0.3; their squares sum to 0.14, over n − 1 = 2.
     assert figure.mean == pytest.approx(0.3)
-    assert figure.spread == pytest.approx(math.sqrt(0.07))
+    assert figure.std == pytest.approx(math.sqrt(0.07))
     assert figure.values == (0.1, 0.2, 0.6)
 
 
-def test_a_single_value_has_no_spread() -> None:
-    assert Figure.of([0.4]) == Figure(mean=0.4, spread=None, values=(0.4,))
+def test_a_single_value_has_no_deviation() -> None:
+    assert Figure.of([0.4]) == Figure(mean=0.4, std=None, values=(0.4,))
 
 
-def test_a_row_has_the_mean_of_each_figure_and_none_for_what_was_left_out() -> None:
+def test_a_row_has_the_mean_of_each_figure_and_none_for_those_left_out() -> None:
     labelled = Figures(knn=0.5, linear=None, recall_1=0.1, recall_5=0.2, recall_10=0.3, map=0.4, same_label_top10=0.6)
-    itself = SelfRetrieval(recall_1=0.7, recall_5=0.8, recall_10=0.9, mrr=0.75, images=4, queries=3)
-    first = Measured(dimension=8, labelled=labelled, itself=itself)
+    found = SelfRetrieval(recall_1=0.7, recall_5=0.8, recall_10=0.9, mrr=0.75, images=4, queries=3)
+    first = Measured(dimension=8, labelled=labelled, self_retrieval=found)
     row = Row.of("x", [first, replace(first, labelled=replace(labelled, knn=0.7))], "two")
     assert row.knn is not None
     assert row.knn.values == (0.5, 0.7)
     assert row.linear is None
-    assert row.self_recall_1 == Figure(mean=0.7, spread=0.0, values=(0.7, 0.7))
+    assert row.self_recall_1 == Figure(mean=0.7, std=0.0, values=(0.7, 0.7))
     assert row.self_mrr is not None
     assert (row.self_mrr.mean, row.dimension, row.note) == (0.75, 8, "two")
 
 
-def test_without_labels_a_row_has_only_what_needs_none() -> None:
-    itself = SelfRetrieval(recall_1=0.7, recall_5=0.8, recall_10=0.9, mrr=0.75, images=4, queries=3)
-    row = Row.of("x", [Measured(dimension=8, labelled=None, itself=itself)])
+def test_the_json_of_a_figure_has_the_documented_keys() -> None:
+    row = Row.left_out("x", "no reason")
+    assert replace(row, knn=Figure.of([0.5, 0.5])).to_json()["knn"] == {
+        "mean": 0.5,
+        "spread": 0.0,
+        "values": (0.5, 0.5),
+    }
+    assert list(row.to_json()) == [entry.name for entry in fields(Row)]
+
+
+def test_without_labels_a_row_has_only_figures_that_need_none() -> None:
+    found = SelfRetrieval(recall_1=0.7, recall_5=0.8, recall_10=0.9, mrr=0.75, images=4, queries=3)
+    row = Row.of("x", [Measured(dimension=8, labelled=None, self_retrieval=found)])
     assert row.knn is row.map is row.same_label_top10 is None
     assert row.self_recall_10 == Figure.of([0.9])
 
@@ -78,7 +88,7 @@ def test_runs_that_differ_only_in_their_seed_are_one_encoder(settings: Settings)
     assert names(runs) == [["s0", "s1", "s2"]]
 
 
-def test_where_a_run_was_computed_makes_no_other_encoder(settings: Settings) -> None:
+def test_the_device_of_a_run_does_not_tell_encoders_apart(settings: Settings) -> None:
     elsewhere = replace(settings, seed=1, device="cuda", workers=7)
     assert names([subject("here", settings), subject("there", elsewhere)]) == [["here", "there"]]
 

@@ -1,4 +1,4 @@
-"""The encoder file of a run: it agrees with PyTorch, describes itself, is reproducible, and proven or not written."""
+"""The encoder file of a run: it describes itself, is reproducible, and is written only if it agrees with PyTorch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from embedserve.images import preprocess
 from embedserve_training.export import export as module
 from embedserve_training.export.export import export
 from embedserve_training.networks import backbones
-from embedserve_training.run import checkpoint, served
+from embedserve_training.run import run_folder, served
 from embedserve_training.run.served import ServedEncoder
 
 
 def quiet(line: str) -> None:
-    """Report to nobody."""
+    """Discards the line."""
 
 
 def test_the_file_gives_the_embeddings_of_pytorch_for_files_on_disk(
@@ -29,14 +29,14 @@ def test_the_file_gives_the_embeddings_of_pytorch_for_files_on_disk(
     encoder = Encoder.open(exported, device="cpu")
     paths = sorted(image_folder.rglob("*.png"))
     squares = np.stack([preprocess.load(encoder.metadata.preprocess, path.read_bytes()) for path in paths])
-    ours, theirs = encoder.encode(squares), served.embed(served.trained(finished_run), squares)
-    assert float((ours * theirs).sum(1).min()) > 0.9999
-    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
+    exported_ND, expected_ND = encoder.encode(squares), served.embed(served.trained(finished_run), squares)
+    assert float((exported_ND * expected_ND).sum(1).min()) > 0.9999
+    np.testing.assert_allclose(np.linalg.norm(exported_ND, axis=1), 1, atol=1e-5)
 
 
 def test_the_file_describes_the_run(finished_run: Path, exported: Path) -> None:
     metadata = encoder_file.read(exported).metadata
-    plan = checkpoint.read_plan(finished_run)
+    plan = run_folder.read_plan(finished_run)
     assert (metadata.method, metadata.backbone, metadata.dimension) == ("simclr", "small-cnn", 256)
     assert metadata.training == plan.settings.to_json()
     assert metadata.preprocess.to_json() == plan.preprocess
@@ -44,7 +44,7 @@ def test_the_file_describes_the_run(finished_run: Path, exported: Path) -> None:
     assert {"torch", "embedserve"} <= set(metadata.versions)
 
 
-def test_the_reference_vectors_hold(exported: Path) -> None:
+def test_the_reference_vectors_are_reproduced(exported: Path) -> None:
     assert Encoder.open(exported, device="cpu").reference_cosine() > 0.9999
 
 
@@ -74,23 +74,25 @@ def test_a_graph_that_differs_from_pytorch_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_graph_for_one_batch_size_only_is_not_written(
+def test_a_graph_that_depends_on_the_batch_is_not_written(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Baked(ServedEncoder):
+    class BatchDependent(ServedEncoder):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             # The statistics of the batch make every vector depend on its neighbours.
             vectors = super().forward(images)
             return torch.nn.functional.normalize(vectors - vectors.mean(0, keepdim=True) + 1e-3, dim=1)
 
     original = module.to_onnx
-    monkeypatch.setattr(module, "to_onnx", lambda network, size_px: original(Baked(network.backbone).eval(), size_px))
+    monkeypatch.setattr(
+        module, "to_onnx", lambda network, size_px: original(BatchDependent(network.backbone).eval(), size_px)
+    )
     with pytest.raises(ExportError, match="no file was written"):
         export(finished_run, tmp_path / "encoder.onnx", report=quiet)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_resnet_exports_as_well(tmp_path: Path) -> None:
+def test_a_resnet_can_be_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = ServedEncoder(backbones.build("resnet18", 32)).eval()
     model = module.to_onnx(network, 32)

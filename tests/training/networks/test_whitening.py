@@ -16,7 +16,7 @@ from embedserve_training.export.export import export
 from embedserve_training.networks.backbones import Backbone
 from embedserve_training.networks.whitening import FLOOR, IMAGES_PER_NUMBER, Whitening, fit_to_images
 from embedserve_training.plan.config import TrainConfig
-from embedserve_training.run import checkpoint, served
+from embedserve_training.run import checkpoint, run_folder, served
 from embedserve_training.run.run import run_training
 
 Config = Callable[..., TrainConfig]
@@ -101,7 +101,7 @@ def test_a_finished_run_serves_whitened_embeddings_through_the_file(finished_run
     saved = checkpoint.load(finished_run)
     assert saved.whitening is not None
     encoder = served.trained(finished_run)
-    images = np.load(finished_run / checkpoint.SAMPLES)
+    images = np.load(finished_run / run_folder.SAMPLES)
     with torch.no_grad():
         h_ND = encoder.backbone(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
         expected_ND = (h_ND - saved.whitening["mean_D"]) @ saved.whitening["matrix_DD"]
@@ -137,11 +137,11 @@ def test_a_killed_run_is_whitened_with_the_images_that_it_left(
         with pytest.raises(Killed):
             run_training(image_folder, config=tiny_config(epochs=2), out=tmp_path, report=quiet)
     assert checkpoint.load(tmp_path).whitening is None
-    images = np.load(finished_run / checkpoint.SAMPLES)
+    images = np.load(finished_run / run_folder.SAMPLES)
     np.testing.assert_allclose(
         served.embed(served.trained(tmp_path), images), served.embed(served.trained(finished_run), images), atol=1e-5
     )
-    shutil.rmtree(tmp_path / checkpoint.CACHE)
+    shutil.rmtree(tmp_path / run_folder.CACHE)
     lines: list[str] = []
     file = export(tmp_path, tmp_path / "encoder.onnx", report=lines.append)
     assert any("no whitening layer" in line for line in lines)

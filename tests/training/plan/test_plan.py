@@ -1,4 +1,4 @@
-"""Which of several says wins, what the plan refuses, and how it reads."""
+"""Which source of a setting wins, what the plan refuses, and how it reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def entry(the_plan: Plan, name: str) -> PlanEntry:
     return next(entry for entry in the_plan.entries if entry.name == name)
 
 
-def said(the_plan: Plan, name: str) -> tuple[Any, str]:
+def value_and_source(the_plan: Plan, name: str) -> tuple[Any, str]:
     found = entry(the_plan, name)
     return found.value, found.source
 
@@ -35,22 +35,22 @@ def recipe_file(folder: Path, text: str, method: str = "simclr") -> str:
     return str(path)
 
 
-# --- Who has the last word -----------------------------------------------------------------------------------------
+# --- Which source wins ---------------------------------------------------------------------------------------------
 
 
 def test_default_recipe_file_environment_and_flag_win_in_this_order(tmp_path: Path) -> None:
     mine = recipe_file(tmp_path, "tau = 0.3\nwarmup = 0.2\nclip_norm = 1.0\nlr_end = 0.1\n")
     config = TrainConfig(recipe=mine, warmup=0.3, clip_norm=2.0)
     the_plan = plan(config, SMALL, from_environment={"warmup"})
-    assert said(the_plan, "bias_lr") == (1.0, "default")
-    assert said(the_plan, "projector_dim") == (128, "recipe")
-    assert said(the_plan, "tau") == (0.3, "file")
-    assert said(the_plan, "warmup") == (0.3, "environment")
-    assert said(the_plan, "clip_norm") == (2.0, "flag")
-    assert said(the_plan, "recipe") == (mine, "flag")
+    assert value_and_source(the_plan, "bias_lr") == (1.0, "default")
+    assert value_and_source(the_plan, "projector_dim") == (128, "recipe")
+    assert value_and_source(the_plan, "tau") == (0.3, "file")
+    assert value_and_source(the_plan, "warmup") == (0.3, "environment")
+    assert value_and_source(the_plan, "clip_norm") == (2.0, "flag")
+    assert value_and_source(the_plan, "recipe") == (mine, "flag")
 
 
-def test_what_a_file_leaves_open_comes_from_the_recipe_for_the_network_which_is_named(tmp_path: Path) -> None:
+def test_settings_that_a_file_leaves_open_come_from_the_recipe_for_the_network(tmp_path: Path) -> None:
     filled = entry(plan(TrainConfig(recipe=recipe_file(tmp_path, "tau = 0.3\n")), SMALL), "base_lr")
     assert filled.source == "recipe"
     assert filled.why.startswith("simclr-cpu: ")
@@ -61,31 +61,31 @@ def test_the_source_in_a_file_is_the_reason_in_the_plan(tmp_path: Path) -> None:
     assert entry(plan(TrainConfig(recipe=mine), SMALL), "tau").why == "tried on our tiles"
 
 
-def test_a_recipe_by_name_is_taken_once() -> None:
+def test_a_recipe_given_by_name_is_used_once() -> None:
     by_name, by_itself = (plan(TrainConfig(recipe=name), SMALL) for name in ("simclr-cpu", None))
     assert by_name.settings == by_itself.settings
     assert entry(by_name, "tau") == entry(by_itself, "tau")
 
 
-def test_a_lower_recipe_gives_nothing_that_takes_the_place_of_what_a_higher_one_gives() -> None:
-    layers = SettingSources(TrainConfig())
-    layers.use(Recipe(name="upper", title="", method="simclr", values={"base_lr": 0.1, "epochs": 3}))
-    layers.use(Recipe(name="lower", title="", method="simclr", values={"lr": 0.2, "minutes": 1.0, "tau": 0.3}))
-    given = [layers.from_recipe(name) for name in ("base_lr", "epochs", "lr", "minutes", "tau")]
+def test_a_later_recipe_does_not_replace_a_setting_of_an_earlier_one() -> None:
+    sources = SettingSources(TrainConfig())
+    sources.use(Recipe(name="first", title="", method="simclr", values={"base_lr": 0.1, "epochs": 3}))
+    sources.use(Recipe(name="second", title="", method="simclr", values={"lr": 0.2, "minutes": 1.0, "tau": 0.3}))
+    given = [sources.from_recipe(name) for name in ("base_lr", "epochs", "lr", "minutes", "tau")]
     assert [entry and entry.value for entry in given] == [0.1, 3, None, None, 0.3]
 
 
-def test_every_setting_that_was_said_is_used_and_has_its_source() -> None:
+def test_every_setting_that_is_given_is_used_and_has_its_source() -> None:
     the_plan = plan(TrainConfig(tau=0.5, compile=True, seed=7, crop_min=0.5), SMALL)
     for name, value in (("tau", 0.5), ("compile", True), ("seed", 7), ("crop_min", 0.5)):
-        assert said(the_plan, name) == (value, "flag")
+        assert value_and_source(the_plan, name) == (value, "flag")
 
 
 def test_a_recipe_can_ask_for_compilation_and_a_flag_can_refuse_it(tmp_path: Path) -> None:
     mine = recipe_file(tmp_path, "compile = true\n")
-    assert said(plan(TrainConfig(recipe=mine), SMALL), "compile") == (True, "file")
-    assert said(plan(TrainConfig(recipe=mine, compile=False), SMALL), "compile") == (False, "flag")
-    assert said(plan(TrainConfig(), SMALL), "compile") == (False, "default")
+    assert value_and_source(plan(TrainConfig(recipe=mine), SMALL), "compile") == (True, "file")
+    assert value_and_source(plan(TrainConfig(recipe=mine, compile=False), SMALL), "compile") == (False, "flag")
+    assert value_and_source(plan(TrainConfig(), SMALL), "compile") == (False, "default")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_recipe_can_ask_for_compilation_and_a_flag_can_refuse_it(tmp_path: Pat
         ("tau = 0.1", {}, (100, 0.0)),
     ],
 )
-def test_a_budget_that_a_person_says_takes_the_place_of_the_recipes(
+def test_a_budget_that_the_user_gives_replaces_that_of_the_recipe(
     tmp_path: Path, recipe: str, config: dict[str, Any], expected: tuple[int, float]
 ) -> None:
     settings = plan(TrainConfig(recipe=recipe_file(tmp_path, recipe), **config), SMALL).settings
@@ -117,14 +117,14 @@ def test_a_budget_that_a_person_says_takes_the_place_of_the_recipes(
         ("base_lr = 0.4", {"lr_scaling": "none"}, 0.4),
     ],
 )
-def test_a_learning_rate_that_a_person_says_takes_the_place_of_the_recipes(
+def test_a_learning_rate_that_the_user_gives_replaces_that_of_the_recipe(
     tmp_path: Path, recipe: str, config: dict[str, Any], expected: float
 ) -> None:
     settings = plan(TrainConfig(recipe=recipe_file(tmp_path, recipe), batch_size=64, **config), SMALL).settings
     assert settings.lr == pytest.approx(expected)
 
 
-def test_scaling_a_rate_that_the_recipe_gives_as_it_is_is_refused(tmp_path: Path) -> None:
+def test_scaling_a_rate_that_the_recipe_gives_unscaled_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="lr_scaling is linear, but the recipe gives lr itself"):
         plan(TrainConfig(recipe=recipe_file(tmp_path, "lr = 0.7"), lr_scaling="linear"), SMALL)
 
@@ -159,27 +159,27 @@ def test_set_of_neither_true_nor_false_is_refused() -> None:
         make_config({"method": "moco"}, ["symmetric=maybe"])
 
 
-def test_an_environment_variable_is_heard_and_told_apart_from_a_flag() -> None:
-    config, of_environment = read(["--epochs", "3"], {"EMBEDSERVE_TRAIN_BATCH_SIZE": "64"})
-    assert (config.epochs, config.batch_size, of_environment) == (3, 64, {"batch_size"})
+def test_an_environment_variable_is_read_and_told_apart_from_a_flag() -> None:
+    config, from_environment = read(["--epochs", "3"], {"EMBEDSERVE_TRAIN_BATCH_SIZE": "64"})
+    assert (config.epochs, config.batch_size, from_environment) == (3, 64, {"batch_size"})
 
 
 def test_a_flag_wins_over_its_environment_variable() -> None:
-    config, of_environment = read(["--batch-size", "32"], {"EMBEDSERVE_TRAIN_BATCH_SIZE": "64"})
-    assert (config.batch_size, of_environment) == (32, frozenset())
+    config, from_environment = read(["--batch-size", "32"], {"EMBEDSERVE_TRAIN_BATCH_SIZE": "64"})
+    assert (config.batch_size, from_environment) == (32, frozenset())
 
 
 def test_set_in_the_environment_gives_several_settings_and_loses_to_a_flag() -> None:
-    config, of_environment = read(["--epochs", "3"], {"EMBEDSERVE_TRAIN_SET": "tau=0.3 epochs=9"})
-    assert (config.tau, config.epochs, of_environment) == (0.3, 3, {"tau"})
+    config, from_environment = read(["--epochs", "3"], {"EMBEDSERVE_TRAIN_SET": "tau=0.3 epochs=9"})
+    assert (config.tau, config.epochs, from_environment) == (0.3, 3, {"tau"})
 
 
 def test_set_on_the_line_wins_over_an_environment_variable_of_the_same_setting() -> None:
-    config, of_environment = read(["--set", "batch-size=32"], {"EMBEDSERVE_TRAIN_BATCH_SIZE": "64"})
-    assert (config.batch_size, of_environment) == (32, frozenset())
+    config, from_environment = read(["--set", "batch-size=32"], {"EMBEDSERVE_TRAIN_BATCH_SIZE": "64"})
+    assert (config.batch_size, from_environment) == (32, frozenset())
 
 
-# --- What does not go together -------------------------------------------------------------------------------------
+# --- Settings that contradict each other ---------------------------------------------------------------------------
 
 
 def test_a_queue_longer_than_half_the_images_holding_an_image_among_its_own_negatives_does_not_happen() -> None:
@@ -196,18 +196,18 @@ def test_a_queue_longer_than_half_the_images_holding_an_image_among_its_own_nega
 @pytest.mark.parametrize(
     ("method", "reason"), [("simclr", "negatives"), ("barlow-twins", "cross-correlation"), ("cpc", "negatives")]
 )
-def test_gradients_are_not_accumulated_where_two_half_batches_are_not_a_batch_and_the_reason_is_said(
+def test_gradients_are_not_accumulated_where_two_half_batches_are_not_a_batch_and_the_reason_is_given(
     method: str, reason: str
 ) -> None:
-    with pytest.raises(InvalidInput, match=f"accumulate is 4, but {method} needs its batch as a whole") as caught:
+    with pytest.raises(InvalidInput, match=f"accumulate is 4, but {method} needs the whole batch at once") as caught:
         plan(TrainConfig(method=method, accumulate=4), SMALL)
     assert reason in caught.value.message
-    assert "two half batches are not one whole batch" in caught.value.message
+    assert "two half batches do not equal one batch" in caught.value.message
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("method", ["moco", "instance-discrimination"])
-def test_gradients_are_accumulated_where_images_are_compared_to_earlier_ones(method: str) -> None:
+def test_gradients_are_accumulated_where_images_are_compared_with_earlier_ones(method: str) -> None:
     settings = plan(TrainConfig(method=method, accumulate=4, batch_size=64), SMALL).settings
     assert (settings.accumulate, settings.batch_size) == (4, 64)
 
@@ -298,7 +298,7 @@ def test_few_images_on_a_laptop_take_four_steps_in_an_epoch() -> None:
     assert (settings.backbone, settings.size_px, settings.batch_size) == ("resnet18", 96, 64)
 
 
-def test_a_million_images_are_compared_to_a_sample_and_some_thousands_to_all() -> None:
+def test_a_million_images_are_compared_with_a_sample_and_some_thousands_to_all() -> None:
     def noise(images: int) -> int:
         facts = Facts(images=images, median_side_px=480, cuda=True)
         return plan(TrainConfig(method="instance-discrimination"), facts).settings.noise_samples
@@ -325,7 +325,7 @@ def test_no_line_is_wider_than_a_terminal_of_120_columns_with_its_indent(method:
     assert max(len(line) for line in plan(TrainConfig(method=method), facts).lines()) <= 118
 
 
-def test_a_long_reason_goes_on_below_itself_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_long_reason_is_wrapped_below_itself_and_loses_nothing(tmp_path: Path) -> None:
     reason = " ".join(f"word{number}" for number in range(40))
     mine = recipe_file(tmp_path, f'tau = {{ value = 0.3, source = "{reason}" }}\n')
     lines = plan(TrainConfig(recipe=mine), SMALL).lines()
@@ -339,7 +339,7 @@ def test_a_long_reason_goes_on_below_itself_and_loses_nothing(tmp_path: Path) ->
     assert " ".join(line[column:] for line in lines[first:last]) == f"file: {reason}"
 
 
-def test_a_long_value_pushes_its_own_reason_only(tmp_path: Path) -> None:
+def test_a_long_value_shifts_only_its_own_reason(tmp_path: Path) -> None:
     folder = tmp_path / ("deep" * 20)
     folder.mkdir()
     lines = plan(TrainConfig(recipe=recipe_file(folder, "tau = 0.3\n")), SMALL).lines()
@@ -357,13 +357,13 @@ def test_a_long_value_pushes_its_own_reason_only(tmp_path: Path) -> None:
         ("cpc", {"tau", "projector_dim", "projector_layers", "projector_hidden", "accumulate", "proximal"}),
     ],
 )
-def test_what_means_nothing_to_the_method_is_not_shown(method: str, absent: set[str]) -> None:
+def test_settings_without_a_meaning_for_the_method_are_not_shown(method: str, absent: set[str]) -> None:
     names = set(shown(plan(TrainConfig(method=method), SMALL)))
     assert names & (absent | {"minutes"}) == set()
     assert names >= {"method", "batch_size", "epochs", "optimizer", "lr", "weight_decay", "seed"}
 
 
-def test_a_rate_that_was_said_is_shown_without_what_it_would_be_made_of() -> None:
+def test_a_rate_that_is_given_is_shown_without_its_base_and_scaling() -> None:
     assert set(shown(plan(TrainConfig(lr=0.1), SMALL))) & {"lr", "base_lr", "lr_scaling"} == {"lr"}
 
 
@@ -372,6 +372,6 @@ def test_steps_are_shown_without_the_end_of_a_cosine() -> None:
     assert "lr_end" not in shown(plan(TrainConfig(lr_drops="0.5"), SMALL))
 
 
-def test_yes_no_and_nothing_are_words_and_a_dash() -> None:
+def test_truth_values_are_words_and_an_empty_value_is_a_dash() -> None:
     lines = [" ".join(line.split()[:2]) for line in plan(TrainConfig(method="moco"), SMALL).lines()]
     assert {"symmetric yes", "compile no", "lr_drops –"} <= set(lines)

@@ -1,4 +1,4 @@
-"""Whatever the images and the machine: a plan's settings go together."""
+"""Whatever the images and the machine, the settings of a plan are consistent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedserve_training.plan.plan import Facts, plan
 
 TYPES = get_type_hints(Settings)
 
-facts_of_any_kind = st.builds(
+any_facts = st.builds(
     Facts,
     images=st.one_of(st.integers(MIN_IMAGES, 300), st.integers(MIN_IMAGES, 20_000_000)),
     median_side_px=st.one_of(st.integers(1, 100), st.integers(1, 20_000)),
@@ -55,8 +55,8 @@ def check_consistent(chosen: Settings, facts: Facts) -> None:
 
 
 @settings(deadline=None)
-@given(method=st.sampled_from(METHODS), facts=facts_of_any_kind)
-def test_a_plan_that_is_left_to_itself_is_consistent_or_there_are_too_few_images_for_the_processes(
+@given(method=st.sampled_from(METHODS), facts=any_facts)
+def test_an_automatic_plan_is_consistent_or_there_are_too_few_images_for_the_processes(
     method: str, facts: Facts
 ) -> None:
     if facts.images < 2 * facts.processes:
@@ -69,8 +69,8 @@ def test_a_plan_that_is_left_to_itself_is_consistent_or_there_are_too_few_images
 
 
 @settings(deadline=None)
-@given(name=st.sampled_from(recipes.names()), facts=facts_of_any_kind, accumulate=st.integers(1, 5))
-def test_every_recipe_is_fitted_to_whatever_images_there_are(name: str, facts: Facts, accumulate: int) -> None:
+@given(name=st.sampled_from(recipes.names()), facts=any_facts, accumulate=st.integers(1, 5))
+def test_every_recipe_is_fitted_to_the_images(name: str, facts: Facts, accumulate: int) -> None:
     method = recipes.load(name).method
     parts = accumulate if method in ("moco", "instance-discrimination") else 1
     config = TrainConfig(method=method, recipe=name, accumulate=parts)
@@ -83,8 +83,8 @@ def test_every_recipe_is_fitted_to_whatever_images_there_are(name: str, facts: F
 
 @settings(deadline=None)
 @given(
-    facts=facts_of_any_kind,
-    said=st.fixed_dictionaries(
+    facts=any_facts,
+    given_values=st.fixed_dictionaries(
         {},
         optional={
             "batch_size": st.integers(2, 4096),
@@ -98,21 +98,23 @@ def test_every_recipe_is_fitted_to_whatever_images_there_are(name: str, facts: F
         },
     ),
 )
-def test_what_a_person_says_is_used_as_it_is_or_refused_with_what_to_type(facts: Facts, said: dict[str, Any]) -> None:
+def test_a_given_value_is_used_unchanged_or_refused_with_what_to_type(
+    facts: Facts, given_values: dict[str, Any]
+) -> None:
     refusal: InvalidInput | None = None
     try:
-        chosen = plan(TrainConfig(method="moco", **said), facts).settings
+        chosen = plan(TrainConfig(method="moco", **given_values), facts).settings
     except InvalidInput as error:
         refusal = error
     if refusal:
         assert refusal.hint
         return
-    assert {name: getattr(chosen, name) for name in said} == said
+    assert {name: getattr(chosen, name) for name in given_values} == given_values
     check_consistent(chosen, facts)
 
 
 @settings(deadline=None)
-@given(facts=facts_of_any_kind, batch=st.integers(2, 5000), accumulate=st.integers(1, 8))
+@given(facts=any_facts, batch=st.integers(2, 5000), accumulate=st.integers(1, 8))
 def test_the_batch_that_a_refusal_names_is_accepted(facts: Facts, batch: int, accumulate: int) -> None:
     config = {"method": "moco", "accumulate": accumulate}
     try:

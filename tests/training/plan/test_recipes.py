@@ -1,4 +1,4 @@
-"""The project's recipes against what is published, and what a recipe of a person's own may say."""
+"""The recipes of the project against what is published, and what a user's recipe may contain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from embedserve.errors import InvalidInput
 from embedserve_training.plan import recipes
-from embedserve_training.plan.config import METHODS, RIVALS, TrainConfig, applies
+from embedserve_training.plan.config import ALTERNATIVES, METHODS, TrainConfig, applies
 from embedserve_training.plan.plan import Facts, plan
 
 IMAGENET = Facts(images=1_281_167, median_side_px=375, cuda=True, cores=16)
@@ -26,7 +26,7 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
-# --- The project's own ---------------------------------------------------------------------------------------------
+# --- Recipes of the project ----------------------------------------------------------------------------------------
 
 
 def test_every_method_has_a_recipe_for_a_cpu_one_for_a_gpu_and_a_published_one() -> None:
@@ -157,7 +157,7 @@ def test_the_rates_of_barlow_twins_for_small_batches_are_near_those_of_its_autho
     assert plan(config, IMAGENET).settings.lr == pytest.approx(published, rel=0.21)
 
 
-# --- A person's own ------------------------------------------------------------------------------------------------
+# --- Recipes of a user ---------------------------------------------------------------------------------------------
 
 
 def test_a_file_may_give_plain_values(tmp_path: Path) -> None:
@@ -169,20 +169,20 @@ def test_a_file_may_give_plain_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("tau = 0.2", "does not say which method"),
         ('method = "byol"', "is for the method 'byol'"),
-        ('method = "simclr"\ntemperature = 0.2', "sets 'temperature', which no recipe can"),
-        ('method = "simclr"\nseed = 1', "sets 'seed', which no recipe can"),
+        ('method = "simclr"\ntemperature = 0.2', "sets 'temperature', which a recipe cannot set"),
+        ('method = "simclr"\nseed = 1', "sets 'seed', which a recipe cannot set"),
         ('method = "simclr"\nqueue_size = 64', "queue_size, which has no meaning for simclr"),
-        ('method = "simclr"\ntau = "low"', "tau to 'low', which is no number"),
-        ('method = "simclr"\nepochs = 1.5', "epochs to 1.5, which is no whole number"),
-        ('method = "simclr"\nepochs = true', "epochs to True, which is no whole number"),
-        ('method = "moco"\nsymmetric = 1', "symmetric to 1, which is no true or false"),
-        ('method = "simclr"\nlr_drops = [0.5]', "which is no text in quotes"),
-        ('method = "simclr"\ntau = -1', "tau is -1.0; it has to be greater than 0"),
-        ('method = "simclr"\nlr_drops = "0.8,0.6"', "rising shares"),
+        ('method = "simclr"\ntau = "low"', "tau to 'low', which is not a number"),
+        ('method = "simclr"\nepochs = 1.5', "epochs to 1.5, which is not a whole number"),
+        ('method = "simclr"\nepochs = true', "epochs to True, which is not a whole number"),
+        ('method = "moco"\nsymmetric = 1', "symmetric to 1, which is not true or false"),
+        ('method = "simclr"\nlr_drops = [0.5]', "which is not text in quotes"),
+        ('method = "simclr"\ntau = -1', "tau is -1.0; it must be greater than 0"),
+        ('method = "simclr"\nlr_drops = "0.8,0.6"', "increasing shares"),
         ('method = "simclr"\nepochs = 1\nminutes = 2', "both epochs = 1 and minutes = 2.0 were given"),
         ('method = "simclr"\nlr = 1\nbase_lr = 2', "both lr = 1.0 and base_lr = 2.0 were given"),
         ('method = "simclr"\ntau = { source = "?" }', "gives tau as { source }"),
@@ -190,10 +190,10 @@ def test_a_file_may_give_plain_values(tmp_path: Path) -> None:
         ("method = ", "is not TOML"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_by_its_name(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_cannot_be_used_is_refused_by_its_name(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         recipes.load(write(tmp_path, text))
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert "mine.toml" in caught.value.message
 
 
@@ -215,6 +215,6 @@ def test_every_setting_has_one_type_that_toml_knows() -> None:
     assert {recipes.type_of(entry.name) for entry in fields(TrainConfig)} == {int, float, str, bool}
 
 
-def test_each_rival_of_a_setting_is_a_setting_whose_rival_it_is() -> None:
-    assert {RIVALS[RIVALS[name]] == name for name in RIVALS} == {True}
-    assert RIVALS.keys() <= {entry.name for entry in fields(TrainConfig)}
+def test_alternatives_are_settings_and_symmetric() -> None:
+    assert {ALTERNATIVES[ALTERNATIVES[name]] == name for name in ALTERNATIVES} == {True}
+    assert ALTERNATIVES.keys() <= {entry.name for entry in fields(TrainConfig)}

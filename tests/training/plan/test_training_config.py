@@ -1,4 +1,4 @@
-"""What may be said about a run, what is chosen for it, and where each value comes from."""
+"""Which settings a run may have, how they are chosen, and where each value comes from."""
 
 from __future__ import annotations
 
@@ -110,15 +110,15 @@ def test_the_lines_of_a_plan_name_the_budget_that_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("both", "said"),
+    ("both", "message"),
     [
         ({"epochs": 3, "minutes": 2.0}, "both epochs = 3 and minutes = 2.0"),
         ({"lr": 0.1, "base_lr": 0.2}, "both lr = 0.1 and base_lr = 0.2"),
         ({"lr": 0.1, "lr_scaling": "sqrt"}, "both lr = 0.1 and lr_scaling = sqrt"),
     ],
 )
-def test_two_settings_of_which_one_takes_the_place_of_the_other_are_refused(both: dict[str, Any], said: str) -> None:
-    with pytest.raises(InvalidInput, match=re.escape(said)) as caught:
+def test_two_settings_of_which_one_replaces_the_other_are_refused(both: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(message)) as caught:
         TrainConfig(**both)
     assert caught.value.hint == "give one of the two"
 
@@ -132,20 +132,20 @@ def test_a_setting_that_the_method_lacks_is_refused_with_the_methods_that_have_i
     assert "simclr, moco, instance-discrimination" in caught.value.hint
 
 
-def test_an_unknown_method_is_refused_with_those_there_are() -> None:
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InvalidInput, match="method is 'byol'") as caught:
         TrainConfig(method="byol", tau=0.1)
     assert "barlow-twins" in caught.value.hint
 
 
 @pytest.mark.parametrize(("text", "shares"), [("", ()), ("0.6, 0.8", (0.6, 0.8)), ("0.5", (0.5,)), (" 0.1,", (0.1,))])
-def test_drops_are_read_as_rising_shares(text: str, shares: tuple[float, ...]) -> None:
+def test_drops_are_read_as_increasing_shares(text: str, shares: tuple[float, ...]) -> None:
     assert drops(text) == shares
 
 
 @pytest.mark.parametrize("text", ["0.8,0.6", "0.6,0.6", "0", "1", "120,160", "half", "nan"])
-def test_drops_that_are_no_rising_shares_are_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="rising shares of the run"):
+def test_drops_that_are_not_increasing_shares_are_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="increasing shares of the run"):
         TrainConfig(lr_drops=text)
 
 
@@ -208,7 +208,9 @@ def test_settings_survive_json() -> None:
     assert Settings.from_json(settings.to_json() | {"of_a_newer_version": 1}) == settings
 
 
-@pytest.mark.parametrize("module", ["config", "recipes", "plan", "augment"])
+@pytest.mark.parametrize(
+    "module", ["augment", "plan.config", "plan.defaults", "plan.plan", "plan.recipes", "plan.sources"]
+)
 def test_settings_recipes_and_plan_need_no_torch(module: str) -> None:
     program = f"import sys, embedserve_training.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""How much of a run is done, and when it ends, in epochs and in minutes."""
+"""How much of a budget is used, and when a run ends, in epochs and in minutes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ EPOCHS = Budget(epochs=4, minutes=0.0, steps_per_epoch=5)
 MINUTES = Budget(epochs=0, minutes=2.0, steps_per_epoch=5)
 
 
-def test_a_budget_in_epochs_counts_steps_whatever_time_they_take() -> None:
+def test_a_budget_in_epochs_counts_steps_and_not_time() -> None:
     assert EPOCHS.used(Spent(step=5, seconds=1e6)) == 0.25
     assert not EPOCHS.done(Spent(step=19, seconds=1e6, step_s=1e3))
     assert EPOCHS.done(Spent(step=20))
     assert EPOCHS.total_steps(Spent(step=7, seconds=3.0)) == 20
 
 
-def test_a_budget_in_minutes_counts_time_whatever_steps_it_takes() -> None:
+def test_a_budget_in_minutes_counts_time_and_not_steps() -> None:
     assert MINUTES.used(Spent(step=1_000_000, seconds=30.0)) == 0.25
     assert MINUTES.total_steps(Spent(step=100, seconds=30.0)) == 400
 
@@ -34,14 +34,14 @@ def test_before_the_first_step_nothing_is_used_and_nothing_estimated() -> None:
     assert MINUTES.total_steps(Spent()) == 0
 
 
-def test_the_steps_of_a_run_stand_for_their_middles() -> None:
+def test_a_step_counts_by_its_middle() -> None:
     assert EPOCHS.middle_of_next(Spent(step=0)) == pytest.approx(0.5 / 20)
     assert EPOCHS.middle_of_next(Spent(step=19)) == pytest.approx(19.5 / 20)
     assert MINUTES.middle_of_next(Spent(seconds=60.0, step_s=12.0)) == pytest.approx(66 / 120)
     assert MINUTES.middle_of_next(Spent(seconds=119.0, step_s=12.0)) == 1.0
 
 
-def test_the_time_that_is_left_is_that_of_the_steps_or_of_the_clock() -> None:
+def test_the_time_left_is_that_of_the_steps_or_of_the_clock() -> None:
     assert EPOCHS.left_s(Spent(step=15, seconds=99.0), seconds_per_step=2.0) == 10.0
     assert MINUTES.left_s(Spent(step=15, seconds=99.0), seconds_per_step=2.0) == 21.0
     assert MINUTES.left_s(Spent(seconds=121.0), seconds_per_step=2.0) == 0.0

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and errors that say what is wrong with a run folder."""
+"""Checkpoints are complete or absent, and errors say what is wrong with a run folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from embedserve.errors import TrainingError
-from embedserve_training.run import checkpoint
+from embedserve_training.run import checkpoint, run_folder
 from embedserve_training.run.checkpoint import Checkpoint
 
 
@@ -30,7 +30,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert torch.equal(loaded.method["weight"], torch.full((3,), 7.0))
 
 
-def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(make(1), tmp_path)
 
     def half_way(document: object, out: object) -> None:
@@ -42,30 +42,30 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path: Path, monk
         with pytest.raises(TrainingError, match="No space left on device"):
             checkpoint.save(make(2), tmp_path)
     assert checkpoint.load(tmp_path).step == 1
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.CHECKPOINT]
+    assert [path.name for path in tmp_path.iterdir()] == [run_folder.CHECKPOINT]
 
 
 def test_a_folder_without_a_run_says_how_to_start_one(tmp_path: Path) -> None:
-    for read in (checkpoint.load, checkpoint.read_plan):
+    for read in (checkpoint.load, run_folder.read_plan):
         with pytest.raises(TrainingError, match="holds no training run") as caught:
             read(tmp_path)
         assert "embedserve train" in caught.value.hint
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    (tmp_path / checkpoint.CHECKPOINT).write_bytes(b"no checkpoint at all")
+    (tmp_path / run_folder.CHECKPOINT).write_bytes(b"no checkpoint at all")
     with pytest.raises(TrainingError, match=r"checkpoint\.pt cannot be read") as caught:
         checkpoint.load(tmp_path)
     assert "--fresh" in caught.value.hint
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    torch.save({"format": 99}, tmp_path / checkpoint.CHECKPOINT)
+    torch.save({"format": 99}, tmp_path / run_folder.CHECKPOINT)
     with pytest.raises(TrainingError, match="has format 99"):
         checkpoint.load(tmp_path)
 
 
 def test_a_damaged_plan_is_named(tmp_path: Path) -> None:
-    (tmp_path / checkpoint.PLAN).write_text('{"format": 1}')
-    with pytest.raises(TrainingError, match=r"plan\.json is not understood"):
-        checkpoint.read_plan(tmp_path)
+    (tmp_path / run_folder.PLAN).write_text('{"format": 1}')
+    with pytest.raises(TrainingError, match=r"plan\.json cannot be understood"):
+        run_folder.read_plan(tmp_path)

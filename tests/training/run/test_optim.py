@@ -1,4 +1,4 @@
-"""Parameter groups, the schedule in numbers, and LARS against a slow version."""
+"""Parameter groups, values of the schedule, and LARS against a slow version."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from embedserve_training.run import optim
 FACTS = Facts(images=1_281_167, median_side_px=375, cuda=True)
 
 
-def settings_of(method: str, recipe: str, **said: Any) -> Settings:
-    return replace(plan(TrainConfig(method=method, recipe=recipe, **said), FACTS).settings, device="cpu")
+def settings_of(method: str, recipe: str, **values: Any) -> Settings:
+    return replace(plan(TrainConfig(method=method, recipe=recipe, **values), FACTS).settings, device="cpu")
 
 
 def groups_of(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -34,7 +34,7 @@ def groups_of(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
 # --- Parameter groups ----------------------------------------------------------------------------------------------
 
 
-def test_weight_decay_spares_batch_norm_and_biases_and_takes_all_else() -> None:
+def test_weight_decay_applies_to_all_but_batch_norm_and_biases() -> None:
     method = SimCLR(build("small-cnn", 16), tau=0.2)
     decayed, spared = optim.parameter_groups(method, 0.1)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
@@ -46,7 +46,7 @@ def test_weight_decay_spares_batch_norm_and_biases_and_takes_all_else() -> None:
 
 
 def test_weight_decay_on_batch_norm_and_biases_with_lars_as_in_many_ports_does_not_happen() -> None:
-    # Without gradients only weight decay moves anything.
+    # Without gradients only weight decay changes weights.
     model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=True), nn.BatchNorm2d(4))
     optimizer = optim.build(settings_of("simclr", "simclr-imagenet"), model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -117,17 +117,17 @@ def test_an_optimiser_by_name_has_no_rate_before_the_schedule_sets_one(name: str
 
 def test_adamw_without_weight_decay_is_adam() -> None:
     torch.manual_seed(0)
-    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
-    theirs.load_state_dict(ours.state_dict())
+    ours, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    other.load_state_dict(ours.state_dict())
     optimizer = optim.build(settings_of("cpc", "cpc-imagenet"), ours)
     optim.set_lr(optimizer, 2e-4)
-    adam = torch.optim.Adam(theirs.parameters(), lr=2e-4, betas=(0.9, 0.98))
+    adam = torch.optim.Adam(other.parameters(), lr=2e-4, betas=(0.9, 0.98))
     for _ in range(3):
-        for model, stepped in ((ours, optimizer), (theirs, adam)):
+        for model, stepped in ((ours, optimizer), (other, adam)):
             stepped.zero_grad()
             model(torch.ones(1, 3)).square().sum().backward()
             stepped.step()
-    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.weight, other.weight)
 
 
 # --- Schedule ------------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_a_cosine_set_up_in_steps_but_stepped_in_epochs_without_warm_up_does_not
     # The bug of sthalles/SimCLR. 20 epochs of 50 steps, the first tenth is warm-up; by hand:
     # step 50: half way up; 100: at the top; 550: half way down, cos 90°; 700: (1 + cos 120°) / 2; 1000: at the end.
     table = {0: 0.0, 50: 0.5, 99: 0.99, 100: 1.0, 400: 0.75, 550: 0.5, 700: 0.25, 1000: 0.0}
-    for step in (*table, *reversed(table)):  # in any order: nothing is counted
+    for step in (*table, *reversed(table)):  # in any order: the rate depends on no earlier call
         assert optim.lr_factor(step / 1000, 0.1) == pytest.approx(table[step], abs=1e-12)
 
 
@@ -193,16 +193,16 @@ def test_the_rate_drops_to_a_tenth_at_120_and_160_of_200_epochs(
     assert ours == pytest.approx(factor)
 
 
-def test_moco_v2_begins_at_the_full_rate_and_ends_at_none() -> None:
+def test_moco_v2_starts_at_the_full_rate_and_ends_at_zero() -> None:
     settings = settings_of("moco", "moco-v2-imagenet")
     assert [optim.lr_factor(at, settings.warmup, drops(settings.lr_drops), settings.lr_end) for at in (0, 1)] == [1, 0]
 
 
-def test_a_cosine_that_ends_where_it_begins_is_a_constant_rate() -> None:
+def test_a_cosine_that_ends_where_it_starts_is_a_constant_rate() -> None:
     assert {optim.lr_factor(at / 7, 0.0, end=1.0) for at in range(8)} == {1.0}
 
 
-def test_steps_begin_after_the_warm_up() -> None:
+def test_drops_start_after_the_warm_up() -> None:
     assert [optim.lr_factor(at, 0.2, (0.5,)) for at in (0.1, 0.2, 0.4, 0.5)] == pytest.approx([0.5, 1.0, 1.0, 0.1])
 
 
@@ -221,7 +221,7 @@ def slow_lars(w: np.ndarray, gradients: list[np.ndarray], lr: float, decay: floa
 
 
 @pytest.mark.parametrize("adapt", [True, False])
-def test_lars_is_its_algorithm(adapt: bool) -> None:
+def test_lars_agrees_with_its_algorithm(adapt: bool) -> None:
     rng = np.random.default_rng(0)
     start, gradients = rng.normal(size=(4, 3)), list(rng.normal(size=(5, 4, 3)))
     weight = nn.Parameter(torch.from_numpy(start.copy()))

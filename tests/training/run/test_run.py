@@ -1,4 +1,4 @@
-"""What a run does with folders, earlier runs and slips that are not as they should be."""
+"""How a run handles bad folders, earlier runs and wrong settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from embedserve.errors import InvalidInput, SetupError, TrainingError
 from embedserve_training.data import cache, folders
 from embedserve_training.plan.config import TrainConfig
-from embedserve_training.run import checkpoint, served
+from embedserve_training.run import checkpoint, run_folder, served
 from embedserve_training.run.prepare import prepare
 from embedserve_training.run.run import run_training
 
@@ -23,10 +23,10 @@ Config = Callable[..., TrainConfig]
 
 
 def quiet(_: str) -> None:
-    """Takes the lines for a person."""
+    """Discards the line."""
 
 
-def test_a_slip_in_the_backbone_shows_before_an_earlier_run_is_removed(
+def test_a_wrong_backbone_is_refused_before_an_earlier_run_is_removed(
     finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Config
 ) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
@@ -37,26 +37,26 @@ def test_a_slip_in_the_backbone_shows_before_an_earlier_run_is_removed(
     assert checkpoint.load(tmp_path / "run").finished
 
 
-def test_a_dry_run_finds_a_slip_in_the_backbone(image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
+def test_a_dry_run_refuses_a_wrong_backbone(image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
     with pytest.raises(InvalidInput, match="no backbone"):
         run_training(
             image_folder, config=tiny_config(backbone="resnet19"), out=tmp_path / "run", report=quiet, dry_run=True
         )
 
 
-def test_a_run_of_a_gpu_does_not_go_on_without_one(
+def test_a_run_on_a_gpu_is_not_continued_without_one(
     finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
-    stored = checkpoint.read_plan(tmp_path / "run")
-    checkpoint.write_plan(replace(stored, settings=replace(stored.settings, device="cuda")), tmp_path / "run")
+    stored = run_folder.read_plan(tmp_path / "run")
+    run_folder.write_plan(replace(stored, settings=replace(stored.settings, device="cuda")), tmp_path / "run")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SetupError, match="no CUDA GPU") as refused:
         run_training(image_folder, config=tiny_config(), out=tmp_path / "run", report=quiet)
     assert "--fresh" in refused.value.hint
 
 
-def test_a_checkpoint_of_another_network_is_no_bug_of_ours(finished_run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_is_a_training_error(finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     saved = checkpoint.load(tmp_path / "run")
     method = {name: value for name, value in saved.method.items() if "projector" not in name}
@@ -65,9 +65,7 @@ def test_a_checkpoint_of_another_network_is_no_bug_of_ours(finished_run: Path, t
         served.trained(tmp_path / "run")
 
 
-def test_a_damaged_index_of_decoded_images_is_made_again(
-    image_folder: Path, tmp_path: Path, tiny_config: Config
-) -> None:
+def test_a_damaged_index_of_decoded_images_is_rebuilt(image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
     images = folders.scan(image_folder)
     first = cache.open_cache(images, 16, tmp_path, workers=1)
     [index] = tmp_path.glob("*.json")
@@ -98,12 +96,12 @@ def test_a_process_that_does_not_see_the_run_folder_of_process_0_says_so(
     assert "share" in refused.value.hint
 
 
-def test_a_run_of_one_process_does_not_go_on_with_two(
+def test_a_run_of_one_process_is_not_continued_with_two(
     image_folder: Path, tmp_path: Path, tiny_config: Config, finished_run: Path
 ) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     checkpoint.save(replace(checkpoint.load(finished_run), finished=False), tmp_path / "run")
-    with ExitStack() as held, pytest.raises(TrainingError, match="was begun with 1 process, not with 2"):
+    with ExitStack() as held, pytest.raises(TrainingError, match="was started with 1 process, not with 2"):
         prepare(
             image_folder,
             tiny_config(),
@@ -125,7 +123,7 @@ def test_a_huge_file_is_left_out_without_being_read(image_folder: Path, tmp_path
     assert "max_image_bytes" in skipped[0].reason
 
 
-def test_a_pipe_in_the_folder_is_left_out_and_not_waited_for(image_folder: Path, tmp_path: Path) -> None:
+def test_a_pipe_in_the_folder_is_left_out_without_waiting_for_it(image_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(image_folder, tmp_path / "images")
     os.mkfifo(tmp_path / "images" / "pipe.png")
     _, _, skipped = folders.load_squares(folders.scan(tmp_path / "images"), _spec(), workers=1)

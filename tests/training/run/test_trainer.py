@@ -1,4 +1,4 @@
-"""Whole runs: planning, resuming to the bit, stopping, budgets, and what stops a run."""
+"""Whole runs: planning, resuming to the bit, stopping, budgets, and errors that end a run."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from PIL import Image
 from embedserve.errors import DataError, SetupError, TrainingError
 from embedserve_training.methods.method import StepOutput
 from embedserve_training.plan.config import TrainConfig
-from embedserve_training.run import checkpoint, gradient, trainer
+from embedserve_training.run import checkpoint, gradient, run_folder, trainer
 from embedserve_training.run.run import run_training
-from embedserve_training.watch.monitor import Progress
+from embedserve_training.watch.progress import Progress
 
 Config = Callable[..., TrainConfig]
 
 
 def quiet(line: str) -> None:
-    """Report to nobody."""
+    """Discards the line."""
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -61,8 +61,8 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     assert (resumed.status, resumed.steps) == ("finished", 12)
     whole, halves = checkpoint.load(tmp_path / "whole"), checkpoint.load(tmp_path / "halves")
     assert all(torch.equal(whole.method[name], halves.method[name]) for name in whole.method)
-    for mine, theirs in zip(whole.optimizer["state"].values(), halves.optimizer["state"].values(), strict=True):
-        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    for own, other in zip(whole.optimizer["state"].values(), halves.optimizer["state"].values(), strict=True):
+        assert all(torch.equal(own[name], other[name]) for name in own)
 
 
 def test_the_same_line_twice_gives_the_same_weights_and_another_seed_others(
@@ -95,22 +95,22 @@ def test_training_lowers_the_loss_clearly_below_chance(image_folder: Path, tmp_p
 
 
 def test_a_finished_run_is_left_alone(finished_run: Path, image_folder: Path, tiny_config: Config) -> None:
-    before = (finished_run / checkpoint.CHECKPOINT).read_bytes()
+    before = (finished_run / run_folder.CHECKPOINT).read_bytes()
     result = run_training(image_folder, config=tiny_config(), out=finished_run, report=quiet)
     assert (result.status, result.steps, result.images) == ("finished before", 6, 48)
-    assert (finished_run / checkpoint.CHECKPOINT).read_bytes() == before
+    assert (finished_run / run_folder.CHECKPOINT).read_bytes() == before
 
 
-def test_fresh_begins_anew(finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
+def test_fresh_starts_over(finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished_run, out)
     result = run_training(image_folder, config=tiny_config(epochs=1), out=out, report=quiet, fresh=True)
     assert (result.status, result.steps) == ("finished", 3)
-    records = (out / checkpoint.METRICS).read_text().splitlines()
+    records = (out / run_folder.METRICS).read_text().splitlines()
     assert [json.loads(line)["step"] for line in records] == [3]
 
 
-def test_another_configuration_does_not_go_on_from_a_run(
+def test_a_run_is_not_continued_with_another_configuration(
     finished_run: Path, image_folder: Path, tiny_config: Config
 ) -> None:
     with pytest.raises(TrainingError, match=r"tau was None and is 0\.3") as caught:
@@ -118,7 +118,7 @@ def test_another_configuration_does_not_go_on_from_a_run(
     assert "--fresh" in caught.value.hint
 
 
-def test_changed_images_do_not_go_on_from_a_run(
+def test_a_run_is_not_continued_with_changed_images(
     image_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, out = tmp_path / "images", tmp_path / "run"
@@ -150,17 +150,17 @@ def test_a_dry_run_reports_the_plan_and_writes_nothing(image_folder: Path, tmp_p
 
 
 def test_the_run_folder_holds_plan_metrics_checkpoint_and_samples(finished_run: Path) -> None:
-    plan = checkpoint.read_plan(finished_run)
+    plan = run_folder.read_plan(finished_run)
     assert plan.sources["batch_size"] == "flag"
     assert plan.data["images"] == 48
-    assert (finished_run / checkpoint.SAMPLES).exists()
-    assert (finished_run / checkpoint.SKIPPED).read_text() == ""
-    record = json.loads((finished_run / checkpoint.METRICS).read_text().splitlines()[-1])
+    assert (finished_run / run_folder.SAMPLES).exists()
+    assert (finished_run / run_folder.SKIPPED).read_text() == ""
+    record = json.loads((finished_run / run_folder.METRICS).read_text().splitlines()[-1])
     assert {"step", "loss", "chance", "pos", "rank", "lr", "images_per_s", "data_wait", "eta_s"} <= set(record)
-    assert not (finished_run / checkpoint.CACHE).exists()  # it is large, and only training needs it
+    assert not (finished_run / run_folder.CACHE).exists()  # it is large, and only training needs it
 
 
-def test_unreadable_images_are_listed_and_training_goes_on(
+def test_unreadable_images_are_listed_and_training_continues(
     image_folder: Path, tmp_path: Path, tiny_config: Config
 ) -> None:
     images = tmp_path / "images"
@@ -169,14 +169,14 @@ def test_unreadable_images_are_listed_and_training_goes_on(
     result = run_training(images, config=tiny_config(epochs=1), out=tmp_path / "run", report=quiet)
     assert (result.status, result.images) == ("finished", 48)
     assert [entry.path for entry in result.skipped] == ["broken.png"]
-    assert (tmp_path / "run" / checkpoint.SKIPPED).read_text().startswith("broken.png\t")
+    assert (tmp_path / "run" / run_folder.SKIPPED).read_text().startswith("broken.png\t")
 
 
 def test_too_few_images_are_refused(tmp_path: Path, tiny_config: Config) -> None:
     (tmp_path / "images").mkdir()
     for i in range(5):
         Image.new("RGB", (16, 16)).save(tmp_path / f"images/{i}.png")
-    with pytest.raises(DataError, match="has 5 images that can be read; training needs at least 16"):
+    with pytest.raises(DataError, match="has 5 readable images; training needs at least 16"):
         run_training(tmp_path / "images", config=tiny_config(batch_size=None), out=tmp_path / "run", report=quiet)
 
 
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
 
 
-def test_a_run_that_collapses_is_stopped_if_asked_for_and_goes_on_without_the_wish(
+def test_a_run_that_collapses_is_stopped_on_request_and_else_continues(
     image_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = gradient.BatchGradient.of
@@ -210,14 +210,14 @@ def test_a_run_that_collapses_is_stopped_if_asked_for_and_goes_on_without_the_wi
         return replace(output, **{name: torch.ones_like(value) for name, value in vectors.items()})
 
     monkeypatch.setattr(gradient.BatchGradient, "of", alike)
-    config = tiny_config(epochs=26)  # 78 steps: two looks, after 50 and 75, see the same
+    config = tiny_config(epochs=26)  # 78 steps: checks after 50 and 75 see the same
     with pytest.raises(TrainingError, match=r"collapsed at step 75: .*the last good checkpoint is .*, of step") as stop:
         run_training(image_folder, config=config, out=tmp_path, report=quiet, stop_on_collapse=True)
     assert "lr" in stop.value.hint
     lines: list[str] = []
     result = run_training(image_folder, config=config, out=tmp_path, report=lines.append)
     assert (result.status, result.steps) == ("finished", 78)
-    assert any(line.startswith("going on at step ") for line in lines)
+    assert any(line.startswith("continuing at step ") for line in lines)
     assert sum("have collapsed at step" in line for line in lines) == 1
 
 
@@ -256,7 +256,7 @@ def test_a_budget_in_minutes_is_kept_and_its_schedule_runs_to_the_end(
     assert rates[-1] < 0.02 * result.plan.settings.lr
 
 
-def test_a_budget_too_small_to_learn_anything_is_called_out(
+def test_a_budget_too_small_to_learn_anything_is_reported(
     image_folder: Path, tmp_path: Path, tiny_config: Config
 ) -> None:
     lines: list[str] = []

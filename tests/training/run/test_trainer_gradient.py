@@ -1,4 +1,4 @@
-"""The gradient of a batch: the same in any number of parts, clipped if asked for, and of compiled networks too."""
+"""The gradient of a batch: independent of its parts, clipped on request, and the same for compiled networks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH, IMAGES = 8, 16
 
 
 def quiet(line: str) -> None:
-    """Reports to nobody."""
+    """Discards the line."""
 
 
 def settings_of(**changes: object) -> Settings:
@@ -37,7 +37,7 @@ def settings_of(**changes: object) -> Settings:
 
 
 def built(settings: Settings, processes: Processes | None = None) -> BatchGradient:
-    """The gradient of a method without batch-norm, by which images of a part would depend on each other."""
+    """The gradient of a method without batch-norm, which would make the images of a part depend on each other."""
     torch.manual_seed(0)
     method = methods.build(settings, IMAGES, processes or Processes())
     batch_norm.without(method)
@@ -70,8 +70,8 @@ def test_in_parts_the_gradient_and_the_loss_are_those_of_the_whole_batch() -> No
         torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-6)
 
 
-def test_each_process_takes_a_stretch_of_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient, "_averaged", lambda method: None)
+def test_each_process_takes_a_range_of_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient, "_distributed", lambda method: None)
     rows = {
         (rank, parts): built(settings_of(accumulate=parts), Processes(rank, 2)).rows_B.tolist()
         for rank in (0, 1)
@@ -86,7 +86,7 @@ def test_each_process_takes_a_stretch_of_each_part(monkeypatch: pytest.MonkeyPat
 
 
 def test_two_processes_see_the_views_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient, "_averaged", lambda method: None)
+    monkeypatch.setattr(gradient, "_distributed", lambda method: None)
     pixels_GTTC, indices_G = batch()
     seen: list[Tensor] = []
     for processes in (Processes(), Processes(0, 2), Processes(1, 2)):
@@ -99,7 +99,7 @@ def test_two_processes_see_the_views_of_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class _SeenError(Exception):
-    """Ends a step once its views are there."""
+    """Ends a step after its views are made."""
 
 
 def _keep(views: list[Tensor], seen: list[Tensor]) -> None:
@@ -107,14 +107,14 @@ def _keep(views: list[Tensor], seen: list[Tensor]) -> None:
     raise _SeenError
 
 
-def test_each_step_has_other_views() -> None:
+def test_each_step_has_different_views() -> None:
     pixels_GTTC, indices_G = batch()
     taken = built(settings_of())
     losses = [float(taken.of(pixels_GTTC, indices_G, step=step).loss) for step in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
 
 
-def test_the_gradient_is_cut_to_its_greatest_norm_and_its_own_norm_is_recorded(
+def test_the_gradient_is_clipped_and_its_norm_before_is_recorded(
     image_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms: list[float] = []
@@ -132,7 +132,8 @@ def test_the_gradient_is_cut_to_its_greatest_norm_and_its_own_norm_is_recorded(
     limit = min(free) / 10
     run_training(image_folder, config=tiny_config(epochs=1, clip_norm=limit), out=tmp_path / "cut", report=quiet)
     assert norms == pytest.approx([limit] * 3, rel=1e-3)
-    records = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("free", "cut")]
+    last_lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("free", "cut")]
+    records = [json.loads(line) for line in last_lines]
     assert "grad_norm" not in records[0]
     assert records[1]["grad_norm"] > 5 * limit
 
@@ -140,7 +141,7 @@ def test_the_gradient_is_cut_to_its_greatest_norm_and_its_own_norm_is_recorded(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:::torch")
-def test_a_compiled_network_has_the_gradients_and_the_names_of_its_weights_that_it_had(
+def test_compiling_a_network_keeps_its_gradients_and_the_names_of_its_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The head instead of the backbone, which would take minutes to compile.

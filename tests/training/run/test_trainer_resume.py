@@ -1,4 +1,4 @@
-"""A run that is killed without warning goes on as if nothing had happened, whatever the method, to the bit."""
+"""A run that is killed continues exactly, to the bit, with every method."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def step_or_die(self, *args):
 trainer.Trainer._step = step_or_die
 run_training(Path(folder), config=TrainConfig(**json.loads(config)), out=Path(out), report=print)
 """
-"""A run that saves after each step up to one of them and is killed within a later one."""
+"""A run that saves after each step up to one of them and is killed during a later one."""
 
 
 def quiet(line: str) -> None:
-    """Reports to nobody."""
+    """Discards the line."""
 
 
 def flat(document: Any, name: str = "") -> dict[str, Any]:
@@ -70,8 +70,8 @@ def assert_equal_to_the_bit(run: Path, other: Path) -> None:
     one, two = checkpoint.load(run), checkpoint.load(other)
     assert (one.step, one.finished) == (two.step, two.finished)
     whitenings = (one.whitening or {}, two.whitening or {})
-    for mine, theirs in ((one.method, two.method), (one.optimizer, two.optimizer), whitenings):
-        values, others = flat(dict(mine)), flat(dict(theirs))
+    for left, right in ((one.method, two.method), (one.optimizer, two.optimizer), whitenings):
+        values, others = flat(dict(left)), flat(dict(right))
         assert values.keys() == others.keys()
         differing = [
             name
@@ -81,7 +81,6 @@ def assert_equal_to_the_bit(run: Path, other: Path) -> None:
         assert differing == []
 
 
-@pytest.mark.slow
 def test_every_method_has_a_configuration() -> None:
     assert set(CONFIGS) == set(METHODS)
 
@@ -100,12 +99,12 @@ def test_a_run_killed_within_a_step_and_started_again_equals_an_uninterrupted_on
         text=True,
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
-    assert checkpoint.load(killed).step == SAVED_AT  # so the steps after it are lost, and taken again
+    assert checkpoint.load(killed).step == SAVED_AT  # the steps after it are lost, and taken again
     config = TrainConfig(**values)
     run_training(image_folder, config=config, out=whole, report=quiet)
     lines: list[str] = []
     resumed = run_training(image_folder, config=config, out=killed, report=lines.append)
-    assert f"going on at step {SAVED_AT}" in lines
+    assert f"continuing at step {SAVED_AT}" in lines
     assert (resumed.status, resumed.steps) == ("finished", STEPS)
     assert_equal_to_the_bit(killed, whole)
 
@@ -132,6 +131,6 @@ def test_what_the_network_draws_is_drawn_again_after_a_resume(
 
         patch.setattr(trainer.Trainer, "_step", step_and_signal)
         assert run_training(image_folder, config=tiny_config(), out=tmp_path / "halves", report=quiet).steps == 2
-    torch.manual_seed(99)  # whatever else was drawn in between
+    torch.manual_seed(99)  # as if other numbers were drawn in between
     run_training(image_folder, config=tiny_config(), out=tmp_path / "halves", report=quiet)
     assert_equal_to_the_bit(tmp_path / "halves", tmp_path / "whole")

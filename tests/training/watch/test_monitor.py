@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from embedserve_training.watch.monitor import COLUMNS, Monitor, Progress, duration, sign_of_failure
+from embedserve_training.watch.monitor import Monitor, sign_of_failure
+from embedserve_training.watch.progress import LINE_COLUMNS, Progress, duration
 
 PROGRESS = Progress(
     epoch=3,
@@ -48,7 +49,7 @@ BARLOW = replace(
 
 
 def quiet(line: str) -> None:
-    """Report to nobody."""
+    """Discards the line."""
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a folder: (step, value) by name."""
+    """The curves that TensorBoard shows for a folder: (step, value) by name."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder))
@@ -96,7 +97,7 @@ def test_the_loss_of_a_collapse_is_not_shown_within_a_hundredth_of_chance() -> N
     ("diagnostics", "shown"),
     [({"pos": -0.031}, " pos -.03 "), ({"pos": 0.996, "top1": 0.2}, " pos 1.0 "), ({"top1": 0.4}, " top1 .40 ")],
 )
-def test_the_line_shows_the_diagnostic_that_says_most(diagnostics: dict[str, float], shown: str) -> None:
+def test_the_line_shows_the_most_telling_diagnostic(diagnostics: dict[str, float], shown: str) -> None:
     assert shown in replace(PROGRESS, diagnostics=diagnostics).line()
 
 
@@ -106,13 +107,13 @@ def test_the_line_shows_the_diagnostic_that_says_most(diagnostics: dict[str, flo
 def test_the_line_fits_its_columns(progress: Progress, changes: dict[str, float], dimension: int) -> None:
     changed = replace(progress, estimated=True, dimension=dimension, eta_s=400_000, data_wait=0.37, **changes)  # type: ignore[arg-type]
     line = changed.line()
-    assert len(line) <= COLUMNS
+    assert len(line) <= LINE_COLUMNS
     assert "loss " in line
     assert "rank " in line
     assert line.endswith(" ETA 111h07m")
 
 
-def test_what_does_not_fit_is_left_out_of_the_line_and_kept_in_the_metrics() -> None:
+def test_fields_that_do_not_fit_are_left_out_of_the_line_and_kept_in_the_metrics() -> None:
     crowded = replace(PROGRESS, steps=1_250_000, dimension=2048)
     assert "lr" not in crowded.line()
     assert json.loads(crowded.to_json())["lr"] == 0.048
@@ -158,13 +159,13 @@ def test_metrics_hold_all_numbers(tmp_path: Path) -> None:
     }
 
 
-def test_what_a_method_does_not_have_is_left_out_of_the_metrics() -> None:
+def test_numbers_that_a_method_lacks_are_left_out_of_the_metrics() -> None:
     numbers = json.loads(replace(PROGRESS, alignment=math.nan).to_json())
     assert "alignment" not in numbers
     assert numbers["uniformity"] == -3.2
 
 
-def test_records_after_the_checkpoint_are_forgotten_on_resume(tmp_path: Path) -> None:
+def test_records_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path / "metrics.jsonl", quiet)
     for step in (10, 20, 30):
         monitor.record(replace(PROGRESS, step=step), used=0.0)
@@ -200,22 +201,22 @@ class TestTensorBoard:
         resumed.close()
         assert curves(tmp_path / "tensorboard")["loss"] == [(10, 5.0), (20, 4.0), (30, 3.5)]
 
-    def test_a_run_begun_anew_shows_nothing_of_the_one_before(self, monitor: Monitor, tmp_path: Path) -> None:
+    def test_a_run_that_starts_over_shows_nothing_of_the_one_before(self, monitor: Monitor, tmp_path: Path) -> None:
         monitor.record(replace(PROGRESS, step=30), used=0.0)
         monitor.close()
-        anew = Monitor(tmp_path / "metrics.jsonl", quiet, tensorboard=tmp_path / "tensorboard")
-        anew.record(replace(PROGRESS, step=5), used=0.0)
-        anew.close()
+        again = Monitor(tmp_path / "metrics.jsonl", quiet, tensorboard=tmp_path / "tensorboard")
+        again.record(replace(PROGRESS, step=5), used=0.0)
+        again.close()
         assert [step for step, _ in curves(tmp_path / "tensorboard")["loss"]] == [5]
 
-    def test_no_event_files_are_written_unless_wanted(self, tmp_path: Path) -> None:
+    def test_event_files_are_written_only_on_request(self, tmp_path: Path) -> None:
         monitor = Monitor(tmp_path / "metrics.jsonl", quiet)
         monitor.record(PROGRESS, used=0.0)
         monitor.close()
         assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
     @pytest.mark.usefixtures("no_tensorboard")
-    def test_without_the_package_training_goes_on_and_one_line_says_so(self, tmp_path: Path) -> None:
+    def test_without_the_package_training_continues_and_one_line_says_so(self, tmp_path: Path) -> None:
         lines: list[str] = []
         monitor = Monitor(tmp_path / "metrics.jsonl", lines.append, tensorboard=tmp_path / "tensorboard")
         for step in (10, 20):
@@ -223,7 +224,7 @@ class TestTensorBoard:
         monitor.close()
         assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
         assert [line for line in lines if not line.startswith("epoch")] == [
-            "no curves for TensorBoard, training goes on: No module named 'tensorboard' (pip install tensorboard)"
+            "no curves for TensorBoard, training continues: No module named 'tensorboard' (pip install tensorboard)"
         ]
 
 
@@ -231,7 +232,7 @@ class TestTensorBoard:
     ("changes", "words"),
     [({"loss": 5.5}, "nothing is being learned (loss 5.500, chance 5.545)"), ({"loss": 5.45}, ""), ({}, "")],
 )
-def test_a_run_within_a_hundredth_of_chance_is_called_out(changes: dict[str, float], words: str) -> None:
+def test_a_run_within_a_hundredth_of_chance_gets_a_warning(changes: dict[str, float], words: str) -> None:
     warning = sign_of_failure(replace(PROGRESS, **changes))  # type: ignore[arg-type]
     assert words in warning
     assert bool(warning) == bool(words)
@@ -257,5 +258,5 @@ def test_there_is_no_warning_in_the_first_steps_of_a_short_run(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("seconds", "expected"), [(0.4, "0s"), (42, "42s"), (720, "12m"), (11_100, "3h05m"), (-3, "0s")]
 )
-def test_durations_are_for_people(seconds: float, expected: str) -> None:
+def test_durations_are_short_texts(seconds: float, expected: str) -> None:
     assert duration(seconds) == expected

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedserve_training.watch.representation import MOST_ROWS, effective_rank, measure, strided
+from embedserve_training.watch.representation import MAX_ROWS, effective_rank, measure, strided
 
 CORNERS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 
@@ -34,21 +34,21 @@ def test_the_rank_is_of_the_backbone_and_not_of_the_projection() -> None:
     assert (health.rank, health.dimension) == (pytest.approx(2.0), 2)
 
 
-def test_embeddings_that_are_all_alike_have_no_spread_and_the_greatest_uniformity() -> None:
+def test_equal_embeddings_have_no_spread_and_the_largest_uniformity() -> None:
     health = measure(CORNERS, torch.full((4, 3), 5.0), views=2)
     assert health.std == pytest.approx(0, abs=1e-7)
     assert health.alignment == pytest.approx(0, abs=1e-12)
     assert health.uniformity == pytest.approx(0, abs=1e-12)
 
 
-def test_embeddings_of_zeros_count_as_alike() -> None:
+def test_embeddings_of_zeros_count_as_equal() -> None:
     health = measure(torch.zeros(4, 2), torch.zeros(4, 3), views=2)
     assert (health.std, health.alignment, health.uniformity) == (0.0, 0.0, 0.0)
 
 
 def test_the_corners_of_a_square_are_spread_in_all_directions() -> None:
     health = measure(CORNERS, 10 * CORNERS, views=2)
-    # Both numbers are 1, 0, −1, 0: standard deviation √½, times √2.
+    # Each coordinate is 1, 0, −1, 0: standard deviation √½, times √2.
     assert health.std == pytest.approx(1.0)
     # Partners lie opposite each other: the square of 2.
     assert health.alignment == pytest.approx(4.0)
@@ -97,11 +97,11 @@ def test_random_unit_vectors_have_the_uniformity_of_the_sphere() -> None:
 def test_a_large_batch_is_thinned_to_the_same_images_of_every_view(images: int, views: int) -> None:
     image_N1 = torch.arange(images).repeat(views).unsqueeze(1)
     rows_VM = strided(image_N1, views).reshape(views, -1)
-    assert MOST_ROWS / 2 <= rows_VM.numel() <= MOST_ROWS + views
+    assert MAX_ROWS / 2 <= rows_VM.numel() <= MAX_ROWS + views
     assert all(torch.equal(row_M, rows_VM[0]) for row_M in rows_VM)
 
 
-def test_thinning_leaves_the_measures_where_they_are() -> None:
+def test_thinning_does_not_change_the_measures() -> None:
     generator = torch.Generator().manual_seed(0)
     image_BP = torch.randn(3000, 8, generator=generator)
     z_NP = torch.cat([image_BP, image_BP + 0.1 * torch.randn(3000, 8, generator=generator)])
@@ -118,7 +118,7 @@ def test_half_precision_is_measured_without_more_loss(dtype: torch.dtype) -> Non
     assert (health.rank, health.alignment) == (pytest.approx(2.0), pytest.approx(4.0))
 
 
-def test_what_is_not_finite_is_nan_and_no_error() -> None:
+def test_embeddings_that_are_not_finite_give_nan_and_no_error() -> None:
     broken_NP = CORNERS.clone()
     broken_NP[0, 0] = math.inf
     health = measure(broken_NP, broken_NP, views=2)
@@ -139,7 +139,7 @@ def test_the_measures_of_a_gpu_are_those_of_the_cpu() -> None:
     assert asdict(there) == pytest.approx(asdict(here), rel=1e-6)
 
 
-def test_h_of_the_queries_alone_may_be_an_odd_number_beside_z_of_two_views() -> None:
+def test_h_of_the_queries_alone_may_have_an_odd_number_of_rows() -> None:
     # Asymmetric MoCo: h of 15 queries, z of 15 queries and 15 keys.
     generator = torch.Generator().manual_seed(0)
     h_ND, z_ND = torch.randn(15, 8, generator=generator), torch.randn(30, 4, generator=generator)

@@ -1,7 +1,7 @@
-"""How good encoders are: figures with labels and without, beside what needs no training.
+"""The quality of encoders: figures with and without labels, beside baselines that need no training.
 
-``evaluate`` measures run folders and encoder files on a folder of images. ``figures`` and ``self_retrieval`` give the
-same figures for vectors from anywhere.
+``evaluate`` measures run folders and encoder files on a folder of images. ``figures`` and ``self_retrieval`` compute
+the same figures for any vectors.
 """
 
 from embedserve_training.evaluate.baselines import principal_components, raw_pixels

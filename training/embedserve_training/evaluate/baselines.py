@@ -1,6 +1,6 @@
 """Vectors that need no training: raw pixels and their principal components.
 
-Shapes: N images to search in, M that ask, S side in pixels, C = 3 channels, P numbers of the pixels, K components.
+Shapes: N images to search in, M queries, S side in pixels, C = 3 channels, P values of the pixels, K components.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PIXEL_SIDE = 32
-"""Raw pixels are compared at this side at most: more of them only follow the noise."""
+"""Raw pixels are compared at this side at most: more of them only add noise."""
 WHITENING_FLOOR = 1e-2
-"""As in ``whitening``, which needs PyTorch."""
+"""As in ``networks.whitening``, which needs PyTorch."""
 
 
 def raw_pixels(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The simplest embedding there is: uint8 [N, S, S, 3] → the pixels at 32 × 32 at most, with unit norm: [N, P]."""
+    """The simplest embedding: uint8 [N, S, S, 3] → the pixels at 32 × 32 at most, with unit norm: [N, P]."""
     return unit(flat_pixels(pixels_NSSC))
 
 
 def is_grey(pixels_NSSC: NDArray[np.uint8]) -> bool:
-    """Whether no image has any colour: one channel then gives the cosines of all three in a third of the time.
+    """Whether no image has colour: one channel then gives the cosines of all three in a third of the time.
 
-    Channels may differ by one, to which augmented grey images are rounded.
+    Channels may differ by one, as augmented grey images do after rounding.
     """
     return all(bool((np.ptp(pixels_SSC, axis=2) <= 1).all()) for pixels_SSC in pixels_NSSC)
 
@@ -39,7 +39,7 @@ def flat_pixels(pixels_NSSC: NDArray[np.uint8], *, grey: bool = False) -> NDArra
 
     Args:
         pixels_NSSC: uint8.
-        grey: take the first channel only.
+        grey: use the first channel only.
     """
     from PIL import Image
 
@@ -54,12 +54,12 @@ def flat_pixels(pixels_NSSC: NDArray[np.uint8], *, grey: bool = False) -> NDArra
 
 @dataclass(frozen=True)
 class PrincipalComponents:
-    """The directions in which vectors vary most."""
+    """The directions of largest variance of a set of vectors."""
 
     mean_P: NDArray[np.float32]
     components_PK: NDArray[np.float32]
     variance_K: NDArray[np.float32]
-    """Of the vectors along each component."""
+    """Variance of the vectors along each component."""
 
     def project(self, x_NP: NDArray[np.float32]) -> NDArray[np.float32]:
         """The vectors in these directions, centred on the mean: [N, K]."""
@@ -67,7 +67,7 @@ class PrincipalComponents:
         return projected_NK
 
     def whitened(self) -> PrincipalComponents:
-        """The same components with variance one each, but for the floor, as the last layer of a served encoder."""
+        """The same components scaled to variance one, but for the floor, as in the last layer of an encoder."""
         scale_K = 1 / np.sqrt(self.variance_K + WHITENING_FLOOR * max(float(self.variance_K.max()), 1e-12))
         return PrincipalComponents(self.mean_P, (self.components_PK * scale_K).astype(np.float32), self.variance_K)
 
@@ -77,12 +77,12 @@ def fit_components(x_NP: NDArray[np.float32], most: int) -> PrincipalComponents:
 
     Args:
         x_NP: the vectors.
-        most: K, if there are as many: N vectors span N − 1 directions around their mean.
+        most: largest K; N vectors span only N − 1 directions around their mean.
     """
     count = max(min(most, len(x_NP) - 1, x_NP.shape[1]), 1)
     mean_P: NDArray[np.float32] = np.asarray(x_NP.mean(axis=0), np.float32)
     centred_NP = x_NP - mean_P
-    # The eigenvectors of the smaller of the two products of the data with itself give the components.
+    # The eigenvectors of the smaller of the two Gram matrices give the components.
     if centred_NP.shape[0] >= centred_NP.shape[1]:
         _, vectors_PP = np.linalg.eigh(centred_NP.T @ centred_NP)
         components_PK = np.ascontiguousarray(vectors_PP[:, ::-1][:, :count])

@@ -1,4 +1,4 @@
-"""Where encoders are measured: the same images and the same questions for all of them."""
+"""The test bench of an evaluation: the same images and the same queries for all encoders."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from embedserve.errors import DataError, SetupError, TrainingError
 from embedserve_training.evaluate import images
 from embedserve_training.evaluate.figures import figures
-from embedserve_training.evaluate.images import ImageSplit, Loaded
-from embedserve_training.evaluate.self_retrieval import Question, answer, ask
+from embedserve_training.evaluate.images import ImageSplit, LoadedSplit
+from embedserve_training.evaluate.self_retrieval import Queries, make_queries, score
 from embedserve_training.evaluate.subjects import Embed
 from embedserve_training.evaluate.table import Measured, Row
 
@@ -21,62 +21,62 @@ NAME_WIDTH = 21
 
 
 class Bench:
-    """The images and the questions of an evaluation.
+    """The images and the self-retrieval queries of an evaluation, loaded once for each preprocessing.
 
     Args:
         chosen: the files.
-        recipe: what the images of self-retrieval go through; None to leave it out.
-        report: takes lines for a person.
+        recipe: augmentation of the self-retrieval queries; None to leave self-retrieval out.
+        report: called with each line of text.
 
     Raises:
-        SetupError: there is neither a label nor a recipe, and so nothing to measure.
+        SetupError: there are neither labels nor a recipe, and so nothing to measure.
     """
 
     def __init__(self, chosen: ImageSplit, recipe: Augmentation | None, report: Callable[[str], None]) -> None:
         if recipe is None and chosen.test is None:
             raise SetupError(
-                f"{chosen.train.root} has no labels, and without labels measuring needs PyTorch",
+                f"{chosen.train.root} has no labels, and measuring without labels needs PyTorch",
                 hint="pip install 'embedserve[train]', or put the images of each label into a subfolder of that name",
             )
         self.report = report
         self._chosen = chosen
         self._recipe = recipe
-        self._loaded: dict[PreprocessSpec, Loaded] = {}
-        self._questions: dict[PreprocessSpec, Question | None] = {}
+        self._loaded: dict[PreprocessSpec, LoadedSplit] = {}
+        self._queries: dict[PreprocessSpec, Queries | None] = {}
         self.left_out = "" if recipe else "PyTorch is not installed"
         """Why self-retrieval is left out; empty if it is not."""
 
-    def loaded(self, spec: PreprocessSpec) -> Loaded:
-        """The images as an encoder takes them."""
+    def loaded(self, spec: PreprocessSpec) -> LoadedSplit:
+        """The images, preprocessed."""
         if spec not in self._loaded:
             self._loaded[spec] = images.load(self._chosen, spec, self.report)
         return self._loaded[spec]
 
-    def question(self, spec: PreprocessSpec) -> Question | None:
-        """The augmented images of self-retrieval as an encoder takes them; None where it is left out.
+    def queries(self, spec: PreprocessSpec) -> Queries | None:
+        """The self-retrieval queries, preprocessed; None if self-retrieval is left out.
 
         Raises:
-            DataError: there are too few images, and no label that could be measured instead.
+            DataError: there are too few images, and no labels to measure with instead.
         """
         if self._recipe is None:
             return None
-        if spec not in self._questions:
+        if spec not in self._queries:
             try:
-                self._questions[spec] = ask(self.loaded(spec).all_ASSC, self._recipe)
+                self._queries[spec] = make_queries(self.loaded(spec).all_ASSC, self._recipe)
             except DataError as error:
                 if self._chosen.test is None:
                     raise
-                self._questions[spec] = None
+                self._queries[spec] = None
                 self.left_out = error.message
                 self.report(f"itself: left out, {error.message}")
-        return self._questions[spec]
+        return self._queries[spec]
 
     def row(self, name: str, encoders: Sequence[tuple[Embed, PreprocessSpec]], note: str = "") -> Row:
         """Measure one encoder, once for each seed.
 
         Args:
             name: of the row.
-            encoders: for each seed what embeds, and which images it takes.
+            encoders: for each seed how it embeds, and its preprocessing.
             note: what the row is.
 
         Raises:
@@ -86,12 +86,12 @@ class Bench:
             row = Row.of(name, [self._measure(embed, spec) for embed, spec in encoders], note)
         except TrainingError as error:
             raise error.at(name) from error
-        figure, what = (row.knn, "kNN") if row.knn else (row.self_recall_1, "finds itself")
-        self.report(f"{name:<{NAME_WIDTH}} {what} {100 * figure.mean if figure else 0:.1f} %   {note}".rstrip())
+        figure, label = (row.knn, "kNN") if row.knn else (row.self_recall_1, "finds itself")
+        self.report(f"{name:<{NAME_WIDTH}} {label} {100 * figure.mean if figure else 0:.1f} %   {note}".rstrip())
         return row
 
     def _measure(self, embed: Embed, spec: PreprocessSpec) -> Measured:
-        loaded, question = self.loaded(spec), self.question(spec)
+        loaded, queries = self.loaded(spec), self.queries(spec)
         train_ND = embed(loaded.train_NSSC)
         labelled = None
         all_AD = train_ND
@@ -99,5 +99,5 @@ class Bench:
             test_MD = embed(loaded.test_MSSC)
             labelled = figures(train_ND, loaded.train_labels_N, test_MD, loaded.test_labels_M)
             all_AD = loaded.all_of(train_ND, test_MD)
-        itself = answer(question, all_AD, embed(question.views_QSSC)) if question else None
-        return Measured(dimension=train_ND.shape[1], labelled=labelled, itself=itself)
+        found = score(queries, all_AD, embed(queries.views_QSSC)) if queries else None
+        return Measured(dimension=train_ND.shape[1], labelled=labelled, self_retrieval=found)

@@ -1,11 +1,11 @@
-"""Encoders beside what needs no training, all measured on the same images in the same way."""
+"""An evaluation: encoders beside baselines, all measured on the same images in the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from embedserve_training.data.folders import Skipped
 from embedserve_training.evaluate import images, subjects
 from embedserve_training.evaluate.baselines import PIXEL_SIDE, fit_components, flat_pixels, is_grey
 from embedserve_training.evaluate.bench import NAME_WIDTH, Bench
-from embedserve_training.evaluate.images import ImageSplit, Loaded
+from embedserve_training.evaluate.images import ImageSplit, LoadedSplit
 from embedserve_training.evaluate.neighbours import NEIGHBOURS, TEMPERATURE
 from embedserve_training.evaluate.networks import found_networks, supervised_row, untrained_rows
 from embedserve_training.evaluate.self_retrieval import first_view
@@ -32,30 +32,34 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The figures of encoders beside their baselines."""
+    """The figures of encoders and of their baselines."""
 
     subjects: tuple[str, ...]
     """Run folders and encoder files."""
     train_images: int
-    """Images that are searched."""
+    """Images to search in."""
     test_images: int
-    """Images that ask with their label; 0 if there are no labels."""
+    """Labelled query images; 0 if there are no labels."""
     labels: int
     neighbours: int
     """k of the vote."""
     temperature: float
     """Of the vote."""
     augmentation: str
-    """What the images of self-retrieval went through; empty if it was left out."""
+    """Augmentation of the self-retrieval queries; empty if self-retrieval was left out."""
     self_left_out: str
     """Why self-retrieval was left out; empty if it was not."""
     self_images: int
-    """Originals among which self-retrieval looks."""
+    """Originals that self-retrieval searches."""
     self_queries: int
-    """Augmented images that look for theirs."""
+    """Augmented images that search for their original."""
     rows: tuple[Row, ...]
     """The encoders first, then the baselines."""
     skipped: tuple[Skipped, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of ``embedserve evaluate --json``."""
+        return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
 
 
 def evaluate(
@@ -68,27 +72,26 @@ def evaluate(
     supervised_epochs: int = 0,
     baselines: bool = True,
 ) -> Evaluation:
-    """Measure encoders by their nearest neighbours, with labels where there are any and without.
+    """Measure encoders by their nearest neighbours, without labels and, where there are labels, with them.
 
-    Runs that differ only in their seed become one row, with the spread over the seeds. Of a run the last checkpoint is
-    measured, never an earlier one that did better.
+    Runs that differ only in their seed become one row, with the standard deviation over the seeds. The last checkpoint
+    of a run is measured, never an earlier and better one.
 
     Args:
         what: run folders and encoder files.
-        folder: images, in a subfolder per label; neighbours are looked for among them. Without labels the figures that
-            need them are left out.
-        test_folder: likewise; their labels are guessed. None: a fifth of each label of ``folder`` is held out.
-        report: takes lines for a person.
+        folder: images to search in, in a subfolder per label. Without labels the figures that need them are left out.
+        test_folder: query images, likewise. None: hold out a fifth of each label of ``folder``.
+        report: called with each line of text.
         augmentation: preset for self-retrieval; None: the one that the first encoder was trained with.
-        supervised_epochs: passes over the labelled images with which the same network is trained on the labels; 0:
-            leave that row out.
-        baselines: also measure what needs no training.
+        supervised_epochs: passes over the labelled images in which the same network is trained on the labels; 0: leave
+            that row out.
+        baselines: whether to measure the baselines that need no training.
 
     Raises:
-        DataError: a folder is missing, has no labels though they are needed, or too few images.
-        InvalidInput: there is no such preset.
+        DataError: a folder is missing, lacks labels that are needed, or has too few images.
+        InvalidInput: the preset does not exist.
         TrainingError: a run folder holds no run, or vectors are not finite.
-        EncoderFileError: a file is no encoder.
+        EncoderFileError: a file is not an encoder.
         SetupError: nothing can be measured without PyTorch.
     """
     opened = [subjects.open_subject(path) for path in ([what] if isinstance(what, Path) else what)]
@@ -96,7 +99,7 @@ def evaluate(
     recipe, described = _recipe(opened[0], augmentation)
     bench = Bench(chosen, recipe, report)
     loaded = bench.loaded(opened[0].spec)
-    _say_what_is_measured(folder, chosen, loaded, report)
+    _report_split(folder, chosen, loaded, report)
     groups = subjects.groups(opened)
     rows = [
         bench.row(_name(group, groups), [(one.embed, one.spec) for one in group], _seeds(group)) for group in groups
@@ -113,7 +116,7 @@ def evaluate(
     if supervised_epochs:
         rows += [supervised_row(bench, network, supervised_epochs) for network in networks]
         rows += [replace(row, name="supervised") for row in left_out]
-    question = bench.question(opened[0].spec)
+    queries = bench.queries(opened[0].spec)
     return Evaluation(
         subjects=tuple(str(subject.path) for subject in opened),
         train_images=len(loaded.train_NSSC),
@@ -121,17 +124,17 @@ def evaluate(
         labels=len(loaded.names),
         neighbours=min(NEIGHBOURS, len(loaded.train_NSSC)),
         temperature=TEMPERATURE,
-        augmentation=described if question else "",
-        self_left_out="" if question else bench.left_out,
-        self_images=len(question.originals_U) if question else 0,
-        self_queries=len(question.chosen_Q) if question else 0,
+        augmentation=described if queries else "",
+        self_left_out="" if queries else bench.left_out,
+        self_images=len(queries.originals_U) if queries else 0,
+        self_queries=len(queries.chosen_Q) if queries else 0,
         rows=tuple(rows),
         skipped=loaded.skipped,
     )
 
 
 def _recipe(subject: Subject, name: str | None) -> tuple[Augmentation | None, str]:
-    """What images of self-retrieval go through, and its name; None without PyTorch."""
+    """The augmentation of the self-retrieval queries, and its name; None without PyTorch."""
     try:
         settings = subject.settings
         if name is None and settings is not None:
@@ -145,18 +148,18 @@ def _recipe(subject: Subject, name: str | None) -> tuple[Augmentation | None, st
         return None, ""
 
 
-def _say_what_is_measured(folder: Path, chosen: ImageSplit, loaded: Loaded, report: Report) -> None:
+def _report_split(folder: Path, chosen: ImageSplit, loaded: LoadedSplit, report: Report) -> None:
     if chosen.test is None:
-        report(f"{folder} has no labels: what is left to measure is whether changed images find their originals")
+        report(f"{folder} has no labels: only self-retrieval is measured")
         return
     if chosen.held_out:
-        report(f"{len(chosen.test.paths)} of the images in {folder} are held out to ask with")
-        if chosen.silent_labels:
-            report(f"labels with one image, which is searched and does not ask: {chosen.silent_labels}")
+        report(f"{len(chosen.test.paths)} of the images in {folder} are held out as queries")
+        if chosen.labels_without_query:
+            report(f"labels with one image, which is searched but is no query: {chosen.labels_without_query}")
     unknown = int((~np.isin(loaded.test_labels_M, loaded.train_labels_N)).sum())
     if unknown:
-        lacking = "that no readable image still has" if chosen.held_out else f"that {folder} lacks"
-        report(f"{unknown} test images have a label {lacking}; no vectors can get them right")
+        lacking = "that no readable image of the rest has" if chosen.held_out else f"that {folder} lacks"
+        report(f"{unknown} test images have a label {lacking}; no encoder can get them right")
 
 
 def _name(group: Sequence[Subject], groups: Sequence[Sequence[Subject]]) -> str:
@@ -164,7 +167,7 @@ def _name(group: Sequence[Subject], groups: Sequence[Sequence[Subject]]) -> str:
 
 
 def _not_whitened_rows(bench: Bench, groups: Sequence[Sequence[Subject]]) -> list[Row]:
-    """What the encoders give before their last layer, where they have such a layer."""
+    """Rows of the encoders without their whitening layer, for those that have one."""
     rows = []
     for group in groups:
         embeds = [(one.not_whitened, one.spec) for one in group if one.not_whitened]
@@ -180,9 +183,9 @@ def _seeds(group: Sequence[Subject]) -> str:
 
 
 def _pixel_rows(bench: Bench, spec: PreprocessSpec, dimension: int) -> list[Row]:
-    loaded, question = bench.loaded(spec), bench.question(spec)
-    seen = [loaded.train_NSSC, loaded.test_MSSC, *([question.views_QSSC] if question else [])]
-    grey = all(is_grey(pixels_NSSC) for pixels_NSSC in seen)
+    loaded, queries = bench.loaded(spec), bench.queries(spec)
+    pixels = [loaded.train_NSSC, loaded.test_MSSC, *([queries.views_QSSC] if queries else [])]
+    grey = all(is_grey(pixels_NSSC) for pixels_NSSC in pixels)
     components = fit_components(flat_pixels(loaded.train_NSSC, grey=grey), dimension)
     white = components.whitened()
 

@@ -1,6 +1,6 @@
 """All figures that need labels, from two sets of vectors.
 
-Shapes: N labelled images to search in, M that ask, B of them in a block, D numbers per vector, L labels.
+Shapes: N labelled images to search in, M queries, B of them in a block, D values per vector, L labels.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Figures:
     """How well vectors agree with labels; each figure is a share, 0–1."""
 
     knn: float
-    """Test images whose label the weighted vote of their 200 nearest neighbours names."""
+    """Test images that the weighted vote of their 200 nearest neighbours gives the right label."""
     linear: float | None
-    """Test images whose label a linear classifier on the frozen vectors names; None if it was not asked for."""
+    """Test images that a linear classifier on the frozen vectors gives the right label; None if not measured."""
     recall_1: float
-    """Test images with at least one image of their label among the nearest 1, 5, 10."""
+    """Test images with at least one image of their label among the nearest 1, 5 or 10."""
     recall_5: float
     recall_10: float
     map: float
@@ -49,11 +49,11 @@ def figures(
     """Every figure of two sets of labelled vectors.
 
     Args:
-        train_ND: vectors that are searched, and that the linear classifier is fitted to.
+        train_ND: vectors to search in, to which the linear classifier is fitted.
         train_labels_N: their labels, integers from 0.
-        test_MD: vectors that ask.
+        test_MD: query vectors.
         test_labels_M: their labels. One that the first set lacks counts as wrong in every figure.
-        linear: whether to fit the linear probe, which takes the longest.
+        linear: whether to fit the linear probe, which takes most of the time.
 
     Raises:
         TrainingError: a vector is not finite.

@@ -1,7 +1,7 @@
-"""The images of an evaluation: which are searched and which ask, their labels if there are any, and their pixels.
+"""The images of an evaluation: those to search in and the queries, their labels if there are any, and their pixels.
 
-Shapes: N images to search in, M that ask, A = all images of the folder, Q that ask for their originals, S side in
-pixels, C = 3 channels.
+Shapes: N images to search in, M queries, A = all images of the folder, Q queries of self-retrieval, S side in pixels,
+C = 3 channels.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _ScalarT = TypeVar("_ScalarT", bound=np.generic)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSplit:
-    """Files to search in and files that ask."""
+    """Files to search in and query files."""
 
     train: ImageFolder
     test: ImageFolder | None
-    """None if there are no labels: then there is nothing to ask but for the images themselves."""
+    """Queries; None if there are no labels, where only self-retrieval is possible."""
     held_out: bool
-    """Whether the second ones are of the same folder."""
+    """Whether the queries are of the same folder."""
 
     @property
-    def silent_labels(self) -> int:
-        """How many labels are searched but have no image that asks."""
+    def labels_without_query(self) -> int:
+        """Number of labels that are searched but have no query."""
         return len(_label_set(self.train) - _label_set(self.test)) if self.test else 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """The pixels of ``ImageSplit`` in the size of an encoder, and their labels as numbers."""
+class LoadedSplit:
+    """The pixels of an ``ImageSplit`` in the size of an encoder, and their labels as numbers."""
 
     train_NSSC: NDArray[np.uint8]
     train_labels_N: NDArray[np.int64]
@@ -58,20 +58,20 @@ class Loaded:
 
     @property
     def all_ASSC(self) -> NDArray[np.uint8]:
-        """The images of the folder itself, those that were held out at the end."""
+        """All images of the folder, those that were held out at the end."""
         return self.all_of(self.train_NSSC, self.test_MSSC)
 
     def all_of(self, of_train: NDArray[_ScalarT], of_test: NDArray[_ScalarT]) -> NDArray[_ScalarT]:
-        """What belongs to the images of the folder, from what belongs to each part."""
+        """Values of all images of the folder, from the values of each part."""
         return np.concatenate([of_train, of_test]) if self.held_out else of_train
 
 
 def choose(folder: Path, test_folder: Path | None, *, labels_needed: bool) -> ImageSplit:
-    """Which images are searched and which ask.
+    """Choose the images to search in and the queries.
 
     Args:
         folder: images, in a subfolder per label if they have labels.
-        test_folder: labelled images that ask; None: a fifth of each label of ``folder``.
+        test_folder: labelled query images; None: a fifth of each label of ``folder``.
         labels_needed: whether a folder without labels is an error.
 
     Raises:
@@ -101,7 +101,7 @@ def _no_labels(folder: Path) -> DataError:
 def hold_out(files: ImageFolder) -> tuple[ImageFolder, ImageFolder]:
     """Hold out a fifth of each label, at least one image, the same ones every time.
 
-    A label with one image keeps it: held out, it would ask for a label that no other image has.
+    A label with one image keeps it: held out, it would have a label that no other image has.
 
     Raises:
         DataError: no label has two images.
@@ -115,16 +115,16 @@ def hold_out(files: ImageFolder) -> tuple[ImageFolder, ImageFolder]:
         held_out.update(generator.permutation(positions)[:count].tolist())
     if not held_out:
         raise DataError(
-            f"{files.root} has one image per label, so none can be held out to ask with",
-            hint="give a second folder to ask with: --test FOLDER",
+            f"{files.root} has one image per label, so none can be held out as a query",
+            hint="give a second folder with queries: --test FOLDER",
         )
     kept = [i for i in range(len(labels)) if i not in held_out]
-    # Folders that cannot be read are named once, with what is searched.
+    # Folders that cannot be read are reported once, with the images to search in.
     return replace(files.subset(kept), closed=files.closed), files.subset(sorted(held_out))
 
 
 def _label_set(files: ImageFolder) -> set[str]:
-    """Also of a part of a folder that holds a single label, which by itself would be no labelling."""
+    """The labels of files; unlike ``ImageFolder.labels`` also if there is only one."""
     return {_label(path) for path in files.paths}
 
 
@@ -132,15 +132,15 @@ def _label(path: str) -> str:
     return path.split("/")[0]
 
 
-def load(images: ImageSplit, spec: PreprocessSpec, report: Callable[[str], None]) -> Loaded:
-    """The pixels of all images that can be read.
+def load(images: ImageSplit, spec: PreprocessSpec, report: Callable[[str], None]) -> LoadedSplit:
+    """The pixels of all readable images.
 
     Raises:
-        DataError: none of a folder can be read.
+        DataError: a folder has none.
     """
     train_NSSC, train_labels, skipped = _load(images.train, spec, report)
     if images.test is None:
-        return Loaded(
+        return LoadedSplit(
             train_NSSC=train_NSSC,
             train_labels_N=np.zeros(len(train_NSSC), np.int64),
             test_MSSC=train_NSSC[:0],
@@ -152,7 +152,7 @@ def load(images: ImageSplit, spec: PreprocessSpec, report: Callable[[str], None]
     test_MSSC, test_labels, skipped_too = _load(images.test, spec, report)
     names = tuple(sorted({*train_labels, *test_labels}))
     number = {name: i for i, name in enumerate(names)}
-    return Loaded(
+    return LoadedSplit(
         train_NSSC=train_NSSC,
         train_labels_N=np.array([number[label] for label in train_labels]),
         test_MSSC=test_MSSC,

@@ -1,9 +1,9 @@
-"""The linear probe: how well a linear classifier on the frozen vectors names the labels.
+"""The linear probe: how well a linear classifier on the frozen vectors predicts the labels.
 
-Multinomial logistic regression on features with mean 0 and standard deviation 1, without any drawing of lots: the
-minimum is unique, and the optimiser goes on until it is there. NumPy alone, so an encoder file needs no PyTorch.
+Multinomial logistic regression on features with mean 0 and standard deviation 1. It is deterministic: the minimum is
+unique, and the optimiser runs until it has converged. It needs only NumPy, so an encoder file needs no PyTorch.
 
-Shapes: N images, D numbers per vector, L labels, F = D + 1 with the constant.
+Shapes: N images, D values per vector, L labels, F = D + 1 with the constant.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 L2 = 0.01
-"""Of 1e-4 to 0.1, the best for PCA of 3,000 images of Fashion-MNIST, 2 points below the best for 500, 1 for 60,000."""
+"""Of 1e-4 to 0.1 the best for PCA of 3,000 images of Fashion-MNIST; 2 points below the best for 500, 1 for 60,000."""
 _MOST_STEPS = 500
 _MEMORY = 10
-"""Pairs that L-BFGS remembers (Nocedal and Wright, Numerical Optimization, chapter 7, advise 3 to 20)."""
+"""Pairs that L-BFGS keeps (Nocedal and Wright, Numerical Optimization, chapter 7, advise 3 to 20)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe:
-    """A classifier that was fitted."""
+    """A fitted classifier."""
 
     mean_D: NDArray[np.float32]
     scale_D: NDArray[np.float32]
@@ -35,7 +35,7 @@ class LinearProbe:
     """The last row is the constant."""
     steps: int
     gradient: float
-    """Greatest entry of the gradient where it stopped."""
+    """Largest absolute entry of the gradient where it stopped."""
 
     def predict(self, x_ND: NDArray[np.float32]) -> NDArray[np.int64]:
         """The label of each vector: [N]."""
@@ -59,12 +59,12 @@ def fit(
         labels_N: 0 to ``labels`` − 1.
         labels: L.
         l2: strength of the penalty.
-        tolerance: greatest entry of the gradient at which it stops.
+        tolerance: largest absolute entry of the gradient at which it stops.
     """
     mean_D: NDArray[np.float32] = x_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
     deviation_D = x_ND.std(axis=0, dtype=np.float64)
-    # A number that never changes says nothing, and rounding must not be blown up to a feature: neither that of a large
-    # constant, nor what whitening leaves of a direction in which nothing varies.
+    # A constant value carries no information, and rounding errors must not be scaled up to a feature: neither those of
+    # a large constant, nor those that whitening leaves of a direction without variance.
     varies_D = deviation_D > np.maximum(1e-6 * np.abs(x_ND).max(axis=0), 1e-10 * deviation_D.max())
     scale_D = np.where(varies_D, 1 / np.where(varies_D, deviation_D, 1), 0).astype(np.float32)
     x_NF = np.ones((len(x_ND), x_ND.shape[1] + 1), np.float32)
@@ -73,8 +73,8 @@ def fit(
     def objective(weight_FL: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         return loss_and_gradient(weight_FL, x_NF, labels_N, l2)
 
-    # The Hessian is never above this matrix for every label (Böhning, 1992), so steps begin at about the right length
-    # in all directions, however unlike their variances are.
+    # This matrix bounds the Hessian for every label (Böhning, 1992), so steps start with about the right length in all
+    # directions, however different their variances are.
     bound_FF = 0.5 * (x_NF.T @ x_NF).astype(np.float64) / len(x_NF) + l2 * np.eye(x_NF.shape[1])
     inverse_FF: NDArray[np.float64] = np.linalg.inv(bound_FF).astype(np.float64)
     weight_FL, steps, gradient = _minimise(objective, np.zeros((x_NF.shape[1], labels)), inverse_FF, tolerance)
@@ -107,7 +107,7 @@ def _minimise(
     inverse_FF: NDArray[np.float64],
     tolerance: float,
 ) -> tuple[NDArray[np.float64], int, float]:
-    """L-BFGS from a given inverse Hessian (algorithm 7.4), with steps halved until they go down enough (3.1)."""
+    """L-BFGS from a given inverse Hessian (algorithm 7.4), with steps halved until the decrease suffices (3.1)."""
     loss, gradient_FL = objective(weight_FL)
     pairs: list[tuple[NDArray[np.float64], NDArray[np.float64], float]] = []
     step = 0
@@ -122,7 +122,7 @@ def _minimise(
             if new_loss <= loss + 1e-4 * length * slope:
                 break
             length /= 2
-            if length < 1e-6:  # float32 can tell no more of a difference
+            if length < 1e-6:  # float32 cannot resolve a smaller difference
                 return weight_FL, step, float(np.abs(gradient_FL).max())
         change_FL = new_gradient_FL - gradient_FL
         curvature = float((moved_FL * change_FL).sum())

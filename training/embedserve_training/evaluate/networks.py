@@ -1,4 +1,4 @@
-"""The baselines that need PyTorch: the network of a run before training, and trained on labels instead."""
+"""The baselines that need PyTorch: the network of a run before training, and the same network trained on labels."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from embedserve_training.run.served import ServedEncoder
 
 _NO_TORCH = "PyTorch is not installed"
-_NOT_SAID = "the encoder file does not say how its network is made"
+_NO_SETTINGS = "the encoder file does not say how its network is made"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network as it begins, once for each seed."""
+    """A network before training, once for each seed."""
 
     backbone: str
     alone: bool
-    """Whether it is the only one."""
+    """Whether it is the only network of the evaluation."""
     spec: PreprocessSpec
     settings: tuple[Settings, ...]
     encoders: tuple[ServedEncoder, ...]
@@ -37,7 +37,7 @@ class Network:
         return what if self.alone else f"{what} {self.backbone}"
 
     def embeds(self, encoders: Sequence[ServedEncoder]) -> list[tuple[Embed, PreprocessSpec]]:
-        """What embeds with each of these, and which images it takes."""
+        """How each of these encoders embeds, and its preprocessing."""
         return [(_embed_with(encoder), self.spec) for encoder in encoders]
 
 
@@ -48,13 +48,13 @@ def _embed_with(encoder: ServedEncoder) -> Embed:
 
 
 def found_networks(groups: Sequence[Sequence[Subject]]) -> tuple[list[Network], list[Row]]:
-    """The networks that the subjects began with, each once, and a row with the reason for each that cannot be had."""
+    """The networks that the subjects started with, each once, and a row with the reason for each unavailable one."""
     found: dict[tuple[bytes, ...], Network] = {}
     left_out: dict[str, Row] = {}
     for group in groups:
         settings = tuple(subject.settings for subject in group if subject.settings)
         if not settings:
-            left_out.setdefault(_NOT_SAID, Row.left_out("untrained", _NOT_SAID))
+            left_out.setdefault(_NO_SETTINGS, Row.left_out("untrained", _NO_SETTINGS))
             continue
         try:
             from embedserve_training.run import served
@@ -75,7 +75,7 @@ def found_networks(groups: Sequence[Sequence[Subject]]) -> tuple[list[Network], 
 
 
 def _digest(encoder: ServedEncoder) -> bytes:
-    """Equal for networks with equal weights: two methods may begin with the same one."""
+    """Equal for networks with equal weights: two methods may start with the same one."""
     digest = hashlib.sha256()
     for name, value in encoder.state_dict().items():
         digest.update(name.encode() + value.numpy().tobytes())
@@ -83,10 +83,10 @@ def _digest(encoder: ServedEncoder) -> bytes:
 
 
 def untrained_rows(bench: Bench, network: Network) -> list[Row]:
-    """The network before training, as it is and whitened as a trained one is when it is served.
+    """The network before training, as it is and with the whitening layer of a trained encoder.
 
-    Whitening needs no training, and is worth many points by itself: without it on both sides a comparison would take it
-    for what the encoder has learned.
+    Whitening needs no training and gains many points by itself: a comparison with an encoder that has it and a network
+    that has not would mistake the gain for learning.
     """
     from embedserve_training.networks.whitening import fit_to_images
     from embedserve_training.run.served import ServedEncoder
@@ -105,7 +105,7 @@ def untrained_rows(bench: Bench, network: Network) -> list[Row]:
 
 
 def supervised_row(bench: Bench, network: Network, epochs: int) -> Row:
-    """The same network trained on the labels of the images that are searched."""
+    """The same network trained on the labels of the images to search in."""
     from embedserve_training.evaluate.supervised import train_supervised
 
     loaded = bench.loaded(network.spec)
@@ -118,6 +118,8 @@ def supervised_row(bench: Bench, network: Network, epochs: int) -> Row:
         encoders.append(encoder)
         right.append(float((encoder.classify(loaded.test_MSSC) == loaded.test_labels_M).mean()))
     own = Figure.of(right)
-    spread = "" if own.spread is None else f" ± {100 * own.spread:.1f}"
-    note = f"trained on the labels for {epochs} epochs; its own classifier is right for {100 * own.mean:.1f}{spread} %"
+    deviation = "" if own.std is None else f" ± {100 * own.std:.1f}"
+    note = (
+        f"trained on the labels for {epochs} epochs; its own classifier is right for {100 * own.mean:.1f}{deviation} %"
+    )
     return bench.row(network.name("supervised"), network.embeds(encoders), note)

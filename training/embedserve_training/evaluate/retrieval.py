@@ -1,6 +1,6 @@
-"""How well a search brings up images of the same label: recall at 1, 5 and 10, precision at 10, and mAP.
+"""How well a search finds images of the same label: recall at k, and average precision.
 
-Shapes: N images to search in, B that ask, K neighbours.
+Shapes: N images to search in, B queries, K neighbours.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def recall(same_BK: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
-    """Whether at least one of the k nearest has the label of the image that asks (Recall@K, arXiv 1511.06452): [B].
+    """Whether at least one of the k nearest has the label of the query (Recall@K, arXiv 1511.06452): [B].
 
     Args:
         same_BK: whether each neighbour has that label, nearest first.
-        k: how many of them count.
+        k: number of neighbours that count.
     """
     return np.asarray(same_BK[:, :k].any(axis=1))
 
@@ -26,13 +26,13 @@ def recall(same_BK: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
 def average_precision(cosine_BN: NDArray[np.float32], same_BN: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Average precision over the whole ranking of each row; their mean is mAP: [B] within 0–1.
 
-    For each item of the label that is asked for: the share of that label among all items that are at least as near.
-    Equal items thus share the last of their ranks, so that an encoder to which all images are alike gets the share of
-    the label in the data and no more. A row without any such item has 0: no ranking could have brought one up.
+    The mean, over the items with the label of the query, of the share of that label among all items at least as near.
+    Equally near items thus share the last of their ranks, so an encoder that maps all images to one vector gets only
+    the share of the label in the data. A row without any item of the label has 0.
 
     Args:
         cosine_BN: cosine of every pair.
-        same_BN: whether the pair has one label.
+        same_BN: whether both of the pair have the same label.
     """
     result_B = np.zeros(len(cosine_BN))
     for row, (cosine_N, same_N) in enumerate(zip(cosine_BN, same_BN, strict=True)):

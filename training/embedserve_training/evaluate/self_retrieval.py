@@ -1,9 +1,8 @@
-"""A measure without labels: does a changed copy of an image find its original among all others?
+"""A measure without labels: whether an augmented copy of an image finds its original among all others.
 
-It tells encoders apart, but says only that they hold on to an image through these changes; what an image shows is
-known to labels alone.
+It tells encoders apart, but measures only their invariance to the augmentation; only labels tell what an image shows.
 
-Shapes: N images, U of them different, Q of these ask, S side in pixels, C = 3 channels, D numbers per vector.
+Shapes: N images, U distinct ones, Q queries, S side in pixels, C = 3 channels, D values per vector.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ class SelfRetrieval:
     """How often an augmented image finds its original; each figure is a share, 0–1."""
 
     recall_1: float
-    """Queries whose original is among the nearest 1, 5, 10."""
+    """Queries whose original is among the nearest 1, 5 or 10."""
     recall_5: float
     recall_10: float
     mrr: float
     """Mean reciprocal rank: the mean of 1 / rank of the original."""
     images: int
-    """Originals that are searched; by chance the first is the right one for 1 of as many."""
+    """Originals to search in; by chance the first hit is right for one query in ``images``."""
     queries: int
 
 
@@ -57,52 +56,52 @@ def self_retrieval(
     Args:
         embed: uint8 [·, S, S, 3] → vectors [·, D].
         pixels_NSSC: the images. Of those that are equal in every pixel one is used.
-        augmentation: how they are changed, or the name of a preset, of which the first view is used.
-        queries: how many ask at most, spread evenly over the images.
-        seed: of the changes; the same one changes the same images in the same way for every encoder.
+        augmentation: of the queries, or the name of a preset, of which the first view is used.
+        queries: largest number of queries, evenly spaced over the images.
+        seed: of the augmentation; with the same seed the queries are the same for every encoder.
 
     Raises:
-        DataError: there are fewer than two different images.
+        DataError: there are fewer than two distinct images.
         ImportError: PyTorch is not installed.
         TrainingError: a vector is not finite.
     """
-    question = ask(pixels_NSSC, augmentation, queries=queries, seed=seed)
-    return answer(question, embed(pixels_NSSC), embed(question.views_QSSC))
+    made = make_queries(pixels_NSSC, augmentation, queries=queries, seed=seed)
+    return score(made, embed(pixels_NSSC), embed(made.views_QSSC))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """Augmented images that are the same for every encoder."""
+class Queries:
+    """Augmented images, the same for every encoder."""
 
     views_QSSC: NDArray[np.uint8]
     originals_U: NDArray[np.int64]
-    """Positions of the U images that are searched: all but those that repeat another."""
+    """Positions of the U images to search in: all but those that repeat another."""
     chosen_Q: NDArray[np.int64]
     """Position of the original of each view among these."""
 
 
-def ask(
+def make_queries(
     pixels_NSSC: NDArray[np.uint8], augmentation: Augmentation | str, *, queries: int = QUERIES, seed: int = 0
-) -> Question:
-    """The augmented images of ``self_retrieval``, with its arguments and errors."""
+) -> Queries:
+    """The queries of ``self_retrieval``, with its arguments and errors."""
     originals_U = distinct(pixels_NSSC)
     if len(originals_U) < 2:
-        # It would be found whatever embeds it.
+        # Any encoder would find the only one.
         raise DataError(
-            f"a search needs 2 different images, and here is {len(originals_U)}",
-            hint="give a folder with more images that can be read and differ",
+            f"self-retrieval needs 2 different images, but there is {len(originals_U)}",
+            hint="give a folder with more readable, different images",
         )
-    chosen_Q = spread(len(originals_U), queries)
+    chosen_Q = evenly_spaced(len(originals_U), queries)
     views_QSSC = augmented(pixels_NSSC[originals_U[chosen_Q]], augmentation, seed)
-    return Question(views_QSSC=views_QSSC, originals_U=originals_U, chosen_Q=chosen_Q)
+    return Queries(views_QSSC=views_QSSC, originals_U=originals_U, chosen_Q=chosen_Q)
 
 
-def answer(question: Question, vectors_ND: NDArray[np.float32], views_QD: NDArray[np.float32]) -> SelfRetrieval:
-    """The figures from the vectors of all images and of the views.
+def score(queries: Queries, vectors_ND: NDArray[np.float32], views_QD: NDArray[np.float32]) -> SelfRetrieval:
+    """The figures from the vectors of all images and of the queries.
 
-    Originals that are as near as the right one count as nearer, so an encoder to which all images are alike finds none.
+    Images as near as the original count as nearer, so an encoder that maps all images to one vector finds none.
     """
-    originals_UD, chosen_Q = vectors_ND[question.originals_U], question.chosen_Q
+    originals_UD, chosen_Q = vectors_ND[queries.originals_U], queries.chosen_Q
 
     def rank(rows: slice, cosine_BU: NDArray[np.float32]) -> NDArray[np.int64]:
         right_B1 = np.take_along_axis(cosine_BU, chosen_Q[rows, None], axis=1)
@@ -121,20 +120,20 @@ def answer(question: Question, vectors_ND: NDArray[np.float32], views_QD: NDArra
 
 
 def distinct(pixels_NSSC: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Positions of the images that repeat no earlier one exactly: no encoder could tell which of two is meant."""
+    """Positions of the images that do not repeat an earlier one: no encoder could tell two equal originals apart."""
     first: dict[bytes, int] = {}
     for position, image_SSC in enumerate(pixels_NSSC):
         first.setdefault(hashlib.sha256(image_SSC.tobytes()).digest(), position)
     return np.array(list(first.values()), np.int64)
 
 
-def spread(count: int, most: int) -> NDArray[np.int64]:
-    """Up to ``most`` positions, spread evenly over ``count``."""
+def evenly_spaced(count: int, most: int) -> NDArray[np.int64]:
+    """Up to ``most`` positions, evenly spaced from 0 to ``count`` − 1."""
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
 def augmented(pixels_QSSC: NDArray[np.uint8], augmentation: Augmentation | str, seed: int) -> NDArray[np.uint8]:
-    """One view of each image, as a file of it would be read: uint8 [Q, S, S, 3]."""
+    """One view of each image, rounded to the values of a file: uint8 [Q, S, S, 3]."""
     import torch
 
     from embedserve_training.augment import augment
@@ -154,7 +153,7 @@ def first_view(name: str) -> Augmentation:
     """The first view of a preset.
 
     Raises:
-        InvalidInput: there is no such preset.
+        InvalidInput: the preset does not exist.
     """
     from embedserve.errors import InvalidInput
     from embedserve_training.augment import PRESETS

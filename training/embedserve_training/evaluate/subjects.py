@@ -1,4 +1,4 @@
-"""What is measured: run folders and encoder files, and which of them are one encoder with several seeds."""
+"""The subjects of an evaluation: run folders and encoder files, grouped where they differ only in their seed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Embed = Callable[["NDArray[np.uint8]"], "NDArray[np.float32]"]
 """uint8 [N, S, S, 3] → vectors [N, D]."""
 
-_NO_MATTER = ("seed", "device", "workers", "compile")
-"""Settings that make no other encoder of it, but the same one again."""
+_IRRELEVANT = ("seed", "device", "workers", "compile")
+"""Settings that do not tell encoders apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class Subject:
     spec: PreprocessSpec
     backbone: str
     settings: Settings | None
-    """None if the encoder file does not say how it was trained."""
+    """None if the encoder file does not hold the settings of its training."""
     data: str
-    """Fingerprint of the images it was trained on; empty if it is not known."""
+    """Fingerprint of the training images; empty if unknown."""
     not_whitened: Embed | None = None
-    """The same without its last layer; None for a file, and where there is no such layer."""
+    """The same without its whitening layer; None for a file, and without such a layer."""
 
     @property
     def name(self) -> str:
@@ -46,19 +46,19 @@ class Subject:
 
 
 def open_subject(path: Path) -> Subject:
-    """The encoder of a run folder, as it was at the last checkpoint, or of an encoder file.
+    """The encoder of a run folder, at its last checkpoint, or of an encoder file.
 
     Raises:
         TrainingError: the run folder holds no run.
-        EncoderFileError: the file is no encoder.
+        EncoderFileError: the file is not an encoder.
     """
     return _open_run(path) if path.is_dir() else _open_file(path)
 
 
 def groups(subjects: Sequence[Subject]) -> list[list[Subject]]:
-    """The subjects that differ in nothing but their seed, together, in the order of the first of each.
+    """The subjects, grouped where they differ only in their seed, in the order of the first of each group.
 
-    Two with the same seed are never in one group: the spread over copies of one encoder would say nothing.
+    Two with the same seed are never in one group: a deviation over copies of one encoder would be meaningless.
     """
     found: dict[str, list[Subject]] = {}
     for subject in subjects:
@@ -66,7 +66,7 @@ def groups(subjects: Sequence[Subject]) -> list[list[Subject]]:
         if subject.settings is not None:
             values: dict[str, Any] = subject.settings.to_json()
             seed = values["seed"]
-            for name in _NO_MATTER:
+            for name in _IRRELEVANT:
                 values.pop(name, None)
             key = json.dumps([values, subject.spec.to_json(), subject.data], sort_keys=True)
             if any(other.settings and other.settings.seed == seed for other in found.get(key, [])):
@@ -77,9 +77,9 @@ def groups(subjects: Sequence[Subject]) -> list[list[Subject]]:
 
 def _open_run(run: Path) -> Subject:
     from embedserve.images.preprocess import PreprocessSpec
-    from embedserve_training.run import checkpoint, served
+    from embedserve_training.run import run_folder, served
 
-    plan = checkpoint.read_plan(run)
+    plan = run_folder.read_plan(run)
     encoder = served.trained(run)
     plain = served.ServedEncoder(encoder.backbone).eval() if encoder.is_whitened else None
     return Subject(

@@ -1,8 +1,8 @@
-"""The same network trained on the labels: what an encoder could reach if every image had been labelled.
+"""The same network trained on labels: what an encoder could reach if every image were labelled.
 
-It is a row of ``evaluate`` and nothing that is served: one augmented view, cross-entropy, AdamW.
+It is a row of ``evaluate`` and is never served: one augmented view, cross-entropy, AdamW.
 
-Shapes: N images, B per batch, T side in pixels, C = 3 channels, D numbers of h, L labels.
+Shapes: N images, B per batch, T side in pixels, C = 3 channels, D values of h, L labels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +35,7 @@ _WEIGHT_DECAY = 0.05
 
 
 class SupervisedEncoder(ServedEncoder):
-    """A network and the classifier that it was trained with.
+    """A network and its classifier.
 
     Args:
         backbone: the network.
@@ -48,14 +47,14 @@ class SupervisedEncoder(ServedEncoder):
         self.classifier = nn.Linear(backbone.dimension, labels)
 
     def classify(self, images_NSSC: NDArray[np.uint8], batch_size: int = 128) -> NDArray[np.int64]:
-        """The label that its own classifier gives each image, uint8 [N, S, S, 3]: [N]."""
-        named = []
+        """The label that the classifier gives each image, uint8 [N, S, S, 3]: [N]."""
+        parts = []
         with torch.inference_mode():
             for start in range(0, len(images_NSSC), batch_size):
                 images_BSSC = torch.from_numpy(np.ascontiguousarray(images_NSSC[start : start + batch_size]))
                 h_BD = self.backbone(images_BSSC.permute(0, 3, 1, 2).float() / 255)
-                named.append(self.classifier(h_BD).argmax(dim=1).numpy())
-        labels_N: NDArray[np.int64] = np.concatenate(named)
+                parts.append(self.classifier(h_BD).argmax(dim=1).numpy())
+        labels_N: NDArray[np.int64] = np.concatenate(parts)
         return labels_N
 
 
@@ -74,7 +73,7 @@ def train_supervised(
         pixels_NTTC: uint8.
         labels_N: 0 to L − 1.
         epochs: passes over the images.
-        report: takes lines for a person.
+        report: called with each line of text.
 
     Returns:
         The encoder, in evaluation mode on the CPU.
@@ -85,12 +84,11 @@ def train_supervised(
     batch_size = min(settings.batch_size, len(pixels_NTTC))
     if batch_size < 2:
         raise DataError(
-            f"supervised training needs 2 images in a batch, and of {len(pixels_NTTC)} there is {batch_size}",
-            hint="give a folder with more images that can be read, or leave out --supervised-epochs",
+            f"supervised training needs 2 images in a batch, but of {len(pixels_NTTC)} there is {batch_size}",
+            hint="give a folder with more readable images, or leave out --supervised-epochs",
         )
     device = _device(settings.device)
-    recipe = augment.PRESETS[settings.augmentation][0]
-    recipe = replace(recipe, crop_scale=(settings.crop_min, max(recipe.crop_scale[1], settings.crop_min)))
+    recipe = augment.recipes_for(settings.augmentation, settings.crop_min)[0]
     batches = Batches(pixels_NTTC, batch_size, settings.seed, device)
     with torch.random.fork_rng(devices=[]), closing(batches.start_at(0)) as source:
         torch.manual_seed(settings.seed)  # for networks with dropout
@@ -98,7 +96,7 @@ def train_supervised(
         at_256 = 0.01 if settings.backbone == SMALL_CNN else 0.002
         highest_lr = at_256 * math.sqrt(batches.batch_size / 256)
         optimizer = torch.optim.AdamW(optim.parameter_groups(network, _WEIGHT_DECAY), lr=0.0)
-        labels_there_N = torch.from_numpy(labels_N).to(device)
+        device_labels_N = torch.from_numpy(labels_N).to(device)
         generator = torch.Generator()
         steps = epochs * batches.per_epoch
         for step in range(steps):
@@ -106,7 +104,7 @@ def train_supervised(
             optim.set_lr(optimizer, highest_lr * optim.lr_factor((step + 0.5) / steps, _WARMUP))
             generator.manual_seed(seed_of(settings.seed, "supervised views", step))
             view_BCSS = augment.augment(pixels_BTTC, settings.size_px, recipe, generator)
-            loss = F.cross_entropy(network.classifier(network.backbone(view_BCSS)), labels_there_N[indices_B])
+            loss = F.cross_entropy(network.classifier(network.backbone(view_BCSS)), device_labels_N[indices_B])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -116,6 +114,6 @@ def train_supervised(
 
 
 def _device(name: str) -> torch.device:
-    """The device of the run, or the CPU where that is not there."""
-    there = (name == "cuda" and torch.cuda.is_available()) or (name == "mps" and torch.backends.mps.is_available())
-    return torch.device(name if there else "cpu")
+    """The device of the run, or the CPU where it is not available."""
+    available = (name == "cuda" and torch.cuda.is_available()) or (name == "mps" and torch.backends.mps.is_available())
+    return torch.device(name if available else "cpu")

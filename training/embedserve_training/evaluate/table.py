@@ -1,11 +1,11 @@
-"""The rows of an evaluation: one way to turn images into vectors, and its figures, over one or several seeds."""
+"""The table of an evaluation: one row for each way to turn images into vectors, with figures over all its seeds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedserve_training.evaluate.figures import Figures
@@ -18,19 +18,23 @@ class Figure:
 
     mean: float
     """A share, 0–1."""
-    spread: float | None
+    std: float | None
     """Sample standard deviation (n − 1) over the seeds; None for a single one."""
     values: tuple[float, ...]
     """One per seed."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Figure:
-        """The mean and spread of one value or more."""
+        """The mean and standard deviation of one value or more."""
         mean = sum(values) / len(values)
-        spread = None
+        std = None
         if len(values) > 1:
-            spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-        return cls(mean=mean, spread=spread, values=tuple(values))
+            std = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+        return cls(mean=mean, std=std, values=tuple(values))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; the key of the standard deviation is ``spread``."""
+        return {"mean": self.mean, "spread": self.std, "values": self.values}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +42,11 @@ class Measured:
     """The figures of one encoder."""
 
     dimension: int
-    """Numbers per vector."""
+    """Values per vector."""
     labelled: Figures | None
     """None if the folder has no labels."""
-    itself: SelfRetrieval | None
-    """Its self-retrieval; None if PyTorch is missing."""
+    self_retrieval: SelfRetrieval | None
+    """None if it was left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +55,11 @@ class Row:
 
     name: str
     knn: Figure | None = None
-    """Test images whose label the weighted vote of their nearest neighbours names."""
+    """Test images that the weighted vote of their nearest neighbours gives the right label."""
     linear: Figure | None = None
-    """Test images whose label a linear classifier on the frozen vectors names."""
+    """Test images that a linear classifier on the frozen vectors gives the right label."""
     recall_1: Figure | None = None
-    """Test images with at least one image of their label among the nearest 1, 5, 10."""
+    """Test images with at least one image of their label among the nearest 1, 5 or 10."""
     recall_5: Figure | None = None
     recall_10: Figure | None = None
     map: Figure | None = None
@@ -63,14 +67,14 @@ class Row:
     same_label_top10: Figure | None = None
     """Mean share of the ten nearest neighbours that have the label of the test image."""
     self_recall_1: Figure | None = None
-    """Augmented images whose original is among the nearest 1, 5, 10. No label is used."""
+    """Augmented images whose original is among the nearest 1, 5 or 10. No label is used."""
     self_recall_5: Figure | None = None
     self_recall_10: Figure | None = None
     self_mrr: Figure | None = None
     """Mean of 1 / rank of the original."""
     dimension: int = 0
     note: str = ""
-    """What the row is, or why it was left out."""
+    """A description of the row, or why it was left out."""
 
     @classmethod
     def of(cls, name: str, measured: Sequence[Measured], note: str = "") -> Row:
@@ -78,8 +82,9 @@ class Row:
         values: dict[str, list[float]] = {}
         for one in measured:
             labelled = asdict(one.labelled) if one.labelled else {}
-            itself = {f"self_{key}": value for key, value in (asdict(one.itself) if one.itself else {}).items()}
-            for key, value in {**labelled, **itself}.items():
+            unlabelled = asdict(one.self_retrieval) if one.self_retrieval else {}
+            unlabelled = {f"self_{key}": value for key, value in unlabelled.items()}
+            for key, value in {**labelled, **unlabelled}.items():
                 values.setdefault(key, []).append(value)
         known = {entry.name for entry in fields(cls)}
         figures = {key: Figure.of(found) for key, found in values.items() if key in known and None not in found}
@@ -89,3 +94,8 @@ class Row:
     def left_out(cls, name: str, why: str) -> Row:
         """A row without figures, and the reason."""
         return cls(name=name, note=f"left out: {why}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, by the names of the fields."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: value.to_json() if isinstance(value, Figure) else value for name, value in values.items()}

@@ -1,1 +1,1 @@
-"""From a run to an encoder file that was compared with PyTorch."""
+"""From a run to an encoder file that is compared with PyTorch."""

@@ -1,4 +1,4 @@
-"""The images that a less precise encoder is calibrated with, and others that it is compared on.
+"""The images to calibrate a less precise encoder with, and others to compare it on.
 
 Shapes: N images, S side in pixels.
 """
@@ -20,19 +20,19 @@ from embedserve_training.data import folders
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CALIBRATION = 256
-HELD_OUT = 1000
-"""Most images of each; comparing 1,000 takes a minute with a ResNet-18 at 224 px on two cores."""
+CALIBRATION_IMAGES = 256
+HELD_OUT_IMAGES = 1000
+"""Largest number of each; comparing 1,000 takes a minute with a ResNet-18 at 224 px on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSet:
-    """Both kinds, as the encoder takes them."""
+    """Both sets of images, preprocessed."""
 
     calibration_NSSC: NDArray[np.uint8]
     held_out_NSSC: NDArray[np.uint8]
     labels: tuple[str, ...] | None
-    """Of those held out, where the folder has class folders."""
+    """Of the images held out; None if the folder has no labels."""
 
 
 def gather(
@@ -43,29 +43,29 @@ def gather(
     must_exist: bool,
     report: Callable[[str], None],
 ) -> CalibrationSet:
-    """Images from all over a folder: every fifth to calibrate with, the others to compare on.
+    """Images evenly spaced over a folder: every fifth to calibrate with, the others to compare on.
 
     Args:
         folder: images.
-        spec: how they become squares.
-        samples_NSSC: the images that the run has kept: taken instead if the folder is gone.
-        must_exist: the folder was named by a person, and has to be there.
-        report: takes lines for a person.
+        spec: their preprocessing.
+        samples_NSSC: the images kept in the run folder, used instead if the folder is gone.
+        must_exist: the user named the folder, so a missing one is an error.
+        report: called with each line of text.
 
     Raises:
-        DataError: the folder has to be there and is not, or has too few images.
+        DataError: the folder must exist and does not, or has too few images.
     """
     try:
         files = folders.scan(folder)
-        count = min(len(files.paths), CALIBRATION + HELD_OUT)
+        count = min(len(files.paths), CALIBRATION_IMAGES + HELD_OUT_IMAGES)
         chosen = np.linspace(0, len(files.paths) - 1, count).astype(int)
         squares_NSSC, kept, _ = folders.load_squares(files.subset(chosen.tolist()), spec, workers=usable_cores())
     except DataError as error:
         if must_exist:
             raise
         report(
-            f"warning: {error.message}; only the {len(samples_NSSC)} images that the run has kept are compared."
-            " --calibration FOLDER takes others"
+            f"warning: {error.message}; only the {len(samples_NSSC)} images kept in the run folder are compared."
+            " --calibration FOLDER uses others"
         )
         return _split(samples_NSSC, None)
     labels = files.labels
@@ -73,12 +73,12 @@ def gather(
 
 
 def _split(squares_NSSC: NDArray[np.uint8], labels: tuple[str, ...] | None) -> CalibrationSet:
-    calibrating = np.arange(len(squares_NSSC)) % 5 == 0
-    if (~calibrating).sum() < 2:
+    to_calibrate = np.arange(len(squares_NSSC)) % 5 == 0
+    if (~to_calibrate).sum() < 2:
         raise DataError(f"{len(squares_NSSC)} images are too few to compare neighbours", hint="give a few hundred")
-    held_out = np.flatnonzero(~calibrating)
+    held_out = np.flatnonzero(~to_calibrate)
     return CalibrationSet(
-        calibration_NSSC=squares_NSSC[calibrating],
+        calibration_NSSC=squares_NSSC[to_calibrate],
         held_out_NSSC=squares_NSSC[held_out],
         labels=None if labels is None else tuple(labels[position] for position in held_out),
     )

@@ -1,6 +1,6 @@
-"""A run → one self-describing encoder file, proven on the run's own images before it is written.
+"""A run → one self-describing encoder file, compared with PyTorch on images of the run before it is written.
 
-Shapes: N images, S side in pixels, D numbers per embedding.
+Shapes: N images, S side in pixels, D values per embedding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from embedserve.images.preprocess import PreprocessSpec
 from embedserve_training.export import fidelity
 from embedserve_training.export.calibration import CalibrationSet, gather
 from embedserve_training.export.precision import to_fp16, to_int8
-from embedserve_training.run import checkpoint, served
+from embedserve_training.run import run_folder, served
 from embedserve_training.run.served import ServedEncoder
 
 if TYPE_CHECKING:
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 OPSET = 18
-"""Old enough for every onnxruntime that is supported, new enough for every operator that is used."""
+"""Old enough for every supported onnxruntime, new enough for every operator in use."""
 LIMITS: dict[str, dict[str, float]] = {
     "fp16": {"lowest_cosine": 0.999, "as_near_at_10": 0.999, "same_label": 0.99},
     "int8": {"mean_cosine": 0.95, "recall_at_10": 0.8},
 }
-"""What must be left of the exact vectors. fp16 has to find the same neighbours but for ties, which rounding turns over;
-int8 buys speed with some of them, and how many is said, but not with most."""
+"""Lower limits of fidelity. fp16 must find the same neighbours but for ties, whose order rounding changes; int8 trades
+some neighbours for speed, which the report states, but not most of them."""
 CHECKED_BATCHES = (1, 7)
-"""Two sizes, one of them odd: a graph that has a batch size baked in agrees at one size only."""
+"""Two sizes: a graph with a fixed batch size would agree at one of them only."""
 
 
 def export(
@@ -56,19 +56,19 @@ def export(
     Args:
         run: a run folder, finished or stopped.
         out: the file to write, replaced atomically.
-        precision: "fp32"; "fp16", for GPUs; or "int8", for CPUs. The last two are compared with PyTorch by what they
-            are for, which is finding neighbours.
-        calibration: a folder of images to compare, and for int8 to calibrate, with; None for the run's own folder.
-        force: write a less precise file even if it has lost more than it should.
-        report: takes lines for a person.
+        precision: "fp32"; "fp16", for GPUs; or "int8", for CPUs. The last two are compared with PyTorch by the
+            neighbours that they find.
+        calibration: a folder of images to compare with, and for int8 to calibrate with; None: that of the run.
+        force: write a less precise file even if its fidelity is below the limits.
+        report: called with each line of text.
 
     Raises:
         TrainingError: the folder holds no run.
         DataError: the calibration folder holds no images.
-        ExportError: the file would not give the embeddings that PyTorch gives; nothing is written.
+        ExportError: the embeddings of the file would differ from those of PyTorch; nothing is written.
         EncoderFileError: ``out`` cannot be written.
     """
-    stored = checkpoint.read_plan(run)
+    stored = run_folder.read_plan(run)
     network = served.trained(run)
     spec = PreprocessSpec.from_json(dict(stored.preprocess))
     report(f"exporting {stored.settings.backbone}, {stored.settings.size_px} px, {network.backbone.dimension} numbers")
@@ -110,7 +110,7 @@ def _less_precise(
     """The encoder in fp16 or int8, compared with PyTorch.
 
     Raises:
-        ExportError: it has lost too much.
+        ExportError: its fidelity is below a limit.
     """
     if precision == "int8":
         report(f"calibrating with {len(images.calibration_NSSC)} images")
@@ -119,46 +119,46 @@ def _less_precise(
         model = to_fp16(exact.model)
     metadata = replace(exact.metadata, precision=precision, reference=None)
     encoder = Encoder.from_file(encoder_file.pack(model, metadata), device="cpu")
-    ours_ND = np.concatenate(
+    converted_ND = np.concatenate(
         [encoder.encode(images.held_out_NSSC[start : start + 16]) for start in range(0, len(images.held_out_NSSC), 16)]
     )
-    kept = fidelity.compare(served.embed(network, images.held_out_NSSC), ours_ND, images.labels)
-    report(f"{precision} beside PyTorch on {kept.images} other images: {kept}")
+    measured = fidelity.compare(served.embed(network, images.held_out_NSSC), converted_ND, images.labels)
+    report(f"{precision} beside PyTorch on {measured.images} other images: {measured}")
     gain = fidelity.speed(encoder, Encoder.from_file(exact, device="cpu"), images.held_out_NSSC)
     on_gpus = "; it is for GPUs, and CPUs compute it in fp32" if precision == "fp16" else ""
     report(f"{precision} on this CPU: {gain:.2f} times the images per second of fp32{on_gpus}")
-    if problem := _lost_too_much(kept, LIMITS[precision]):
+    if problem := _violation(measured, LIMITS[precision]):
         if not force:
-            raise ExportError(f"{precision}: {problem}; no file was written", hint="--force writes it all the same")
-        report(f"warning: {problem}; written all the same, since it is forced")
-    # Those of this graph: what they are compared with later is whether it still computes the same.
+            raise ExportError(f"{precision}: {problem}; no file was written", hint="--force writes it anyway")
+        report(f"warning: {problem}; written anyway because of --force")
+    # Of this graph, not of PyTorch: later they show whether the graph still computes the same.
     vectors = encoder.encode(reference.draw(metadata.preprocess.size_px))
-    return encoder_file.pack(model, replace(metadata, reference=vectors, fidelity=kept.to_json()))
+    return encoder_file.pack(model, replace(metadata, reference=vectors, fidelity=measured.to_json()))
 
 
-def _lost_too_much(kept: fidelity.Fidelity, limits: dict[str, float]) -> str:
-    """Which limit is not kept, or nothing."""
-    for name, least in limits.items():
-        value = getattr(kept, name)
-        if value is not None and value < least:
-            return f"{name.replace('_', ' ')} is {value:.4f}, at least {least} is required"
+def _violation(measured: fidelity.Fidelity, limits: dict[str, float]) -> str:
+    """The first limit that is violated, as text; empty if none is."""
+    for name, limit in limits.items():
+        value = getattr(measured, name)
+        if value is not None and value < limit:
+            return f"{name.replace('_', ' ')} is {value:.4f}, at least {limit} is required"
     return ""
 
 
 def to_onnx(network: ServedEncoder, size_px: int) -> bytes:
     """The network as an ONNX model: uint8 ``images`` [N, S, S, 3] → float32 ``embeddings`` [N, D].
 
-    Traces of where the graph came from are removed: they hold paths of this machine, and with them the same weights
-    would not give the same bytes.
+    Notes of the exporter are removed: they hold paths of this machine, and with them the same weights would not give
+    the same bytes.
 
     Raises:
         SetupError: the packages for exporting are not installed.
-        ExportError: the network has something that ONNX cannot express.
+        ExportError: ONNX cannot express a part of the network.
     """
     example = torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside the exporter say nothing to the user
+            warnings.simplefilter("ignore")  # deprecations inside the exporter do not concern the user
             program = torch.onnx.export(
                 network,
                 (example,),
@@ -174,7 +174,7 @@ def to_onnx(network: ServedEncoder, size_px: int) -> bytes:
     except Exception as error:  # the exporter's errors have no common base
         raise ExportError(f"the network cannot be expressed in ONNX: {error}") from error
     if program is None:
-        raise ExportError("PyTorch gave no ONNX program")
+        raise ExportError("PyTorch returned no ONNX program")
     model = program.model_proto
     _strip(model)
     serialised: bytes = model.SerializeToString(deterministic=True)
@@ -200,7 +200,7 @@ def _clear(entry: Any) -> None:
 
 
 def verify(file: EncoderFile, network: nn.Module, images_NSSC: NDArray[np.uint8]) -> float:
-    """Lowest cosine between what the file and what PyTorch gives for the same images, over all batch sizes checked.
+    """Lowest cosine between the embeddings of the file and of PyTorch, over all images and CHECKED_BATCHES.
 
     Raises:
         ExportError: it is below 0.9999, or the file does not run.
@@ -211,10 +211,10 @@ def verify(file: EncoderFile, network: nn.Module, images_NSSC: NDArray[np.uint8]
     try:
         encoder = Encoder.from_file(file, device="cpu")
         for batch in CHECKED_BATCHES:
-            ours_ND = np.concatenate(
+            exported_ND = np.concatenate(
                 [encoder.encode(images_NSSC[start : start + batch]) for start in range(0, len(images_NSSC), batch)]
             )
-            lowest = min(lowest, reference.lowest_cosine(ours_ND, expected_ND))
+            lowest = min(lowest, reference.lowest_cosine(exported_ND, expected_ND))
         lowest = min(lowest, encoder.reference_cosine())
     except EmbedserveError as error:
         raise ExportError(f"the exported file does not run: {error.message}") from error
@@ -227,7 +227,7 @@ def verify(file: EncoderFile, network: nn.Module, images_NSSC: NDArray[np.uint8]
 
 
 def _samples(run: Path) -> NDArray[np.uint8]:
-    path = run / checkpoint.SAMPLES
+    path = run / run_folder.SAMPLES
     try:
         samples: NDArray[np.uint8] = np.load(path)
     except (OSError, ValueError) as error:

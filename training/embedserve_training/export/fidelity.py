@@ -1,6 +1,6 @@
-"""What a less precise encoder has lost: its vectors and neighbours beside the exact ones, and what it gains in speed.
+"""The fidelity of a less precise encoder, its vectors and neighbours beside the exact ones, and its speed.
 
-Shapes: N images, S side in pixels, D numbers per vector, B rows of a block, K neighbours.
+Shapes: N images, S side in pixels, D values per vector, B rows of a block, K neighbours.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 K = 10
 TIE = 0.001
-"""Cosines that differ by no more are the same to an encoder whose vectors have a cosine of 0.999 to the exact ones."""
+"""Cosines that differ by no more are equal for an encoder whose vectors have a cosine of 0.999 to the exact ones."""
 _SPEED_IMAGES = 4
-_SPEED_TURNS = 7
-_TURN_S = 0.05
+_SPEED_ROUNDS = 7
+_ROUND_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """What is left of exact vectors."""
+    """How close vectors are to the exact ones."""
 
     images: int
     mean_cosine: float
@@ -39,7 +39,7 @@ class Fidelity:
     recall_at_10: float
     """Share of the ten exact nearest neighbours, among the other images, that are still among the ten nearest."""
     as_near_at_10: float
-    """The same share, if another image that is hardly further (by 0.001 in exact cosine) may stand for one of them."""
+    """The same share, where an image that is hardly further (by 0.001 in exact cosine) may replace one of them."""
     same_label: float | None
     """Share of images for which the labels of the ten nearest still vote for the same label; None without labels."""
 
@@ -52,7 +52,7 @@ class Fidelity:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values, rounded to what is significant."""
+        """As JSON values, rounded to six decimals, without those that are None."""
         return {
             name: round(value, 6) if isinstance(value, float) else value
             for name, value in asdict(self).items()
@@ -60,26 +60,26 @@ class Fidelity:
         }
 
 
-def compare(exact_ND: NDArray[np.float32], ours_ND: NDArray[np.float32], labels: Sequence[str] | None) -> Fidelity:
-    """How close vectors of unit norm are to the exact ones of the same images, and how alike their neighbours.
+def compare(exact_ND: NDArray[np.float32], converted_ND: NDArray[np.float32], labels: Sequence[str] | None) -> Fidelity:
+    """How close vectors of unit norm are to the exact ones of the same images, and how similar their neighbours.
 
     Args:
-        exact_ND: the vectors as they should be.
-        ours_ND: the vectors as they are.
+        exact_ND: the exact vectors.
+        converted_ND: the vectors of the less precise encoder.
         labels: of each image, if there are any.
     """
-    cosines = (exact_ND.astype(np.float64) * ours_ND).sum(axis=1)
-    exact_NK, ours_NK = _nearest(exact_ND), _nearest(ours_ND)
-    found = (exact_NK[:, :, None] == ours_NK[:, None, :]).any(axis=2)
+    cosines = (exact_ND.astype(np.float64) * converted_ND).sum(axis=1)
+    exact_NK, converted_NK = _nearest(exact_ND), _nearest(converted_ND)
+    found = (exact_NK[:, :, None] == converted_NK[:, None, :]).any(axis=2)
     tenth_N = np.einsum("nd,nd->n", exact_ND, exact_ND[exact_NK[:, -1]])
-    as_near_NK = np.einsum("nd,nkd->nk", exact_ND, exact_ND[ours_NK]) >= tenth_N[:, None] - TIE
+    as_near_NK = np.einsum("nd,nkd->nk", exact_ND, exact_ND[converted_NK]) >= tenth_N[:, None] - TIE
     return Fidelity(
         images=len(exact_ND),
         mean_cosine=float(cosines.mean()),
         lowest_cosine=float(cosines.min()),
         recall_at_10=float(found.mean()),
         as_near_at_10=float(as_near_NK.mean()),
-        same_label=None if labels is None else _same_label(exact_ND, ours_ND, exact_NK, ours_NK, labels),
+        same_label=None if labels is None else _same_label(exact_ND, converted_ND, exact_NK, converted_NK, labels),
     )
 
 
@@ -94,9 +94,9 @@ def _nearest(x_ND: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def _same_label(
     exact_ND: NDArray[np.float32],
-    ours_ND: NDArray[np.float32],
+    converted_ND: NDArray[np.float32],
     exact_NK: NDArray[np.int64],
-    ours_NK: NDArray[np.int64],
+    converted_NK: NDArray[np.int64],
     labels: Sequence[str],
 ) -> float:
     names, numbers_N = np.unique(np.asarray(labels), return_inverse=True)
@@ -105,21 +105,21 @@ def _same_label(
         scores_NK = np.einsum("nd,nkd->nk", x_ND, x_ND[nearest_NK])
         return neighbours.vote(scores_NK, numbers_N[nearest_NK], len(names))
 
-    return float((voted(exact_ND, exact_NK) == voted(ours_ND, ours_NK)).mean())
+    return float((voted(exact_ND, exact_NK) == voted(converted_ND, converted_NK)).mean())
 
 
 def speed(encoder: Encoder, other: Encoder, images_NSSC: NDArray[np.uint8]) -> float:
-    """Images per second of an encoder over those of another, one thread each, in turns: median of the ratios."""
+    """Images per second of an encoder over those of another, one thread each: the median ratio of alternate runs."""
     batch = images_NSSC[:_SPEED_IMAGES]
-    ratios = [_seconds(other, batch) / _seconds(encoder, batch) for _ in range(_SPEED_TURNS)]
+    ratios = [_seconds(other, batch) / _seconds(encoder, batch) for _ in range(_SPEED_ROUNDS)]
     return statistics.median(ratios)
 
 
 def _seconds(encoder: Encoder, batch: NDArray[np.uint8]) -> float:
-    """Time on the processor for one batch: what other programs take does not count."""
+    """CPU time for one batch; the time of other programs does not count."""
     encoder.encode(batch)
-    begun, runs = time.thread_time(), 0
-    while time.thread_time() - begun < _TURN_S:
+    start, runs = time.thread_time(), 0
+    while time.thread_time() - start < _ROUND_S:
         encoder.encode(batch)
         runs += 1
-    return (time.thread_time() - begun) / runs
+    return (time.thread_time() - start) / runs

@@ -1,7 +1,7 @@
-"""The graph of an encoder in less precision: half precision for GPUs, whole numbers of eight bits for CPUs.
+"""The graph of an encoder in lower precision: float16 for GPUs, 8-bit integers for CPUs.
 
-Only the network proper is converted. What comes before its first layer with weights (scaling pixels) and after its last
-(pooling, whitening, unit norm) costs next to nothing and keeps float32.
+Only the network itself is converted. The operations before its first layer with weights (scaling pixels) and after its
+last (pooling, whitening, unit norm) cost almost nothing and keep float32.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 _WEIGHTED = {"Conv", "Gemm", "MatMul"}
 _BETWEEN = {"Add", "Relu", "Clip", "MaxPool"}
-"""Converted as well, so that whole numbers go from one convolution to the next without a detour over float32."""
+"""Converted as well, so that integers go from one convolution to the next without conversion to float32."""
 _BATCH = 16
 
 
 def to_fp16(model: bytes) -> bytes:
-    """The same graph with weights and arithmetic of its network in float16; input and output are what they were.
+    """The same graph with weights and arithmetic of its network in float16; input and output do not change.
 
-    Casts stand where the network begins and ends, and nowhere else. (The converter that comes with onnxruntime puts
-    them around every node that is to stay in float32, and stores the weights of all in float16.)
+    Casts are only where the network starts and ends. (The converter of onnxruntime puts them around every node that
+    keeps float32, and stores all weights in float16.)
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -44,7 +44,7 @@ def to_fp16(model: bytes) -> bytes:
     nodes = []
 
     def as_seen(name: str, inside: bool) -> str:
-        """What a tensor is called where it is float16 (inside), or float32; made when it is first asked for."""
+        """The name of a tensor as float16 (inside the network) or float32; the conversion is added on first use."""
         if name not in floats or inside == (name in made_inside):
             return name
         if (name, inside) not in names:
@@ -73,17 +73,17 @@ def to_fp16(model: bytes) -> bytes:
 
 
 def to_int8(model: bytes, images_NSSC: NDArray[np.uint8]) -> bytes:
-    """The same graph with its network in whole numbers of 8 bits, scaled by what these images give in it.
+    """The same graph with its network in 8-bit integers, with scales from the activations of these images.
 
-    Quantised as QDQ, statically, weights by channel with 7 bits of the 8: with all 8, processors without VNNI add up
-    beyond 16 bits, and the vectors would depend on the machine. The sample encoder (small-cnn, Fashion-MNIST) keeps
-    96.2 % of the ten nearest with 7 bits and 96.8 % with 8, at the same speed; 95.2 % with its convolutions and sums
-    only, as numbers are rounded once more before each ReLU. The first convolution in float32 would win 0.3 points and
-    cost a quarter of the speed (ResNet-18, 224 px: 3.4 times that of fp32 with it, 2.5 without).
+    Static QDQ quantisation, weights per channel with 7 of the 8 bits: with all 8, sums overflow 16 bits on processors
+    without VNNI, and the vectors would depend on the machine. The sample encoder (small-cnn, Fashion-MNIST) keeps
+    96.2 % of the ten nearest with 7 bits and 96.8 % with 8, at the same speed; 95.2 % with only its convolutions and
+    sums, as values are then rounded once more before each ReLU. The first convolution in float32 would gain 0.3 points
+    and cost a quarter of the speed (ResNet-18, 224 px: 3.4 times that of fp32 with it quantised, 2.5 without).
 
     Args:
-        model: an ONNX model of ours in fp32.
-        images_NSSC: uint8, a few hundred such as will be embedded.
+        model: an exported encoder in fp32.
+        images_NSSC: uint8, a few hundred images like those that will be embedded.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -99,10 +99,10 @@ def to_int8(model: bytes, images_NSSC: NDArray[np.uint8]) -> bytes:
             return None if batch is None else {encoder_file.INPUT: batch}
 
     graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model))
-    # The exporter has fused what there is to fuse; otherwise the quantiser asks for it, by way of the root logger.
+    # The exporter has fused the layers already; without this mark the quantiser warns about it through the root logger.
     add_pre_process_metadata(graph)
     network = _network(graph)
-    # Transformers and ConvNeXt carry their sums from layer to layer, and lose too much if these are rounded.
+    # Transformers and ConvNeXt carry sums from layer to layer, and lose too much if these are rounded.
     kinds = _WEIGHTED if any(node.op_type == "LayerNormalization" for node in network) else _WEIGHTED | _BETWEEN
     weights = {entry.name for entry in graph.graph.initializer}
     chosen = [
@@ -128,7 +128,7 @@ def to_int8(model: bytes, images_NSSC: NDArray[np.uint8]) -> bytes:
 
 
 def _network(model: Any) -> list[Any]:
-    """The nodes from the first to the last that have weights of the backbone, and whatever lies between."""
+    """The nodes from the first to the last with weights of the backbone, and all between them."""
     nodes = list(model.graph.node)
     weights = {entry.name for entry in model.graph.initializer if not entry.name.startswith("whitening.")}
     for number, node in enumerate(nodes):
@@ -137,16 +137,16 @@ def _network(model: Any) -> list[Any]:
     after, before = _reached(nodes, with_weights, forward=True), _reached(nodes, with_weights, forward=False)
     inside = after & before
     made = {name for node in nodes if node.name in inside for name in node.output}
-    for node in nodes:  # what the last convolution ends with, as in a residual block
+    for node in nodes:  # those that follow the last convolution, as in a residual block
         if node.op_type in _BETWEEN and made.intersection(node.input):
             inside.add(node.name)
             made.update(node.output)
     return [node for node in nodes if node.name in inside]
 
 
-def _reached(nodes: list[Any], begin: list[Any], *, forward: bool) -> set[str]:
-    """Names of these nodes and of all that take from them; or that they take from. Nodes come in the order of use."""
-    names = {node.name for node in begin}
+def _reached(nodes: list[Any], start: list[Any], *, forward: bool) -> set[str]:
+    """Names of these nodes and of all after them, or before them, in the graph. ``nodes`` are in topological order."""
+    names = {node.name for node in start}
     tensors: set[str] = set()
     for node in nodes if forward else reversed(nodes):
         takes, gives = (node.input, node.output) if forward else (node.output, node.input)
@@ -157,6 +157,6 @@ def _reached(nodes: list[Any], begin: list[Any], *, forward: bool) -> set[str]:
 
 
 def _serialised(model: Any) -> bytes:
-    del model.metadata_props[:]  # notes of the tools to themselves
+    del model.metadata_props[:]  # notes of the tools
     serialised: bytes = model.SerializeToString(deterministic=True)
     return serialised

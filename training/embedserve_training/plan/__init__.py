@@ -1,1 +1,1 @@
-"""What a run is going to do: settings, where each comes from, the plan."""
+"""The settings of a run: what the user says, recipes, defaults, and the plan that follows from them."""

@@ -1,6 +1,6 @@
-"""What a person may say about a run, and what a run then uses. This module imports no torch.
+"""The settings that a user may give for a run, and those that the run uses. This module imports no torch.
 
-``TrainConfig`` holds what was said (None: choose for me), ``Settings`` what is used; ``plan`` leads from one to the
+``TrainConfig`` holds what the user gave (None: not given), ``Settings`` what is used; ``plan`` turns one into the
 other. Both have the same fields; the sentence beside each is its help text.
 """
 
@@ -18,7 +18,7 @@ METHODS = ("simclr", "moco", "barlow-twins", "instance-discrimination", "cpc")
 OPTIMIZERS = ("adamw", "sgd", "lars")
 AUGMENTATIONS = tuple(PRESETS)
 SMALL_SIDE_PX = 64
-"""Images below this side count as small: their own augmentations and network."""
+"""Images with a shorter side count as small; they have augmentations and a network of their own."""
 MIN_IMAGES = 16
 
 _PROJECTING = ("simclr", "moco", "barlow-twins", "instance-discrimination")
@@ -30,12 +30,12 @@ def _field(default: Any, help_text: str, methods: tuple[str, ...] = METHODS) -> 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """What a person says about a run; None leaves the choice to recipe and plan."""
+    """The settings that the user gives; None leaves the choice to the recipe and the plan."""
 
     method: str = _field("simclr", f"Training method: {', '.join(METHODS)}.")
     recipe: str | None = _field(
         None,
-        "Set of settings to start from: a name, as in simclr-imagenet, or a TOML file (auto: by method and network).",
+        "Set of settings to start from: a name such as simclr-imagenet, or a TOML file (auto: by method and network).",
     )
     backbone: str | None = _field(
         None, "Network to train: small-cnn or a torchvision model (auto: small-cnn for small images, else resnet18)."
@@ -45,7 +45,7 @@ class TrainConfig:
     batch_size: int | None = _field(None, "Images per step, over all processes (auto: by device and number of images).")
     accumulate: int | None = _field(
         None,
-        "Parts in which a batch is computed, one after the other, to save memory; for moco and"
+        "Parts in which a batch is computed one after another, to save memory; for moco and"
         " instance-discrimination only.",
     )
     size_px: int | None = _field(None, "Side of the square that the encoder sees (auto: from the images).")
@@ -53,7 +53,7 @@ class TrainConfig:
         None, f"Preset of augmentations: {', '.join(AUGMENTATIONS)} (auto: small for images below 64 px)."
     )
     crop_min: float | None = _field(
-        None, "Least share of an image's area that a view shows, 0–1 (auto: as the preset has it)."
+        None, "Smallest share of an image's area that a view shows, 0–1 (auto: that of the preset)."
     )
     tau: float | None = _field(
         None, "Temperature of the contrastive loss.", ("simclr", "moco", "instance-discrimination")
@@ -62,17 +62,17 @@ class TrainConfig:
     projector_hidden: int | None = _field(
         None, "Width of the projection head's hidden layers; 0: that of the embedding.", _PROJECTING
     )
-    projector_dim: int | None = _field(None, "Numbers that the loss compares.", _PROJECTING)
+    projector_dim: int | None = _field(None, "Dimension of the vectors that the loss compares.", _PROJECTING)
     queue_size: int | None = _field(
-        None, "Keys of earlier images to tell apart from; at most half as many as there are images.", ("moco",)
+        None, "Keys of earlier images that serve as negatives; at most half the number of images.", ("moco",)
     )
     key_momentum: float | None = _field(
-        None, "Share of the key encoder that stays as it was in a step, 0–1.", ("moco",)
+        None, "Momentum of the key encoder, 0–1: the share of its weights that a step keeps.", ("moco",)
     )
     symmetric: bool | None = _field(None, "Whether each view is query and key in turn.", ("moco",))
     bn_splits: int | None = _field(
         None,
-        "Parts of a process's batch that batch-norm looks at separately, as if each were on its own GPU.",
+        "Parts of a process's batch that batch-norm normalises separately, as if each were on its own GPU.",
         ("moco",),
     )
     off_diagonal: float | None = _field(
@@ -80,16 +80,20 @@ class TrainConfig:
     )
     noise_samples: int | None = _field(
         None,
-        "Other images that each image is compared to, drawn at random; 0: all of them.",
+        "Other images that each image is compared with, drawn at random; 0: all of them.",
         ("instance-discrimination",),
     )
     bank_momentum: float | None = _field(
-        None, "Share of an image's remembered embedding that stays as it was, 0–1.", ("instance-discrimination",)
+        None,
+        "Momentum of the memory bank, 0–1: the share of a stored embedding that a step keeps.",
+        ("instance-discrimination",),
     )
     proximal: float | None = _field(
-        None, "Weight of the pull towards an image's remembered embedding.", ("instance-discrimination",)
+        None,
+        "Weight of the term that pulls an embedding towards the stored one of its image.",
+        ("instance-discrimination",),
     )
-    patch_px: int | None = _field(None, "Side of the patches that an image is cut into; they overlap.", ("cpc",))
+    patch_px: int | None = _field(None, "Side of the overlapping patches that an image is cut into.", ("cpc",))
     patch_grid: int | None = _field(None, "Patches along each side of the image.", ("cpc",))
     predict_steps: int | None = _field(None, "Rows of patches that are predicted.", ("cpc",))
     directions: int | None = _field(
@@ -104,24 +108,26 @@ class TrainConfig:
     )
     weight_decay: float | None = _field(None, "Weight decay.")
     decayed: str | None = _field(
-        None, "What weight decay applies to: matrices (and filters) or all, which is with biases and batch-norm."
+        None, "What weight decay applies to: matrices (and filters), or all (biases and batch-norm too)."
     )
-    clip_norm: float | None = _field(None, "Greatest norm of the gradient of a step, cut to it beyond; 0: not cut.")
+    clip_norm: float | None = _field(
+        None, "Largest gradient norm; a larger gradient is scaled down to it. 0: no limit."
+    )
     warmup: float | None = _field(None, "Share of the run over which the learning rate rises, 0–1.")
     lr_drops: str | None = _field(
         None,
-        "Shares of the run after which the learning rate is a tenth of before, as in 0.6,0.8; empty: it falls"
+        "Shares of the run after which the learning rate is divided by ten, as in 0.6,0.8; empty: it falls"
         " along a cosine.",
     )
     lr_end: float | None = _field(None, "Learning rate at the end of the cosine as a share of the highest.")
     whiten: bool | None = _field(
         None,
         "Whether the encoder ends with a linear layer, fitted to the training images without labels, after which"
-        " every direction counts alike (auto: yes).",
+        " all directions have the same variance (auto: yes).",
     )
     precision: str | None = _field(None, "Number format of the network: fp32 or bf16 (auto: bf16 on GPUs).")
     compile: bool | None = _field(
-        None, "Compile the network first (torch.compile): minutes of waiting, then faster steps."
+        None, "Compile the network first (torch.compile): it takes minutes, then steps are faster."
     )
     device: str = _field("auto", "Where to train: auto, cpu, cuda or mps.")
     workers: int | None = _field(None, "Threads that decode images (auto: one per core, up to 16).")
@@ -131,8 +137,8 @@ class TrainConfig:
         _check_choice(self, "method", METHODS)
         check_values(self)
         for entry in fields(self):
-            said = getattr(self, entry.name)
-            if said != entry.default and self.method not in entry.metadata["methods"]:
+            given = getattr(self, entry.name)
+            if given != entry.default and self.method not in entry.metadata["methods"]:
                 raise InvalidInput(
                     f"{entry.name} has no meaning for {self.method}",
                     hint=f"it belongs to {', '.join(entry.metadata['methods'])}; leave it out, or choose that --method",
@@ -140,34 +146,34 @@ class TrainConfig:
 
 
 def applies(name: str, method: str) -> bool:
-    """Whether a setting means anything to a method."""
+    """Whether a setting has a meaning for a method."""
     return any(entry.name == name and method in entry.metadata["methods"] for entry in fields(TrainConfig))
 
 
 def drops(lr_drops: str) -> tuple[float, ...]:
-    """The shares of the run in an ``lr_drops`` setting, rising.
+    """The shares of the run in an ``lr_drops`` setting, in increasing order.
 
     Raises:
-        InvalidInput: it is not a list of rising shares.
+        InvalidInput: it is not a list of increasing shares.
     """
     try:
         shares = tuple(float(part) for part in lr_drops.split(",") if part.strip())
     except ValueError:
         shares = (math.nan,)
     if not all(0 < share < 1 for share in shares) or list(shares) != sorted(set(shares)):
-        raise InvalidInput(f"lr_drops is {lr_drops!r}; it has to be rising shares of the run, as in 0.6,0.8")
+        raise InvalidInput(f"lr_drops is {lr_drops!r}; it must be increasing shares of the run, as in 0.6,0.8")
     return shares
 
 
-RIVALS = {"epochs": "minutes", "minutes": "epochs", "lr": "base_lr", "base_lr": "lr"}
-"""Settings of which one takes the place of the other."""
+ALTERNATIVES = {"epochs": "minutes", "minutes": "epochs", "lr": "base_lr", "base_lr": "lr"}
+"""Pairs of settings of which one replaces the other."""
 
 
 def check_values(config: Any) -> None:
-    """Whether each value that is there, of a TrainConfig or of a recipe's settings, is within its range.
+    """Check that each value of a TrainConfig, or of a recipe's settings, is within its range; None is not checked.
 
     Raises:
-        InvalidInput: one is not, or two are there of which one takes the place of the other.
+        InvalidInput: one is not, or two are given of which one replaces the other.
     """
     for one, other in (("epochs", "minutes"), ("lr", "base_lr"), ("lr", "lr_scaling")):
         values = getattr(config, one), getattr(config, other)
@@ -205,7 +211,7 @@ def check_values(config: Any) -> None:
 def _check(config: Any, name: str, holds: Callable[[Any], bool], rule: str) -> None:
     value = getattr(config, name)
     if value is not None and not holds(value):
-        raise InvalidInput(f"{name} is {value}; it has to be {rule}")
+        raise InvalidInput(f"{name} is {value}; it must be {rule}")
 
 
 def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
@@ -218,7 +224,7 @@ def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
 class Settings:
     """What a run uses: every field of ``TrainConfig`` with its effective value.
 
-    Of ``epochs`` and ``minutes`` the one that is not the budget is zero, and so is what the method does not have.
+    Of ``epochs`` and ``minutes`` the one that is not the budget is zero, and so is every setting that the method lacks.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""What a run uses where nobody says it: chosen from the images, the machine and the recipe for the network.
+"""The settings that neither the user nor a chosen recipe gives: chosen from the images, the machine and the network.
 
 This module imports no torch.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields
+from typing import Any
 
 from embedserve.errors import InvalidInput
 from embedserve_training.augment import PRESETS
@@ -16,11 +17,11 @@ from embedserve_training.plan.config import SMALL_SIDE_PX, TrainConfig, drops
 from embedserve_training.plan.sources import SettingSources
 
 ONE_BATCH = {
-    "simclr": "its negatives are the other images of the batch, so two half batches are not one whole batch",
-    "barlow-twins": "its cross-correlation is taken over the whole batch, so two half batches are not one whole batch",
-    "cpc": "its negatives are patches of the other images of the batch, so two half batches are not one whole batch",
+    "simclr": "its negatives are the other images of the batch, so two half batches do not equal one batch",
+    "barlow-twins": "its cross-correlation is taken over the batch, so two half batches do not equal one batch",
+    "cpc": "its negatives are patches of the other images of the batch, so two half batches do not equal one batch",
 }
-"""Why gradients of these methods cannot be accumulated."""
+"""Methods whose gradients cannot be accumulated, and why."""
 _PRESETS = {
     "simclr": "photo",
     "moco": "moco-v2",
@@ -29,22 +30,33 @@ _PRESETS = {
     "cpc": "moco-v1",
 }
 """The preset of each method for images that are not small: the published one. CPC's makes all images grey, so its
-encoder would never have seen the colours that it is served; it gets the one for methods with a single view."""
-_ALL_REMEMBERED = 200_000
-"""Up to this many images Instance Discrimination compares to all of them; the sum over more costs too much."""
-_MOST_BY_ITSELF = 1024
-"""Several processes get no larger batch than this unless it is said: published rates hold for a while only."""
+encoder would never see the colours that it is later given; it gets the preset for methods with a single view."""
+FIXED: dict[str, tuple[Any, str]] = {
+    "bias_lr": (1.0, "as the other weights"),
+    "decayed": ("matrices", ""),
+    "clip_norm": (0.0, "gradients are not clipped"),
+    "warmup": (0.1, ""),
+    "lr_drops": ("", "the rate falls along a cosine"),
+    "lr_end": (0.0, ""),
+    "whiten": (True, "better neighbours by cosine, see embedserve_training/networks/whitening.py"),
+    "compile": (False, ""),
+}
+"""Defaults that depend on nothing, each with a reason where one is needed."""
+_NO_SAMPLING_UP_TO = 200_000
+"""Up to this many images Instance Discrimination compares with all of them; the sum over more costs too much."""
+_LARGEST_AUTO_BATCH = 1024
+"""Largest batch that is chosen for several processes: the published learning rates do not hold for much larger ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What ``plan`` needs to know of the images and the machine."""
+    """What ``plan`` needs to know about the images and the machine."""
 
     images: int
     median_side_px: int
     """Median of the images' shorter sides."""
     grey: bool = False
-    """No image has any colour."""
+    """Whether no image has colour."""
     cuda: bool = False
     mps: bool = False
     cores: int = 1
@@ -52,13 +64,13 @@ class Facts:
     """Processes that train together."""
 
 
-class Choices(SettingSources):
-    """The values of one run, in the order in which they depend on each other.
+class Defaults(SettingSources):
+    """All settings of one run, settled in the order in which they depend on each other.
 
     Args:
-        config: what the person said.
-        facts: of the images and the machine.
-        from_environment: settings of ``config`` that an environment variable said and not a flag.
+        config: what the user gave.
+        facts: about the images and the machine.
+        from_environment: names of the settings of ``config`` that environment variables gave, rather than flags.
     """
 
     def __init__(self, config: TrainConfig, facts: Facts, from_environment: Collection[str]) -> None:
@@ -69,9 +81,9 @@ class Choices(SettingSources):
         """Settle every setting.
 
         Raises:
-            InvalidInput: the recipe is not there or for another method, or values do not go together.
+            InvalidInput: the recipe does not exist or is for another method, or values contradict each other.
         """
-        chosen = self.said("recipe")
+        chosen = self.from_user("recipe")
         if chosen is not None:
             self.use(recipes.load(chosen))
         self._device()
@@ -83,16 +95,16 @@ class Choices(SettingSources):
         self._method()
         self._learning_rate()
         for entry in fields(TrainConfig):
-            self.settle(entry.name)
+            self._settle_fixed(entry.name)
         self._check_schedule()
 
     def _device(self) -> None:
         if self.facts.cuda:
-            self.auto("device", "cuda", "a CUDA GPU is there")
+            self.auto("device", "cuda", "there is a CUDA GPU")
         elif self.facts.mps:
-            self.auto("device", "mps", "Apple's GPU is there")
+            self.auto("device", "mps", "there is an Apple GPU")
         else:
-            self.auto("device", "cpu", "no GPU is there")
+            self.auto("device", "cpu", "there is no GPU")
         cuda = self.value("device") == "cuda"
         self.auto("precision", "bf16" if cuda else "fp32", "device " + self.value("device"))
         cores = self.facts.cores
@@ -100,7 +112,7 @@ class Choices(SettingSources):
 
     def _shape(self) -> None:
         side, on_cpu = self.facts.median_side_px, self.value("device") == "cpu"
-        # A multiple of 32, the stride of the usual networks, that asks for no more pixels than there are.
+        # A multiple of 32, the stride of the usual networks, and no more pixels than the images have.
         size = max(side, 16) if side < SMALL_SIDE_PX else min(side // 32 * 32, 96 if on_cpu else 224)
         limited = ", training on the CPU" if on_cpu and size == 96 else ""
         self.auto("size_px", size, f"median side {side} px{limited}")
@@ -108,21 +120,20 @@ class Choices(SettingSources):
         self.auto("backbone", "small-cnn" if size < SMALL_SIDE_PX else "resnet18", f"images of {size} px")
 
     def _usual_recipe(self) -> None:
-        """Take what the chosen recipe leaves open from the one for this network."""
+        """Use the recipe for this network, where the chosen one leaves settings open."""
         backbone = self.value("backbone")
         usual = recipes.load(f"{self.method}-{'cpu' if backbone == 'small-cnn' else 'gpu'}")
         self.auto("recipe", usual.name, f"for {backbone}")
-        if self.said("recipe") != usual.name:
+        if self.from_user("recipe") != usual.name:
             self.use(usual)
 
     def _views(self) -> None:
         size = self.value("size_px")
         small = size < SMALL_SIDE_PX
         self.auto("augmentation", "small" if small else _PRESETS[self.method], f"images of {size} px")
-        # Without colour, and with 28 pixels, a crop of 8 % leaves next to nothing to recognise. Fashion-MNIST, 3,000
-        # images, small-cnn, share of the same label among the 10 nearest: after 84,000 images seen 68.9 % with crops
-        # from 8 %, 71.3 % from 30 %, 72.2 % from 50 %; with the network as it is now, after 59,000 images, 73.7 % from
-        # 40 % and 72.9 % from 60 %.
+        # A crop of 8 % of a grey image of 28 pixels shows almost nothing. Fashion-MNIST, 3,000 images, small-cnn, share
+        # of the same label among the 10 nearest: after 84,000 images 68.9 % with crops from 8 %, 71.3 % from 30 %,
+        # 72.2 % from 50 %; with today's network, after 59,000 images, 73.7 % from 40 % and 72.9 % from 60 %.
         if self.value("augmentation") == "small" and self.facts.grey:
             self.auto("crop_min", 0.4, "small images without colour")
         else:
@@ -130,21 +141,21 @@ class Choices(SettingSources):
             self.auto("crop_min", min(view.crop_scale[0] for view in PRESETS[preset]), f"that of {preset}")
 
     def _budget(self) -> None:
-        if self.said("minutes") is not None or self.from_recipe("minutes") is not None:
-            self.given("minutes")
-            self.put("epochs", 0, "auto", "the budget is in minutes")
+        if self.from_user("minutes") is not None or self.from_recipe("minutes") is not None:
+            self.settle_given("minutes")
+            self.settle("epochs", 0, "auto", "the budget is in minutes")
         else:
             self.auto("epochs", 100, "no budget was given")
-            self.put("minutes", 0.0, "auto", "the budget is in epochs")
+            self.settle("minutes", 0.0, "auto", "the budget is in epochs")
 
-    # --- The batch, and who computes which part of it --------------------------------------------------------------
+    # --- The batch and its parts -----------------------------------------------------------------------------------
 
     def _batch(self) -> None:
         self.auto("accumulate", 1, "the whole batch at once")
         parts = self.value("accumulate")
         if parts > 1 and self.method in ONE_BATCH:
             raise InvalidInput(
-                f"accumulate is {parts}, but {self.method} needs its batch as a whole: {ONE_BATCH[self.method]}",
+                f"accumulate is {parts}, but {self.method} needs the whole batch at once: {ONE_BATCH[self.method]}",
                 hint="use more processes (torchrun) or a smaller --batch-size",
             )
         images, processes = self.facts.images, self.facts.processes
@@ -154,81 +165,83 @@ class Choices(SettingSources):
         )
         if images < 2 * shares:
             raise InvalidInput(
-                f"{images} images are too few for {sharing}, of which each needs at least 2",
+                f"{images} images are too few for {sharing}: each needs at least 2",
                 hint="use fewer of them",
             )
-        said = self.said("batch_size")
-        if said is None:
+        given = self.from_user("batch_size")
+        if given is None:
             self._choose_batch(shares, sharing)
-        elif said > images:
+        elif given > images:
             raise InvalidInput(
-                f"batch_size is {said}, but there are {images} images",
+                f"batch_size is {given}, but there are {images} images",
                 hint=f"--batch-size {_shared(_power_of_two(images / 2), shares)}, or leave it out",
             )
-        elif said % shares or said < 2 * shares:
+        elif given % shares or given < 2 * shares:
             raise InvalidInput(
-                f"batch_size is {said}, which {sharing} cannot share evenly, at least 2 images in each",
-                hint=f"--batch-size {_shared(said, shares)}",
+                f"batch_size is {given}, which {sharing} cannot share evenly with at least 2 images each",
+                hint=f"--batch-size {_shared(given, shares)}",
             )
         else:
-            self.given("batch_size")
+            self.settle_given("batch_size")
         if processes > 1:
             self.explain("batch_size", f"{self.value('batch_size') // processes} on each of {processes} processes")
 
     def _choose_batch(self, shares: int, sharing: str) -> None:
-        """As many as the recipe has, or as is usual, if there are enough images for four steps per epoch."""
+        """The batch of the recipe, or the usual one; smaller where an epoch would have fewer than four steps."""
         images, processes, recipe = self.facts.images, self.facts.processes, self.from_recipe("batch_size")
         on_cpu, small = self.value("device") == "cpu", self.value("size_px") < SMALL_SIDE_PX
-        # On a CPU the time for a step grows with the batch, so smaller ones take more steps in the same time; a GPU is
-        # idle most of the time with few small images.
+        # On a CPU the time of a step grows with the batch, so a smaller batch gives more steps in the same time; a GPU
+        # is mostly idle with few small images.
         usual = 128 if on_cpu else 512 if small else 256
-        wanted = recipe.value if recipe else min(usual * processes, max(usual, _MOST_BY_ITSELF))
+        wanted = recipe.value if recipe else min(usual * processes, max(usual, _LARGEST_AUTO_BATCH))
         limit = _power_of_two(images / 4)
         batch = _shared(min(wanted, limit), shares)
         if recipe and batch == wanted:
-            self.given("batch_size")
+            self.settle_given("batch_size")
             return
         why = f"images of {self.value('size_px')} px on {self.value('device')}"
         if limit < wanted:
             why = f"at least four steps for {images} images"
         elif batch != wanted:
             why = f"{sharing} share it evenly"
-        self.put("batch_size", batch, "auto", f"{why}; the recipe has {wanted}" if recipe else why)
+        self.settle("batch_size", batch, "auto", f"{why}; the recipe has {wanted}" if recipe else why)
 
-    # --- What belongs to one method --------------------------------------------------------------------------------
+    # --- Settings of one method ------------------------------------------------------------------------------------
 
     def _method(self) -> None:
         images = self.facts.images
         if self.method == "moco":
-            # A longer queue holds the image's own earlier key among the negatives (facebookresearch/moco#146).
+            # With a longer queue an image's own earlier key is among its negatives (facebookresearch/moco#146).
             self.at_most("queue_size", max(images // 2, 1), f"half of {images} images")
             self._splits(self.value("batch_size") // (self.facts.processes * self.value("accumulate")))
         if self.method == "instance-discrimination":
-            few = images <= _ALL_REMEMBERED
+            few = images <= _NO_SAMPLING_UP_TO
             self.auto("noise_samples", 0 if few else 4096, f"all of {images} images" if few else f"{images} images")
         if self.method == "cpc":
             self._patches()
 
     def _splits(self, images: int) -> None:
-        """In how many parts batch-norm sees the images that a process computes at once."""
-        said, recipe = self.said("bn_splits"), self.from_recipe("bn_splits")
-        if said is not None and (images % said or images < 2 * said):
+        """Settle the number of parts in which batch-norm normalises the images that a process computes at once."""
+        given, recipe = self.from_user("bn_splits"), self.from_recipe("bn_splits")
+        if given is not None and (images % given or images < 2 * given):
             raise InvalidInput(
-                f"bn_splits is {said}, but {images} images cannot be cut into so many equal parts of at least 2",
-                hint=f"--set bn_splits={_divisor(images, said)}, or leave it out",
+                f"bn_splits is {given}, but {images} images cannot be cut into that many equal parts of at least 2",
+                hint=f"--set bn_splits={_divisor(images, given)}, or leave it out",
             )
-        if said is not None or recipe is None:
+        if given is not None or recipe is None:
             self.auto("bn_splits", 1, "the whole batch at once")
             return
-        # Each process is a part of its own, and keys are shuffled over all of them.
+        # Each process normalises its own images, and keys are shuffled over all processes.
         wanted = max(recipe.value // self.facts.processes, 1)
         splits = _divisor(images, wanted)
         if splits == recipe.value:
-            self.given("bn_splits")
+            self.settle_given("bn_splits")
         elif splits == wanted:
-            self.put("bn_splits", splits, "auto", f"the recipe's {recipe.value} over {self.facts.processes} processes")
+            self.settle(
+                "bn_splits", splits, "auto", f"the recipe's {recipe.value} over {self.facts.processes} processes"
+            )
         else:
-            self.put("bn_splits", splits, "auto", f"equal parts of {images} images; the recipe has {recipe.value}")
+            self.settle("bn_splits", splits, "auto", f"equal parts of {images} images; the recipe has {recipe.value}")
 
     def _patches(self) -> None:
         size = self.value("size_px")
@@ -246,17 +259,17 @@ class Choices(SettingSources):
     # --- The learning rate -----------------------------------------------------------------------------------------
 
     def _learning_rate(self) -> None:
-        if self.said("lr") is not None or self.from_recipe("lr") is not None:
-            if self.said("lr_scaling") is not None:
+        if self.from_user("lr") is not None or self.from_recipe("lr") is not None:
+            if self.from_user("lr_scaling") is not None:
                 raise InvalidInput(
-                    f"lr_scaling is {self.said('lr_scaling')}, but the recipe gives lr itself",
-                    hint="say what is to be scaled: --set base_lr=…",
+                    f"lr_scaling is {self.from_user('lr_scaling')}, but the recipe gives lr itself",
+                    hint="give the rate to scale: --set base_lr=…",
                 )
-            self.given("lr")
-            self.put("base_lr", 0.0, "auto", "lr was given")
-            self.put("lr_scaling", "none", "auto", "lr was given")
+            self.settle_given("lr")
+            self.settle("base_lr", 0.0, "auto", "lr was given")
+            self.settle("lr_scaling", "none", "auto", "lr was given")
             return
-        self.settle("base_lr")
+        self._settle_fixed("base_lr")
         self.auto(
             "lr_scaling", "sqrt", "5 points better than linear for SimCLR at 256 images (arXiv 2002.05709, table B.1)"
         )
@@ -266,7 +279,20 @@ class Choices(SettingSources):
             "linear": (base * batch / 256, f"{base:g} · {batch} / 256"),
             "none": (base, "as base_lr"),
         }[scaling]
-        self.put("lr", lr, "auto", rule)
+        self.settle("lr", lr, "auto", rule)
+
+    def _settle_fixed(self, name: str) -> None:
+        """Settle a value that is given, or else its fixed default.
+
+        Raises:
+            InvalidInput: there is neither.
+        """
+        if self.settle_given(name):
+            return
+        if name not in FIXED:
+            raise InvalidInput(f"no recipe gives {name} for {self.method}", hint=f"give it: --set {name}=…")
+        value, why = FIXED[name]
+        self.settle(name, value, "default", why)
 
     def _check_schedule(self) -> None:
         shares, warmup = drops(self.value("lr_drops")), self.value("warmup")
@@ -278,15 +304,15 @@ class Choices(SettingSources):
 
 
 def _power_of_two(limit: float) -> int:
-    """The greatest power of two that is at most ``limit``, and at least 2."""
+    """The largest power of two up to ``limit``, at least 2."""
     return int(max(2, 2 ** math.floor(math.log2(max(limit, 2)))))
 
 
 def _shared(count: int, shares: int) -> int:
-    """The greatest number up to ``count`` that can be shared evenly, with at least 2 in each share."""
+    """The largest number up to ``count`` that can be shared evenly, with at least 2 in each share."""
     return max(count // shares, 2) * shares
 
 
 def _divisor(count: int, wanted: int) -> int:
-    """The greatest number of equal parts of ``count``, at most ``wanted``, that leaves at least 4 in each; or 1."""
+    """The largest number of equal parts of ``count``, at most ``wanted``, with at least 4 in each; or 1."""
     return max((parts for parts in range(1, wanted + 1) if count % parts == 0 and count // parts >= 4), default=1)

@@ -1,7 +1,7 @@
-"""Every effective value of a run, and where it came from. This module imports no torch.
+"""Every effective value of a run, and where it comes from. This module imports no torch.
 
-What a person says comes before a recipe (``layers``), and a recipe before what is chosen from the images and the
-machine (``choices``). Nothing is chosen silently: each value has a source and, where it is not plain, a reason.
+The user's values precede those of a recipe (``sources``), and a recipe's those that are chosen from the images and the
+machine (``defaults``). Nothing is chosen silently: each value has a source and, where needed, a reason.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from embedserve_training.plan.config import Settings, TrainConfig, applies
-from embedserve_training.plan.defaults import ONE_BATCH, Choices
+from embedserve_training.plan.defaults import ONE_BATCH, Defaults
 from embedserve_training.plan.defaults import Facts as Facts
 from embedserve_training.plan.sources import PlanEntry as PlanEntry
 
 _LINE, _WIDEST = 116, 30
-"""Columns of a line of the plan, and of its values; longer ones push what follows to the right."""
+"""Columns of a line of the plan, and of its values; a longer value shifts the rest of its line to the right."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a run will do."""
+    """The settings of a run and where they come from."""
 
     settings: Settings
     entries: tuple[PlanEntry, ...]
 
     def lines(self) -> list[str]:
-        """The plan for a person, in columns: name, value, source and reason; without what the run does not use."""
-        shown = [(entry, _shown(entry.value)) for entry in self.entries if _counts(entry.name, self.settings)]
+        """The settings that the run uses as text, in columns: name, value, source and reason."""
+        shown = [(entry, _shown(entry.value)) for entry in self.entries if _is_used(entry.name, self.settings)]
         name_width = max(len(entry.name) for entry, _ in shown)
         value_width = min(max(len(value) for _, value in shown), _WIDEST)
         lines = []
         for entry, value in shown:
-            begin = f"{entry.name:<{name_width}}  {value:<{value_width}}  "
+            head = f"{entry.name:<{name_width}}  {value:<{value_width}}  "
             lines += textwrap.wrap(
                 f"{entry.source}: {entry.why}" if entry.why else entry.source,
                 _LINE,
-                initial_indent=begin,
+                initial_indent=head,
                 subsequent_indent=" " * (name_width + value_width + 4),
                 break_on_hyphens=False,
             )
@@ -53,8 +53,8 @@ def _shown(value: Any) -> str:
     return str(value) or "–"
 
 
-def _counts(name: str, settings: Settings) -> bool:
-    """Whether a run with these settings makes any use of one of them."""
+def _is_used(name: str, settings: Settings) -> bool:
+    """Whether a run with these settings uses this one."""
     if name in ("epochs", "minutes"):
         return bool(getattr(settings, name))
     if name in ("base_lr", "lr_scaling"):
@@ -71,14 +71,14 @@ def plan(config: TrainConfig, facts: Facts, *, from_environment: Collection[str]
     """Every effective value of a run, with its source.
 
     Args:
-        config: what the person said.
-        facts: of the images and the machine.
-        from_environment: settings of ``config`` that an environment variable said and not a flag.
+        config: what the user gave.
+        facts: about the images and the machine.
+        from_environment: names of the settings of ``config`` that environment variables gave, rather than flags.
 
     Raises:
-        InvalidInput: the recipe is not there or for another method, or values do not go together.
+        InvalidInput: the recipe does not exist or is for another method, or values contradict each other.
     """
-    choices = Choices(config, facts, from_environment)
-    choices.settle_all()
-    entries = tuple(choices.entries[entry.name] for entry in fields(Settings))
+    defaults = Defaults(config, facts, from_environment)
+    defaults.settle_all()
+    entries = tuple(defaults.entries[entry.name] for entry in fields(Settings))
     return Plan(settings=Settings(**{entry.name: entry.value for entry in entries}), entries=entries)

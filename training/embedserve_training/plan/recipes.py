@@ -1,9 +1,9 @@
 """Recipes: sets of settings in TOML, each value beside its source. This module imports no torch.
 
-The project's own are in ``training/recipes``: for each method the published ImageNet settings (``…-imagenet``),
+``training/recipes`` holds the recipes of the project: for each method the published ImageNet settings (``…-imagenet``),
 settings for a torchvision network on one GPU (``…-gpu``) and for small-cnn on a CPU (``…-cpu``), and where the authors
-published them, those for CIFAR-10 (``…-cifar``). A person's own file may give plain values: ``base_lr = 0.3`` instead
-of ``base_lr = { value = 0.3, source = "why" }``.
+published them, those for CIFAR-10 (``…-cifar``). A user's own file may give plain values: ``base_lr = 0.3`` instead of
+``base_lr = { value = 0.3, source = "why" }``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from embedserve.errors import InvalidInput
 from embedserve_training.plan.config import METHODS, TrainConfig, applies, check_values
 
 _NEVER = ("method", "recipe", "seed", "workers", "device")
-"""What a recipe does not set: what it is for, itself, and what belongs to the run and the machine."""
+"""What a recipe cannot set: its method and name, and what belongs to the run and the machine."""
 _OTHERS = f"methods are: {', '.join(METHODS)}"
-_WORDS = {int: "whole number", float: "number", str: "text in quotes", bool: "true or false"}
+_WORDS = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,28 +35,28 @@ class Recipe:
     method: str
     values: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Where a value comes from, for those that say."""
+    """Where a value comes from, for the values that state it."""
     own: bool = False
-    """Whether it is a person's own file rather than one of the project's."""
+    """Whether it is a user's file rather than one of the project's."""
 
 
 def folder() -> Path:
-    """Where the project's own recipes are: inside the installed package, or beside it in a checkout."""
+    """The folder of the project's recipes: inside the installed package, or beside it in a checkout."""
     here = Path(__file__).parents[1]
     installed = here / "recipes"
     return installed if installed.is_dir() else here.parent / "recipes"
 
 
 def names() -> list[str]:
-    """The project's own recipes."""
+    """Names of the project's recipes, sorted."""
     return sorted(path.stem for path in folder().glob("*.toml"))
 
 
 def load(name: str) -> Recipe:
-    """The recipe of a name, or of a TOML file.
+    """The recipe of this name, or in this TOML file.
 
     Raises:
-        InvalidInput: there is none, or a value in it is not usable.
+        InvalidInput: it does not exist, or a value in it is not valid.
     """
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
     if not name.endswith(".toml") and name not in names():
@@ -73,15 +73,15 @@ def load(name: str) -> Recipe:
 def _parse(document: dict[str, Any], path: Path, *, own: bool) -> Recipe:
     method = document.pop("method", None)
     if method not in METHODS:
-        said = "does not say which method it is for" if method is None else f"is for the method {method!r}"
-        raise InvalidInput(f"{path} {said}", hint=f'it needs a line such as: method = "{METHODS[0]}"; {_OTHERS}')
+        problem = "does not say which method it is for" if method is None else f"is for the method {method!r}"
+        raise InvalidInput(f"{path} {problem}", hint=f'it needs a line such as: method = "{METHODS[0]}"; {_OTHERS}')
     title = str(document.pop("title", path.stem))
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for key, entry in document.items():
         if key in _NEVER or key not in _types():
             raise InvalidInput(
-                f"{path} sets {key!r}, which no recipe can", hint=f"settings are: {', '.join(_settable())}"
+                f"{path} sets {key!r}, which a recipe cannot set", hint=f"settings are: {', '.join(_settable())}"
             )
         if isinstance(entry, dict) and not {"value"} <= entry.keys() <= {"value", "source"}:
             raise InvalidInput(
@@ -101,7 +101,7 @@ def _typed(key: str, value: Any, path: Path) -> Any:
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:
-        raise InvalidInput(f"{path} sets {key} to {value!r}, which is no {_WORDS[wanted]}")
+        raise InvalidInput(f"{path} sets {key} to {value!r}, which is not {_WORDS[wanted]}")
     return value
 
 

@@ -1,1 +1,1 @@
-"""A training run: preparation, steps, checkpoints, the encoder that comes of it."""
+"""A training run: preparation, steps, checkpoints, and the encoder that it produces."""

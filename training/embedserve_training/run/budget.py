@@ -1,4 +1,4 @@
-"""How much of a run is done: of its passes over the images, or of its minutes."""
+"""The budget of a run, in passes over the images or in minutes, and how much of it is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Spent:
     seconds: float = 0.0
     """Time spent training."""
     step_s: float = 0.0
-    """Time of the last step; 0 if it says nothing of the next."""
+    """Time of the last step; 0 if it does not predict that of the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Budget:
     steps_per_epoch: int
 
     def used(self, spent: Spent) -> float:
-        """Share of the budget that is used, from 0; minutes may be exceeded by a step."""
+        """Share of the budget that is used, from 0; a step may exceed the minutes."""
         if self.epochs:
             return spent.step / (self.epochs * self.steps_per_epoch)
         return spent.seconds / (60 * self.minutes)
@@ -34,13 +34,13 @@ class Budget:
     def middle_of_next(self, spent: Spent) -> float:
         """Share of the budget that is used in the middle of the next step, at most 1.
 
-        The middle of a step stands for it: the first one moves already, the last one is all but at the end.
+        The learning rate of a step is that of its middle: it is above 0 at the first step and at the last.
         """
         half = 0.5 / (self.epochs * self.steps_per_epoch) if self.epochs else spent.step_s / 2 / (60 * self.minutes)
         return min(self.used(spent) + half, 1.0)
 
     def done(self, spent: Spent) -> bool:
-        """Whether the budget is used; in minutes, whether most of one more step would exceed it."""
+        """Whether the budget is used; in minutes, whether more than half of another step would exceed it."""
         if self.epochs:
             return spent.step >= self.epochs * self.steps_per_epoch
         return spent.seconds + spent.step_s / 2 >= 60 * self.minutes
@@ -52,7 +52,7 @@ class Budget:
         return max(round(spent.step / max(self.used(spent), 1e-6)), spent.step)
 
     def left_s(self, spent: Spent, seconds_per_step: float) -> float:
-        """Seconds until the end of the run, at this pace."""
+        """Seconds until the end of the run, if every step takes ``seconds_per_step``."""
         if self.epochs:
             return (self.total_steps(spent) - spent.step) * seconds_per_step
         return max(60 * self.minutes - spent.seconds, 0.0)

@@ -1,7 +1,7 @@
-"""The gradient of one batch: its views, its parts one after the other, and the mean over all processes.
+"""The gradient of one batch: its views, its parts one after another, and the mean over all processes.
 
-A batch has the same images, views and random numbers however many processes share it, and the same images and views
-in however many parts it is computed.
+The images, views and random numbers of a batch do not depend on the number of processes that share it, nor its images
+and views on the number of parts in which it is computed.
 
 Shapes: G images in the batch, B of them in this process, A parts of B / A images each, V views, C = 3 channels, T side
 of the cached image, S side of a view.
@@ -26,10 +26,10 @@ from embedserve_training.seeds import seed_of
 
 
 class BatchGradient:
-    """What a run does to a batch before its optimiser takes a step.
+    """Computes the gradient of each batch of a run.
 
     Args:
-        method: on the training device, with its batch-norm joined.
+        method: on the training device, with its batch-norm joined over the processes.
         settings: of the run; ``batch_size`` is that of all processes together.
     """
 
@@ -38,27 +38,24 @@ class BatchGradient:
         self._settings = settings
         self._parts = max(settings.accumulate, 1)
         self._per_part = settings.batch_size // (self._parts * method.processes.count)
-        self._recipes = [
-            replace(recipe, crop_scale=(settings.crop_min, max(recipe.crop_scale[1], settings.crop_min)))
-            for recipe in augment.PRESETS[settings.augmentation]
-        ]
+        self._recipes = augment.recipes_for(settings.augmentation, settings.crop_min)
         self._generator = torch.Generator()
         if settings.compile:
             for network in method.networks():
-                network.compile()  # in place, so the names of the weights stay as they are
-        self._averaged = _averaged(method) if method.processes.count > 1 else None
+                network.compile()  # in place, so the names of the weights do not change
+        self._distributed = _distributed(method) if method.processes.count > 1 else None
 
     @property
     def rows_B(self) -> Tensor:
-        """Which rows of a batch this process takes, in the order in which it takes them: int64 [B].
+        """The rows of a batch that this process takes, in this order: int64 [B].
 
-        Each part is cut into one stretch for each process.
+        Each part is cut into one contiguous range per process.
         """
         first_A = [self._first(part) for part in range(self._parts)]
         return torch.cat([torch.arange(first, first + self._per_part) for first in first_A])
 
     def of(self, pixels_BTTC: Tensor, indices_B: Tensor, step: int) -> StepOutput:
-        """Leave the gradient of a batch in the parameters, which have to be without one.
+        """Compute the gradient of a batch into the parameters, which must have none.
 
         Args:
             pixels_BTTC: uint8, those of ``rows_B``.
@@ -70,23 +67,23 @@ class BatchGradient:
         """
         outputs = []
         for part in range(self._parts):
-            mine = slice(part * self._per_part, (part + 1) * self._per_part)
-            views_VPCSS = self._views(pixels_BTTC[mine], step, self._first(part))
+            own = slice(part * self._per_part, (part + 1) * self._per_part)
+            views_VPCSS = self._views(pixels_BTTC[own], step, self._first(part))
             self._generator.manual_seed(seed_of(self._settings.seed, f"method {part}", step))
             last = part == self._parts - 1
-            with self._averaged.no_sync() if self._averaged and not last else nullcontext():
-                output = self._forward(views_VPCSS, indices_B[mine])
+            with self._distributed.no_sync() if self._distributed and not last else nullcontext():
+                output = self._forward(views_VPCSS, indices_B[own])
                 (output.loss / self._parts).backward()  # type: ignore[no-untyped-call]
             outputs.append(replace(output, loss=output.loss.detach()))
         return outputs[0] if self._parts == 1 else _mean(outputs)
 
     def _first(self, part: int) -> int:
-        """Row of the batch with which this process's stretch of a part begins."""
+        """First row of the batch in this process's range of a part."""
         return (part * self._method.processes.count + self._method.processes.rank) * self._per_part
 
     @torch.no_grad()
     def _views(self, pixels_PTTC: Tensor, step: int, first: int) -> list[Tensor]:
-        # The same seed for every part: parameters are drawn for the whole batch, and each part takes its rows of them.
+        # All parts have the same seed: parameters are drawn for the whole batch, and each part takes those of its rows.
         self._generator.manual_seed(seed_of(self._settings.seed, "views", step))
         return [
             augment.augment(
@@ -103,7 +100,7 @@ class BatchGradient:
     def _forward(self, views_VPCSS: list[Tensor], indices_P: Tensor) -> StepOutput:
         bf16 = self._settings.precision == "bf16"
         with torch.autocast(indices_P.device.type, dtype=torch.bfloat16, enabled=bf16):
-            output: StepOutput = (self._averaged or self._method)(views_VPCSS, indices_P, self._generator)
+            output: StepOutput = (self._distributed or self._method)(views_VPCSS, indices_P, self._generator)
         return output
 
 
@@ -116,14 +113,14 @@ def _mean(outputs: list[StepOutput]) -> StepOutput:
     )
 
 
-def _averaged(method: Method) -> DistributedDataParallel:
-    """The method with gradients averaged over processes, all of which begin with what process 0 has.
+def _distributed(method: Method) -> DistributedDataParallel:
+    """The method with gradients averaged over processes; all start with the weights and buffers of process 0.
 
-    From then on buffers are left alone: queue and bank are equal in all processes by construction, and statistics of
-    batch-norm that are not joined are each process's own, of which those of process 0 are kept in the end.
+    Buffers are not synchronised later: queue and bank are equal in all processes by construction, and batch-norm
+    statistics that are not joined belong to each process; the run keeps those of process 0.
     """
     for buffer in method.buffers():
         dist.broadcast(buffer, 0)
     new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-    leave_alone: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
-    return DistributedDataParallel(method, **leave_alone)
+    no_buffer_sync: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    return DistributedDataParallel(method, **no_buffer_sync)

@@ -1,4 +1,4 @@
-"""Optimisers, their parameter groups, and the learning rate as a pure function of how much of the budget is used."""
+"""Optimisers, their parameter groups, and the learning rate as a pure function of the share of the budget used."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from embedserve_training.plan.config import Settings
 def parameter_groups(
     model: nn.Module, weight_decay: float, *, decayed: str = "matrices", bias_lr: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Two groups: matrices and filters, and vectors, which are the biases and what batch-norm learns.
+    """Two groups: matrices and filters, and vectors, which are the biases and the parameters of batch-norm.
 
     Args:
-        model: whose parameters; frozen ones are left out.
-        weight_decay: that of matrices and filters.
+        model: its frozen parameters are left out.
+        weight_decay: of matrices and filters.
         decayed: "matrices": vectors have neither weight decay nor LARS (arXiv 2002.05709, section 2.2, "we do not
             adapt/decay batch-norm and bias", as its code has it; arXiv 2103.03230, section 2.2). "all": they have both,
-            as in the code of MoCo v1 and v2 and of Instance Discrimination, which leave no parameter out.
-        bias_lr: learning rate of vectors as a share of the others'; ``set_lr`` goes by it.
+            as in the code of MoCo v1 and v2 and of Instance Discrimination, which decays every parameter.
+        bias_lr: learning rate of vectors as a share of that of the others; ``set_lr`` applies it.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     vectors_too = decayed == "all"
@@ -41,9 +41,9 @@ def parameter_groups(
 def build(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of a run, with a learning rate of zero until the schedule sets it.
 
-    The published settings of SimCLR and Barlow Twins have LARS, made for batches of thousands, those of MoCo and
-    Instance Discrimination SGD with momentum 0.9, and CPC's Adam, which AdamW is where nothing is decayed. AdamW scales
-    each weight's step by itself, so runs of some thousand steps on a CPU need little tuning.
+    SimCLR and Barlow Twins are published with LARS, made for batches of thousands, MoCo and Instance Discrimination
+    with SGD and momentum 0.9, and CPC with Adam, which AdamW equals without decay. AdamW scales the step of each
+    weight separately, so runs of a few thousand steps on a CPU need little tuning.
     """
     groups = parameter_groups(model, settings.weight_decay, decayed=settings.decayed, bias_lr=settings.bias_lr)
     if settings.optimizer == "lars":
@@ -59,8 +59,8 @@ def lr_factor(progress: float, warmup: float, drops: Sequence[float] = (), end: 
     Args:
         progress: share of the budget that is used, 0–1; values beyond count as 1.
         warmup: share of the budget over which the rate rises.
-        drops: shares of the budget from which on the rate is a tenth of before; empty: a cosine.
-        end: what the cosine falls to.
+        drops: shares of the budget at which the rate is divided by ten; empty: a cosine.
+        end: final value of the cosine.
     """
     if progress < warmup:
         return progress / warmup
@@ -71,15 +71,15 @@ def lr_factor(progress: float, warmup: float, drops: Sequence[float] = (), end: 
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group: ``lr`` times the share of it that the group has."""
+    """Set the learning rate of every group: ``lr`` times the group's ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD whose step for each layer is in proportion to its weights (arXiv 1708.03888), as SimCLR's code has it.
+    """SGD whose step for each layer is proportional to the norm of its weights (arXiv 1708.03888), as in SimCLR's code.
 
-    Trust coefficient 0.001; momentum is the classic one, with the learning rate inside the buffer. A group with
+    Trust coefficient 0.001; classic momentum, with the learning rate inside the buffer. A group with
     ``adapt=False`` takes plain steps.
     """
 

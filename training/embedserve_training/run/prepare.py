@@ -1,14 +1,12 @@
-"""What comes before the first step: the plan, the decoded images, and what an earlier run left. Process 0 does it."""
+"""The preparation of a run: its plan, its decoded images, and the checkpoint to continue from. Process 0 does it."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
-import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,22 +23,22 @@ from embedserve_training.data.cache import DecodedImages
 from embedserve_training.data.folders import ImageFolder, Skipped
 from embedserve_training.plan.config import MIN_IMAGES, SMALL_SIDE_PX, Settings, TrainConfig
 from embedserve_training.plan.plan import Facts, Plan, PlanEntry, plan
-from embedserve_training.run import checkpoint
-from embedserve_training.run.checkpoint import StoredPlan
-from embedserve_training.watch.monitor import duration
+from embedserve_training.run import checkpoint, run_folder
+from embedserve_training.run.run_folder import StoredPlan
+from embedserve_training.watch.progress import duration
 
 Report = Callable[[str], None]
 SAMPLES = 32
-"""Images kept in the run folder, on which export proves its result."""
+"""Images kept in the run folder, with which export compares its result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What all processes of a run have to know before they train."""
+    """What all processes of a run need to know before they train."""
 
     plan: Plan
     images: int
-    """Images used; for a dry run, image files seen."""
+    """Images used; for a dry run, image files found."""
     status: str = ""
     """"planned" or "finished before", if there is nothing to train; else empty."""
     skipped: tuple[Skipped, ...] = ()
@@ -49,7 +47,7 @@ class Prepared:
     side_px: int = 0
     """Of the decoded images."""
     step: int | None = None
-    """Of the checkpoint to go on from; None if the run begins."""
+    """Of the checkpoint to continue from; None for a new run."""
     seconds: float = 0.0
     """Spent training so far."""
 
@@ -66,31 +64,31 @@ def prepare(
     held: ExitStack,
     from_environment: Collection[str] = (),
 ) -> Prepared:
-    """Plan a run and decode its images, or find the run that goes on.
+    """Plan a new run and decode its images, or find the run to continue.
 
     Args:
         folder: images.
-        config: what a person wants.
+        config: what the user gave.
         out: the run folder.
-        report: takes lines for a person.
-        processes: those that train together.
+        report: called with each line of text.
+        processes: size of the process group.
         dry_run: report the plan and stop before anything is written.
-        fresh: begin anew even if there is a run in ``out``.
-        held: takes the lock on the run folder, which is to be held as long as the run.
-        from_environment: names of the settings that an environment variable said.
+        fresh: start over even if there is a run in ``out``.
+        held: receives the lock on the run folder, which the caller holds as long as the run.
+        from_environment: names of the settings of ``config`` that environment variables gave.
 
     Raises:
-        DataError: the folder is missing or holds too few images that can be read.
-        InvalidInput: a value of the config is not usable.
-        TrainingError: ``out`` holds a run of another config, of other images or of another number of processes.
-        SetupError: the device that was asked for is not there.
+        DataError: the folder is missing or holds too few readable images.
+        InvalidInput: a value of the config is not valid.
+        TrainingError: ``out`` holds a run with another config, other images or another number of processes.
+        SetupError: the requested device is not available.
     """
     files = folders.scan(folder)
     before = None if fresh or dry_run else _earlier_run(out, config)
     if before:
         facts = None
-        the_plan, side_px = _plan_again(before), int(before.data["cached_side_px"])
-        check_device(the_plan.settings.device, "the run was begun on that device; go on there, or begin anew: --fresh")
+        the_plan, side_px = _plan_of(before), int(before.data["cached_side_px"])
+        check_device(the_plan.settings.device, "the run started on that device; continue there, or start over: --fresh")
     else:
         facts = _facts(files, processes)
         the_plan = _make_plan(config, facts, from_environment)
@@ -101,18 +99,18 @@ def prepare(
         return Prepared(status="planned", plan=the_plan, images=len(files.paths))
     saved = checkpoint.load(out) if before else None
     if before and saved and saved.finished:
-        report(f"{out} is finished: {saved.step} steps in {duration(saved.seconds)}; --fresh begins anew")
+        report(f"{out} is finished: {saved.step} steps in {duration(saved.seconds)}; --fresh starts over")
         images = int(before.data["images"])
         return Prepared(status="finished before", plan=the_plan, images=images, step=saved.step, seconds=saved.seconds)
     if before:
         _check_same_processes(before, processes, out)
-    held.enter_context(_locked(out))
-    saved = checkpoint.load(out) if before else None  # another process may have gone on since
+    held.enter_context(run_folder.locked(out))
+    saved = checkpoint.load(out) if before else None  # another process may have continued it since
     decoded = _decode(files, side_px, the_plan.settings.workers, out, report)
     if before:
         _check_same_images(before, decoded, folder, out)
     else:
-        # Unreadable files may have made the data smaller than the plan took it to be.
+        # There may be fewer images than the plan assumed: some files may be unreadable.
         facts = replace(facts or _facts(files, processes), images=len(decoded.positions))
         the_plan = _make_plan(config, facts, from_environment)
         _begin(files, decoded, config, the_plan, side_px, processes, out)
@@ -130,7 +128,7 @@ def prepare(
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of the packages that a run depends on."""
     import torchvision
 
     return {
@@ -159,14 +157,14 @@ def _make_plan(config: TrainConfig, facts: Facts, from_environment: Collection[s
     the_plan = plan(config, facts, from_environment=from_environment)
     if facts.processes > 1 and the_plan.settings.device == "mps":
         raise SetupError("several processes cannot train on mps", hint="--device cpu, or a single process")
-    # On the meta device, where it costs nothing: what does not fit shows before anything is decoded or removed.
+    # On the meta device, where it costs nothing: an error appears before anything is decoded or removed.
     with torch.device("meta"):
         methods.build(the_plan.settings, images=1)
     return the_plan
 
 
 def check_device(device: str, hint: str) -> None:
-    """Whether a device is there.
+    """Check that a device is available.
 
     Raises:
         SetupError: it is not.
@@ -174,7 +172,7 @@ def check_device(device: str, hint: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise SetupError("device cuda was asked for, but torch sees no CUDA GPU", hint=hint)
     if device == "mps" and not torch.backends.mps.is_available():
-        raise SetupError("device mps was asked for, but is not there", hint=hint)
+        raise SetupError("device mps was asked for, but is not available", hint=hint)
 
 
 def _earlier_run(out: Path, config: TrainConfig) -> StoredPlan | None:
@@ -183,22 +181,22 @@ def _earlier_run(out: Path, config: TrainConfig) -> StoredPlan | None:
     Raises:
         TrainingError: it was started with another config.
     """
-    if not (out / checkpoint.CHECKPOINT).exists():
+    if not (out / run_folder.CHECKPOINT).exists():
         return None
-    before = checkpoint.read_plan(out)
-    # Through JSON, as the stored one went.
+    before = run_folder.read_plan(out)
+    # By way of JSON, as the stored one.
     now = json.loads(json.dumps(asdict(config)))
     differing = [name for name in now if now[name] != before.config.get(name)]
     if differing:
         changes = ", ".join(f"{name} was {before.config.get(name)} and is {now[name]}" for name in differing)
         raise TrainingError(
             f"{out} holds a run of another configuration: {changes}",
-            hint="go on with the same values, begin anew with --fresh, or use another folder: -o FOLDER",
+            hint="continue with the same values, start over with --fresh, or use another folder: -o FOLDER",
         )
     return before
 
 
-def _plan_again(before: StoredPlan) -> Plan:
+def _plan_of(before: StoredPlan) -> Plan:
     settings = before.settings.to_json()
     entries = [
         PlanEntry(name=name, value=value, source=before.sources.get(name, "default"))
@@ -213,61 +211,41 @@ def _report_plan(the_plan: Plan, report: Report) -> None:
 
 
 def _preprocess(settings: Settings) -> PreprocessSpec:
-    """How the encoder's images are cut: small ones whole up to their shape, larger ones without a margin of a seventh.
+    """How the encoder's images are cropped: small ones to a square, larger ones also without a margin of a seventh.
 
-    The centre of photographs is what classification encoders are given as well (256 → 224).
+    Classification encoders take the centre of photographs as well (256 → 224).
     """
     small = settings.size_px < SMALL_SIDE_PX
     resize_px = settings.size_px if small else round(settings.size_px * cache.MARGIN)
     return PreprocessSpec(size_px=settings.size_px, resize_px=resize_px, filter="bicubic")
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Make the run folder and keep other processes from training in it; the system lifts the lock if we are killed."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
-    except OSError as error:
-        raise TrainingError(
-            f"the run folder {out} cannot be made: {error.strerror}", hint="choose another one: -o FOLDER"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainingError(
-                f"another process is training in {out}", hint="wait for it, or use another folder: -o FOLDER"
-            ) from None
-        yield
-
-
 def _decode(files: ImageFolder, side_px: int, workers: int, out: Path, report: Report) -> DecodedImages:
-    """The pixels of all files that can be read, kept beside the run."""
+    """The pixels of all readable files, cached in the run folder."""
     progress = _decoding_progress(report)
-    images = cache.open_cache(files, side_px, out / checkpoint.CACHE, workers=workers, progress=progress)
+    images = cache.open_cache(files, side_px, out / run_folder.CACHE, workers=workers, progress=progress)
     _report_skipped(images.skipped, out, report)
     count = len(images.positions)
     if count < MIN_IMAGES:
-        raise DataError(f"{files.root} has {count} images that can be read; training needs at least {MIN_IMAGES}")
+        raise DataError(f"{files.root} has {count} readable images; training needs at least {MIN_IMAGES}")
     return images
 
 
 def _check_same_processes(before: StoredPlan, processes: int, out: Path) -> None:
     then = int(before.data.get("processes", 1))
     if then != processes:
-        # Batch-norm, and the parts in which it takes a batch, depend on it.
+        # Batch-norm, and the parts that it normalises, depend on it.
         raise TrainingError(
-            f"the run in {out} was begun with {then} {'process' if then == 1 else 'processes'}, not with {processes}",
-            hint=f"go on with {then}, or begin anew with --fresh",
+            f"the run in {out} was started with {then} {'process' if then == 1 else 'processes'}, not with {processes}",
+            hint=f"continue with {then}, or start over with --fresh",
         )
 
 
 def _check_same_images(before: StoredPlan, images: DecodedImages, folder: Path, out: Path) -> None:
     if images.fingerprint != before.data["fingerprint"]:
         raise TrainingError(
-            f"the images in {folder} are not those that the run in {out} began with",
-            hint="begin anew with --fresh, or use another folder for the run: -o FOLDER",
+            f"the images in {folder} are not those that the run in {out} was started with",
+            hint="start over with --fresh, or use another folder for the run: -o FOLDER",
         )
 
 
@@ -280,10 +258,8 @@ def _begin(
     processes: int,
     out: Path,
 ) -> None:
-    """Remove what an earlier run left, and write what stays the same throughout this one."""
-    for name in (checkpoint.CHECKPOINT, checkpoint.PLAN, checkpoint.METRICS, checkpoint.SAMPLES):
-        (out / name).unlink(missing_ok=True)
-    shutil.rmtree(out / checkpoint.TENSORBOARD, ignore_errors=True)
+    """Remove the files of an earlier run, and write those that do not change during this one."""
+    run_folder.clear(out)
     spec = _preprocess(the_plan.settings)
     _write_samples(files, images.positions, spec, out)
     stored = StoredPlan(
@@ -300,19 +276,18 @@ def _begin(
         },
         versions=versions(),
     )
-    checkpoint.write_plan(stored, out)
+    run_folder.write_plan(stored, out)
 
 
 def _write_samples(files: ImageFolder, positions: tuple[int, ...], spec: PreprocessSpec, out: Path) -> None:
-    """Keep some of the images as the encoder sees them: export proves its result on them."""
+    """Keep some images as the encoder sees them, with which export compares its result."""
     chosen = [positions[i] for i in np.linspace(0, len(positions) - 1, min(SAMPLES, len(positions))).astype(int)]
     squares, _, _ = folders.load_squares(files.subset(chosen), spec, workers=1)
-    np.save(out / checkpoint.SAMPLES, squares)
+    np.save(out / run_folder.SAMPLES, squares)
 
 
 def _report_skipped(skipped: tuple[Skipped, ...], out: Path, report: Report) -> None:
-    path = out / checkpoint.SKIPPED
-    path.write_text("".join(f"{entry.path}\t{entry.reason}\n" for entry in skipped), errors="surrogateescape")
+    path = run_folder.write_skipped(skipped, out)
     for entry in skipped[:3]:
         report(f"left out: {entry.path}: {entry.reason}")
     if len(skipped) > 3:

@@ -1,4 +1,4 @@
-"""From a folder of images to a run folder: plan, decode, train; and the same line again goes on where it stopped."""
+"""A training run from a folder of images to a run folder; the same call again continues a run that was stopped."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from embedserve_training.data.folders import Skipped
 from embedserve_training.distributed.launch import ProcessGroup, meet
 from embedserve_training.plan.config import TrainConfig
 from embedserve_training.plan.plan import Plan
-from embedserve_training.run import checkpoint
+from embedserve_training.run import checkpoint, run_folder
 from embedserve_training.run.checkpoint import Checkpoint
 from embedserve_training.run.prepare import Prepared, Report, check_device, prepare, versions
 from embedserve_training.run.signals import stop_on_signals
 from embedserve_training.run.trainer import Trainer
-from embedserve_training.watch.monitor import Progress
+from embedserve_training.watch.progress import Progress
 
 __all__ = ["RunResult", "run_training", "versions"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What became of a run."""
+    """The outcome of a call of ``run_training``."""
 
     run: Path
     status: str
-    """"planned" (a dry run), "finished", "stopped" (by a signal; the same line goes on) or "finished before"."""
+    """"planned" (a dry run), "finished", "stopped" (by a signal; the same command continues) or "finished before"."""
     plan: Plan
     images: int
-    """Images used; for a dry run, image files seen."""
+    """Images used; for a dry run, image files found."""
     skipped: tuple[Skipped, ...] = ()
     steps: int = 0
     seconds: float = 0.0
-    """Spent training, since the run was first begun."""
+    """Spent training since the first start of the run."""
     progress: Progress | None = None
     """The last report since this start."""
     rank: int = 0
-    """Number of this process among those that trained together; 0 speaks for all."""
+    """Rank of this process in its process group; only rank 0 reports."""
 
 
 def run_training(
@@ -56,31 +56,31 @@ def run_training(
     stop_on_collapse: bool = False,
     from_environment: Collection[str] = (),
 ) -> RunResult:
-    """Train an encoder on a folder of images, or go on with a run that was stopped.
+    """Train an encoder on a folder of images, or continue a run that was stopped.
 
-    In each of several processes that ``torchrun`` started the same call trains together with the others; process 0
-    reports, plans, decodes and writes. They need not see the images, but all have to see the same ``out``.
+    Processes that ``torchrun`` started all make the same call and train as one process group; process 0 reports, plans,
+    decodes and writes. The others need not see the images, but all must see the same ``out``.
 
     Args:
         folder: images, flat or nested; labels are not used.
-        config: what a person wants.
-        out: the run folder. If it holds a run of the same config, that run goes on.
-        report: takes lines for a person.
+        config: what the user gave.
+        out: the run folder. A run of the same config in it is continued.
+        report: called with each line of text.
         dry_run: report the plan and stop before anything is written.
-        fresh: begin anew even if there is a run in ``out``.
-        stop_on_collapse: end the run if its embeddings collapse; else that is only said.
-        from_environment: names of the settings that an environment variable said, which the plan then tells.
+        fresh: start over even if there is a run in ``out``.
+        stop_on_collapse: end the run if its embeddings collapse; else only warn.
+        from_environment: names of the settings of ``config`` that environment variables gave, for the plan.
 
     Raises:
-        DataError: the folder is missing or holds too few images that can be read.
-        InvalidInput: a value of the config is not usable.
-        TrainingError: ``out`` holds a run of another config, other images or another number of processes, the loss is
-            not finite, the embeddings have collapsed, or another process is gone.
-        SetupError: the device that was asked for is not there.
-        SystemExit: another of several processes has one of these errors, and says so.
+        DataError: the folder is missing or holds too few readable images.
+        InvalidInput: a value of the config is not valid.
+        TrainingError: ``out`` holds a run with another config, other images or another number of processes, the loss is
+            not finite, the embeddings have collapsed, or another process has died.
+        SetupError: the requested device is not available.
+        SystemExit: another process of the group has one of these errors, and reports it.
     """
     with meet(config.device) as group, ExitStack() as held:
-        say = report if group.is_first else _nobody
+        say = report if group.is_first else _discard
         count = group.processes.count
         prepared = group.from_first(
             lambda: prepare(
@@ -99,23 +99,23 @@ def run_training(
             return _result(prepared, out, group)
         with group.or_none():
             images, saved = _open(prepared, out, group)
-        with stop_on_signals(say) as stop_wanted:
+        with stop_on_signals(say) as stop_requested:
             trainer = Trainer(
                 out,
                 prepared.plan.settings,
                 images,
                 say,
-                stop_wanted,
+                stop_requested,
                 group=group,
                 stop_on_collapse=stop_on_collapse,
             )
             if saved:
                 with group.or_none():
                     trainer.resume(saved)
-                say(f"going on at step {saved.step}")
+                say(f"continuing at step {saved.step}")
             outcome = trainer.train()
         if outcome.finished and group.is_first:
-            shutil.rmtree(out / checkpoint.CACHE, ignore_errors=True)  # it is large, and only training needs it
+            shutil.rmtree(out / run_folder.CACHE, ignore_errors=True)  # it is large, and only training needs it
         return RunResult(
             run=out,
             status="finished" if outcome.finished else "stopped",
@@ -142,17 +142,17 @@ def _result(prepared: Prepared, out: Path, group: ProcessGroup) -> RunResult:
 
 
 def _open(prepared: Prepared, out: Path, group: ProcessGroup) -> tuple[DecodedImages, Checkpoint | None]:
-    """What process 0 has prepared, as this process sees it."""
+    """The decoded images and the checkpoint that process 0 has prepared."""
     check_device(prepared.plan.settings.device, "all processes need the same device")
-    images = cache.find_cache(out / checkpoint.CACHE, prepared.side_px, prepared.fingerprint)
+    images = cache.find_cache(out / run_folder.CACHE, prepared.side_px, prepared.fingerprint)
     saved = checkpoint.load(out) if prepared.step is not None and images else None
     if images is None or (saved and saved.step != prepared.step):
         raise TrainingError(
             f"process {group.processes.rank} does not see in {out} what process 0 wrote there",
-            hint="put the run into a folder that all machines share: -o FOLDER",
+            hint="put the run in a folder that all machines share: -o FOLDER",
         )
     return images, saved
 
 
-def _nobody(line: str) -> None:
-    """Takes lines that process 0 says for all."""
+def _discard(line: str) -> None:
+    """The report of every process but the first."""

@@ -1,4 +1,4 @@
-"""Embeddings of preprocessed images by a network in PyTorch, exactly as the exported graph computes them.
+"""The encoder of a run in PyTorch, which computes exactly what the exported graph computes.
 
 Shapes: N images, S side in pixels, D numbers per embedding.
 """
@@ -17,8 +17,9 @@ from embedserve_training.data.cache import find_cache
 from embedserve_training.networks.backbones import Backbone
 from embedserve_training.networks.whitening import Whitening, fit_to_images
 from embedserve_training.plan.config import Settings
-from embedserve_training.run import checkpoint
-from embedserve_training.run.checkpoint import Checkpoint, StoredPlan
+from embedserve_training.run import checkpoint, run_folder
+from embedserve_training.run.checkpoint import Checkpoint
+from embedserve_training.run.run_folder import StoredPlan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
 
 class ServedEncoder(nn.Module):
-    """A backbone with everything around it that the encoder file carries: uint8 pixels in, unit vectors out.
+    """A backbone and the layers that the encoder file adds to it: uint8 pixels in, unit vectors out.
 
-    What is served is the backbone's output h, whitened, not the projection z (SimCLR, arXiv 2002.05709, section 4.2).
+    The embedding is the backbone's output h, whitened, not the projection z (SimCLR, arXiv 2002.05709, section 4.2).
 
     Args:
         backbone: images in, h out.
-        whitening: its last layer; None: h as it is.
+        whitening: the last layer; None: h is not whitened.
     """
 
     def __init__(self, backbone: Backbone, whitening: Whitening | None = None) -> None:
@@ -57,7 +58,7 @@ def trained(run: Path) -> ServedEncoder:
     Raises:
         TrainingError: the folder holds no run.
     """
-    plan = checkpoint.read_plan(run)
+    plan = run_folder.read_plan(run)
     settings = plan.settings
     method = methods.build(settings, int(plan.data["images"]))
     saved = checkpoint.load(run)
@@ -66,25 +67,25 @@ def trained(run: Path) -> ServedEncoder:
 
 
 def _whitening(run: Path, plan: StoredPlan, saved: Checkpoint, backbone: Backbone) -> Whitening | None:
-    """The last layer of a run's encoder; of a run that neither ended nor was stopped, from the images that it left."""
+    """The last layer of a run's encoder; for a run that was killed it is fitted to the cached images."""
     if not plan.settings.whiten:
         return None
     if saved.whitening:
         return Whitening.from_state(saved.whitening)
-    images = find_cache(run / checkpoint.CACHE, int(plan.data["cached_side_px"]), str(plan.data["fingerprint"]))
+    images = find_cache(run / run_folder.CACHE, int(plan.data["cached_side_px"]), str(plan.data["fingerprint"]))
     return fit_to_images(backbone, images.pixels_NTTC, plan.settings.size_px) if images else None
 
 
 def untrained(settings: Settings) -> ServedEncoder:
-    """The encoder with which such a run begins: same network, same seed."""
+    """The encoder with which a run of these settings starts: same network, same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        # Nothing of the method's memory is served, so one image is enough of it.
+        # The encoder has no part of the method's memory, so memory for one image is enough.
         return ServedEncoder(methods.build(settings, 1).backbone).eval()
 
 
 def embed(encoder: ServedEncoder, images_NSSC: NDArray[np.uint8], batch_size: int = 128) -> NDArray[np.float32]:
-    """uint8 [N, S, S, 3] → float32 [N, D] with unit norm."""
+    """Embed preprocessed images: uint8 [N, S, S, 3] → float32 [N, D] with unit norm."""
     import numpy as np
 
     with torch.inference_mode():

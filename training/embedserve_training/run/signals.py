@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop, which a run fulfils after the step that it is taking."""
+"""SIGINT and SIGTERM as a request to stop after the current step."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from typing import Any
 
 @contextmanager
 def stop_on_signals(report: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Within the block the first SIGINT or SIGTERM asks for a stop after the step; a second one acts as usual.
+    """Within the block the first SIGINT or SIGTERM requests a stop after the step; a second one acts as usual.
 
-    Only the main thread may set signal handlers; elsewhere nothing asks for a stop.
+    Only the main thread may set signal handlers; in other threads no stop is ever requested.
 
     Args:
-        report: takes a line for a person when a stop is asked for.
+        report: called with a line of text when a stop is requested.
 
     Yields:
-        Whether a stop is wanted.
+        A function that returns whether a stop is requested.
     """
-    wanted: signal.Signals | None = None
-    said = False
+    received: signal.Signals | None = None
+    reported = False
     handlers: dict[int, Any] = {}
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal wanted
-        wanted = signal.Signals(number)
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = signal.Signals(number)
         for signal_number, handler in handlers.items():
             signal.signal(signal_number, handler)
 
-    def is_wanted() -> bool:
-        nonlocal said
-        # Said here and not in the handler, which may have interrupted another print.
-        if wanted is not None and not said:
-            said = True
-            report(f"{wanted.name}: stopping after this step; the same line goes on from there")
-        return wanted is not None
+    def is_requested() -> bool:
+        nonlocal reported
+        # Reported here and not in the handler, which may interrupt another print.
+        if received is not None and not reported:
+            reported = True
+            report(f"{received.name}: stopping after this step; the same command continues from there")
+        return received is not None
 
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield is_wanted
+        yield is_requested
     finally:
         for signal_number, handler in handlers.items():
             signal.signal(signal_number, handler)

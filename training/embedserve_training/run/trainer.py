@@ -1,7 +1,7 @@
-"""One training run over decoded images, step by step, and its exact continuation.
+"""The training loop over decoded images, and its exact continuation from a checkpoint.
 
-The order of the images, the augmentations, all else that is random in a step, and the learning rate are functions of
-seed and step, so a run that is stopped and started again takes the very steps it would have taken.
+The order of the images, the augmentations, everything else that is random in a step, and the learning rate are
+functions of seed and step, so a run that is stopped and continued takes exactly the steps of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -25,32 +25,33 @@ from embedserve_training.distributed.launch import ProcessGroup
 from embedserve_training.methods.method import StepOutput
 from embedserve_training.networks import batch_norm, whitening
 from embedserve_training.plan.config import Settings, drops
-from embedserve_training.run import checkpoint, optim
+from embedserve_training.run import checkpoint, optim, run_folder
 from embedserve_training.run.budget import Budget, Spent
 from embedserve_training.run.checkpoint import Checkpoint
 from embedserve_training.run.gradient import BatchGradient
 from embedserve_training.seeds import seed_of
 from embedserve_training.watch import representation
-from embedserve_training.watch.monitor import CHECK_EVERY_STEPS, Monitor, Progress
+from embedserve_training.watch.monitor import CHECK_EVERY_STEPS, Monitor
+from embedserve_training.watch.progress import Progress
 
 REPORT_EVERY_S = 5.0
 CHECKPOINT_EVERY_S = 60.0
-_LOOK_EVERY_STEPS = 50
-"""On a GPU the loss is looked at only now and then: looking means waiting for the GPU."""
+_CHECK_LOSS_EVERY_STEPS = 50
+"""On a GPU the loss is read only this often: reading it waits for the GPU."""
 _FEW_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How far a run came."""
+    """How far a run got."""
 
     finished: bool
     """False if it was stopped before its budget was used."""
     step: int
     seconds: float
-    """Spent training, since the run was first begun."""
+    """Spent training since the first start of the run."""
     progress: Progress | None
-    """The last report since this start; process 0 alone has it."""
+    """The last report since this start; only process 0 has it."""
 
 
 class Trainer:
@@ -58,12 +59,12 @@ class Trainer:
 
     Args:
         run: its folder.
-        settings: what it uses.
-        images: its pixels.
-        report: takes lines for a person.
-        stop_wanted: asked after every step whether to stop.
+        settings: of the run.
+        images: the decoded images.
+        report: called with each line of text.
+        stop_requested: called after every step; returns whether to stop.
         group: the processes that train together.
-        stop_on_collapse: end the run if its embeddings collapse; else that is only said.
+        stop_on_collapse: end the run if its embeddings collapse; else only warn.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Trainer:
         settings: Settings,
         images: DecodedImages,
         report: Callable[[str], None],
-        stop_wanted: Callable[[], bool],
+        stop_requested: Callable[[], bool],
         *,
         group: ProcessGroup | None = None,
         stop_on_collapse: bool = False,
@@ -81,13 +82,13 @@ class Trainer:
         self.settings = settings
         self.device = torch.device(settings.device)
         self.report = report
-        self.stop_wanted = stop_wanted
+        self.stop_requested = stop_requested
         self.group = group or ProcessGroup()
         torch.backends.cudnn.benchmark = True  # all batches have the same shape
-        torch.manual_seed(settings.seed)  # the same in every process, so all begin with the same weights
+        torch.manual_seed(settings.seed)  # the same in every process, so all start with the same weights
         processes = self.group.processes
         method = methods.build(settings, len(images.positions), processes)
-        # Channels-last is what the fast convolutions of both oneDNN and cuDNN take.
+        # The fast convolutions of both oneDNN and cuDNN take channels-last.
         self.method = method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.method.global_batch_norm:
             batch_norm.join(self.method, processes)
@@ -100,17 +101,17 @@ class Trainer:
         self.pixels_NTTC = images.pixels_NTTC
         self.loss_references = self.method.loss_references(settings.batch_size)
         self.monitor = Monitor(
-            run / checkpoint.METRICS,
+            run / run_folder.METRICS,
             report,
             loss_references=self.loss_references,
             stop_on_collapse=stop_on_collapse,
-            tensorboard=run / checkpoint.TENSORBOARD,
+            tensorboard=run / run_folder.TENSORBOARD,
         )
         self.step = 0
         self.seconds = 0.0
         self._step_s = 0.0
         self._saved_step = -1
-        self._since = _Since()
+        self._interval = _Interval()
 
     @property
     def _spent(self) -> Spent:
@@ -122,7 +123,7 @@ class Trainer:
         return self.budget.done(self._spent)
 
     def resume(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         checkpoint.load_weights(self.method, saved, self.run)
         self.optimizer.load_state_dict(dict(saved.optimizer))
         self.step, self.seconds, self._saved_step = saved.step, saved.seconds, saved.step
@@ -131,24 +132,25 @@ class Trainer:
             self.monitor.forget_after(saved.step)
 
     def train(self) -> Outcome:
-        """Train until the budget is used or a stop is wanted; either way a checkpoint is written.
+        """Train until the budget is used or a stop is requested; either way write a checkpoint.
 
         Raises:
-            TrainingError: the loss is not finite, the embeddings have collapsed (if asked for), or the disk is full.
+            TrainingError: the loss is not finite, the disk is full, or with ``stop_on_collapse`` the embeddings have
+                collapsed.
         """
         self.method.train()
         if self._saved_step < 0:
-            self.save(finished=False)  # a disk that cannot be written to shows now and not in an hour
+            self.save(finished=False)  # an unwritable disk is found now and not in an hour
         with closing(self.batches.start_at(self.step)) as batches, closing(self.monitor):
             progress = self._train(batches)
         if not self.done:
-            self.save(finished=False)  # before the whitening, for which whoever wants a stop may not wait
+            self.save(finished=False)  # before the whitening, which a second signal may interrupt
         self.save(finished=self.done, whitening=self._whitening())
         return Outcome(finished=self.done, step=self.step, seconds=self.seconds, progress=progress)
 
     def _train(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Progress | None:
-        """Steps until the budget is used or a stop is wanted."""
-        reported = saved = begun = time.perf_counter()
+        """Take steps until the budget is used or a stop is requested; the last report."""
+        reported = saved = start = time.perf_counter()
         before = self.seconds
         progress: Progress | None = None
         output: StepOutput | None = None
@@ -160,23 +162,23 @@ class Trainer:
             fetched = time.perf_counter()
             output = self._step(indices_B, pixels_BTTC)
             now = time.perf_counter()
-            looked = self.device.type == "cpu" or self.step % _LOOK_EVERY_STEPS == 1
-            not_finite = looked and not math.isfinite(output.loss.item())
-            # Process 0 looks at the clock for all, but the slowest one's time counts: with a budget in minutes the
-            # learning rate depends on it, and has to be the same everywhere.
-            asked = self.stop_wanted()
+            check_loss = self.device.type == "cpu" or self.step % _CHECK_LOSS_EVERY_STEPS == 1
+            not_finite = check_loss and not math.isfinite(output.loss.item())
+            # Process 0 decides when to report and save, but the time of the slowest process counts: with a budget in
+            # minutes the learning rate depends on it and must be the same everywhere.
+            asked = self.stop_requested()
             stopped, failing, report_now, save_now, self.seconds, self._step_s = self.group.all_reduce_max(
                 asked,
                 not_finite,
                 self.group.is_first and now - reported >= REPORT_EVERY_S,
                 self.group.is_first and now - saved >= CHECKPOINT_EVERY_S,
-                before + now - begun,
-                # Compiling, or whatever makes the first step slow, says nothing of the next.
+                before + now - start,
+                # The first step may be slow, as with compilation, and does not predict the next.
                 now - started if self.step > first + 1 else 0.0,
             )
             if stopped and not asked:
                 self.report("another process was asked to stop: stopping after this step")
-            self._since.add(output, self.settings.batch_size, fetched - started, now - started)
+            self._interval.add(output, self.settings.batch_size, fetched - started, now - started)
             if failing or self.step % CHECK_EVERY_STEPS == 0:
                 with self.group.or_none():
                     self._check(output)
@@ -186,7 +188,7 @@ class Trainer:
             if save_now:
                 self.save(finished=False)
                 saved = time.perf_counter()
-        if output and self._since.steps:
+        if output and self._interval.steps:
             progress = self._report(output)
         if self.done and self.settings.minutes and self.step < _FEW_STEPS:
             self.report(
@@ -200,7 +202,7 @@ class Trainer:
         progress = self.budget.middle_of_next(self._spent)
         lr = settings.lr * optim.lr_factor(progress, settings.warmup, drops(settings.lr_drops), settings.lr_end)
         optim.set_lr(self.optimizer, lr)
-        # For what the network itself draws, as dropout does: in each process for other images.
+        # For random layers of the network such as dropout; each process has other images and so another seed.
         torch.manual_seed(seed_of(settings.seed, f"network {self.group.processes.rank}", self.step))
         self.optimizer.zero_grad(set_to_none=True)
         try:
@@ -230,34 +232,34 @@ class Trainer:
             raise self._not_finite(f"the loss is {loss} at step {self.step - 1}")
         if self.group.is_first:
             try:
-                self.monitor.watch(output, self.step)
+                self.monitor.check_collapse(output, self.step)
             except TrainingError as error:
                 raise TrainingError(f"{error.message}; {self._last_good}", hint=error.hint) from error
 
-    def _not_finite(self, what: str) -> TrainingError:
+    def _not_finite(self, problem: str) -> TrainingError:
         lr = self.optimizer.param_groups[0]["lr"]
         return TrainingError(
-            f"{what} (lr {lr:.2g}, {self.settings.precision}); {self._last_good}",
+            f"{problem} (lr {lr:.2g}, {self.settings.precision}); {self._last_good}",
             hint=f"a lower learning rate helps most: --fresh --set lr={self.settings.lr / 4:.2g}",
         )
 
     @property
     def _last_good(self) -> str:
-        return f"the last good checkpoint is {self.run / checkpoint.CHECKPOINT}, of step {self._saved_step}"
+        return f"the last good checkpoint is {self.run / run_folder.CHECKPOINT}, of step {self._saved_step}"
 
     def _report(self, output: StepOutput) -> Progress | None:
-        since, self._since = self._since, _Since()
-        loss = self.group.mean(float(since.loss_sum) / since.steps)
+        interval, self._interval = self._interval, _Interval()
+        loss = self.group.mean(float(interval.loss_sum) / interval.steps)
         progress = None
         with self.group.or_none():
             if not math.isfinite(loss):
                 raise self._not_finite(f"the loss is {loss} near step {self.step}")
             if self.group.is_first:
-                progress = self._progress(output, since, loss)
+                progress = self._progress(output, interval, loss)
                 self.monitor.record(progress, self.budget.used(self._spent))
         return progress
 
-    def _progress(self, output: StepOutput, since: _Since, loss: float) -> Progress:
+    def _progress(self, output: StepOutput, interval: _Interval, loss: float) -> Progress:
         measured = representation.measure(output.features_ND, output.projections_ND, output.views)
         steps = self.budget.total_steps(self._spent)
         return Progress(
@@ -275,10 +277,10 @@ class Trainer:
             alignment=measured.alignment,
             uniformity=measured.uniformity,
             lr=self.optimizer.param_groups[0]["lr"],
-            images_per_s=since.images / since.total_s,
-            data_wait=since.waited_s / since.total_s,
+            images_per_s=interval.images / interval.total_s,
+            data_wait=interval.waited_s / interval.total_s,
             seconds=self.seconds,
-            eta_s=self.budget.left_s(self._spent, since.total_s / since.steps),
+            eta_s=self.budget.left_s(self._spent, interval.total_s / interval.steps),
             diagnostics={name: float(value) for name, value in output.diagnostics.items()},
         )
 
@@ -288,7 +290,7 @@ class Trainer:
         return whitening.fit_to_images(self.method.backbone, self.pixels_NTTC, self.settings.size_px).state_dict()
 
     def save(self, *, finished: bool, whitening: Mapping[str, Tensor] | None = None) -> None:
-        """Write a checkpoint, but never one with numbers that are not finite.
+        """Write a checkpoint, but never one with a weight that is not finite.
 
         Raises:
             TrainingError: a weight is not finite, or the checkpoint cannot be written.
@@ -318,14 +320,14 @@ class Trainer:
 
 
 def _from_compiler(error: RuntimeError) -> bool:
-    # Loaded by compiling only: importing it takes seconds.
+    # Imported here because it takes seconds; compiling has imported it already.
     from torch._dynamo.exc import TorchDynamoException
 
     return isinstance(error, TorchDynamoException)
 
 
-class _Since:
-    """Sums since the last report. The loss stays on its device until it is needed."""
+class _Interval:
+    """Sums since the last report. The loss stays on its device until it is read."""
 
     def __init__(self) -> None:
         self.loss_sum: Tensor | float = 0.0

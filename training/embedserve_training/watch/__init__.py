@@ -1,1 +1,1 @@
-"""Whether a run learns: figures without labels, and signs of collapse."""
+"""Whether a run learns: progress, measures without labels, and signs of collapse."""

@@ -1,4 +1,4 @@
-"""How healthy embeddings are, measured without labels: what shrinks, and how, when a run collapses.
+"""The health of embeddings, measured without labels: the quantities that shrink when a run collapses.
 
 Shapes: N embeddings, view-major (N = V views of B images each), D numbers per embedding of the backbone (h), P numbers
 per embedding that the loss compares (z).
@@ -13,35 +13,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MOST_ROWS = 1024
-"""Embeddings looked at; more say the same and cost more."""
+MAX_ROWS = 1024
+"""Embeddings that are measured; more give the same values and cost more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """Measures of one batch of embeddings. What is not defined is nan."""
+    """Measures of one batch of embeddings; nan where undefined."""
 
     rank: float
     """Effective rank of h, 1 to ``dimension``; see ``effective_rank``."""
     dimension: int
     """D."""
     std: float
-    """Mean standard deviation of a number of unit z, times √P: 0 if all are alike, 1 if spread in all directions."""
+    """Mean standard deviation of a number of unit z, times √P: 0 if all are equal, 1 if spread in all directions."""
     alignment: float
     """Mean squared distance of unit z of two views of an image, 0–4 (arXiv 2005.10242, equation 5, α = 2)."""
     uniformity: float
-    """Log of the mean of exp(−2 · squared distance) of unit z, −8 to 0 (all alike) (equation 6, t = 2)."""
+    """Log of the mean of exp(−2 · squared distance) of unit z, −8 to 0 (all equal) (equation 6, t = 2)."""
 
 
 def measure(features_ND: Tensor, projections_ND: Tensor, views: int) -> Health:
-    """The health of a batch, computed where the batch is, with one transfer of the results.
+    """The health of a batch, computed on its device, with one transfer of the results.
 
     Args:
         features_ND: h, detached, view-major.
         projections_ND: z of the same views, detached, view-major.
         views: V; alignment needs at least two.
     """
-    # One stretch: of MoCo, h of the queries only, there are not always as many as of z.
+    # As one view: with MoCo there is h of the queries only, and so not always as many as z.
     h_MD = in_double(strided(features_ND, 1))
     unit_MP = F.normalize(in_double(strided(projections_ND, views)), dim=1)
     values = torch.stack([_rank(h_MD), _std(unit_MP), _alignment(unit_MP, views), _uniformity(unit_MP)])
@@ -52,19 +52,19 @@ def measure(features_ND: Tensor, projections_ND: Tensor, views: int) -> Health:
 def effective_rank(h_ND: Tensor) -> float:
     """RankMe (arXiv 2210.02885, equation 2): exp of the entropy of the normalised singular values of [N, D].
 
-    From 1 (all embeddings on one line: collapse) to min(N, D) (all directions used alike).
+    From 1 (all embeddings on one line: collapse) to min(N, D) (all directions used equally).
     """
     return float(_rank(in_double(h_ND.detach())))
 
 
 def strided(x_ND: Tensor, views: int) -> Tensor:
-    """About MOST_ROWS rows at most, evenly spread: the same images of each view."""
-    stride = math.ceil(x_ND.shape[0] / MOST_ROWS)
+    """About MAX_ROWS rows at most, evenly spaced: the same images of each view."""
+    stride = math.ceil(x_ND.shape[0] / MAX_ROWS)
     return x_ND.detach().reshape(views, -1, x_ND.shape[1])[:, ::stride].flatten(0, 1)
 
 
 def in_double(x_ND: Tensor) -> Tensor:
-    """In double precision: on CUDA where it is, else on the CPU, as MPS has neither float64 nor eigenvalues."""
+    """In double precision, on CUDA if it is there and else on the CPU: MPS has neither float64 nor eigenvalues."""
     return (x_ND if x_ND.device.type == "cuda" else x_ND.float().cpu()).double()
 
 
@@ -89,7 +89,7 @@ def _alignment(unit_MP: Tensor, views: int) -> Tensor:
 
 
 def _uniformity(unit_MP: Tensor) -> Tensor:
-    """Over all pairs of rows, none with itself."""
+    """Over all pairs of different rows."""
     count = unit_MP.shape[0]
     cosine_MM = unit_MP @ unit_MP.T
     squared_MM = cosine_MM.diagonal().unsqueeze(1) + cosine_MM.diagonal() - 2 * cosine_MM

@@ -1,4 +1,4 @@
-"""Collapse is named, soon and with reason: methods driven into it, healthy runs of every method, and drawn spreads."""
+"""Collapse is reported early, and only collapse: methods driven into it, healthy runs, and drawn embeddings."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from embedserve_training.networks.heads import projector
 from embedserve_training.plan.config import METHODS, TrainConfig
 from embedserve_training.plan.plan import Facts, plan
 from embedserve_training.run import optim
-from embedserve_training.watch.collapse import Spread, sign_of_collapse, spread
+from embedserve_training.watch.collapse import Dispersion, measure_dispersion, sign_of_collapse
 from embedserve_training.watch.monitor import CHECK_EVERY_STEPS, CHECK_FROM_STEP, Monitor
 from tests.training.conftest import KINDS, draw
 
 SIDE_PX = 16
-FIRST_WORD_STEP = CHECK_FROM_STEP + CHECK_EVERY_STEPS
-"""At the first look there is one sign, and two are needed."""
+FIRST_REPORT_STEP = CHECK_FROM_STEP + CHECK_EVERY_STEPS
+"""The first check gives one sign, and two are needed."""
 
 
 class NoNegatives(Method):
-    """Views attract each other and nothing keeps images apart."""
+    """A method whose views attract each other and whose images are not pushed apart."""
 
     def __init__(self, batch_norm: bool) -> None:
         super().__init__(backbones.build("small-cnn", SIDE_PX))
@@ -57,8 +57,8 @@ def small(method: str) -> tuple[Method, float]:
     return methods.build(settings, 96), settings.lr
 
 
-def train(method: Method, lr: float, steps: int, batch: int, look: Callable[[StepOutput, int], None]) -> None:
-    """Steps of AdamW over 96 drawn pictures, each shown to ``look``."""
+def train(method: Method, lr: float, steps: int, batch: int, check: Callable[[StepOutput, int], None]) -> None:
+    """Steps of AdamW over 96 drawn pictures, each passed to ``check``."""
     pixels_NSSC = torch.stack([torch.from_numpy(draw(KINDS[i % 3], i, SIDE_PX)) for i in range(96)])
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], betas=(0.9, 0.98))
     method.train()
@@ -77,7 +77,7 @@ def train(method: Method, lr: float, steps: int, batch: int, look: Callable[[Ste
         output.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         method.after_step()
-        look(output, step)
+        check(output, step)
 
 
 def on_a_line(count: int = 64) -> Tensor:
@@ -95,7 +95,7 @@ ALIKE = output_of(torch.ones(64, 8))
 
 
 @pytest.mark.parametrize(
-    ("build", "word"),
+    ("build", "message"),
     [
         pytest.param(lambda: NoNegatives(batch_norm=False), "all z are alike", id="no negatives"),
         pytest.param(lambda: NoNegatives(batch_norm=True), "all z lie on a line", id="no negatives but batch-norm"),
@@ -103,21 +103,21 @@ ALIKE = output_of(torch.ones(64, 8))
     ],
 )
 def test_a_run_driven_into_collapse_is_stopped_within_fifty_steps(
-    build: Callable[[], Method], word: str, tmp_path: Path
+    build: Callable[[], Method], message: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     monitor = Monitor(tmp_path / "metrics.jsonl", lambda line: None, stop_on_collapse=True)
     seen: list[int] = []
 
-    def look(output: StepOutput, step: int) -> None:
-        z = spread(output.projections_ND, output.views)
-        if sign_of_collapse(Spread(std=1.0, directions=9.0), z):
+    def check(output: StepOutput, step: int) -> None:
+        z = measure_dispersion(output.projections_ND, output.views)
+        if sign_of_collapse(Dispersion(std=1.0, directions=9.0), z):
             seen.append(step)
-        monitor.watch(output, step)
+        monitor.check_collapse(output, step)
 
-    with pytest.raises(TrainingError, match=word):
-        train(build(), lr=0.005, steps=200, batch=32, look=look)
-    # Of a collapse that came before the first look, the first two looks tell.
+    with pytest.raises(TrainingError, match=message):
+        train(build(), lr=0.005, steps=200, batch=32, check=check)
+    # A collapse before the first check is found by the first two checks.
     first_sign, named = max(seen[0], CHECK_FROM_STEP), seen[-1]
     assert named - first_sign <= 2 * CHECK_EVERY_STEPS
 
@@ -129,13 +129,15 @@ def test_a_healthy_run_shows_no_sign_of_collapse(name: str) -> None:
     method, lr = small(name)
     signs: list[str] = []
 
-    def look(output: StepOutput, step: int) -> None:
+    def check(output: StepOutput, step: int) -> None:
         if step % 5 == 0:
             signs.append(
-                sign_of_collapse(*(spread(x, output.views) for x in (output.features_ND, output.projections_ND)))
+                sign_of_collapse(
+                    *(measure_dispersion(x, output.views) for x in (output.features_ND, output.projections_ND))
+                )
             )
 
-    train(method, lr, steps=100, batch=16, look=look)
+    train(method, lr, steps=100, batch=16, check=check)
     assert signs == [""] * 20
 
 
@@ -150,13 +152,13 @@ def test_an_untrained_network_shows_no_sign_of_collapse(name: str, recipe: str) 
     with torch.no_grad():
         h_ND = backbone(torch.cat(views_VBCSS))
         z_NP = nn.Linear(backbone.dimension, 128)(h_ND)
-    assert sign_of_collapse(spread(h_ND, 2), spread(z_NP, 2)) == ""
+    assert sign_of_collapse(measure_dispersion(h_ND, 2), measure_dispersion(z_NP, 2)) == ""
 
 
 def test_random_directions_have_the_participation_ratio_of_theory() -> None:
     # Of a covariance of ones in P dimensions from N rows: N·P / (N + P) up to lower orders.
     x_NP = torch.randn(1000, 64, generator=torch.Generator().manual_seed(0))
-    measured = spread(x_NP, views=1)
+    measured = measure_dispersion(x_NP, views=1)
     assert measured.directions == pytest.approx(1000 * 64 / 1064, rel=0.03)
     assert measured.std == pytest.approx(1.0, abs=0.01)
 
@@ -167,34 +169,34 @@ def test_directions_are_those_of_the_eigenvalues_of_the_covariance(shape: tuple[
     unit_NP = F.normalize(x_NP.double(), dim=1)
     eigenvalues_P = torch.linalg.eigvalsh(torch.cov(unit_NP.T))
     expected = float(eigenvalues_P.sum() ** 2 / eigenvalues_P.square().sum())
-    assert spread(x_NP, views=1).directions == pytest.approx(expected)
+    assert measure_dispersion(x_NP, views=1).directions == pytest.approx(expected)
 
 
-def test_embeddings_on_a_line_have_one_direction_whatever_their_spread() -> None:
-    measured = spread(on_a_line(), views=1)
+def test_embeddings_on_a_line_have_one_direction_whatever_their_std() -> None:
+    measured = measure_dispersion(on_a_line(), views=1)
     assert measured.directions == pytest.approx(1.0)
     assert measured.std == pytest.approx(1.0, abs=0.01)
 
 
-def test_the_way_from_queries_to_keys_is_no_spread() -> None:
+def test_the_offset_between_queries_and_keys_is_no_dispersion() -> None:
     z_NP = torch.cat([torch.ones(32, 8), -torch.ones(32, 8)])
-    assert spread(z_NP, views=2).std == pytest.approx(0.0, abs=1e-6)
-    assert spread(z_NP, views=1).std == pytest.approx(1.0)
+    assert measure_dispersion(z_NP, views=2).std == pytest.approx(0.0, abs=1e-6)
+    assert measure_dispersion(z_NP, views=1).std == pytest.approx(1.0)
 
 
-def test_what_rounding_leaves_behind_batch_norm_counts_as_alike() -> None:
+def test_rounding_errors_after_batch_norm_count_as_equal_embeddings() -> None:
     noise_NP = 1e-5 * torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
-    assert spread(noise_NP, views=1).std < 0.05
-    assert spread(1e4 * noise_NP, views=1).std > 0.9
+    assert measure_dispersion(noise_NP, views=1).std < 0.05
+    assert measure_dispersion(1e4 * noise_NP, views=1).std > 0.9
 
 
-def test_a_handful_of_embeddings_does_not_tell() -> None:
-    assert sign_of_collapse(spread(torch.ones(15, 8), 1), spread(torch.ones(15, 8), 1)) == ""
-    assert sign_of_collapse(spread(torch.ones(16, 8), 1), spread(torch.ones(16, 8), 1)) != ""
+def test_a_handful_of_embeddings_gives_no_sign() -> None:
+    assert sign_of_collapse(measure_dispersion(torch.ones(15, 8), 1), measure_dispersion(torch.ones(15, 8), 1)) == ""
+    assert sign_of_collapse(measure_dispersion(torch.ones(16, 8), 1), measure_dispersion(torch.ones(16, 8), 1)) != ""
 
 
 def test_embeddings_that_are_not_finite_are_no_collapse() -> None:
-    broken = spread(torch.full((64, 8), math.nan), views=2)
+    broken = measure_dispersion(torch.full((64, 8), math.nan), views=2)
     assert sign_of_collapse(broken, broken) == ""
 
 
@@ -211,63 +213,63 @@ def test_embeddings_that_are_not_finite_are_no_collapse() -> None:
 def test_either_embedding_alike_or_on_a_line_is_a_sign(
     h: tuple[float, float], z: tuple[float, float], expected: str
 ) -> None:
-    made = [Spread(std=std, directions=directions) for std, directions in (h, z)]
+    made = [Dispersion(std=std, directions=directions) for std, directions in (h, z)]
     assert sign_of_collapse(*made) == expected
 
 
-class TestWatch:
+class TestCheckCollapse:
     def monitor(self, tmp_path: Path, *, stop: bool = False) -> tuple[Monitor, list[str]]:
         lines: list[str] = []
-        anchors = LossReferences(chance=4.844, collapse=4.844)
+        references = LossReferences(chance=4.844, collapse=4.844)
         path = tmp_path / "metrics.jsonl"
-        return Monitor(path, lines.append, loss_references=anchors, stop_on_collapse=stop), lines
+        return Monitor(path, lines.append, loss_references=references, stop_on_collapse=stop), lines
 
-    def test_the_second_of_two_signs_is_named_with_what_was_measured(self, tmp_path: Path) -> None:
+    def test_the_second_of_two_signs_is_reported_with_the_measures(self, tmp_path: Path) -> None:
         monitor, _ = self.monitor(tmp_path, stop=True)
-        for step in range(1, FIRST_WORD_STEP):
-            monitor.watch(ALIKE, step)
+        for step in range(1, FIRST_REPORT_STEP):
+            monitor.check_collapse(ALIKE, step)
         with pytest.raises(TrainingError) as caught:
-            monitor.watch(ALIKE, FIRST_WORD_STEP)
+            monitor.check_collapse(ALIKE, FIRST_REPORT_STEP)
         assert caught.value.message == (
             "the embeddings have collapsed at step 75: all z are alike: their std is 0.000 of at most 1"
             " (rank 15.4/16, std 0.000, loss 4.840, 4.844 if all are alike)"
         )
         assert "--set lr=" in caught.value.hint
 
-    def test_without_the_wish_to_stop_it_is_said_once(self, tmp_path: Path) -> None:
+    def test_without_stop_on_collapse_it_is_reported_once(self, tmp_path: Path) -> None:
         monitor, lines = self.monitor(tmp_path)
         for step in range(1, 500):
-            monitor.watch(ALIKE, step)
+            monitor.check_collapse(ALIKE, step)
         assert [line.startswith("warning: the embeddings have collapsed at step 75") for line in lines] == [True]
 
-    def test_embeddings_on_a_line_are_named(self, tmp_path: Path) -> None:
+    def test_embeddings_on_a_line_are_reported(self, tmp_path: Path) -> None:
         monitor, lines = self.monitor(tmp_path)
         for step in range(1, 100):
-            monitor.watch(output_of(on_a_line()), step)
+            monitor.check_collapse(output_of(on_a_line()), step)
         assert "all z lie on a line: they vary along 1.0 directions" in lines[0]
 
-    def test_a_collapse_of_the_backbone_is_named_where_the_head_hides_it(self, tmp_path: Path) -> None:
+    def test_a_collapse_of_the_backbone_is_reported_even_if_the_head_hides_it(self, tmp_path: Path) -> None:
         monitor, lines = self.monitor(tmp_path)
         hidden = output_of(HEALTHY.projections_ND, h_ND=torch.ones(64, 16))
         for step in range(1, 100):
-            monitor.watch(hidden, step)
+            monitor.check_collapse(hidden, step)
         assert "all h are alike" in lines[0]
 
-    def test_a_collapse_is_named_within_two_looks(self, tmp_path: Path) -> None:
+    def test_a_collapse_is_reported_within_two_checks(self, tmp_path: Path) -> None:
         monitor, lines = self.monitor(tmp_path)
         for step in range(1, 1000):
-            monitor.watch(ALIKE if step > 301 else HEALTHY, step)
+            monitor.check_collapse(ALIKE if step > 301 else HEALTHY, step)
         assert "at step 350:" in lines[0]
 
-    def test_one_sign_alone_is_not_named(self, tmp_path: Path) -> None:
+    def test_one_sign_alone_is_not_reported(self, tmp_path: Path) -> None:
         monitor, lines = self.monitor(tmp_path, stop=True)
         for step in range(1, 1000):
-            monitor.watch(ALIKE if step % (2 * CHECK_EVERY_STEPS) == 0 else HEALTHY, step)
+            monitor.check_collapse(ALIKE if step % (2 * CHECK_EVERY_STEPS) == 0 else HEALTHY, step)
         assert lines == []
 
-    def test_nothing_is_looked_at_between_two_looks_and_before_the_first(self, tmp_path: Path) -> None:
+    def test_nothing_is_checked_between_two_checks_and_before_the_first(self, tmp_path: Path) -> None:
         monitor, lines = self.monitor(tmp_path, stop=True)
         for step in range(1, 1000):
-            looked_at = step % CHECK_EVERY_STEPS == 0 and step >= CHECK_FROM_STEP
-            monitor.watch(HEALTHY if looked_at else ALIKE, step)
+            is_checked = step % CHECK_EVERY_STEPS == 0 and step >= CHECK_FROM_STEP
+            monitor.check_collapse(HEALTHY if is_checked else ALIKE, step)
         assert lines == []
