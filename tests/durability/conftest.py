@@ -13,6 +13,10 @@ from pathlib import Path
 import apsw
 import pytest
 
+from tests.store.fixtures import data, store
+
+__all__ = ["data", "store"]
+
 _PARTS: dict[str, dict[str, int]] = {}
 
 
