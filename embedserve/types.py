@@ -359,8 +359,8 @@ class CollectionInfo(CollectionIdentity):
     """Sealed parts of the index."""
     unsealed: int = 0
     """Items that are not in a sealed part yet; they are compared one by one."""
-    dead: int = 0
-    """Rows of the index whose items are gone; merging removes them."""
+    deleted: int = 0
+    """Rows of the index whose items were deleted or replaced; merging removes them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

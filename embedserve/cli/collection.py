@@ -365,7 +365,9 @@ def remove(name: str, ids: tuple[str, ...], yes: bool, server: str) -> None:
 def _collection_document(info: CollectionInfo) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return asdict(info)
+    document = asdict(info)
+    document["dead"] = document.pop("deleted")  # the key that programs know
+    return document
 
 
 def _item_document(item: Item) -> dict[str, Any]:
@@ -441,9 +443,9 @@ def _measured_text(recall: Recall) -> str:
 def _parts_text(info: CollectionInfo) -> str:
     """How much of the collection is where."""
     parts = [
-        f"{info.segments} sealed parts",
+        f"{info.segments} segments",
         f"{info.unsealed:,} items compared one by one",
-        f"{info.dead:,} dead rows",
+        f"{info.deleted:,} deleted rows",
     ]
     return ", ".join([*parts, "being built"] if info.building else parts)
 

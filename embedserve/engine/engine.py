@@ -236,7 +236,7 @@ class Engine:
         Raises:
             CollectionNotFound: as every call that takes a collection.
         """
-        return self._the_store().bound(name)
+        return self._the_store().identity(name)
 
     async def get_collection(self, name: str) -> CollectionInfo:
         """What a collection, by name or alias, is and holds.
@@ -264,7 +264,7 @@ class Engine:
         Closing the iterator ends the check, as it ends a backup.
         """
         store = self._the_store()
-        store.bound(name)  # before it waits for its turn
+        store.identity(name)  # before it waits for its turn
 
         def check(give: Callable[[CheckProgress | CheckReport], None], go_on: Callable[[], None]) -> None:
             last, told = CheckProgress("", 0, 0), 0.0
@@ -284,7 +284,7 @@ class Engine:
     def backup_collection(self, name: str) -> AsyncGenerator[BackupPart]:
         """The collection as it is at one moment, in pieces of at most 1 MiB."""
         store = self._the_store()
-        store.bound(name)
+        store.identity(name)
 
         def back_up(give: Callable[[BackupPart], None], go_on: Callable[[], None]) -> None:
             digest = hashlib.sha256()
@@ -309,7 +309,7 @@ class Engine:
         """
         store = self._the_store()
         with suppress(CollectionNotFound):  # an alias too; the store looks again when all has come
-            store.bound(name)
+            store.identity(name)
             raise AlreadyExists(f"there is a collection or an alias {name!r} already")
         return await self._long_work.taken_by(
             lambda taken, go_on: store.restore_collection(name, _whole(taken), go_on), parts

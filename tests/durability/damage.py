@@ -73,9 +73,7 @@ def make_original(folder: Path) -> tuple[Original, Original]:
                 del world.collections[name][id]
             worlds.append(world)
             if number == 17:
-                for collection in store._collections.values():
-                    while collection.maintain(at_once=True):
-                        pass
+                store.maintain()
         shutil.copytree(folder / "closed", folder / "killed", ignore=shutil.ignore_patterns("*-shm"))
     return Original(folder / "closed", worlds), Original(folder / "killed", worlds)
 

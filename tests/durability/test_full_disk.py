@@ -131,7 +131,7 @@ def test_a_server_whose_syncs_fail_promises_nothing_more_until_it_is_started_aga
                 door.put(SHARED, [make_item("w0-lost", 100, media=False)])
             tracing.terminate()
         for number in range(3):
-            with pytest.raises(grpc.RpcError, match="takes no writes since one failed"):
+            with pytest.raises(grpc.RpcError, match="takes no writes since a sync failed"):
                 door.put(SHARED, [make_item(f"w0-later-{number}", 101 + number, media=False)])
         assert {id: item for id, item in read_world(door).collections[SHARED].items() if id != "w0-lost"} == {
             item.id: stored(item) for item in first

@@ -20,9 +20,10 @@ import pytest
 from numpy.typing import NDArray
 
 from embedserve.store.local.store import LocalStore
+from embedserve.store.local.upkeep import sealing
 from embedserve.types import Filter, Hit, Include, Item, Range, SearchOptions
 from tests.durability.history import History, Version, Writer, now
-from tests.store.store_cases import all_ids, new_collection
+from tests.store.store_cases import all_ids, collection_of, new_collection
 from tests.store.together import run_together
 
 SECONDS = float(os.environ.get("CRASH_SECONDS", "8"))
@@ -209,7 +210,7 @@ class Run:
         builds: list[Build] = []
         while not stop.is_set():
             start = now()
-            sealed = self.store._collections["photos"].maintain(at_once=True)
+            sealed = sealing.seal_next(collection_of(self.store), at_once=True)
             if sealed is None:
                 stop.wait(0.005)
             else:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from embedserve.index.compaction import Step, WriteActivity, next_step
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
-from embedserve.index.segment import NO_STRAYS, Segment
+from embedserve.index.segment import ALL_REACHABLE, Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import IndexSpec
 
@@ -32,7 +32,7 @@ def part(live: int, dead: int = 0, *, sealed: bool = True) -> Rows:
     nothing = np.empty((live + dead, 0), np.float32)
     rids, ids = np.arange(live + dead), PackedIds.of([])
     if sealed:
-        return Segment(nothing, rids, ids, None, live, "uid", None, (), NO_STRAYS)
+        return Segment(nothing, rids, ids, None, live, "uid", None, (), ALL_REACHABLE)
     return Rows(nothing, rids, ids, None, live)
 
 
@@ -110,7 +110,7 @@ def test_steps_come_to_an_end_with_sizes_that_fall_by_more_than_half(
     assert sum(each.live for each in parts) == live
     sealed = [each for each in parts if isinstance(each, Segment)]
     assert all(newer.live * 2 < older.live for older, newer in pairwise(sealed))
-    assert all(each.dead <= each.live for each in sealed)
+    assert all(each.deleted <= each.live for each in sealed)
     # Segments come first, and what waits is little.
     assert all(isinstance(each, Segment) for each in parts[: len(sealed)])
     assert sum(each.live for each in parts[len(sealed) :]) < MANY
@@ -150,7 +150,7 @@ def test_dead_rows_in_memory_are_dropped_however_few_live_ones_lie_among_them() 
             if step is not None:
                 snapshot = snapshot.with_delta_frozen()
                 parts = snapshot.fixed[step.first : step.first + step.count]
-                built = Segment.built(f"{write}", IndexSpec("exact"), parts, 16, lambda: False)
+                built = Segment.build(f"{write}", IndexSpec("exact"), parts, 16, lambda: False)
                 snapshot = snapshot.replaced(parts, built) or snapshot
             held.append(sum(map(len, snapshot.parts)))
     assert snapshot.items == 50 + lasting

@@ -15,7 +15,7 @@ from embedserve.index.delta import Delta
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
 from embedserve.index.search_params import EXACT, SearchParams
-from embedserve.index.segment import NO_STRAYS, Segment, Unreachable
+from embedserve.index.segment import ALL_REACHABLE, Segment, Unreachable
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
 from embedserve.index.structures import Stopped
@@ -43,7 +43,7 @@ def rows(first: int, count: int) -> Rows:
 
 
 def built(kind: str, parts: Sequence[Rows], uid: str = "a") -> Segment:
-    return Segment.built(uid, parse(kind), parts, D, never)
+    return Segment.build(uid, parse(kind), parts, D, never)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -67,7 +67,7 @@ def test_a_segment_holds_the_live_rows_of_its_parts_in_order() -> None:
     assert list(merged.ids) == [b"%d" % rid for rid in expected]
     kept = first.vectors[first.positions_of(merged.rids)]
     assert np.array_equal(merged.vectors, np.concatenate([kept, second.vectors]))
-    assert (len(merged), merged.live, merged.dead) == (147, 147, 0)
+    assert (len(merged), merged.live, merged.deleted) == (147, 147, 0)
     assert not merged.vectors.flags.writeable
 
 
@@ -88,13 +88,13 @@ def test_every_segment_says_what_it_is_and_what_its_efforts_find(segment: Segmen
     else:
         assert str(segment.spec) in KINDS[1:]
         assert segment.points[-1].recall > 0.95
-        easy, hard = (segment.effort(SearchParams(target_recall=target)) for target in (0.5, 0.99))
+        easy, hard = (segment.param(SearchParams(target_recall=target)) for target in (0.5, 0.99))
         assert easy <= hard
-        assert segment.effort(SearchParams(target_recall=0.9, multiplier=3.0)) == 3 * segment.effort(
+        assert segment.param(SearchParams(target_recall=0.9, multiplier=3.0)) == 3 * segment.param(
             SearchParams(target_recall=0.9)
         )
         # What is asked for in its own terms is neither tuned nor multiplied.
-        assert segment.effort(SearchParams(ef=33, nprobe=33, multiplier=2.0)) == 33
+        assert segment.param(SearchParams(ef=33, nprobe=33, multiplier=2.0)) == 33
 
 
 @pytest.mark.usefixtures("compare_few")
@@ -103,8 +103,8 @@ def test_dead_rows_never_come_back_and_live_ones_are_found(segment: Segment, dea
     gone = np.flatnonzero(np.random.default_rng(1).random(4000) < dead) + 1
     left = segment.without(gone)
     snapshot, queries = Snapshot.of(1, D, [left]), units(100, 7)
-    truth = snapshot.nearest(queries, 10, effort=EXACT)
-    found = snapshot.nearest(queries, 10, effort=SearchParams(target_recall=0.95))
+    truth = snapshot.nearest(queries, 10, params=EXACT)
+    found = snapshot.nearest(queries, 10, params=SearchParams(target_recall=0.95))
     right = 0
     for got, best in zip(found, truth, strict=True):
         assert not set(got.rids.tolist()) & set(gone.tolist())
@@ -119,8 +119,8 @@ def test_only_matching_rows_are_found_and_no_fewer_than_there_are(segment: Segme
     snapshot, queries = Snapshot.of(1, D, [segment]), units(60, 8)
     mask = np.random.default_rng(2).random(4000) < matching
     among = [mask, np.empty(0, np.bool_)]
-    truth = snapshot.nearest(queries, 10, effort=EXACT, among=among)
-    found = snapshot.nearest(queries, 10, effort=SearchParams(target_recall=0.9), among=among)
+    truth = snapshot.nearest(queries, 10, params=EXACT, among=among)
+    found = snapshot.nearest(queries, 10, params=SearchParams(target_recall=0.9), among=among)
     right = 0
     for got, best in zip(found, truth, strict=True):
         assert mask[got.positions].all()
@@ -133,7 +133,7 @@ def test_only_matching_rows_are_found_and_no_fewer_than_there_are(segment: Segme
 @pytest.mark.parametrize("k", [1, 999, 1000, 1001, 3999, 4000, 5000])
 def test_as_many_rows_are_found_as_are_asked_for(segment: Segment, k: int) -> None:
     snapshot = Snapshot.of(1, D, [segment])
-    for ranking in snapshot.nearest(units(3, 9), k, effort=SearchParams(target_recall=0.5)):
+    for ranking in snapshot.nearest(units(3, 9), k, params=SearchParams(target_recall=0.5)):
         assert len(ranking.rids) >= min(k, 4000)
         assert len(set(ranking.rids.tolist())) == len(ranking.rids)
         assert (np.diff(ranking.scores) <= 0).all()
@@ -143,7 +143,7 @@ def test_a_search_that_finds_too_few_is_answered_by_comparing_every_row(segment:
     # One list, or ten rows around one entry, hold fewer live rows than are asked for.
     left = segment.without(np.setdiff1d(np.arange(1, 4001), np.arange(1, 4001, 4)))
     snapshot = Snapshot.of(1, D, [left])
-    for ranking in snapshot.nearest(units(20, 10), 240, effort=SearchParams(ef=1, nprobe=1)):
+    for ranking in snapshot.nearest(units(20, 10), 240, params=SearchParams(ef=1, nprobe=1)):
         assert len(ranking.rids) >= 240
 
 
@@ -151,14 +151,12 @@ class Blind:
     """A structure that finds one row and nothing else."""
 
     spec = parse("hnsw")
-    efforts = (1,)
+    param_values = (1,)
 
-    def asked(self, effort: SearchParams) -> int:
+    def given_param(self, params: SearchParams) -> int:
         return 1
 
-    def search(
-        self, queries: NDArray[np.float32], k: int, effort: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def search(self, queries: NDArray[np.float32], k: int, param: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         positions = np.full((len(queries), k), -1, np.int64)
         positions[:, 0] = 7
         return positions, np.where(positions < 0, np.float32(-np.inf), np.float32(0.5))
@@ -170,17 +168,17 @@ class Blind:
 @pytest.mark.parametrize("dead", [[], [3]])
 def test_places_without_a_row_count_for_none(dead: list[int]) -> None:
     part = rows(1, 100)
-    segment = Segment(part.vectors, part.rids, part.ids, None, 100, "a", Blind(), (), NO_STRAYS)
+    segment = Segment(part.vectors, part.rids, part.ids, None, 100, "a", Blind(), (), ALL_REACHABLE)
     left = segment.without(np.array(dead, np.int64))
-    (ranking,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, effort=SearchParams(ef=1))
-    (right,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, effort=EXACT)
+    (ranking,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, params=SearchParams(ef=1))
+    (right,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, params=EXACT)
     assert ranking.rids.tolist() == right.rids.tolist()
 
 
 def test_exact_search_ignores_the_structure(segment: Segment) -> None:
     snapshot, queries = Snapshot.of(1, D, [segment]), units(40, 11)
     scores = np.sort(queries.astype(np.float64) @ segment.vectors.T.astype(np.float64), axis=1)[:, ::-1]
-    for row, ranking in enumerate(snapshot.nearest(queries, 10, effort=EXACT)):
+    for row, ranking in enumerate(snapshot.nearest(queries, 10, params=EXACT)):
         assert ranking.scores[:10].tolist() == pytest.approx(scores[row, :10].tolist(), abs=1e-6)
 
 
@@ -192,7 +190,7 @@ def test_a_build_that_is_told_to_stop_while_it_tunes_stops(kind: str, monkeypatc
         "embedserve.index.segment.tuning.operating_points", lambda *given: tuned.append(1) or points(*given)
     )
     with pytest.raises(Stopped):
-        Segment.built("a", parse(kind), [rows(1, 1000)], D, lambda: bool(tuned))
+        Segment.build("a", parse(kind), [rows(1, 1000)], D, lambda: bool(tuned))
 
 
 # --- In the place of what it was made from ----------------------------------------------
@@ -231,7 +229,7 @@ def test_a_segment_takes_the_place_of_its_parts_and_what_died_meanwhile_stays_de
     after = replaced(later, taken, segment)
     assert remaining(after) == remaining(later)
     assert [len(part) for part in after.fixed] == [10, 28]
-    assert (after.seq, after.items, after.dead) == (9, later.items, 1 + 12)
+    assert (after.seq, after.items, after.deleted) == (9, later.items, 1 + 12)
     assert remaining(begun) == [*range(-20, -10), 1, 2, *range(4, 11), 20, 21, *range(23, 30), *range(40, 50)]
 
 
@@ -240,7 +238,7 @@ def test_parts_without_a_live_row_give_their_place_up() -> None:
     snapshot = removed(Snapshot.of(1, D, [dead, built("exact", [rows(10, 5)])]), 1, 2, 3, 4, 5)
     after = replaced(snapshot, snapshot.fixed[:1], None)
     assert [part.rids[0] for part in after.fixed] == [10]
-    assert after.dead == 0
+    assert after.deleted == 0
 
 
 def test_parts_that_are_not_here_any_more_are_not_replaced() -> None:
@@ -278,19 +276,19 @@ def test_packed_ids_are_those_that_were_packed() -> None:
         packed[4]
 
 
-def selves_missed(segment: Segment, effort: SearchParams) -> int:
+def selves_missed(segment: Segment, params: SearchParams) -> int:
     """How many rows are not found by their own vectors."""
-    rankings = Snapshot.of(1, D, [segment]).nearest(segment.vectors, 1, effort=effort)
+    rankings = Snapshot.of(1, D, [segment]).nearest(segment.vectors, 1, params=params)
     return sum(ranking.scores[0] < 0.999_999 for ranking in rankings)
 
 
 def test_rows_that_a_graph_does_not_lead_to_are_found_all_the_same() -> None:
     # With few links many rows are linked to by nobody.
     sparse = built("hnsw:m=4,ef_construction=8", [rows(1, 6000)])
-    hard = SearchParams(ef=4 * sparse.effort(SearchParams()))
-    assert len(sparse.strays) > 3
+    hard = SearchParams(ef=4 * sparse.param(SearchParams()))
+    assert len(sparse.unreachable) > 3
     assert selves_missed(sparse, hard) == 0
-    assert selves_missed(replace(sparse, strays=NO_STRAYS), hard) == len(sparse.strays)
+    assert selves_missed(replace(sparse, unreachable=ALL_REACHABLE), hard) == len(sparse.unreachable)
     assert selves_missed(sparse, EXACT) == 0
 
 
@@ -299,12 +297,12 @@ def test_strays_are_in_no_answer_twice_nor_when_they_are_dead_or_do_not_match(se
     if segment.structure is None:
         pytest.skip("nothing strays where all rows are compared")
     strays = np.arange(0, 4000, 40)
-    with_strays = replace(segment, strays=Unreachable.of(segment.vectors, strays))
+    with_strays = replace(segment, unreachable=Unreachable.of(segment.vectors, strays))
     snapshot, queries = Snapshot.of(1, D, [with_strays.without(with_strays.rids[strays[::2]])]), units(40, 5)
-    for ranking in snapshot.nearest(queries, 200, effort=SearchParams()):
+    for ranking in snapshot.nearest(queries, 200, params=SearchParams()):
         assert len(set(ranking.rids.tolist())) == len(ranking.rids) >= 200
         assert not set(ranking.rids.tolist()) & set(segment.rids[strays[::2]].tolist())
     odd = [part.live_mask() & (part.rids % 80 != 41) for part in snapshot.parts]
-    for ranking in snapshot.nearest(queries, 200, effort=SearchParams(), among=odd):
+    for ranking in snapshot.nearest(queries, 200, params=SearchParams(), among=odd):
         assert len(set(ranking.rids.tolist())) == len(ranking.rids) >= 200
         assert not (ranking.rids % 80 == 41).any()

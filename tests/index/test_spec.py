@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from embedserve.errors import InvalidInput
-from embedserve.index.spec import IndexSpec, chosen, hnsw_bytes_per_row, parse
+from embedserve.index.spec import IndexSpec, hnsw_bytes_per_row, parse, resolve
 
 GIB = 1 << 30
 
@@ -53,7 +53,7 @@ def test_what_cannot_be_is_refused_with_what_can(text: str, word: str) -> None:
 def test_a_small_collection_is_compared_row_by_row_and_a_large_one_has_graphs_as_far_as_memory_goes() -> None:
     def kind(total: int, rows: int, memory_bytes: int = 4 * GIB, dimension: int = 256) -> str:
         spec = parse("auto")
-        return chosen(spec, total=total, rows=rows, dimension=dimension, memory_bytes=memory_bytes).kind
+        return resolve(spec, total=total, rows=rows, dimension=dimension, memory_bytes=memory_bytes).kind
 
     assert kind(20_480, 20_480) == "exact"
     assert kind(20_481, 20_481) == "hnsw"
@@ -92,6 +92,6 @@ def test_a_graph_takes_its_vectors_and_its_links() -> None:
 def test_a_kind_that_was_asked_for_is_kept_and_has_no_more_lists_than_its_rows_fill(
     text: str, rows: int, expected: str
 ) -> None:
-    found = chosen(parse(text), total=rows, rows=rows, dimension=64, memory_bytes=GIB)
+    found = resolve(parse(text), total=rows, rows=rows, dimension=64, memory_bytes=GIB)
     assert str(found) == expected
     assert isinstance(found, IndexSpec)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from embedserve.index import kernels, structures
 from embedserve.index.search_params import SearchParams
-from embedserve.index.spec import IndexSpec, chosen, parse
+from embedserve.index.spec import IndexSpec, parse, resolve
 from embedserve.index.structures import Hnsw, Ivf, Stopped, Structure
 
 KINDS = ["hnsw:m=16", "ivf:nlist=32"]
@@ -33,15 +33,15 @@ def never() -> bool:
 
 
 def built(text: str, vectors: NDArray[np.float32]) -> Structure:
-    spec = chosen(parse(text), total=len(vectors), rows=len(vectors), dimension=vectors.shape[1], memory_bytes=1 << 40)
-    structure = structures.built(spec, vectors, never)
+    spec = resolve(parse(text), total=len(vectors), rows=len(vectors), dimension=vectors.shape[1], memory_bytes=1 << 40)
+    structure = structures.build(spec, vectors, never)
     assert structure is not None
     return structure
 
 
-def recall(structure: Structure, vectors: NDArray[np.float32], queries: NDArray[np.float32], effort: int) -> float:
+def recall(structure: Structure, vectors: NDArray[np.float32], queries: NDArray[np.float32], param: int) -> float:
     """Share of the ten nearest rows among what is found."""
-    found, _ = structure.search(queries, 10, effort)
+    found, _ = structure.search(queries, 10, param)
     truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
     return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), truth.tolist(), strict=True)]))
 
@@ -61,9 +61,9 @@ def test_the_harder_it_tries_the_more_it_finds_up_to_nearly_all(
     pair: dict[str, Structure], vectors: NDArray[np.float32], kind: str
 ) -> None:
     structure, queries = pair[kind], clustered(4100, 60)[4000:]
-    efforts = list(structure.efforts)
-    assert efforts == sorted(set(efforts))
-    recalls = [recall(structure, vectors, queries, effort) for effort in efforts]
+    values = list(structure.param_values)
+    assert values == sorted(set(values))
+    recalls = [recall(structure, vectors, queries, param) for param in values]
     assert recalls[-1] > 0.98
     assert recalls[0] < recalls[-1]
     assert all(later > earlier - 0.03 for earlier, later in pairwise(recalls))
@@ -116,8 +116,8 @@ def test_rows_that_are_all_the_same_are_found_all_the_same(kind: str) -> None:
 
 
 def test_asked_efforts_are_those_of_the_kind(pair: dict[str, Structure]) -> None:
-    effort = SearchParams(ef=70, nprobe=9)
-    assert [pair[kind].asked(effort) for kind in KINDS] == [70, 9]
+    params = SearchParams(ef=70, nprobe=9)
+    assert [pair[kind].given_param(params) for kind in KINDS] == [70, 9]
 
 
 def test_a_graph_that_is_asked_for_more_than_its_effort_tries_harder(
@@ -133,14 +133,14 @@ def test_a_search_for_the_nearest_row_alone_finds_it_as_surely_as_one_for_ten(
     queries = clustered(4200, 60)[4000:]
     nearest = np.argmax(queries @ vectors.T, axis=1)
     for structure in pair.values():
-        for effort in (16, 24):
-            among_ten = (structure.search(queries, 10, effort)[0] == nearest[:, None]).any(axis=1)
-            alone = structure.search(queries, 1, effort)[0][:, 0] == nearest
+        for param in (16, 24):
+            among_ten = (structure.search(queries, 10, param)[0] == nearest[:, None]).any(axis=1)
+            alone = structure.search(queries, 1, param)[0][:, 0] == nearest
             assert alone.mean() >= among_ten.mean() - 0.02
 
 
 def test_exact_search_needs_no_structure() -> None:
-    assert structures.built(IndexSpec("exact"), clustered(10, 4), never) is None
+    assert structures.build(IndexSpec("exact"), clustered(10, 4), never) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -153,7 +153,7 @@ def test_a_build_is_given_up_when_it_is_told_to(kind: str, asks: int) -> None:
         return len(asked) > asks
 
     with pytest.raises(Stopped):
-        structures.built(parse(kind), clustered(4096 * 6, 4), stopped)
+        structures.build(parse(kind), clustered(4096 * 6, 4), stopped)
     assert len(asked) == asks + 1
 
 
@@ -171,12 +171,12 @@ def test_what_was_written_is_opened_and_answers_the_same(
 ) -> None:
     structure = pair[kind]
     structure.write(tmp_path / "index")
-    opened = structures.opened(structure.spec, tmp_path / "index", None if kind.startswith("hnsw") else vectors)
+    opened = structures.open_structure(structure.spec, tmp_path / "index", None if kind.startswith("hnsw") else vectors)
     assert type(opened) is type(structure)
     assert opened.spec == structure.spec
     queries = clustered(30, 60, seed=9)
-    for effort in (2, 40):
-        expected, got = structure.search(queries, 12, effort), opened.search(queries, 12, effort)
+    for param in (2, 40):
+        expected, got = structure.search(queries, 12, param), opened.search(queries, 12, param)
         assert np.array_equal(expected[0], got[0])
         assert np.array_equal(expected[1], got[1])
 
@@ -188,20 +188,20 @@ def test_a_file_of_another_kind_or_size_is_refused(
     graph.write(tmp_path / "graph")
     lists.write(tmp_path / "lists")
     with pytest.raises(ValueError, match="HNSW"):
-        structures.opened(lists.spec, tmp_path / "graph", vectors)
+        structures.open_structure(lists.spec, tmp_path / "graph", vectors)
     with pytest.raises(ValueError, match="RaBitQ"):
-        structures.opened(graph.spec, tmp_path / "lists", vectors)
+        structures.open_structure(graph.spec, tmp_path / "lists", vectors)
     with pytest.raises(ValueError, match="RaBitQ"):
-        structures.opened(lists.spec, tmp_path / "lists", None)
+        structures.open_structure(lists.spec, tmp_path / "lists", None)
     with pytest.raises(ValueError, match="4000 codes of 60"):
-        structures.opened(lists.spec, tmp_path / "lists", vectors[1:])
+        structures.open_structure(lists.spec, tmp_path / "lists", vectors[1:])
     with pytest.raises(ValueError, match="4000 codes of 60"):
-        structures.opened(lists.spec, tmp_path / "lists", vectors.reshape(8000, 30))
+        structures.open_structure(lists.spec, tmp_path / "lists", vectors.reshape(8000, 30))
     (tmp_path / "half").write_bytes((tmp_path / "graph").read_bytes()[:5000])
     (tmp_path / "none").write_bytes(b"")
     for name in ("half", "none", "missing"):
         with pytest.raises(ValueError, match="Error in"):
-            structures.opened(graph.spec, tmp_path / name, vectors)
+            structures.open_structure(graph.spec, tmp_path / name, vectors)
 
 
 def test_vectors_of_a_graph_are_the_rows_and_live_longer_than_the_graph() -> None:

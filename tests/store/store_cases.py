@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.store.local.collection.collection import Collection
 from embedserve.store.local.store import LocalStore
 from embedserve.types import (
     EXTERNAL,
@@ -58,6 +59,10 @@ def new_collection(
         index=index,
         filter_keys=filter_keys,
     )
+
+
+def collection_of(store: LocalStore, name: str = "photos") -> Collection:
+    return store._registry.find(name)
 
 
 def all_ids(store: LocalStore, name: str = "photos", page_size: int = 100) -> list[str]:

@@ -185,7 +185,7 @@ def test_items_that_an_older_catalog_does_not_know_are_kept_and_told_of(
     (data / "catalog.sqlite").write_bytes(older)
     with LocalStore.open(data) as store:
         assert [info.name for info in store.list_collections()] == ["photos"]
-    assert "holds items, and the catalog names no collection for it" in caplog.text
+    assert "contains items, but the catalog, perhaps an older one, names no collection for it" in caplog.text
     (data / "catalog.sqlite").write_bytes(newest)
     with LocalStore.open(data) as store:
         assert all_ids(store, "newer") == ["a"]

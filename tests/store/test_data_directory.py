@@ -14,10 +14,10 @@ import pytest
 
 from embedserve.errors import DiskFull, SetupError, StoreError
 from embedserve.store.local.records import database
-from embedserve.store.local.records.database import reported
+from embedserve.store.local.records.database import translate_errors
 from embedserve.store.local.store import LocalStore
 from embedserve.types import Include
-from tests.store.store_cases import items_file, new_collection
+from tests.store.store_cases import collection_of, items_file, new_collection
 
 HOLDER = """
 import sys
@@ -125,9 +125,8 @@ def test_files_are_written_ahead_with_large_pages_and_synced(data: Path) -> None
     with LocalStore.open(data) as store:
         new_collection(store, "short", dimension=512)
         new_collection(store, "long", dimension=513)
-        collections = store._collections
         for name, page_size in (("short", 8192), ("long", 16384)):
-            writer = collections[name]._records._writer.connection
+            writer = collection_of(store, name)._records._writer.connection
             assert writer.execute("PRAGMA page_size").fetchone() == (page_size,)
             assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
             assert writer.execute("PRAGMA synchronous").fetchone() == (2,)
@@ -143,5 +142,5 @@ def test_an_old_sqlite_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -
     ("number", "kind"), [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EIO, StoreError)]
 )
 def test_errors_of_the_file_system_become_ours(number: int, kind: type[Exception]) -> None:
-    with pytest.raises(kind), reported(Path("items.sqlite")):
+    with pytest.raises(kind), translate_errors(Path("items.sqlite")):
         raise OSError(number, os.strerror(number))

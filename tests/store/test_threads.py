@@ -13,7 +13,7 @@ from embedserve.errors import CollectionNotFound
 from embedserve.index.current import CurrentSnapshot
 from embedserve.store.local.store import LocalStore
 from embedserve.types import Eq, Include, Item, SearchOptions
-from tests.store.store_cases import EVERYTHING, all_ids, new_collection, random_units, slow_search, unit
+from tests.store.store_cases import EVERYTHING, all_ids, collection_of, new_collection, random_units, slow_search, unit
 from tests.store.together import run_together
 
 SECONDS = 3.0
@@ -114,10 +114,10 @@ def test_collections_come_and_go_under_searches_and_writes(store: LocalStore) ->
 
 def test_closing_waits_for_calls_that_are_under_way(store: LocalStore) -> None:
     inside, go_on = threading.Event(), threading.Event()
-    collection = store._collections["photos"]
+    collection = collection_of(store)
 
     def slow() -> bool:
-        with collection.gate.entered() as admitted:
+        with collection.close_guard.entered() as admitted:
             inside.set()
             go_on.wait(10)
             store_is_open = collection._records._writer.connection.execute("SELECT 1").fetchone() == (1,)

@@ -9,7 +9,7 @@ from embedserve.errors import DimensionMismatch, InvalidInput
 from embedserve.store.local.collection.page_token import page_token
 from embedserve.store.local.store import LocalStore
 from embedserve.types import Eq, Include, Item, Media, Metadata, SearchOptions
-from tests.store.store_cases import EVERYTHING, all_ids, found, new_collection, random_units, unit
+from tests.store.store_cases import EVERYTHING, all_ids, collection_of, found, new_collection, random_units, unit
 
 METADATA: Metadata = {
     "most": 2**63 - 1,
@@ -108,7 +108,7 @@ def test_a_row_number_is_never_used_again(store: LocalStore) -> None:
         store.upsert("photos", [Item(id="a", vector=unit(1, 0, 0, 0))])
     store.delete_items("photos", ["a"])
     store.upsert("photos", [Item(id="b", vector=unit(1, 0, 0, 0))])
-    assert store._collections["photos"]._index.current.delta.rids.tolist() == [1, 2, 3, 4]
+    assert collection_of(store).snapshot.delta.rids.tolist() == [1, 2, 3, 4]
 
 
 def test_one_bad_item_keeps_all_of_the_call_out(store: LocalStore) -> None:

@@ -15,7 +15,7 @@ from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
 from embedserve.index.structures import Stopped
-from embedserve.index.tuning import Point
+from embedserve.index.tuning import OperatingPoint
 from embedserve.store.local.collection.recall import Comparison, RecallMonitor
 from tests.store.store_cases import random_units
 
@@ -31,13 +31,13 @@ def rows_of(vectors: NDArray[np.float32], first: int = 1) -> Rows:
     return Rows(vectors, rids, PackedIds.of(b"%d" % rid for rid in rids), None, len(rids))
 
 
-def graph(points: tuple[Point, ...] | None = None, rows: int = 3000) -> Segment:
+def graph(points: tuple[OperatingPoint, ...] | None = None, rows: int = 3000) -> Segment:
     """A graph over random rows, with what its efforts are said to find."""
-    segment = Segment.built("a", parse("hnsw:m=6"), [rows_of(random_units(rows, D))], D, never)
+    segment = Segment.build("a", parse("hnsw:m=6"), [rows_of(random_units(rows, D))], D, never)
     if points is None:
         return segment
     return Segment(
-        segment.vectors, segment.rids, segment.ids, None, rows, "a", segment.structure, points, segment.strays
+        segment.vectors, segment.rids, segment.ids, None, rows, "a", segment.structure, points, segment.unreachable
     )
 
 
@@ -52,7 +52,7 @@ def honest() -> Segment:
 
 def test_where_every_search_is_exact_there_is_nothing_to_measure() -> None:
     monitor = RecallMonitor(0.95)
-    exact = Segment.built("a", parse("exact"), [rows_of(random_units(50, D))], D, never)
+    exact = Segment.build("a", parse("exact"), [rows_of(random_units(50, D))], D, never)
     monitor.sample(random_units(3, D))
     assert monitor.measure(of(exact)) is None
     assert monitor.last is None
@@ -61,12 +61,12 @@ def test_where_every_search_is_exact_there_is_nothing_to_measure() -> None:
 
 def test_there_is_news_after_a_query_and_after_a_build_until_it_is_measured(honest: Segment) -> None:
     monitor = RecallMonitor(0.95)
-    assert not monitor.has_news
-    for news in (monitor.forget, lambda: monitor.sample(random_units(2, D))):
+    assert not monitor.is_outdated
+    for news in (monitor.invalidate, lambda: monitor.sample(random_units(2, D))):
         news()
-        assert monitor.has_news
+        assert monitor.is_outdated
         assert monitor.measure(of(honest)) is monitor.last is not None
-        assert not monitor.has_news
+        assert not monitor.is_outdated
 
 
 def test_without_real_queries_made_up_ones_are_taken_and_change_no_effort(honest: Segment) -> None:
@@ -79,20 +79,20 @@ def test_without_real_queries_made_up_ones_are_taken_and_change_no_effort(honest
 
 def test_measured_recall_is_that_of_a_count_by_hand(honest: Segment) -> None:
     snapshot, queries = of(honest), random_units(50, D, 5)
-    effort = SearchParams(ef=12)
-    found = snapshot.nearest(queries, 10, effort=effort)
+    params = SearchParams(ef=12)
+    found = snapshot.nearest(queries, 10, params=params)
     nearest = np.argsort(-(queries.astype(np.float64) @ honest.vectors.T.astype(np.float64)), axis=1)[:, :10] + 1
     by_hand = np.mean(
         [len(set(got.rids[:10].tolist()) & set(best)) / 10 for got, best in zip(found, nearest.tolist(), strict=True)]
     )
     assert 0.3 < by_hand < 0.999
-    assert Comparison(snapshot, queries).recall(effort) == pytest.approx(by_hand)
+    assert Comparison(snapshot, queries).recall(params) == pytest.approx(by_hand)
     assert Comparison(snapshot, queries).recall(SearchParams(exact=True)) == 1.0
 
 
 def test_of_rows_with_the_same_score_any_is_right() -> None:
     vectors = np.repeat(random_units(150, D), 20, axis=0)
-    segment = Segment.built("a", parse("hnsw:m=16"), [rows_of(vectors)], D, never)
+    segment = Segment.build("a", parse("hnsw:m=16"), [rows_of(vectors)], D, never)
     assert Comparison(of(segment), random_units(40, D, 6)).recall(SearchParams(ef=300)) >= 0.99
 
 
@@ -104,7 +104,7 @@ def test_fewer_rows_than_ten_are_all_that_can_be_found(items: int) -> None:
 
 def test_real_queries_that_are_found_too_rarely_raise_the_effort_until_they_are_not() -> None:
     # Said to find everything with next to no effort.
-    snapshot = of(graph((Point(10, 1.0),)))
+    snapshot = of(graph((OperatingPoint(10, 1.0),)))
     monitor = RecallMonitor(0.97)
     for query in random_units(60, D, 8):
         monitor.sample(query[None])
@@ -120,7 +120,7 @@ def test_real_queries_that_are_found_too_rarely_raise_the_effort_until_they_are_
 
 
 def test_many_real_queries_that_would_be_found_with_less_lower_the_effort() -> None:
-    snapshot = of(graph((Point(800, 0.95),)))
+    snapshot = of(graph((OperatingPoint(800, 0.95),)))
     monitor = RecallMonitor(0.9)
     for query in random_units(99, D, 9):
         monitor.sample(query[None])
@@ -137,12 +137,12 @@ def test_effort_is_raised_to_sixteen_times_at_most() -> None:
     monitor = RecallMonitor(1.0)
     for query in random_units(40, D, 11):
         monitor.sample(query[None])
-    monitor.measure(of(graph((Point(10, 1.0),))))
+    monitor.measure(of(graph((OperatingPoint(10, 1.0),))))
     assert 1.0 < monitor.multiplier <= 16.0
 
 
 def test_effort_that_gains_nothing_is_not_made(honest: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Comparison, "recall", lambda comparison, effort: 0.8)
+    monkeypatch.setattr(Comparison, "recall", lambda comparison, params: 0.8)
     monitor = RecallMonitor(0.95)
     for query in random_units(100, D, 13):
         monitor.sample(query[None])
@@ -157,7 +157,7 @@ def test_a_target_near_one_lowers_the_effort_again_too(honest: Segment, monkeypa
     monkeypatch.setattr(
         Comparison,
         "recall",
-        lambda comparison, effort: 1.0 if found["easy"] else min(0.9 + effort.multiplier / 40, 1.0),
+        lambda comparison, params: 1.0 if found["easy"] else min(0.9 + params.multiplier / 40, 1.0),
     )
     monitor = RecallMonitor(0.995)
     for query in random_units(100, D, 14):

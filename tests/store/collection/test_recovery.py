@@ -18,8 +18,9 @@ from embedserve.index.spec import parse
 from embedserve.observer import Observer
 from embedserve.store.local.collection.segment_files import SegmentFiles
 from embedserve.store.local.store import LocalStore
+from embedserve.store.local.upkeep import sealing
 from embedserve.types import EXTERNAL, Item, Keep, SearchOptions
-from tests.store.store_cases import random_units
+from tests.store.store_cases import collection_of, random_units
 
 D = 8
 
@@ -62,7 +63,7 @@ def directory_of(data: Path) -> Path:
 
 
 def segments_of(store: LocalStore) -> list[tuple[int, int]]:
-    return [(int(each.rids[0]), len(each)) for each in store._collections["photos"]._index.current.segments]
+    return [(int(each.rids[0]), len(each)) for each in collection_of(store).snapshot.segments]
 
 
 def rewritten(data: Path, change: Callable[[SegmentFiles, list[Segment], int], None]) -> None:
@@ -75,7 +76,7 @@ def made(uid: str, like: Segment, places: slice, vectors: int | None = None) -> 
     chosen = like.vectors[places] if vectors is None else random_units(len(like.rids[places]), D, vectors)
     ids = PackedIds.of(like.ids[places])
     rows = Rows(np.ascontiguousarray(chosen), like.rids[places].copy(), ids, None, len(ids))
-    return Segment.built(uid * 32, parse("exact"), [rows], D, never)
+    return Segment.build(uid * 32, parse("exact"), [rows], D, never)
 
 
 def newer(files: SegmentFiles, segments: list[Segment], seq: int) -> None:
@@ -149,7 +150,7 @@ def test_rows_between_two_segments_come_from_the_records(data: Path, right: list
 
     rewritten(data, middle)
     with opened(data) as store:
-        parts = store._collections["photos"]._index.current.fixed
+        parts = collection_of(store).snapshot.fixed
         assert [(int(part.rids[0]), len(part), isinstance(part, Segment)) for part in parts] == [
             (1, 20, False),
             (21, 40, True),
@@ -170,7 +171,7 @@ def test_rows_that_were_removed_after_the_segment_was_made_are_dead_in_it(
     with opened(data) as store:
         assert segments_of(store) == [(1, 100), (101, 30)]
         info = store.get_collection("photos")
-        assert (info.items, info.dead, info.unsealed) == (131, 5, 6)
+        assert (info.items, info.deleted, info.unsealed) == (131, 5, 6)
         assert answers(store) == expected != right
 
 
@@ -178,13 +179,13 @@ def test_a_segment_that_is_not_trusted_any_more_is_read_again_from_the_records(
     data: Path, right: list[list[tuple[str, float]]]
 ) -> None:
     with opened(data) as store:
-        collection = store._collections["photos"]
+        collection = collection_of(store)
         store.delete_items("photos", ["0003"])
         expected = answers(store)
-        collection.rebuild(collection._index.current.segments[0].uid)
+        sealing.rebuild(collection, collection.snapshot.segments[0].uid)
         assert segments_of(store) == [(101, 30)]
         assert answers(store) == expected
-        collection.rebuild("unknown")
+        sealing.rebuild(collection, "unknown")
         store.maintain()
         assert answers(store) == expected
     with opened(data) as store:

@@ -20,7 +20,7 @@ from embedserve.errors import DiskFull, StoreError
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
 from embedserve.index.search_params import SearchParams
-from embedserve.index.segment import NO_STRAYS, Segment
+from embedserve.index.segment import ALL_REACHABLE, Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
 from embedserve.store.local.collection.segment_files import SegmentFiles
@@ -42,7 +42,7 @@ def rows(first: int, count: int) -> Rows:
 
 
 def segment(uid: str, kind: str = "exact", first: int = 1, count: int = 600) -> Segment:
-    return Segment.built(uid, parse(kind), [rows(first, count)], D, never)
+    return Segment.build(uid, parse(kind), [rows(first, count)], D, never)
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def used(files: SegmentFiles, *segments: Segment, seq: int = 7) -> list[Segment]
     return written
 
 
-def answers(of: Segment, effort: SearchParams) -> list[tuple[list[int], list[float]]]:
-    rankings = Snapshot.of(1, D, [of]).nearest(random_units(20, D, 99), 10, effort=effort)
+def answers(of: Segment, params: SearchParams) -> list[tuple[list[int], list[float]]]:
+    rankings = Snapshot.of(1, D, [of]).nearest(random_units(20, D, 99), 10, params=params)
     return [(ranking.rids.tolist(), ranking.scores.tolist()) for ranking in rankings]
 
 
@@ -76,10 +76,10 @@ def test_a_written_segment_is_the_one_that_was_built(files: SegmentFiles, kind: 
         assert np.array_equal(other.rids, built.rids)
         assert list(other.ids) == list(built.ids)
         assert (other.uid, other.spec, other.points) == (built.uid, built.spec, built.points)
-        assert (other.live, other.dead, len(other)) == (600, 0, 600)
+        assert (other.live, other.deleted, len(other)) == (600, 0, 600)
         assert not other.vectors.flags.writeable
-        for effort in (SearchParams(ef=12, nprobe=2), SearchParams(target_recall=0.9), SearchParams(exact=True)):
-            assert answers(other, effort) == answers(built, effort)
+        for params in (SearchParams(ef=12, nprobe=2), SearchParams(target_recall=0.9), SearchParams(exact=True)):
+            assert answers(other, params) == answers(built, params)
     assert files.problems("a" * 32) == []
 
 
@@ -187,7 +187,7 @@ def test_a_damaged_segment_is_left_out_with_a_line_in_the_log_and_the_others_are
         loaded, seq = files.load()
     assert ([each.uid[0] for each in loaded], seq) == (["d"], 7)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "is made again from the items" in caplog.text
+    assert "is rebuilt from the items" in caplog.text
     assert not (files.directory / ("a" * 32)).exists()
 
 
@@ -214,7 +214,7 @@ def test_where_it_is_not_known_which_segments_there_are_none_is_used(
     harm(files.directory / "CURRENT.json")
     with caplog.at_level(logging.WARNING):
         assert files.load() == ([], 0)
-    assert "the index is made again from the items" in caplog.text
+    assert "the index is rebuilt from the items" in caplog.text
 
 
 def test_a_segment_that_is_named_but_missing_is_left_out(files: SegmentFiles, caplog: pytest.LogCaptureFixture) -> None:
@@ -231,10 +231,10 @@ def test_a_document_of_another_hash_or_no_document_is_refused(tmp_path: Path) ->
     outer = json.loads(path.read_text())
     for text in ("", "[]", "{}", "3", json.dumps(outer | {"sha256": "0" * 64}), json.dumps(outer | {"document": 3})):
         path.write_text(text)
-        with pytest.raises(ValueError, match="does not agree with its hash"):
+        with pytest.raises(ValueError, match="does not match its hash"):
             read_document(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="does not agree with its hash"):
+    with pytest.raises(ValueError, match="does not match its hash"):
         read_document(path)
 
 
@@ -356,15 +356,17 @@ def test_vectors_that_are_no_single_block_are_written_in_their_order(files: Segm
     wide: NDArray[np.float32] = np.zeros((5, 2 * D), np.float32)
     wide[:, ::2] = random_units(5, D)
     part = rows(1, 5)
-    strange = Segment(wide[:, ::2], part.rids, part.ids, None, 5, "a" * 32, None, (), NO_STRAYS)
+    strange = Segment(wide[:, ::2], part.rids, part.ids, None, 5, "a" * 32, None, (), ALL_REACHABLE)
     (written,) = used(files, strange)
     assert np.array_equal(written.vectors, random_units(5, D))
 
 
 def test_row_numbers_that_do_not_ascend_are_no_segment(files: SegmentFiles) -> None:
     part = rows(1, 5)
-    with pytest.raises(StoreError, match="no ascending row numbers"):
-        files.write(Segment(part.vectors, part.rids[::-1].copy(), part.ids, None, 5, "a" * 32, None, (), NO_STRAYS), 1)
+    with pytest.raises(StoreError, match="do not ascend"):
+        files.write(
+            Segment(part.vectors, part.rids[::-1].copy(), part.ids, None, 5, "a" * 32, None, (), ALL_REACHABLE), 1
+        )
 
 
 def test_every_file_and_the_names_are_on_disk_before_a_segment_is_used(

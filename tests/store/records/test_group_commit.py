@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from embedserve.errors import DiskFull, InvalidInput
-from embedserve.store.local.records.group_commit import Commits
+from embedserve.store.local.records.group_commit import GroupCommit
 
 
 class Disk:
@@ -55,7 +55,7 @@ class Held:
         assert self.go.wait(30)
 
 
-def gathered(commits: Commits[int, str], count: int) -> None:
+def gathered(commits: GroupCommit[int, str], count: int) -> None:
     deadline = time.monotonic() + 30
     while len(commits._gathered) < count:
         assert time.monotonic() < deadline
@@ -64,18 +64,18 @@ def gathered(commits: Commits[int, str], count: int) -> None:
 
 def test_a_lone_writer_commits_at_once_and_gets_his_result() -> None:
     disk = Disk()
-    commits = Commits(disk.commit)
-    assert [commits.do(number) for number in (3, 1)] == ["wrote 3", "wrote 1"]
+    commits = GroupCommit(disk.commit)
+    assert [commits.commit(number) for number in (3, 1)] == ["wrote 3", "wrote 1"]
     assert disk.groups == [[3], [1]]
 
 
 def test_those_who_come_during_a_commit_are_written_by_the_next_one_together() -> None:
     disk = Disk()
-    commits, held = Commits(disk.commit), Held(disk)
+    commits, held = GroupCommit(disk.commit), Held(disk)
     with ThreadPoolExecutor(9) as pool:
-        first = pool.submit(commits.do, 0)
+        first = pool.submit(commits.commit, 0)
         assert held.inside.wait(30)
-        others = [pool.submit(commits.do, number) for number in range(1, 9)]
+        others = [pool.submit(commits.commit, number) for number in range(1, 9)]
         gathered(commits, 9)
         held.go.set()
         assert first.result() == "wrote 0"
@@ -85,11 +85,11 @@ def test_those_who_come_during_a_commit_are_written_by_the_next_one_together() -
 
 def test_writers_who_never_pause_need_far_fewer_commits_than_writes() -> None:
     disk = Disk(sync_s=0.004)
-    commits = Commits(disk.commit)
+    commits = GroupCommit(disk.commit)
 
     def write(first: int) -> None:
         for number in range(first, first + 20):
-            assert commits.do(number) == f"wrote {number}"
+            assert commits.commit(number) == f"wrote {number}"
 
     with ThreadPoolExecutor(32) as pool:
         list(pool.map(write, range(0, 640, 20)))
@@ -100,11 +100,11 @@ def test_writers_who_never_pause_need_far_fewer_commits_than_writes() -> None:
 
 def test_no_more_than_so_many_go_together() -> None:
     disk = Disk()
-    commits, held = Commits(disk.commit, most=3), Held(disk)
+    commits, held = GroupCommit(disk.commit, max_group=3), Held(disk)
     with ThreadPoolExecutor(9) as pool:
-        writers = [pool.submit(commits.do, 0)]
+        writers = [pool.submit(commits.commit, 0)]
         assert held.inside.wait(30)
-        writers += [pool.submit(commits.do, number) for number in range(1, 9)]
+        writers += [pool.submit(commits.commit, number) for number in range(1, 9)]
         gathered(commits, 9)
         held.go.set()
         assert [writer.result() for writer in writers] == [f"wrote {number}" for number in range(9)]
@@ -113,11 +113,11 @@ def test_no_more_than_so_many_go_together() -> None:
 
 def test_a_write_that_is_refused_does_not_fail_its_companions() -> None:
     disk = Disk()
-    commits, held = Commits(disk.commit), Held(disk)
+    commits, held = GroupCommit(disk.commit), Held(disk)
     with ThreadPoolExecutor(6) as pool:
-        pool.submit(commits.do, 0)
+        pool.submit(commits.commit, 0)
         assert held.inside.wait(30)
-        writers = {number: pool.submit(commits.do, number) for number in (1, -2, 3, -4, 5)}
+        writers = {number: pool.submit(commits.commit, number) for number in (1, -2, 3, -4, 5)}
         gathered(commits, 6)
         held.go.set()
         for number, writer in writers.items():
@@ -130,11 +130,11 @@ def test_a_write_that_is_refused_does_not_fail_its_companions() -> None:
 
 def test_what_does_not_fit_together_is_written_one_by_one() -> None:
     disk = Disk(room=2)
-    commits, held = Commits(disk.commit), Held(disk)
+    commits, held = GroupCommit(disk.commit), Held(disk)
     with ThreadPoolExecutor(6) as pool:
-        writers = [pool.submit(commits.do, 0)]
+        writers = [pool.submit(commits.commit, 0)]
         assert held.inside.wait(30)
-        writers += [pool.submit(commits.do, number) for number in range(1, 6)]
+        writers += [pool.submit(commits.commit, number) for number in range(1, 6)]
         gathered(commits, 6)
         held.go.set()
         assert [writer.result() for writer in writers] == [f"wrote {number}" for number in range(6)]
@@ -143,7 +143,7 @@ def test_what_does_not_fit_together_is_written_one_by_one() -> None:
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_an_interrupted_leader_loses_nobody(when: str) -> None:
     disk = Disk()
-    commits, held = Commits(disk.commit), Held(disk)
+    commits, held = GroupCommit(disk.commit), Held(disk)
     calls: list[int] = []
 
     def interrupted() -> None:
@@ -155,26 +155,26 @@ def test_an_interrupted_leader_loses_nobody(when: str) -> None:
             raise KeyboardInterrupt
 
     with ThreadPoolExecutor(6) as pool:
-        pool.submit(commits.do, 0)
+        pool.submit(commits.commit, 0)
         assert held.inside.wait(30)
-        writers = [pool.submit(commits.do, number) for number in range(1, 6)]
+        writers = [pool.submit(commits.commit, number) for number in range(1, 6)]
         gathered(commits, 6)
         disk.before = interrupted
         held.go.set()
         errors = [writer.exception(30) for writer in writers]
         assert [type(error) for error in errors if error] == [KeyboardInterrupt]
         assert all(writer.result() for writer, error in zip(writers, errors, strict=True) if error is None)
-        assert commits.do(7) == "wrote 7"
+        assert commits.commit(7) == "wrote 7"
     assert {0, 7} < set(disk.written)
     assert len(disk.written) == len(set(disk.written)) >= 6
 
 
 def test_whoever_holds_the_lock_makes_writers_wait() -> None:
     disk = Disk()
-    commits = Commits(disk.commit)
+    commits = GroupCommit(disk.commit)
     with ThreadPoolExecutor(2) as pool:
         with commits.lock:
-            writers = [pool.submit(commits.do, number) for number in range(2)]
+            writers = [pool.submit(commits.commit, number) for number in range(2)]
             gathered(commits, 2)
             time.sleep(0.02)
             assert disk.groups == []
@@ -183,19 +183,19 @@ def test_whoever_holds_the_lock_makes_writers_wait() -> None:
 
 def test_one_who_is_interrupted_while_he_waits_is_passed_over() -> None:
     disk = Disk()
-    commits, held = Commits(disk.commit), Held(disk)
+    commits, held = GroupCommit(disk.commit), Held(disk)
 
     def interrupt() -> None:
         gathered(commits, 2)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(commits.do, 0)
+        first = pool.submit(commits.commit, 0)
         assert held.inside.wait(30)
         pool.submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            commits.do(1)
+            commits.commit(1)
         held.go.set()
         assert first.result() == "wrote 0"
-        assert pool.submit(commits.do, 2).result(30) == "wrote 2"
+        assert pool.submit(commits.commit, 2).result(30) == "wrote 2"
     assert disk.written == [0, 2]

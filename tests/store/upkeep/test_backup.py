@@ -23,7 +23,16 @@ from embedserve.store.local.records.database import schema_of
 from embedserve.store.local.store import LocalStore
 from embedserve.store.local.upkeep.backup import last_line
 from embedserve.types import And, Eq, Filter, Item, Keep, Media, Range, SearchOptions
-from tests.store.store_cases import EVERYTHING, all_ids, found, items_file, new_collection, random_units, unit
+from tests.store.store_cases import (
+    EVERYTHING,
+    all_ids,
+    collection_of,
+    found,
+    items_file,
+    new_collection,
+    random_units,
+    unit,
+)
 
 DIMENSION = 16
 
@@ -307,7 +316,7 @@ def test_writes_go_on_while_a_backup_is_read(store: LocalStore) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"x", b"text " * 5000, b"SQLite format 3", bytes(100_000)])
 def test_bytes_that_are_no_database_are_refused(store: LocalStore, data: Path, content: bytes) -> None:
-    assert refused(store, data, content) == "this is no backup of a collection"
+    assert refused(store, data, content) == "this is not a backup of a collection"
 
 
 def test_the_rest_of_a_file_that_is_no_database_is_not_waited_for(store: LocalStore) -> None:
@@ -315,7 +324,7 @@ def test_the_rest_of_a_file_that_is_no_database_is_not_waited_for(store: LocalSt
         while True:
             yield b"no database "
 
-    with pytest.raises(InvalidInput, match="this is no backup of a collection"):
+    with pytest.raises(InvalidInput, match="this is not a backup of a collection"):
         store.restore_collection("restored", endless())
 
 
@@ -323,10 +332,10 @@ def test_another_database_is_refused(store: LocalStore, data: Path, tmp_path: Pa
     with closing(sqlite3.connect(tmp_path / "other.sqlite")) as connection:
         connection.execute("CREATE TABLE item (id TEXT)")
     content = (tmp_path / "other.sqlite").read_bytes()
-    assert refused(store, data, content) == "this is no backup of a collection, or its end is missing"
-    assert refused(store, data, sealed(content)) == "the database is no backup of a collection"
+    assert refused(store, data, content) == "this is not a backup of a collection, or its end is missing"
+    assert refused(store, data, sealed(content)) == "the database is not a backup of a collection"
     filled(store)
-    store._collections["filled"]._records._writer.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)")
+    collection_of(store, "filled")._records._writer.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)")
     (path,) = (path for path in data.rglob("items.sqlite") if path.parent.name == store.get_collection("filled").uid)
     assert "its end is missing" in refused(store, data, path.read_bytes())
 
@@ -339,7 +348,7 @@ def test_a_backup_that_is_cut_anywhere_is_refused(store: LocalStore, data: Path,
         *range(len(backup) - 90, len(backup)),
     ]
     for length in lengths:
-        assert refused(store, data, backup[:length]).startswith("this is no backup of a collection")
+        assert refused(store, data, backup[:length]).startswith("this is not a backup of a collection")
     assert "its end is missing" in refused(store, data, backup + b"\n")
 
 
@@ -361,7 +370,7 @@ def test_a_backup_with_a_page_of_zeros_or_two_pages_exchanged_is_refused(
         exchanged = [*pages[:place], pages[place + 1], pages[place], *pages[place + 2 :]]
         for wrong in (zeroed, exchanged[:-1] + pages[-1:]):
             if wrong != pages:
-                assert "do not agree with its sha256" in refused(store, data, b"".join(wrong))
+                assert "do not match its sha256" in refused(store, data, b"".join(wrong))
                 # With the sum made anew, the rows and the structure of the file are what is left to tell.
                 message = refused(store, data, sealed(database_of(b"".join(wrong))))
                 assert message.startswith("the backup is damaged: ")
@@ -439,7 +448,7 @@ def test_a_backup_that_was_changed_by_hand_is_refused_even_under_a_new_sum(
     message = refused(store, data, content)
     assert message.startswith("the backup is damaged: ")
     if change in ("exchanged", "metadata"):
-        assert message == "the backup is damaged: item 'item-002': its row does not agree with its checksum"
+        assert message == "the backup is damaged: item 'item-002': its row does not match its checksum"
 
 
 @pytest.mark.parametrize(
@@ -643,6 +652,7 @@ from embedserve.store.local import store as local
 from embedserve.store.local.records.catalog import Catalog
 from embedserve.store.local.records.database import schema_of
 from embedserve.store.local.store import LocalStore
+from embedserve.store.local.upkeep import restore
 
 data, content, step = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), sys.argv[3]
 
@@ -662,12 +672,12 @@ with LocalStore.open(data) as store:
     if step == "add":
         Catalog.add = killed
     elif step != "chunks":
-        setattr(local, step, killed)
+        setattr(restore if hasattr(restore, step) else local, step, killed)
     store.restore_collection("restored", half() if step == "chunks" else [content])
 """
 
 
-@pytest.mark.parametrize("step", ["backup", "chunks", "checked", "strip", "Collection", "sync", "add"])
+@pytest.mark.parametrize("step", ["backup", "chunks", "verify", "strip", "Collection", "sync", "add"])
 def test_what_a_killed_backup_or_restore_left_goes_at_the_next_start(data: Path, tmp_path: Path, step: str) -> None:
     with LocalStore.open(data) as store:
         filled(store)

@@ -18,7 +18,7 @@ from embedserve.index.search_params import EXACT, SearchParams
 from embedserve.index.snapshot import Snapshot
 from embedserve.store.local.store import LocalStore
 from embedserve.types import EXTERNAL, CheckProgress, CheckReport, Item, Keep, Media, SearchOptions
-from tests.store.store_cases import all_ids, found, items_file, random_units, unit
+from tests.store.store_cases import all_ids, collection_of, found, items_file, random_units, unit
 
 DIMENSION = 16
 COUNT = 400
@@ -147,7 +147,7 @@ def test_an_exact_index_too_large_to_search_it_for_every_row_is_searched_evenly(
 
 # --- Items ---------------------------------------------------------------------------------------------------------
 
-CHECKSUM = "item 'item-0007': its row does not agree with its checksum"
+CHECKSUM = "item 'item-0007': its row does not match its checksum"
 ROW = "(SELECT rid FROM item WHERE id = 'item-0007')"
 
 
@@ -161,11 +161,11 @@ ROW = "(SELECT rid FROM item WHERE id = 'item-0007')"
             "UPDATE item SET vec = 5 WHERE id = 'item-0007'",
             "item 'item-0007': a column of its row or image has a wrong",
         ),
-        ("UPDATE media SET data = x'00' WHERE rid = 1", "item 'item-0000': its image does not agree with its checksum"),
+        ("UPDATE media SET data = x'00' WHERE rid = 1", "item 'item-0000': its image does not match its checksum"),
         ("INSERT INTO media SELECT 5000, type, crc, data FROM media", "an image belongs to no item"),
         (f"DELETE FROM facet WHERE rid = {ROW}", "item 'item-0007': filters do not find it by its metadata"),
-        (f"INSERT INTO facet VALUES (0, 5, {ROW})", "item 'item-0007': filters find it by metadata that it has not"),
-        ("INSERT INTO facet VALUES (1, 'green', 5000)", "row 5000: filters find it, and there is no such item"),
+        (f"INSERT INTO facet VALUES (0, 5, {ROW})", "item 'item-0007': filters find it by metadata that it lacks"),
+        ("INSERT INTO facet VALUES (1, 'green', 5000)", "row 5000: filters find it, but there is no such item"),
     ],
 )
 def test_what_is_wrong_with_an_item_is_told_by_its_id(
@@ -190,20 +190,20 @@ def test_an_item_that_is_in_one_of_records_and_index_only_is_told(store: LocalSt
         "DELETE FROM item WHERE id IN ('item-0008', 'item-0045')",
     )
     problems = check(store).problems
-    assert "the index holds item 'item-0008', which is not there" in problems
+    assert "the index holds item 'item-0008', which does not exist" in problems
     # This one waits to be sealed; that part is made at every start.
-    assert "the index holds item 'item-0045', which is not there" in problems
-    assert len([problem for problem in problems if problem.endswith("is made again from the items")]) == 1
+    assert "the index holds item 'item-0045', which does not exist" in problems
+    assert len([problem for problem in problems if problem.endswith("is rebuilt from the items")]) == 1
     assert len(problems) == 3
-    assert check(store).problems == ("the index holds item 'item-0045', which is not there",)
+    assert check(store).problems == ("the index holds item 'item-0045', which does not exist",)
 
 
 def test_an_item_that_the_index_lacks_is_told_and_put_into_it(store: LocalStore) -> None:
     filled(store)
-    collection = store._collections["photos"]
+    collection = collection_of(store)
     snapshot = collection.snapshot
     rid = snapshot.fixed[0].rids[8]
-    collection._index.publish(
+    collection.publish(
         Snapshot(
             snapshot.seq,
             snapshot.dimension,
@@ -212,15 +212,15 @@ def test_an_item_that_the_index_lacks_is_told_and_put_into_it(store: LocalStore)
         )
     )
     first, second = check(store).problems
-    assert first == "item 'item-0009': it is not in the index, so no search finds it"
-    assert second.endswith("is made again from the items")
+    assert first == "item 'item-0009': it is missing from the index, so no search finds it"
+    assert second.endswith("is rebuilt from the items")
     assert check(store).problems == ()
 
 
 def test_a_vector_in_memory_that_is_not_the_one_on_disk_is_told(store: LocalStore) -> None:
     filled(store, count=0)
     store.upsert("photos", [item(number) for number in range(20)])
-    delta = store._collections["photos"].snapshot.delta
+    delta = collection_of(store).snapshot.delta
     vectors = delta.vectors.view()
     vectors.flags.writeable = True
     vectors[7, 3] += 1e-3
@@ -269,8 +269,8 @@ def test_a_damaged_file_of_a_segment_is_named_and_the_segment_made_again(
         file.seek(-1, 1)
         file.write(bytes([byte ^ 2]))
     problems = check(store).problems
-    assert f"{path} is damaged: it does not agree with its hash" in problems
-    assert problems[-1] == f"segment {path.parent.name} is made again from the items"
+    assert f"{path} is damaged: it does not match its hash" in problems
+    assert problems[-1] == f"segment {path.parent.name} is rebuilt from the items"
     assert check(store).problems == ()
     assert found(store, query, SearchOptions(k=COUNT)) == before
     store.maintain()
@@ -302,7 +302,7 @@ def test_a_segment_is_not_made_again_from_damaged_items(store: LocalStore, data:
     change(data, "UPDATE item SET vec = zeroblob(64) WHERE id = 'item-0007'")
     problems = check(store).problems
     assert problems[0] == CHECKSUM
-    assert "could not be made again from the items" in problems[2]
+    assert "could not be rebuilt from the items" in problems[2]
     assert "item 'item-0007'" in problems[2]
     # What it has in memory is the last good copy.
     assert found(store, item(8).vector, SearchOptions(k=1)) == [("item-0008", 1.0)]  # type: ignore[arg-type]
@@ -317,14 +317,14 @@ def test_an_item_that_a_search_for_its_vector_does_not_find_is_told(
 ) -> None:
     filled(store, "hnsw:m=16")
     nearest = Snapshot.nearest
-    segment = store._collections["photos"].snapshot.segments[0]
+    segment = collection_of(store).snapshot.segments[0]
     rids = set(segment.rids[segment.live_positions()[10 : 10 + hidden]].tolist())
 
-    def without(snapshot: Snapshot, queries: np.ndarray, k: int, *, effort: SearchParams) -> list[Ranking]:
-        rankings = nearest(snapshot, queries, k + 1, effort=effort)
+    def without(snapshot: Snapshot, queries: np.ndarray, k: int, *, params: SearchParams) -> list[Ranking]:
+        rankings = nearest(snapshot, queries, k + 1, params=params)
         kept = []
         for ranking in rankings:
-            mask = np.array([rid not in rids or effort == EXACT for rid in ranking.rids.tolist()])
+            mask = np.array([rid not in rids or params == EXACT for rid in ranking.rids.tolist()])
             kept.append(Ranking(ranking.rids[mask], ranking.scores[mask], ranking.parts[mask], ranking.positions[mask]))
         return kept
 
@@ -334,7 +334,9 @@ def test_an_item_that_a_search_for_its_vector_does_not_find_is_told(
     # 40 of 390 are more than the 5 % that the target allows, 1 is not.
     assert len(problems) == hidden + (hidden == 40)
     if hidden == 40:
-        assert problems[-1].startswith("40 of 390 items are not found by their own vectors with the usual effort")
+        assert problems[-1].startswith(
+            "40 of 390 items are not found by their own vectors with the usual search parameters"
+        )
 
 
 # --- While others write --------------------------------------------------------------------------------------------
@@ -397,10 +399,10 @@ def test_a_check_does_not_hold_up_who_removes_the_collection_or_closes_the_store
     def listener(progress: CheckProgress) -> None:
         if not ending.ident:
             ending.start()
-            while not collection.gate.closed:
+            while not collection.close_guard.closed:
                 time.sleep(0.001)
 
-    collection = store._collections["photos"]
+    collection = collection_of(store)
     with pytest.raises(StoreError, match="was closed while it was checked"):
         store.check_collection("photos", listener)
     ending.join(10)
