@@ -1,4 +1,4 @@
-"""A server whose disk is full says so by name, goes on answering, and takes writes again when there is room."""
+"""A server whose disk is full returns DISK_FULL, goes on answering, and takes writes again when there is room."""
 
 from __future__ import annotations
 

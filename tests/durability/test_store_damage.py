@@ -47,7 +47,7 @@ def with_items(store: LocalStore) -> None:
 
 
 def flip(path: Path, part: bytes) -> None:
-    """Turn one bit of the only place in the file where these bytes are."""
+    """Flip one bit of the only place in the file with these bytes."""
     content = bytearray(path.read_bytes())
     assert content.count(part) == 1
     content[content.index(part) + 3] ^= 0x10
@@ -59,7 +59,7 @@ def flip(path: Path, part: bytes) -> None:
     [random_units(20, 4)[7].tobytes(), b'{"text":"text 07"}', bytes([7] * 32)],
     ids=["vector", "metadata", "hash"],
 )
-def test_a_flipped_bit_in_a_row_is_refused_at_the_start_by_file_and_item(data: Path, part: bytes) -> None:
+def test_a_start_refuses_a_flipped_bit_in_a_row_and_names_file_and_item(data: Path, part: bytes) -> None:
     with LocalStore.open(data) as store:
         new_collection(store)
         with_items(store)
@@ -90,7 +90,7 @@ def test_a_row_that_is_damaged_while_the_store_is_open_is_never_returned(
         read(store)
 
 
-def test_a_damaged_image_is_refused_and_the_rest_of_the_item_is_not(store: LocalStore, data: Path) -> None:
+def test_a_damaged_image_is_refused_but_not_the_rest_of_its_item(store: LocalStore, data: Path) -> None:
     with_items(store)
     with closing(sqlite3.connect(items_file(data))) as connection, connection:
         connection.execute("UPDATE media SET data = x'00' WHERE rid = 3")
@@ -101,7 +101,7 @@ def test_a_damaged_image_is_refused_and_the_rest_of_the_item_is_not(store: Local
         store.get_items("photos", ["item-02"], EVERYTHING)
 
 
-def test_a_cut_file_is_named(data: Path) -> None:
+def test_a_truncated_file_is_named(data: Path) -> None:
     with LocalStore.open(data) as store:
         new_collection(store)
         store.upsert("photos", [Item(id=str(n), vector=unit(1, n, 0, 0)) for n in range(2000)])

@@ -1,4 +1,4 @@
-"""Sealed segments: built from live rows, searched with more or less effort, and never with a dead row in an answer."""
+"""Segments: built from live rows, searched with different parameters, and without deleted rows in their answers."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def built(kind: str, parts: Sequence[Rows], uid: str = "a") -> Segment:
 
 @pytest.fixture(scope="module", params=KINDS)
 def segment(request: pytest.FixtureRequest) -> Segment:
-    """4,000 rows from row number 1 on."""
+    """4,000 rows, numbered from 1."""
     return built(request.param, [rows(1, 4000)])
 
 
 @pytest.fixture
 def compare_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that segments of this size are asked through their structure, also among matches."""
+    """Search segments of this size through their structure, also among matches."""
     monkeypatch.setattr("embedserve.index.segment._FEW", 50)
 
 
@@ -82,7 +82,7 @@ def test_merged_segments_answer_like_their_parts(kind: str) -> None:
         assert one.scores.tolist() == other.scores.tolist()
 
 
-def test_every_segment_says_what_it_is_and_what_its_efforts_find(segment: Segment) -> None:
+def test_a_segment_knows_its_kind_and_the_recall_of_its_parameters(segment: Segment) -> None:
     if segment.structure is None:
         assert (str(segment.spec), segment.points) == ("exact", ())
     else:
@@ -93,14 +93,14 @@ def test_every_segment_says_what_it_is_and_what_its_efforts_find(segment: Segmen
         assert segment.param(SearchParams(target_recall=0.9, multiplier=3.0)) == 3 * segment.param(
             SearchParams(target_recall=0.9)
         )
-        # What is asked for in its own terms is neither tuned nor multiplied.
+        # A given ef or nprobe is neither tuned nor multiplied.
         assert segment.param(SearchParams(ef=33, nprobe=33, multiplier=2.0)) == 33
 
 
 @pytest.mark.usefixtures("compare_few")
-@pytest.mark.parametrize("dead", [0.0, 0.2, 0.9, 0.99])
-def test_dead_rows_never_come_back_and_live_ones_are_found(segment: Segment, dead: float) -> None:
-    gone = np.flatnonzero(np.random.default_rng(1).random(4000) < dead) + 1
+@pytest.mark.parametrize("deleted", [0.0, 0.2, 0.9, 0.99])
+def test_deleted_rows_are_never_found_and_live_ones_are(segment: Segment, deleted: float) -> None:
+    gone = np.flatnonzero(np.random.default_rng(1).random(4000) < deleted) + 1
     left = segment.without(gone)
     snapshot, queries = Snapshot.of(1, D, [left]), units(100, 7)
     truth = snapshot.nearest(queries, 10, params=EXACT)
@@ -115,7 +115,7 @@ def test_dead_rows_never_come_back_and_live_ones_are_found(segment: Segment, dea
 
 @pytest.mark.usefixtures("compare_few")
 @pytest.mark.parametrize("matching", [0.5, 0.2, 0.02, 0.001])
-def test_only_matching_rows_are_found_and_no_fewer_than_there_are(segment: Segment, matching: float) -> None:
+def test_only_matching_rows_are_found_and_not_too_few(segment: Segment, matching: float) -> None:
     snapshot, queries = Snapshot.of(1, D, [segment]), units(60, 8)
     mask = np.random.default_rng(2).random(4000) < matching
     among = [mask, np.empty(0, np.bool_)]
@@ -131,7 +131,7 @@ def test_only_matching_rows_are_found_and_no_fewer_than_there_are(segment: Segme
 
 
 @pytest.mark.parametrize("k", [1, 999, 1000, 1001, 3999, 4000, 5000])
-def test_as_many_rows_are_found_as_are_asked_for(segment: Segment, k: int) -> None:
+def test_a_search_finds_k_rows(segment: Segment, k: int) -> None:
     snapshot = Snapshot.of(1, D, [segment])
     for ranking in snapshot.nearest(units(3, 9), k, params=SearchParams(target_recall=0.5)):
         assert len(ranking.rids) >= min(k, 4000)
@@ -140,7 +140,7 @@ def test_as_many_rows_are_found_as_are_asked_for(segment: Segment, k: int) -> No
 
 
 def test_a_search_that_finds_too_few_is_answered_by_comparing_every_row(segment: Segment) -> None:
-    # One list, or ten rows around one entry, hold fewer live rows than are asked for.
+    # One list, or ten rows around one entry point, contain fewer than k live rows.
     left = segment.without(np.setdiff1d(np.arange(1, 4001), np.arange(1, 4001, 4)))
     snapshot = Snapshot.of(1, D, [left])
     for ranking in snapshot.nearest(units(20, 10), 240, params=SearchParams(ef=1, nprobe=1)):
@@ -165,11 +165,11 @@ class Blind:
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("dead", [[], [3]])
-def test_places_without_a_row_count_for_none(dead: list[int]) -> None:
+@pytest.mark.parametrize("deleted", [[], [3]])
+def test_positions_of_minus_one_are_no_rows(deleted: list[int]) -> None:
     part = rows(1, 100)
     segment = Segment(part.vectors, part.rids, part.ids, None, 100, "a", Blind(), (), ALL_REACHABLE)
-    left = segment.without(np.array(dead, np.int64))
+    left = segment.without(np.array(deleted, np.int64))
     (ranking,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, params=SearchParams(ef=1))
     (right,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, params=EXACT)
     assert ranking.rids.tolist() == right.rids.tolist()
@@ -183,7 +183,7 @@ def test_exact_search_ignores_the_structure(segment: Segment) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_a_build_that_is_told_to_stop_while_it_tunes_stops(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_can_be_stopped_while_it_tunes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned: list[int] = []
     points = tuning.operating_points
     monkeypatch.setattr(
@@ -193,7 +193,7 @@ def test_a_build_that_is_told_to_stop_while_it_tunes_stops(kind: str, monkeypatc
         Segment.build("a", parse(kind), [rows(1, 1000)], D, lambda: bool(tuned))
 
 
-# --- In the place of what it was made from ----------------------------------------------
+# --- Replacing parts by the segment built from them ------------------------------------
 
 
 def waiting(first: int, count: int) -> Rows:
@@ -216,13 +216,13 @@ def removed(snapshot: Snapshot, *rids: int) -> Snapshot:
     )
 
 
-def test_a_segment_takes_the_place_of_its_parts_and_what_died_meanwhile_stays_dead() -> None:
+def test_a_segment_replaces_its_parts_and_rows_deleted_meanwhile_stay_deleted() -> None:
     parts = [built("exact", [rows(1, 10)]), waiting(20, 10), waiting(40, 10)]
     begun = Snapshot.of(1, D, [built("exact", [rows(-20, 10)]), *parts])
     begun = removed(begun, 3, 22)
     taken = begun.fixed[1:4]
     segment = built("hnsw:m=8", taken)
-    # Meanwhile: rows of each part are removed, all of the last, and new ones come.
+    # Meanwhile rows of each part are deleted, all of the last, and new ones are added.
     later = removed(begun, 5, 25, -15, *range(40, 50))
     later = later.changed(9, removed=NOTHING, rids=np.array([60]), ids=[b"60"], vectors=units(1))
     assert len(later.fixed) == 3
@@ -233,15 +233,15 @@ def test_a_segment_takes_the_place_of_its_parts_and_what_died_meanwhile_stays_de
     assert remaining(begun) == [*range(-20, -10), 1, 2, *range(4, 11), 20, 21, *range(23, 30), *range(40, 50)]
 
 
-def test_parts_without_a_live_row_give_their_place_up() -> None:
-    dead = built("exact", [rows(1, 5)])
-    snapshot = removed(Snapshot.of(1, D, [dead, built("exact", [rows(10, 5)])]), 1, 2, 3, 4, 5)
+def test_parts_without_a_live_row_are_dropped() -> None:
+    emptied = built("exact", [rows(1, 5)])
+    snapshot = removed(Snapshot.of(1, D, [emptied, built("exact", [rows(10, 5)])]), 1, 2, 3, 4, 5)
     after = replaced(snapshot, snapshot.fixed[:1], None)
     assert [part.rids[0] for part in after.fixed] == [10]
     assert after.deleted == 0
 
 
-def test_parts_that_are_not_here_any_more_are_not_replaced() -> None:
+def test_parts_that_are_gone_are_not_replaced() -> None:
     parts = [waiting(1, 5)]
     snapshot = Snapshot.of(1, D, parts)
     segment = built("exact", parts)
@@ -250,7 +250,7 @@ def test_parts_that_are_not_here_any_more_are_not_replaced() -> None:
     assert Snapshot.of(1, D, [waiting(1, 5)]).replaced(parts, segment) is None
 
 
-def test_freezing_the_delta_changes_no_answer_and_later_writes_do_not_reach_it() -> None:
+def test_a_frozen_delta_has_the_same_rows_and_later_writes_do_not_change_it() -> None:
     snapshot = Snapshot(1, D, (), Delta.empty(D))
     for rid in range(1, 30):
         snapshot = snapshot.changed(
@@ -277,13 +277,13 @@ def test_packed_ids_are_those_that_were_packed() -> None:
 
 
 def selves_missed(segment: Segment, params: SearchParams) -> int:
-    """How many rows are not found by their own vectors."""
+    """Number of rows that a search for their own vectors does not find."""
     rankings = Snapshot.of(1, D, [segment]).nearest(segment.vectors, 1, params=params)
     return sum(ranking.scores[0] < 0.999_999 for ranking in rankings)
 
 
-def test_rows_that_a_graph_does_not_lead_to_are_found_all_the_same() -> None:
-    # With few links many rows are linked to by nobody.
+def test_rows_that_a_graph_does_not_lead_to_are_found() -> None:
+    # With few links per row, no row links to many of them.
     sparse = built("hnsw:m=4,ef_construction=8", [rows(1, 6000)])
     hard = SearchParams(ef=4 * sparse.param(SearchParams()))
     assert len(sparse.unreachable) > 3
@@ -293,15 +293,15 @@ def test_rows_that_a_graph_does_not_lead_to_are_found_all_the_same() -> None:
 
 
 @pytest.mark.usefixtures("compare_few")
-def test_strays_are_in_no_answer_twice_nor_when_they_are_dead_or_do_not_match(segment: Segment) -> None:
+def test_unreachable_rows_are_found_once_and_only_if_they_live_and_match(segment: Segment) -> None:
     if segment.structure is None:
-        pytest.skip("nothing strays where all rows are compared")
-    strays = np.arange(0, 4000, 40)
-    with_strays = replace(segment, unreachable=Unreachable.of(segment.vectors, strays))
-    snapshot, queries = Snapshot.of(1, D, [with_strays.without(with_strays.rids[strays[::2]])]), units(40, 5)
+        pytest.skip("all rows are compared, so none is unreachable")
+    some = np.arange(0, 4000, 40)
+    marked = replace(segment, unreachable=Unreachable.of(segment.vectors, some))
+    snapshot, queries = Snapshot.of(1, D, [marked.without(marked.rids[some[::2]])]), units(40, 5)
     for ranking in snapshot.nearest(queries, 200, params=SearchParams()):
         assert len(set(ranking.rids.tolist())) == len(ranking.rids) >= 200
-        assert not set(ranking.rids.tolist()) & set(segment.rids[strays[::2]].tolist())
+        assert not set(ranking.rids.tolist()) & set(segment.rids[some[::2]].tolist())
     odd = [part.live_mask() & (part.rids % 80 != 41) for part in snapshot.parts]
     for ranking in snapshot.nearest(queries, 200, params=SearchParams(), among=odd):
         assert len(set(ranking.rids.tolist())) == len(ranking.rids) >= 200

@@ -27,6 +27,6 @@ def store(data: Path) -> Iterator[LocalStore]:
 
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seal a segment after every eight rows."""
+    """Start a new delta after every eight rows."""
     monkeypatch.setattr("embedserve.index.delta._BYTES", 0)
     monkeypatch.setattr("embedserve.index.delta._ROWS", 8)

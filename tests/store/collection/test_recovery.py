@@ -1,4 +1,4 @@
-"""The index at a start: segments only as far as they agree with the records, everything else from the records."""
+"""The index after a start: segments that match the records, and everything else from the records."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def answers(store: LocalStore) -> list[list[tuple[str, float]]]:
 
 @pytest.fixture
 def right(data: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, float]]]:
-    """A closed store with segments of the rows 1 to 100 and 101 to 130, 5 rows beside them; and what it answers."""
+    """A closed store with segments of the rows 1 to 100 and 101 to 130, and 5 other rows; and its answers."""
     monkeypatch.setattr("embedserve.index.compaction._FEW_BYTES", 10 * D * 4)
     with opened(data) as store:
         store.create_collection(
@@ -67,7 +67,7 @@ def segments_of(store: LocalStore) -> list[tuple[int, int]]:
 
 
 def rewritten(data: Path, change: Callable[[SegmentFiles, list[Segment], int], None]) -> None:
-    """Write other segments in the place of those there are, with hashes that are right."""
+    """Write other segments in place of the existing ones, with valid hashes."""
     files = SegmentFiles(directory_of(data), D, EXTERNAL)
     change(files, *files.load())
 
@@ -114,7 +114,7 @@ def twice(files: SegmentFiles, segments: list[Segment], seq: int) -> None:
         (twice, [(1, 100), (101, 30)], "overlaps the segment before it"),
     ],
 )
-def test_segments_that_do_not_agree_with_the_records_are_made_again(
+def test_segments_that_do_not_match_the_records_are_rebuilt(
     data: Path,
     right: list[list[tuple[str, float]]],
     caplog: pytest.LogCaptureFixture,
@@ -136,7 +136,7 @@ def test_segments_that_do_not_agree_with_the_records_are_made_again(
     assert bool(words) == bool(caplog.records)
 
 
-def test_all_of_the_index_may_be_removed(data: Path, right: list[list[tuple[str, float]]]) -> None:
+def test_the_whole_index_may_be_removed(data: Path, right: list[list[tuple[str, float]]]) -> None:
     shutil.rmtree(directory_of(data) / "segments")
     with opened(data) as store:
         assert (segments_of(store), answers(store)) == ([], right)
@@ -161,7 +161,7 @@ def test_rows_between_two_segments_come_from_the_records(data: Path, right: list
         assert answers(store) == right
 
 
-def test_rows_that_were_removed_after_the_segment_was_made_are_dead_in_it(
+def test_rows_removed_after_the_segment_was_built_are_deleted_in_it(
     data: Path, right: list[list[tuple[str, float]]]
 ) -> None:
     with opened(data) as store:
@@ -175,7 +175,7 @@ def test_rows_that_were_removed_after_the_segment_was_made_are_dead_in_it(
         assert answers(store) == expected != right
 
 
-def test_a_segment_that_is_not_trusted_any_more_is_read_again_from_the_records(
+def test_a_segment_that_is_not_trusted_is_read_again_from_the_records(
     data: Path, right: list[list[tuple[str, float]]]
 ) -> None:
     with opened(data) as store:
@@ -194,7 +194,7 @@ def test_a_segment_that_is_not_trusted_any_more_is_read_again_from_the_records(
 
 
 @pytest.mark.usefixtures("right")
-def test_a_write_whose_publication_was_interrupted_is_caught_up_with(
+def test_a_write_whose_publication_was_interrupted_is_published_later(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(index: CurrentSnapshot, snapshot: object) -> None:
@@ -225,7 +225,7 @@ def test_a_write_whose_publication_was_interrupted_is_caught_up_with(
 
 
 class Told(Observer):
-    """Notes why parts of the index are made again."""
+    """Records why segments are rebuilt."""
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
@@ -234,9 +234,7 @@ class Told(Observer):
         self.reasons.append(reason)
 
 
-def test_the_observer_is_told_why_a_part_of_the_index_is_made_again(
-    data: Path, right: list[list[tuple[str, float]]]
-) -> None:
+def test_the_observer_is_told_why_a_segment_is_rebuilt(data: Path, right: list[list[tuple[str, float]]]) -> None:
     told = Told()
     with LocalStore.open(data, background=False, observer=told):
         assert told.reasons == []

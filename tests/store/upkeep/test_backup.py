@@ -1,4 +1,4 @@
-"""A backup holds one committed state; what is no whole backup is refused and leaves nothing behind."""
+"""A backup contains one committed state; an incomplete or damaged backup is refused and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def filled(store: LocalStore, name: str = "filled", count: int = 40) -> None:
         filter_keys=["text", "number"],
     )
     store.upsert(name, [item(number) for number in range(count)])
-    # Some rows are gone, and some have new numbers.
+    # Some rows are removed, and some have new numbers.
     store.delete_items(name, [f"item-{number:03}" for number in range(0, count, 7)])
     store.upsert(name, [item(number, version=1) for number in range(1, count, 5)])
 
@@ -95,7 +95,7 @@ def everything(store: LocalStore, name: str) -> list[tuple[object, ...]]:
 
 
 def sealed(database: bytes) -> bytes:
-    """A backup of these bytes with the last line that belongs to them, as someone may write it who means no good."""
+    """A backup of these bytes with a valid last line, as an attacker may write it."""
     return database + last_line(hashlib.sha256(database).hexdigest())
 
 
@@ -113,7 +113,7 @@ def changed(backup: bytes, path: Path, *statements: str) -> bytes:
 
 
 def first_version(backup: bytes, path: Path) -> bytes:
-    """The same as the first version of the database held it; without filter keys, which it did not have."""
+    """The same in the first version of the database, which had no filter keys."""
     return changed(
         backup,
         path,
@@ -126,13 +126,13 @@ def first_version(backup: bytes, path: Path) -> bytes:
 
 @pytest.fixture
 def backup(store: LocalStore) -> bytes:
-    """Of the collection "filled"."""
+    """Backup of the collection "filled"."""
     filled(store)
     return backup_of(store)
 
 
 def refused(store: LocalStore, data: Path, content: bytes, size: int = 4096) -> str:
-    """The message to a restore of these bytes, which must leave everything as it was."""
+    """The error of a restore of these bytes, which must leave everything unchanged."""
     before = sorted(data.rglob("*")), store.list_collections()
     with pytest.raises(InvalidInput) as caught:
         store.restore_collection("restored", chunks(content, size))
@@ -157,7 +157,7 @@ def test_a_restored_collection_has_the_same_items_bit_for_bit(store: LocalStore,
 @pytest.mark.parametrize(
     "condition", [None, Eq("text", "Übung \x00 1"), And((Range("number", gte=5), Eq("tags", "a")))]
 )
-def test_a_restored_collection_gives_the_same_answers(
+def test_a_restored_collection_returns_the_same_answers(
     store: LocalStore, backup: bytes, condition: Filter | None
 ) -> None:
     store.restore_collection("restored", chunks(backup))
@@ -169,7 +169,7 @@ def test_a_restored_collection_gives_the_same_answers(
 
 
 @pytest.mark.parametrize("size", [1, 89, 90, 91, 1 << 20])
-def test_chunks_of_any_size_are_taken(store: LocalStore, size: int) -> None:
+def test_chunks_of_any_size_are_accepted(store: LocalStore, size: int) -> None:
     new_collection(store, "one")
     store.upsert("one", [Item(id="a", vector=unit(1, 2, 3, 4))])
     store.restore_collection("restored", chunks(backup_of(store, "one"), size))
@@ -183,7 +183,7 @@ def test_an_empty_collection_is_restored_empty_and_takes_items(store: LocalStore
     assert found(store, unit(1, 0, 0, 0), SearchOptions(), name="restored") == [("a", 1.0)]
 
 
-def test_a_restored_collection_is_there_after_a_restart_and_takes_writes(data: Path) -> None:
+def test_a_restored_collection_survives_a_restart_and_takes_writes(data: Path) -> None:
     with LocalStore.open(data) as store:
         filled(store)
         before = everything(store, "filled")
@@ -202,7 +202,7 @@ def test_a_backup_of_another_data_directory_is_restored(store: LocalStore, backu
         assert everything(other, "filled") == everything(store, "filled")
 
 
-def test_an_alias_names_the_collection_to_back_up(store: LocalStore, backup: bytes) -> None:
+def test_a_collection_is_backed_up_by_its_alias(store: LocalStore, backup: bytes) -> None:
     store.set_alias("current", "filled")
     store.restore_collection("restored", chunks(backup_of(store, "current")))
     assert everything(store, "restored") == everything(store, "filled")
@@ -210,7 +210,7 @@ def test_an_alias_names_the_collection_to_back_up(store: LocalStore, backup: byt
         pass
 
 
-def test_a_backup_is_a_database_that_other_tools_read(backup: bytes, tmp_path: Path) -> None:
+def test_a_backup_is_a_database_that_other_tools_can_read(backup: bytes, tmp_path: Path) -> None:
     (tmp_path / "backup").write_bytes(backup)
     with closing(sqlite3.connect(f"file:{tmp_path / 'backup'}?mode=ro", uri=True)) as connection:
         assert connection.execute("SELECT COUNT(*) FROM item").fetchone() == (35,)
@@ -219,7 +219,7 @@ def test_a_backup_is_a_database_that_other_tools_read(backup: bytes, tmp_path: P
     assert (tmp_path / "backup").read_bytes() == backup
 
 
-def test_the_file_of_a_backup_has_no_name_left_and_outlives_its_collection(store: LocalStore, data: Path) -> None:
+def test_the_file_of_a_backup_is_unlinked_and_outlives_its_collection(store: LocalStore, data: Path) -> None:
     filled(store)
     before = sorted((data / "collections").iterdir())
     with store.backup_collection("filled") as file:
@@ -230,7 +230,7 @@ def test_the_file_of_a_backup_has_no_name_left_and_outlives_its_collection(store
     assert len(all_ids(store, "filled")) == 35
 
 
-def test_a_backup_of_the_first_version_is_brought_up_to_date(store: LocalStore, backup: bytes, tmp_path: Path) -> None:
+def test_a_backup_of_the_first_version_is_upgraded(store: LocalStore, backup: bytes, tmp_path: Path) -> None:
     info = store.restore_collection("restored", chunks(first_version(backup, tmp_path / "old")))
     assert info.filter_keys == ()
     assert everything(store, "restored") == everything(store, "filled")
@@ -241,10 +241,10 @@ def test_a_backup_of_the_first_version_is_brought_up_to_date(store: LocalStore, 
     assert "item-007" in all_ids(store, "restored")
 
 
-# --- While others write --------------------------------------------------------------------------------------------
+# --- During writes -------------------------------------------------------------------------------------------------
 
 
-def test_a_backup_beside_writers_holds_one_committed_state(store: LocalStore) -> None:
+def test_a_backup_made_during_writes_contains_one_committed_state(store: LocalStore) -> None:
     filled(store, count=300)
     stop = threading.Event()
     failed: list[BaseException] = []
@@ -255,7 +255,7 @@ def test_a_backup_beside_writers_holds_one_committed_state(store: LocalStore) ->
             number = 0
             while not stop.is_set():
                 number += 1
-                # Twins are written and removed together; the counter goes up by one with each write.
+                # Twins are written and removed together; the counter increases by one with each write.
                 twins = [f"{writer}-left-{number % 5}", f"{writer}-right-{number % 5}"]
                 vector = random_units(1, DIMENSION, seed=number)[0]
                 both = [Item(id=id, vector=vector, metadata={"number": number}) for id in (*twins, f"{writer}-counter")]
@@ -289,7 +289,7 @@ def test_a_backup_beside_writers_holds_one_committed_state(store: LocalStore) ->
             assert isinstance(last, int)
             for place in range(5):
                 left, right = items.get(f"{writer}-left-{place}"), items.get(f"{writer}-right-{place}")
-                # The last write to this place that the state with this counter holds.
+                # The last write to this place in the state with this counter.
                 expected = next((number for number in range(last, max(last - 5, 0), -1) if number % 5 == place), 0)
                 assert (left is None) == (right is None)
                 if left is not None and right is not None:
@@ -315,11 +315,11 @@ def test_writes_go_on_while_a_backup_is_read(store: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"text " * 5000, b"SQLite format 3", bytes(100_000)])
-def test_bytes_that_are_no_database_are_refused(store: LocalStore, data: Path, content: bytes) -> None:
+def test_bytes_that_are_not_a_database_are_refused(store: LocalStore, data: Path, content: bytes) -> None:
     assert refused(store, data, content) == "this is not a backup of a collection"
 
 
-def test_the_rest_of_a_file_that_is_no_database_is_not_waited_for(store: LocalStore) -> None:
+def test_the_rest_of_a_file_that_is_not_a_database_is_not_read(store: LocalStore) -> None:
     def endless() -> Iterator[bytes]:
         while True:
             yield b"no database "
@@ -340,7 +340,7 @@ def test_another_database_is_refused(store: LocalStore, data: Path, tmp_path: Pa
     assert "its end is missing" in refused(store, data, path.read_bytes())
 
 
-def test_a_backup_that_is_cut_anywhere_is_refused(store: LocalStore, data: Path, backup: bytes) -> None:
+def test_a_truncated_backup_is_refused(store: LocalStore, data: Path, backup: bytes) -> None:
     places = random.Random(0)
     lengths = [
         *range(0, 200, 13),
@@ -360,7 +360,7 @@ def test_a_backup_with_any_bit_flipped_is_refused(store: LocalStore, data: Path,
         refused(store, data, bytes(content))
 
 
-def test_a_backup_with_a_page_of_zeros_or_two_pages_exchanged_is_refused(
+def test_a_backup_with_a_zeroed_page_or_two_swapped_pages_is_refused(
     store: LocalStore, data: Path, backup: bytes
 ) -> None:
     size = 8192
@@ -371,12 +371,12 @@ def test_a_backup_with_a_page_of_zeros_or_two_pages_exchanged_is_refused(
         for wrong in (zeroed, exchanged[:-1] + pages[-1:]):
             if wrong != pages:
                 assert "do not match its sha256" in refused(store, data, b"".join(wrong))
-                # With the sum made anew, the rows and the structure of the file are what is left to tell.
+                # With a new hash, only the rows and the structure of the file can reveal the damage.
                 message = refused(store, data, sealed(database_of(b"".join(wrong))))
                 assert message.startswith("the backup is damaged: ")
 
 
-def test_a_flipped_bit_under_a_new_sum_is_refused_or_does_no_harm(store: LocalStore, data: Path) -> None:
+def test_a_flipped_bit_under_a_new_hash_is_refused_or_does_no_harm(store: LocalStore, data: Path) -> None:
     filled(store, count=200)
     database, places = database_of(backup_of(store)), random.Random(2)
     expected = everything(store, "filled")
@@ -392,7 +392,7 @@ def test_a_flipped_bit_under_a_new_sum_is_refused_or_does_no_harm(store: LocalSt
             assert everything(store, "restored") == expected
             store.delete_collection("restored")
         assert len(list((data / "collections").iterdir())) == 2
-    # The rest hit what nothing refers to.
+    # The rest hit unused bytes.
     assert refusals > 50
 
 
@@ -441,7 +441,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_backup_that_was_changed_by_hand_is_refused_even_under_a_new_sum(
+def test_a_backup_that_was_changed_by_hand_is_refused_even_under_a_new_hash(
     store: LocalStore, data: Path, backup: bytes, tmp_path: Path, change: str
 ) -> None:
     content = changed(backup, tmp_path / "forged", *CHANGES[change])
@@ -456,7 +456,7 @@ def test_a_backup_that_was_changed_by_hand_is_refused_even_under_a_new_sum(
     ["PRAGMA user_version = 99", "UPDATE backup SET document = json_set(document, '$.format', 2)"],
     ids=["database", "document"],
 )
-def test_a_backup_of_a_newer_release_is_refused_as_such(
+def test_a_backup_of_a_newer_release_is_refused(
     store: LocalStore, data: Path, backup: bytes, tmp_path: Path, statement: str
 ) -> None:
     message = refused(store, data, changed(backup, tmp_path / "newer", statement))
@@ -474,7 +474,7 @@ def test_a_name_that_is_taken_or_not_allowed_is_refused(store: LocalStore, data:
     assert sorted(data.rglob("*")) == before
 
 
-def test_a_name_that_is_taken_while_the_backup_comes_in_stays_with_the_other(
+def test_a_name_that_is_taken_while_a_backup_is_received_stays_with_the_other(
     store: LocalStore, data: Path, backup: bytes
 ) -> None:
     def slow() -> Iterator[bytes]:
@@ -500,7 +500,7 @@ def test_a_sender_that_fails_leaves_nothing(store: LocalStore, data: Path, backu
 
 
 @pytest.mark.parametrize("change", ["UPDATE item SET meta = '{}' WHERE id = 'a'", "UPDATE media SET data = x'00'"])
-def test_damage_is_found_when_the_backup_is_made(store: LocalStore, data: Path, change: str) -> None:
+def test_damage_is_found_while_the_backup_is_made(store: LocalStore, data: Path, change: str) -> None:
     media = Media(data=b"picture", media_type="image/png")
     store.upsert("photos", [Item(id="a", vector=unit(1, 0, 0, 0), metadata={"x": 1}, media=media)])
     path = items_file(data)
@@ -514,11 +514,11 @@ def test_damage_is_found_when_the_backup_is_made(store: LocalStore, data: Path, 
 
 
 class GivenUp(Exception):
-    """What a caller raises who does not wait any more."""
+    """Raised by a caller that does not wait any longer."""
 
 
 def gives_up_after(calls: int) -> Callable[[], None]:
-    """To be called now and then; raises with the call after so many."""
+    """A callback that raises after a number of calls."""
     left = iter(range(calls))
 
     def on_progress() -> None:
@@ -529,13 +529,13 @@ def gives_up_after(calls: int) -> Callable[[], None]:
 
 
 def calls_of(work: Callable[[Callable[[], None]], None]) -> int:
-    """How often a work calls what it is given."""
+    """How often an operation calls its callback."""
     calls = itertools.count()
     work(lambda: next(calls) and None)
     return next(calls)
 
 
-def test_a_backup_ends_wherever_its_caller_gives_up_and_leaves_nothing(store: LocalStore, data: Path) -> None:
+def test_a_backup_ends_wherever_its_callback_raises_and_leaves_nothing(store: LocalStore, data: Path) -> None:
     filled(store)
     store.delete_collection("photos")
 
@@ -552,7 +552,7 @@ def test_a_backup_ends_wherever_its_caller_gives_up_and_leaves_nothing(store: Lo
         assert sorted(path for path in data.rglob("*") if not path.name.endswith(("-wal", "-shm"))) == before
 
 
-def test_a_restore_ends_wherever_its_caller_gives_up_and_makes_nothing(
+def test_a_restore_ends_wherever_its_callback_raises_and_creates_nothing(
     store: LocalStore, data: Path, backup: bytes
 ) -> None:
     before, numbers = sorted(data.rglob("*")), itertools.count()
@@ -567,12 +567,12 @@ def test_a_restore_ends_wherever_its_caller_gives_up_and_makes_nothing(
             assert sorted(data.rglob("*")) == before
         else:
             break
-    # With each chunk, and then while the rows are compared.
+    # For each chunk, and then while the rows are verified.
     assert len(backup) // (1 << 16) + 2 < calls < 99
     assert [info.items for info in store.list_collections() if info.name.startswith("restored-")] == [35]
 
 
-def test_the_check_of_sqlite_itself_ends_where_its_caller_gives_up(
+def test_the_integrity_check_of_sqlite_ends_when_the_callback_raises(
     store: LocalStore, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("embedserve.store.local.upkeep.backup._STEPS", 100)
@@ -678,13 +678,13 @@ with LocalStore.open(data) as store:
 
 
 @pytest.mark.parametrize("step", ["backup", "chunks", "verify", "strip", "Collection", "sync", "add"])
-def test_what_a_killed_backup_or_restore_left_goes_at_the_next_start(data: Path, tmp_path: Path, step: str) -> None:
+def test_the_next_start_removes_what_a_killed_backup_or_restore_left(data: Path, tmp_path: Path, step: str) -> None:
     with LocalStore.open(data) as store:
         filled(store)
         expected = everything(store, "filled")
         (tmp_path / "backup").write_bytes(backup_of(store))
     if step == "Collection":
-        # The collection that is there already is opened with the same class, so it must not be there.
+        # The existing collection is opened with the same class, so it must be removed.
         with LocalStore.open(data) as store:
             store.delete_collection("filled")
     command = [sys.executable, "-c", KILLED, str(data), str(tmp_path / "backup"), step]

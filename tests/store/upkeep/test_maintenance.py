@@ -1,4 +1,4 @@
-"""What is done in the background: rows are sealed and merged beside searches and writes, and given up when asked to."""
+"""Background work: rows are sealed and merged during searches and writes, and builds stop when they are told to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLAIN = SearchOptions(k=10, include_metadata=False)
 
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten rows are worth sealing when nothing is written, and a hundred in any case."""
+    """Ten rows are sealed when nothing is written, and a hundred in any case."""
     monkeypatch.setattr("embedserve.index.compaction._FEW_BYTES", 10 * D * 4)
     monkeypatch.setattr("embedserve.index.compaction._SOME_BYTES", 50 * D * 4)
     monkeypatch.setattr("embedserve.index.compaction._MANY_BYTES", 100 * D * 4)
@@ -38,7 +38,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quiet(data: Path, small_steps: None) -> Iterator[LocalStore]:
-    """A store without a thread in the background, with the collection "photos" of graphs."""
+    """A store without a maintenance thread, with the collection "photos" of graphs."""
     with LocalStore.open(data, background=False) as store:
         new_graphs(store)
         yield store
@@ -66,7 +66,7 @@ def found(store: LocalStore, query: Any, k: int = 10) -> list[tuple[str, float]]
 
 
 class Held:
-    """Builds of a structure that wait inside until ``go``."""
+    """Makes builds of a structure wait until ``go``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.inside, self.go = threading.Event(), threading.Event()
@@ -88,7 +88,7 @@ class Held:
         monkeypatch.setattr("embedserve.index.segment.structures.build", held)
 
 
-def test_what_waits_is_sealed_and_merged_until_there_is_nothing_to_do(quiet: LocalStore) -> None:
+def test_waiting_rows_are_sealed_and_merged_until_nothing_is_due(quiet: LocalStore) -> None:
     expected = {}
     for first in range(0, 600, 40):
         written = items(first, 40)
@@ -102,7 +102,7 @@ def test_what_waits_is_sealed_and_merged_until_there_is_nothing_to_do(quiet: Loc
     assert quiet.get_collection("photos").index.startswith("hnsw:m=8, ef ")
     for query in random_units(5, D, 7):
         assert found(quiet, query) == slow_search(expected, query, SearchOptions(k=10))
-    # Half of them go: nothing dead stays for long.
+    # Deleted rows do not stay for long.
     quiet.delete_items("photos", [f"{n:05}" for n in range(400)])
     quiet.maintain()
     info = quiet.get_collection("photos")
@@ -130,7 +130,7 @@ def test_a_restart_uses_the_segments_and_reads_the_rest(data: Path, small_steps:
         assert found(store, query, 300) == before
 
 
-def test_rows_that_are_removed_or_replaced_while_a_segment_is_built_stay_so(
+def test_rows_removed_or_replaced_while_a_segment_is_built_stay_so(
     quiet: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Held(monkeypatch)
@@ -170,7 +170,7 @@ def test_only_one_segment_of_a_collection_is_built_at_a_time(
     assert held.most == 1
 
 
-def test_a_full_disk_leaves_everything_as_it_was_and_a_later_step_succeeds(
+def test_a_full_disk_leaves_everything_unchanged_and_a_later_step_succeeds(
     quiet: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet.upsert("photos", items(0, 60))
@@ -196,7 +196,7 @@ def test_a_full_disk_leaves_everything_as_it_was_and_a_later_step_succeeds(
 
 
 @pytest.mark.parametrize("how", ["delete", "close"])
-def test_a_build_is_given_up_when_its_collection_goes(
+def test_a_build_stops_when_its_collection_is_closed(
     data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     held = Held(monkeypatch)
@@ -216,7 +216,7 @@ def test_a_build_is_given_up_when_its_collection_goes(
     assert caplog.records == []
 
 
-def test_nothing_is_built_of_a_collection_that_is_closed(quiet: LocalStore) -> None:
+def test_nothing_is_built_for_a_closed_collection(quiet: LocalStore) -> None:
     quiet.upsert("photos", items(0, 60))
     collection = collection_of(quiet)
     quiet.delete_collection("photos")
@@ -232,7 +232,7 @@ def test_a_closed_store_holds_no_file_open_and_none_mapped(data: Path, small_ste
         store.maintain()
         assert str(data) in Path("/proc/self/maps").read_text()
     gc.collect()
-    # The store itself is still there.
+    # The store itself still exists.
     assert store is not None
     assert str(data) not in Path("/proc/self/maps").read_text()
     assert not [path for path in Path("/proc/self/fd").iterdir() if str(data) in str(path.resolve())]
@@ -253,7 +253,7 @@ def test_many_merges_leave_no_file_open_and_none_mapped(quiet: LocalStore) -> No
 
 
 @pytest.mark.parametrize("copies", [0, 1500])
-def test_rows_that_a_graph_does_not_find_among_thousands_of_copies_are_found_in_lists(
+def test_rows_that_a_graph_does_not_find_among_thousands_of_copies_are_found_in_inverted_lists(
     quiet: LocalStore, monkeypatch: pytest.MonkeyPatch, copies: int
 ) -> None:
     monkeypatch.setattr("embedserve.index.spec._EXACT_BYTES", 0)
@@ -273,11 +273,9 @@ def test_rows_that_a_graph_does_not_find_among_thousands_of_copies_are_found_in_
     assert recall.value >= 0.93
 
 
-def test_a_recall_that_the_chosen_index_does_not_reach_is_said_in_the_log(
-    quiet: LocalStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_recall_below_the_target_is_logged(quiet: LocalStore, caplog: pytest.LogCaptureFixture) -> None:
     new_graphs(quiet, "lists", "ivf", target_recall=0.998)
-    # Unlike pictures, these vectors lie everywhere, and one bit for each of 16 numbers tells little.
+    # Unlike those of images, these vectors are spread evenly, and one bit for each of 16 numbers says little.
     quiet.upsert("lists", items(0, 3000))
     with caplog.at_level(logging.WARNING):
         quiet.maintain()
@@ -304,7 +302,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_the_thread_seals_what_waits_and_tells_of_it(
+def test_the_thread_seals_waiting_rows_and_tells_the_observer(
     data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None
 ) -> None:
     monkeypatch.setattr(maintenance, "_LOOK_S", 0.02)
@@ -319,7 +317,7 @@ def test_the_thread_seals_what_waits_and_tells_of_it(
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "maintenance"]
 
 
-def test_after_a_step_that_failed_the_thread_waits_from_its_end_on_and_looks_after_the_others(
+def test_after_a_failed_step_the_thread_pauses_from_its_end_on_and_maintains_the_others(
     data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(maintenance, "_LOOK_S", 0.01)
@@ -329,7 +327,7 @@ def test_after_a_step_that_failed_the_thread_waits_from_its_end_on_and_looks_aft
 
     def full(self: SegmentFiles, segment: Any, path: Path, seq: int) -> None:
         if len(segment) == 150 and len(failed) < 2:
-            time.sleep(0.6)  # longer than it waits
+            time.sleep(0.6)  # longer than the pause
             failed.append(time.monotonic())
             raise OSError(28, "No space left on device")
         write(self, segment, path, seq)
@@ -369,9 +367,7 @@ def test_a_bug_in_a_step_is_logged_and_does_not_end_the_thread(
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
-def test_recall_is_measured_with_queries_that_were_asked(
-    data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None
-) -> None:
+def test_recall_is_measured_with_real_queries(data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None) -> None:
     monkeypatch.setattr(maintenance, "_LOOK_S", 0.01)
     with LocalStore.open(data) as store:
         new_graphs(store)
@@ -383,7 +379,7 @@ def test_recall_is_measured_with_queries_that_were_asked(
         queries = random_units(30, D, 9)
         for query in queries:
             store.search("photos", query[None], PLAIN, [None])
-        # Exact searches say nothing about the recall of others.
+        # Exact searches are not sampled.
         found(store, queries[0])
         recall = collection_of(store).measure_recall()
         assert recall is not None
