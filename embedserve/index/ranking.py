@@ -37,7 +37,7 @@ def exact_scores(
 ) -> NDArray[np.float64]:
     """Cosines of pairs of queries [Q, D] and vectors [N, D], all of unit norm, clipped to [−1, 1] and rounded.
 
-    Equal vectors get equal scores: each pair is summed by itself, in the same order.
+    Equal vectors get equal scores: each pair is summed separately, in the same order.
 
     Args:
         queries: float32 [Q, D].

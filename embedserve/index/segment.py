@@ -72,7 +72,7 @@ class Segment(Rows):
         """A segment in memory, of the live rows of neighbouring parts of a snapshot.
 
         Raises:
-            Stopped: ``stopped`` said so in between.
+            Stopped: ``stopped`` returned true.
         """
         rids, ids, vectors = _joined(parts, dimension)
         structure = structures.build(spec, vectors, stopped)

@@ -77,7 +77,7 @@ class Hnsw:
         """A new graph of vectors [N, D].
 
         Raises:
-            Stopped: ``stopped`` said so in between.
+            Stopped: ``stopped`` returned true.
         """
         index = faiss.IndexHNSWFlat(vectors.shape[1], spec.get("m"), faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = spec.get("ef_construction")
@@ -132,7 +132,7 @@ class Ivf:
         """New lists of vectors [N, D].
 
         Raises:
-            Stopped: ``stopped`` said so in between.
+            Stopped: ``stopped`` returned true.
         """
         nlist = spec.get("nlist")
         index: faiss.IndexIVFRaBitQFastScan = faiss.index_factory(  # type: ignore[assignment]
@@ -186,7 +186,7 @@ def build(spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], b
     """A new structure over vectors [N, D]; None for "exact".
 
     Raises:
-        Stopped: ``stopped`` said so in between.
+        Stopped: ``stopped`` returned true.
     """
     match spec.kind:
         case "hnsw":

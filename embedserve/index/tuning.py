@@ -51,7 +51,7 @@ def synthetic_queries(
     moved in a random direction, as far as its nearest neighbour is away, which is at least as hard.
 
     Raises:
-        Stopped: ``stopped`` said so in between.
+        Stopped: ``stopped`` returned true.
     """
     random = np.random.default_rng(_SEED)
     places = np.sort(random.choice(len(vectors), min(count, len(vectors)), replace=False))
@@ -72,7 +72,7 @@ def operating_points(
     """The recall of ascending values of ef or nprobe over vectors [N, D], until it reaches ENOUGH.
 
     Raises:
-        Stopped: ``stopped`` said so in between.
+        Stopped: ``stopped`` returned true.
     """
     queries = synthetic_queries(vectors, stopped=stopped)
     best = _best_scores(queries, vectors, min(K, len(vectors)), stopped)
@@ -96,7 +96,7 @@ def unreachable_rows(
     links to is never visited. Of 40,000 rows there were 5 with m=16, 1 with m=32.
 
     Raises:
-        Stopped: ``stopped`` said so in between.
+        Stopped: ``stopped`` returned true.
     """
     missing = np.arange(len(vectors))
     usual = param_for(points, DEFAULT_TARGET_RECALL)
