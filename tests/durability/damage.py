@@ -17,17 +17,8 @@ from embedserve.store.local.store import LocalStore
 from embedserve.store.local.upkeep import maintenance
 from embedserve.types import Include
 from tests.durability import thresholds
-from tests.durability.ledger import (
-    SHARED,
-    Stored,
-    StoreDoor,
-    Violation,
-    World,
-    check_searches,
-    difference,
-    make_item,
-    stored,
-)
+from tests.durability.checks import check_searches, difference
+from tests.durability.ledger import SHARED, Stored, StoreDoor, Violation, World, make_item, stored
 
 PAGE = 4096
 

@@ -19,8 +19,9 @@ from embedserve.errors import EmbedserveError
 from embedserve.store.local.store import LocalStore
 from tests.durability import thresholds
 from tests.durability.adapter import Connection
+from tests.durability.checks import check_promises, read_world
 from tests.durability.disk import Disk, Mark, RecordingFiles, Replay, watched
-from tests.durability.ledger import SHARED, Create, StoreDoor, Violation, Writer, check_promises, read_world
+from tests.durability.ledger import SHARED, Create, StoreDoor, Violation, Writer
 
 CHECKPOINT_PAGES = 30
 """Pages in the log at which a commit moves them into the database; the default of 1000 would not be reached."""

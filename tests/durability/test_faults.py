@@ -11,20 +11,9 @@ import pytest
 from embedserve.errors import DiskFull, EmbedserveError, StoreError
 from embedserve.store.local.store import LocalStore
 from tests.durability import thresholds
+from tests.durability.checks import difference, read_world
 from tests.durability.faults import Fault, Operation, failing
-from tests.durability.ledger import (
-    SHARED,
-    Call,
-    Create,
-    Put,
-    StoreDoor,
-    Violation,
-    World,
-    Writer,
-    difference,
-    make_item,
-    read_world,
-)
+from tests.durability.ledger import SHARED, Call, Create, Put, StoreDoor, Violation, World, Writer, make_item
 
 CALLS = 8
 """Calls in each of two runs of a store."""

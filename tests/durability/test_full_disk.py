@@ -14,7 +14,8 @@ import grpc
 import pytest
 
 from embedserve.store.local.store import LocalStore
-from tests.durability.ledger import SHARED, StoreDoor, make_item, read_world, stored
+from tests.durability.checks import read_world
+from tests.durability.ledger import SHARED, StoreDoor, make_item, stored
 from tests.durability.over_grpc import ClientDoor, door_to
 from tests.encoders import write_encoder_file
 from tests.running import ServerProcess

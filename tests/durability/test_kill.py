@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from embedserve.store.local.store import LocalStore
-from tests.durability.ledger import SHARED, StoreDoor, Violation, Writer, check_promises, read_world
+from tests.durability.checks import check_promises, read_world
+from tests.durability.ledger import SHARED, StoreDoor, Violation, Writer
 from tests.durability.over_grpc import SMALL_SERVER, ClientDoor, Ledger, door_to, no_second_tries, write_until_killed
 from tests.encoders import write_encoder_file
 from tests.running import ServerProcess
