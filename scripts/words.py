@@ -40,6 +40,8 @@ EXEMPT = (
     "benchmarks/results/",
     "tests/compatibility/",
 )
+FORMATS = {("embedserve/store/local/collection/segment_files.py", "strays")}
+"""Words in file formats, which stay as they are: file and word."""
 SUFFIXES = {".py", ".md", ".toml", ".sh", ".yml"}
 
 
@@ -52,7 +54,7 @@ def places() -> Iterator[str]:
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             for pattern, instead in BANNED.items():
-                if found := re.search(pattern, line):
+                if (found := re.search(pattern, line)) and (name, found[0]) not in FORMATS:
                     yield f"{name}:{number}: {found[0]!r}: write {instead}"
 
 

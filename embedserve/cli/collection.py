@@ -443,9 +443,9 @@ def _measured_text(recall: Recall) -> str:
 def _parts_text(info: CollectionInfo) -> str:
     """How much of the collection is where."""
     parts = [
-        f"{info.segments} sealed parts",
+        f"{info.segments} segments",
         f"{info.unsealed:,} items compared one by one",
-        f"{info.deleted:,} dead rows",
+        f"{info.deleted:,} deleted rows",
     ]
     return ", ".join([*parts, "being built"] if info.building else parts)
 

@@ -113,7 +113,7 @@ class Collections:
             CollectionNotFound: no collection or alias has the name.
         """
         store = self._core.store
-        store.bound(name)  # before it waits for a thread
+        store.identity(name)  # before it waits for a thread
 
         def job(give: Callable[[CheckProgress | CheckReport], None], check: Callable[[], None]) -> None:
             last, given_at = CheckProgress("", 0, 0), 0.0
@@ -137,7 +137,7 @@ class Collections:
             CollectionNotFound: no collection or alias has the name.
         """
         store = self._core.store
-        store.bound(name)  # before it waits for a thread
+        store.identity(name)  # before it waits for a thread
 
         def job(give: Callable[[BackupPart], None], check: Callable[[], None]) -> None:
             digest = hashlib.sha256()
@@ -162,7 +162,7 @@ class Collections:
         """
         store = self._core.store
         with suppress(CollectionNotFound):  # the store looks again when everything has arrived
-            store.bound(name)
+            store.identity(name)
             raise AlreadyExists(f"there is a collection or an alias {name!r} already")
         return await self._core.jobs.consume(
             lambda taken, check: store.restore_collection(name, _verified(taken), check), parts

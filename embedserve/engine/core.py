@@ -78,7 +78,7 @@ class Core:
         Raises:
             CollectionNotFound: no collection or alias has the name.
         """
-        return self.store.bound(collection)
+        return self.store.identity(collection)
 
     async def in_store(self, work: Callable[[VectorStore], _T], pool: ThreadPoolExecutor | None = None) -> _T:
         """What ``work`` returns for the store, called in a thread of the pool; without one, in one for short calls."""

@@ -10,8 +10,8 @@ from embedserve.index.snapshot import Snapshot
 class CurrentSnapshot:
     """One snapshot for all readers.
 
-    Writers come one at a time: they take ``current``, make the next snapshot from it and publish that. Until then
-    nothing has happened.
+    One writer at a time takes ``current``, makes the next snapshot from it and publishes that. Until then readers see
+    no change.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -30,7 +30,7 @@ class CurrentSnapshot:
             self._published.notify_all()
 
     def wait_for(self, seq: int, timeout_s: float) -> Snapshot:
-        """The current snapshot, as soon as it holds the write ``seq`` or the time is over."""
+        """The current snapshot, as soon as it contains the write ``seq`` or the timeout expires."""
         if self._current.seq < seq:
             with self._published:
                 self._published.wait_for(lambda: self._current.seq >= seq, timeout_s)

@@ -1,28 +1,51 @@
-"""The rows written last: a small append-only buffer.
+"""The rows that no segment holds yet: the delta, a small append-only buffer, and deltas that are full.
 
-Values share one buffer. Each sees only its first rows, and appending writes behind them, so a reader of an older
-value is not disturbed. An append that is thrown away (a failed commit) is overwritten by the next.
+Values of Delta share one buffer. Each sees only its first rows, and an append writes behind them, so readers of an
+older value are not disturbed. The rows of a discarded append (a failed commit) are overwritten by the next one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.index.rows import Frozen, Rows
+from embedserve.index.rows import Rows
+
+_numbers = count()
 
 _BYTES = 4 << 20
-"""Vectors in the first buffer at most: scored in about 0.1 ms."""
+"""Maximum size of the vectors in the first buffer: scored in about 0.1 ms."""
 _MOST_BYTES = 256 << 20
-"""And in any buffer."""
+"""Maximum size in any buffer."""
 _ROWS = 64
-"""Rows in a buffer at least, however long the vectors."""
+"""Minimum number of rows in a buffer, however long the vectors."""
 _SHARE = 4
-"""A buffer has room for a quarter of the rows that wait before it to be sealed, so that they lie in O(log N) parts."""
+"""A buffer has room for a quarter of the rows that wait before it, so that the waiting rows lie in O(log N) deltas."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrozenDelta(Rows):
+    """Rows in memory that wait to be sealed; nothing is appended to them."""
+
+    uid: str
+    """Unique while the process runs."""
+
+    @classmethod
+    def of(
+        cls,
+        vectors: NDArray[np.float32],
+        rids: NDArray[np.int64],
+        ids: Sequence[bytes],
+        live_bits: NDArray[np.uint8] | None,
+        live: int,
+    ) -> Self:
+        """These rows, under a new uid."""
+        return cls(vectors, rids, ids, live_bits, live, f"memory-{next(_numbers)}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +66,7 @@ class Delta(Rows):
         return cls(vectors[:0], rids[:0], [], None, 0, vectors, rids, [])
 
     def fits(self, count: int) -> bool:
-        """Whether so many rows can be appended."""
+        """Whether ``count`` more rows fit into the buffer."""
         return len(self) + count <= len(self.rids_buffer)
 
     def appended(self, rids: NDArray[np.int64], ids: Sequence[bytes], vectors: NDArray[np.float32]) -> Self:
@@ -68,6 +91,6 @@ class Delta(Rows):
             self.ids_buffer,
         )
 
-    def frozen(self) -> Frozen:
-        """The same rows as a part that nothing is appended to."""
-        return Frozen.of(self.vectors, self.rids, self.ids, self.live_bits, self.live)
+    def frozen(self) -> FrozenDelta:
+        """The same rows, without room for more."""
+        return FrozenDelta.of(self.vectors, self.rids, self.ids, self.live_bits, self.live)

@@ -1,4 +1,4 @@
-"""The ids of rows, by position."""
+"""Ids of rows, by position."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedIds(Sequence[bytes]):
-    """Ids one after the other in one array, which may be a mapped file.
+    """Ids, concatenated in one array, which may be a mapped file.
 
     Args:
-        text: uint8 [B], the ids in UTF-8.
-        ends: int64 [N], where each of them ends.
+        text: uint8 [B], the ids in UTF-8, without separators.
+        ends: int64 [N], where each id ends.
     """
 
     text: NDArray[np.uint8]
@@ -24,13 +24,13 @@ class PackedIds(Sequence[bytes]):
 
     @classmethod
     def of(cls, ids: Iterable[bytes]) -> Self:
-        """Pack them."""
+        """These ids, packed."""
         listed = list(ids)
         lengths = np.fromiter(map(len, listed), np.int64, len(listed))
         return cls(np.frombuffer(b"".join(listed), np.uint8), np.cumsum(lengths, dtype=np.int64))
 
     def at(self, positions: NDArray[np.int64]) -> list[bytes]:
-        """The ids at some positions, in their order."""
+        """The ids at these positions, in their order."""
         ends = self.ends[positions].tolist()
         starts = np.where(positions > 0, self.ends[positions - 1], 0).tolist()
         text = self.text.data

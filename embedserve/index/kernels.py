@@ -1,6 +1,6 @@
-"""The few FAISS functions that work on plain arrays and have no type stubs, behind typed ones.
+"""Typed wrappers of the few FAISS functions that work on plain arrays and have no type stubs.
 
-Everything here runs without the interpreter lock.
+All of them release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 
 def use_threads(count: int) -> None:
-    """So many threads for the FAISS calls of the calling thread; for the start of every search and every build.
+    """Set how many threads FAISS uses for calls of this thread; called at the start of every search and every build.
 
-    OpenMP's thread count belongs to the calling thread, so a new worker thread sees the default again. Two workers
-    that each fan out over all cores were 4 times slower than two that do not.
+    OpenMP keeps the thread count per calling thread, so a new worker thread starts with the default. Two workers that
+    each fan out over all cores were 4 times slower than two that do not.
     """
     faiss.omp_set_num_threads(count)
 
 
 def inner_products(query: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """query [D] with every row of vectors [N, D]: float32 [N]."""
+    """The inner products of query [D] with every row of vectors [N, D]: float32 [N]."""
     scores = np.empty(len(vectors), np.float32)
     if len(vectors):
         count, dimension = vectors.shape
@@ -34,7 +34,7 @@ def inner_products(query: NDArray[np.float32], vectors: NDArray[np.float32]) -> 
 def inner_products_at(
     query: NDArray[np.float32], vectors: NDArray[np.float32], positions: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """query [D] with the rows of vectors [N, D] at positions [M], without gathering them: float32 [M]."""
+    """The same with the rows at positions [M], without gathering them: float32 [M]."""
     scores = np.empty(len(positions), np.float32)
     if len(positions):
         pointer = faiss.swig_ptr
@@ -47,17 +47,17 @@ def inner_products_at(
 def nearest(
     queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, live_bits: NDArray[np.uint8] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k rows of vectors [N, D] with the largest inner products for each of the queries [Q, D], by comparing all.
+    """The k rows of vectors [N, D] with the largest inner products with each of the queries [Q, D]; compares all rows.
 
     Args:
-        live_bits: uint8 [⌈N/8⌉], lowest bit first: rows that count; None for all.
+        live_bits: uint8 [⌈N/8⌉], lowest bit first: the rows to search; None for all.
 
     Returns:
-        Positions int64 [Q, k], −1 where there are fewer rows, and inner products float32 [Q, k], falling.
+        Positions int64 [Q, k], −1 where there are fewer rows, and inner products float32 [Q, k], descending.
     """
     count, dimension = vectors.shape
     scores, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    # Held in a variable: FAISS keeps the address of the bits and of the selector only.
+    # Held in a variable: FAISS keeps only the addresses of the bits and of the selector.
     selector = None if live_bits is None else bitmap_selector(live_bits)
     pointer = faiss.swig_ptr
     faiss.knn_inner_product(
@@ -81,7 +81,7 @@ def bitmap_selector(bits: NDArray[np.uint8]) -> faiss.IDSelector:
 
 
 class _Memory:
-    """Memory of an index, which lives as long as an array over it."""
+    """Memory of an index, kept alive by every array over it."""
 
     def __init__(self, numbers: NDArray[np.float32], owner: faiss.Index) -> None:
         self.__array_interface__ = numbers.__array_interface__
@@ -93,7 +93,7 @@ def vectors_of(flat: faiss.IndexFlat, dimension: int, owner: faiss.Index) -> NDA
 
     Args:
         flat: the index, or the storage of one.
-        owner: whose memory it is; the view keeps it alive.
+        owner: the index that owns the memory; the view keeps it alive.
     """
     if not flat.ntotal:
         return np.empty((0, dimension), np.float32)
@@ -104,11 +104,11 @@ def vectors_of(flat: faiss.IndexFlat, dimension: int, owner: faiss.Index) -> NDA
 
 
 def hnsw_parameters(ef: int) -> faiss.SearchParameters:
-    """For a search through a graph."""
+    """Parameters of a search through a graph."""
     parameters: faiss.SearchParameters = faiss.SearchParametersHNSW(efSearch=ef)  # type: ignore[attr-defined]
     return parameters
 
 
 def ivf_parameters(nprobe: int) -> faiss.SearchParameters:
-    """For a search through inverted lists."""
+    """Parameters of a search through inverted lists."""
     return faiss.IVFRaBitQSearchParameters(nprobe=nprobe)  # type: ignore[call-arg]

@@ -1,7 +1,7 @@
-"""The order of hits: scores that do not depend on how they were found, and where the best k end.
+"""The order of hits: scores that do not depend on how a row was found, and where the best k end.
 
-FAISS' float32 scores differ in the last digits with the kernel and the place of a row, so two equal vectors may get
-different ones. They only choose candidates here; the scores that count are computed again in float64.
+FAISS' float32 scores differ in the last digits with the kernel and the position of a row, so two equal vectors may get
+different scores. Here they only choose candidates, whose final scores are computed in float64.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 DIGITS = 6
-"""Decimals of a score; beyond them float32 vectors say nothing."""
+"""Decimals of a score; float32 vectors carry no more."""
 
 _NUMBERS = 1 << 19
-"""Numbers of vectors that are made wide at a time; 4 MiB stay in the cache."""
+"""Numbers converted to float64 at a time; 4 MiB stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,11 +25,11 @@ class Ranking:
     rids: NDArray[np.int64]
     """int64 [M]."""
     scores: NDArray[np.float64]
-    """float64 [M] in [−1, 1], rounded to 1e-6, falling."""
+    """float64 [M] in [−1, 1], rounded to 1e-6, descending."""
     parts: NDArray[np.int64]
-    """int64 [M]: in which part of the snapshot each row is."""
+    """int64 [M]: the part of the snapshot that holds each row."""
     positions: NDArray[np.int64]
-    """int64 [M]: where in it."""
+    """int64 [M]: its position in that part."""
 
 
 def exact_scores(
@@ -37,7 +37,7 @@ def exact_scores(
 ) -> NDArray[np.float64]:
     """Cosines of pairs of queries [Q, D] and vectors [N, D], all of unit norm, clipped to [−1, 1] and rounded.
 
-    Equal vectors get equal scores: each pair is summed by itself, in the same order.
+    Equal vectors get equal scores: each pair is summed separately, in the same order.
 
     Args:
         queries: float32 [Q, D].
@@ -53,11 +53,11 @@ def exact_scores(
     wide = queries.astype(np.float64)
     step = max(_NUMBERS // dimension, 1)
     for start in range(0, len(places), step):
-        part = slice(start, start + step)
-        products = vectors[places[part]].astype(np.float64)
-        products *= wide[of_query[part]]
-        products.sum(axis=1, out=scores[part])
-    # What np.clip and np.round do, without what they cost for ten numbers.
+        batch = slice(start, start + step)
+        products = vectors[places[batch]].astype(np.float64)
+        products *= wide[of_query[batch]]
+        products.sum(axis=1, out=scores[batch])
+    # np.clip and np.round, without their overhead for ten numbers.
     np.minimum(scores, 1.0, out=scores)
     np.maximum(scores, -1.0, out=scores)
     scores *= 10.0**DIGITS
@@ -67,31 +67,31 @@ def exact_scores(
     return scores
 
 
-def error_of(dimension: int) -> float:
-    """By how much two float32 scores may differ whose rounded scores are equal or in the other order.
+def score_error(dimension: int) -> float:
+    """By how much two float32 scores may differ although their rounded scores are equal or in the opposite order.
 
     The error of a float32 inner product of unit vectors is at most n·u (Higham, Accuracy and Stability, §3.1), with
-    u = 2⁻²⁴ and n = D/4 + 8 additions in a row, since the kernels sum in at least four lanes. It counts twice: once
-    for the k-th score and once for the row that is compared with it.
+    u = 2⁻²⁴ and n = D/4 + 8 additions in a row, since the kernels sum in at least four lanes. It counts twice: for the
+    k-th score and for the row that is compared with it.
     """
     return 2 * (dimension / 4 + 8) * 2.0**-24 + 10.0**-DIGITS
 
 
-def lowest_candidates(scores: NDArray[np.float32], k: int, dimension: int) -> NDArray[np.float64]:
-    """For each query the score below which no row can be among the best k or tie with the last of them: float64 [Q].
+def cutoff_scores(scores: NDArray[np.float32], k: int, dimension: int) -> NDArray[np.float64]:
+    """The score below which no row can be among the best k of a query or tie with the last of them: float64 [Q].
 
     Args:
-        scores: float32 [Q, C], the best k rows' among them; −inf where there are fewer.
+        scores: float32 [Q, C], including those of the best k rows; −inf where there are fewer.
         k: at least 1.
         dimension: D; the rounding error of an inner product grows with it.
     """
     if scores.shape[1] <= k:
         return np.full(len(scores), -np.inf)
     last = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k].astype(np.float64)
-    return last - error_of(dimension)
+    return last - score_error(dimension)
 
 
-def ranked(
+def rank(
     count: int,
     of_query: NDArray[np.int64],
     rids: NDArray[np.int64],
@@ -100,7 +100,7 @@ def ranked(
     positions: NDArray[np.int64],
     k: int,
 ) -> list[Ranking]:
-    """For each of ``count`` queries the best k of its rows and all that tie with the last; all arrays are [M]."""
+    """The best k rows of each of ``count`` queries and all that tie with the last; all arrays are [M]."""
     order = np.lexsort((rids, -scores, of_query))
     of_query, rids, parts, positions = (numbers[order] for numbers in (of_query, rids, parts, positions))
     scores = scores[order]
@@ -108,9 +108,9 @@ def ranked(
     rankings = []
     for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         if end - start > k:
-            # scores fall, so their negatives rise as searchsorted wants them.
-            falling = scores[start:end]
-            end = start + int(np.searchsorted(-falling, -falling[k - 1], side="right"))
-        part = slice(start, end)
-        rankings.append(Ranking(rids[part], scores[part], parts[part], positions[part]))
+            # searchsorted needs ascending values, so the descending scores are negated.
+            descending = scores[start:end]
+            end = start + int(np.searchsorted(-descending, -descending[k - 1], side="right"))
+        of_one = slice(start, end)
+        rankings.append(Ranking(rids[of_one], scores[of_one], parts[of_one], positions[of_one]))
     return rankings

@@ -1,14 +1,13 @@
-"""Rows of vectors with ascending row numbers, some of them dead: what segments and the delta have in common.
+"""Rows of vectors with ascending row numbers, some of them deleted: what segments and deltas have in common.
 
-A value of these classes never changes; a change makes another one that shares the vectors. Search here compares the
-query with every row; segments with a structure for approximate search do better.
+Values of these classes never change; a change makes a new value that shares the vectors. Search here compares the query
+with every row; segments override it where they have a structure for approximate search.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Self
 
 import numpy as np
@@ -16,31 +15,29 @@ from numpy.typing import NDArray
 
 from embedserve.index import kernels
 from embedserve.index.ids import PackedIds
-from embedserve.index.ranking import error_of
+from embedserve.index.ranking import score_error
 from embedserve.index.search_params import SearchParams
 
-_numbers = count()
-
 _SPARE = 8
-"""Candidates beyond k, so that the last one is nearly always clear of the k-th score."""
-_EVERYTHING = 4
-"""From k ≥ live/4 on, scoring every row is cheaper than a heap of k."""
+"""Candidates beyond k, so that the score of the last one is nearly always below the k-th by more than the error."""
+_SCORE_ALL = 4
+"""For k ≥ live/4, scoring every row is cheaper than a heap of k."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """Candidates of some rows for each of Q queries."""
+class Candidates:
+    """Rows that may be among the nearest of each of Q queries."""
 
     positions: NDArray[np.int64]
-    """Where in the rows: int64 [Q, C], −1 where there are fewer."""
+    """Their positions: int64 [Q, C], −1 where there are fewer."""
     scores: NDArray[np.float32]
     """Inner products in float32 [Q, C], −inf where there are fewer."""
     complete: bool
-    """True if no other row could be an answer, or nobody knows of any."""
+    """True if no other row can be an answer, or approximate search knows of none."""
 
     @classmethod
     def of(cls, found: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]) -> Self:
-        """For each query positions [M] and scores [M], with different M."""
+        """From positions [M] and scores [M] of each query, with different M."""
         longest = max((len(positions) for positions, _ in found), default=0)
         all_positions = np.full((len(found), longest), -1, np.int64)
         all_scores = np.full((len(found), longest), -np.inf, np.float32)
@@ -52,14 +49,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Vectors, their row numbers and ids.
+    """Vectors with their row numbers and ids.
 
     Args:
         vectors: float32 [N, D], unit norm.
         rids: int64 [N], ascending.
         ids: N ids in UTF-8.
         live_bits: uint8 [⌈N/8⌉], bit i & 7 of byte i >> 3 is set if row i is live; None if all are.
-        live: how many are.
+        live: number of live rows.
     """
 
     vectors: NDArray[np.float32]
@@ -72,12 +69,12 @@ class Rows:
         return len(self.rids)
 
     @property
-    def dead(self) -> int:
-        """Rows whose items are gone."""
+    def deleted(self) -> int:
+        """Number of rows whose items were deleted or replaced."""
         return len(self) - self.live
 
     def positions_of(self, rids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions of those of the row numbers that are among these rows, dead ones too; ``rids`` ascend."""
+        """Positions of the given row numbers that are here, live or deleted: int64 [M]. ``rids`` must ascend."""
         if not len(self.rids):
             return np.empty(0, np.int64)
         within = rids[np.searchsorted(rids, self.rids[0]) : np.searchsorted(rids, self.rids[-1], side="right")]
@@ -86,19 +83,19 @@ class Rows:
         return present
 
     def live_mask(self) -> NDArray[np.bool_]:
-        """bool [N]."""
+        """Which rows are live: bool [N]."""
         if self.live_bits is None:
             return np.ones(len(self), np.bool_)
         return np.unpackbits(self.live_bits, count=len(self), bitorder="little").view(np.bool_)
 
     def live_positions(self) -> NDArray[np.int64]:
-        """int64 [live], ascending."""
-        if not self.dead:
+        """Positions of the live rows: int64 [live], ascending."""
+        if not self.deleted:
             return np.arange(len(self), dtype=np.int64)
         return np.flatnonzero(self.live_mask())
 
     def without(self, rids: NDArray[np.int64]) -> Self:
-        """The same rows with those dead; ``rids`` ascend, each once."""
+        """The same rows, with these marked as deleted. ``rids`` must ascend, without duplicates."""
         positions = self.positions_of(rids)
         if not len(positions):
             return self
@@ -108,51 +105,54 @@ class Rows:
         return replace(self, live_bits=bits, live=self.live - were_live)
 
     def ids_at(self, positions: NDArray[np.int64]) -> list[bytes]:
-        """The ids at some positions, in their order."""
+        """The ids at these positions, in their order."""
         if isinstance(self.ids, PackedIds):
             return self.ids.at(positions)
         return [self.ids[position] for position in positions.tolist()]
 
-    def dead_rids(self) -> NDArray[np.int64]:
-        """Row numbers of the dead rows, ascending."""
-        return self.rids[~self.live_mask()] if self.dead else np.empty(0, np.int64)
+    def deleted_rids(self) -> NDArray[np.int64]:
+        """Row numbers of the deleted rows, ascending."""
+        return self.rids[~self.live_mask()] if self.deleted else np.empty(0, np.int64)
 
     # --- Search ---------------------------------------------------------------------
 
     def nearest(
-        self, queries: NDArray[np.float32], k: int, effort: SearchParams, among: NDArray[np.bool_] | None = None
-    ) -> Found:
-        """For each of the queries [Q, D] at least the k closest live rows, or all if there are fewer.
+        self, queries: NDArray[np.float32], k: int, params: SearchParams, among: NDArray[np.bool_] | None = None
+    ) -> Candidates:
+        """At least the k nearest live rows of each of the queries [Q, D], or all if there are fewer.
 
         Args:
-            among: bool [N]: the live rows to choose from; None for all that live.
+            queries: float32 [Q, D], unit norm.
+            k: at least 1.
+            params: of approximate search, which there is none of here.
+            among: bool [N], the live rows to choose from; None for all of them.
         """
-        return self.exactly_nearest(queries, k, among)
+        return self.nearest_exact(queries, k, among)
 
-    def exactly_nearest(self, queries: NDArray[np.float32], k: int, among: NDArray[np.bool_] | None = None) -> Found:
-        """The same by comparing every row."""
-        if among is None and k * _EVERYTHING < self.live:
+    def nearest_exact(self, queries: NDArray[np.float32], k: int, among: NDArray[np.bool_] | None = None) -> Candidates:
+        """The same, always comparing every row."""
+        if among is None and k * _SCORE_ALL < self.live:
             positions, scores = kernels.nearest(
-                queries, self.vectors, min(k + _SPARE, self.live), self.live_bits if self.dead else None
+                queries, self.vectors, min(k + _SPARE, self.live), self.live_bits if self.deleted else None
             )
-            return Found(positions, scores, complete=False)
+            return Candidates(positions, scores, complete=False)
         chosen = None if among is None else np.flatnonzero(among).astype(np.int64, copy=False)
-        return Found.of([self._best(query, k, chosen) for query in queries])
+        return Candidates.of([self._best(query, k, chosen) for query in queries])
 
-    def all_that_reach(self, query: NDArray[np.float32], lowest: float) -> NDArray[np.int64]:
-        """Positions of all live rows whose score for query [D] is at least ``lowest``: int64 [M]."""
+    def range_search(self, query: NDArray[np.float32], min_score: float) -> NDArray[np.int64]:
+        """Positions of all live rows whose score for query [D] is at least ``min_score``: int64 [M]."""
         positions, scores = self._scores(query, None)
-        return positions[scores >= lowest]
+        return positions[scores >= min_score]
 
     def _best(
         self, query: NDArray[np.float32], k: int, among: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The k best, and what may tie with the last of them."""
+        """The best k, and all that may tie with the last of them."""
         positions, scores = self._scores(query, among)
         if len(scores) <= k:
             return positions, scores
         last = float(np.partition(scores, len(scores) - k)[len(scores) - k])
-        kept = scores >= last - error_of(self.vectors.shape[1])
+        kept = scores >= last - score_error(self.vectors.shape[1])
         return positions[kept], scores[kept]
 
     def _scores(
@@ -163,23 +163,3 @@ class Rows:
         scores = kernels.inner_products(query, self.vectors)
         positions = self.live_positions()
         return positions, scores if len(positions) == len(scores) else scores[positions]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Frozen(Rows):
-    """Rows in memory that wait to be sealed; nothing is appended to them."""
-
-    uid: str
-    """Names them for good, as long as the process lives."""
-
-    @classmethod
-    def of(
-        cls,
-        vectors: NDArray[np.float32],
-        rids: NDArray[np.int64],
-        ids: Sequence[bytes],
-        live_bits: NDArray[np.uint8] | None,
-        live: int,
-    ) -> Self:
-        """With a new name."""
-        return cls(vectors, rids, ids, live_bits, live, f"memory-{next(_numbers)}")

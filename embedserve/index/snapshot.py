@@ -1,6 +1,6 @@
-"""Everything in an index at one moment: sealed segments, rows that wait to be sealed, and which of them are dead.
+"""Everything in an index at one moment: segments, deltas that wait to be sealed, and which of their rows are deleted.
 
-A snapshot never changes. A reader takes one and keeps it for the whole search; a writer makes the next one beside it.
+A snapshot never changes. A reader takes one and keeps it for the whole search; a writer makes the next one meanwhile.
 """
 
 from __future__ import annotations
@@ -12,54 +12,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.index import kernels
-from embedserve.index.delta import Delta
-from embedserve.index.ranking import Ranking, exact_scores, lowest_candidates, ranked
-from embedserve.index.rows import Found, Frozen, Rows
+from embedserve.index.delta import Delta, FrozenDelta
+from embedserve.index.ranking import Ranking, cutoff_scores, exact_scores, rank
+from embedserve.index.rows import Candidates, Rows
 from embedserve.index.search_params import EXACT, SearchParams
 from embedserve.index.segment import Segment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """The rows after the write with sequence number ``seq``."""
+    """The rows after the write with sequence number ``seq``.
+
+    Its parts are segments, frozen deltas and, last, the delta; row numbers ascend from each part to the next.
+    """
 
     seq: int
     dimension: int
     fixed: tuple[Rows, ...]
-    """Segments, and parts in memory that wait to become some; row numbers ascend from each to the next."""
+    """The parts that nothing is appended to: segments and frozen deltas."""
     delta: Delta
     """The newest rows."""
 
     @classmethod
     def of(cls, seq: int, dimension: int, fixed: Sequence[Rows]) -> Snapshot:
-        """With nothing in the delta."""
+        """With an empty delta."""
         waiting = sum(len(part) for part in fixed if not isinstance(part, Segment))
         return cls(seq, dimension, tuple(fixed), Delta.empty(dimension, waiting))
 
     @property
     def parts(self) -> tuple[Rows, ...]:
-        """All of them, in the order of their row numbers."""
+        """All parts, oldest rows first."""
         return (*self.fixed, self.delta)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Those that are sealed."""
+        """The parts that are sealed, oldest rows first."""
         return tuple(part for part in self.fixed if isinstance(part, Segment))
 
     @property
     def items(self) -> int:
-        """Live rows."""
+        """Number of live rows."""
         return sum(part.live for part in self.parts)
 
     @property
     def unsealed(self) -> int:
-        """Live rows that are in no segment."""
+        """Number of live rows that no segment holds."""
         return self.items - sum(segment.live for segment in self.segments)
 
     @property
-    def dead(self) -> int:
-        """Rows whose items are gone."""
-        return sum(part.dead for part in self.parts)
+    def deleted(self) -> int:
+        """Number of rows whose items were deleted or replaced."""
+        return sum(part.deleted for part in self.parts)
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether a segment has a structure for approximate search."""
+        return any(segment.structure is not None for segment in self.segments)
 
     # --- Changes --------------------------------------------------------------------
 
@@ -72,12 +80,12 @@ class Snapshot:
         ids: Sequence[bytes],
         vectors: NDArray[np.float32],
     ) -> Snapshot:
-        """After a write that removed some rows and then added others. Copies no vectors but the new ones.
+        """The snapshot after a write that deleted some rows and then added others. Copies only the new vectors.
 
         Args:
             seq: sequence number of the write.
             removed: int64 [R], in any order.
-            rids: int64 [N], ascending, above all that were ever there.
+            rids: int64 [N], ascending, above all row numbers ever used.
             ids: N ids in UTF-8.
             vectors: float32 [N, D], unit norm.
         """
@@ -91,27 +99,34 @@ class Snapshot:
         if delta.fits(len(rids)):
             delta = delta.appended(rids, ids, vectors)
         else:
-            fixed = (*fixed, Frozen.of(vectors, rids, list(ids), None, len(rids)))
+            fixed = (*fixed, FrozenDelta.of(vectors, rids, list(ids), None, len(rids)))
         return Snapshot(seq, self.dimension, fixed, delta)
 
     def with_delta_frozen(self) -> Snapshot:
-        """The same rows, those of the delta as a part that can be sealed."""
+        """The same rows, with those of the delta in a frozen one, which can be sealed."""
         if not len(self.delta):
             return self
         return Snapshot.of(self.seq, self.dimension, (*self.fixed, self.delta.frozen()))
 
     def replaced(self, parts: Sequence[Rows], segment: Segment | None) -> Snapshot | None:
-        """With one segment in the place of neighbouring fixed parts, from whose live rows it was built some time ago.
+        """With a segment in place of the neighbouring fixed parts from whose live rows it was built some time ago.
 
-        Rows that died since are dead in it too. ``parts`` are as they were then; None if they are not here any more.
+        Rows deleted since then are deleted in it too.
+
+        Args:
+            parts: as they were when the build began.
+            segment: what was built; None if no row was live.
+
+        Returns:
+            None if none of the parts is here any more.
         """
         here = {id(part.rids): part for part in self.fixed}  # changes keep the arrays of a part
         old = [here.get(id(part.rids)) for part in parts]
         places = [number for number, part in enumerate(self.fixed) if any(part is found for found in old)]
         if not places:
             return None
-        # A part in memory that is not here any more has lost all its rows.
-        gone = [part.rids if found is None else found.dead_rids() for part, found in zip(parts, old, strict=True)]
+        # All rows of a frozen delta that is not here any more were deleted.
+        gone = [part.rids if found is None else found.deleted_rids() for part, found in zip(parts, old, strict=True)]
         new = () if segment is None else (segment.without(np.concatenate(gone)),)
         return replace(self, fixed=(*self.fixed[: places[0]], *new, *self.fixed[places[-1] + 1 :]))
 
@@ -122,45 +137,45 @@ class Snapshot:
         queries: NDArray[np.float32],
         k: int,
         *,
-        effort: SearchParams = EXACT,
+        params: SearchParams = EXACT,
         among: Sequence[NDArray[np.bool_]] | None = None,
     ) -> list[Ranking]:
-        """For each query about the best k rows; with ``EXACT`` just these, and all that tie with the last of them.
+        """About the best k rows of each query; with ``EXACT`` exactly these, and all that tie with the last of them.
 
         Args:
             queries: float32 [Q, D], unit norm.
             k: at least 1.
-            effort: how hard to try.
-            among: for each part bool [N]: the live rows to choose from; None for all.
+            params: how much approximate search examines.
+            among: for each part bool [N], the live rows to choose from; None for all.
 
         Returns:
-            For each query at least k rows if there are as many, never a row twice.
+            For each query at least k rows if there are k, no row twice.
         """
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
-            # FAISS would read beyond the query's end.
+            # FAISS would read past the end of the query.
             raise ValueError(f"queries of shape {queries.shape} for vectors of {self.dimension}")
         kernels.use_threads(1)
         queries = np.ascontiguousarray(queries, np.float32)
-        searched: list[tuple[int, Found]] = []
+        searched: list[tuple[int, Candidates]] = []
         for number, part in enumerate(self.parts):
             chosen = None if among is None else among[number]
             if part.live if chosen is None else chosen.any():
-                searched.append((number, part.nearest(queries, k, effort, chosen)))
+                searched.append((number, part.nearest(queries, k, params, chosen)))
         if not searched:
             nothing = np.empty(0, np.int64)
-            return ranked(len(queries), nothing, nothing, np.empty(0), nothing, nothing, k)
-        lowest = lowest_candidates(np.concatenate([found.scores for _, found in searched], axis=1), k, self.dimension)
+            return rank(len(queries), nothing, nothing, np.empty(0), nothing, nothing, k)
+        cutoffs = cutoff_scores(np.concatenate([found.scores for _, found in searched], axis=1), k, self.dimension)
         gathered = []
         for number, found in searched:
             part = self.parts[number]
-            of_query, positions = _reaching(found, part, queries, lowest)
+            of_query, positions = _above_cutoff(found, part, queries, cutoffs)
             scores = exact_scores(queries, of_query, part.vectors, positions)
             gathered.append((of_query, part.rids[positions], scores, np.full(len(positions), number), positions))
         of_query, rids, scores, numbers, positions = (np.concatenate(column) for column in zip(*gathered, strict=True))
-        return ranked(len(queries), of_query, rids, scores, numbers, positions, k)
+        return rank(len(queries), of_query, rids, scores, numbers, positions, k)
 
     def vector_at(self, ranking: Ranking, place: int) -> NDArray[np.float32]:
-        """The vector of a row of a ranking: float32 [D], a copy."""
+        """The vector of the row at ``place`` in a ranking: float32 [D], a copy."""
         vector: NDArray[np.float32] = self.parts[int(ranking.parts[place])].vectors[int(ranking.positions[place])]
         return vector.copy()
 
@@ -180,17 +195,17 @@ class Snapshot:
         return of_rankings
 
 
-def _reaching(
-    found: Found, part: Rows, queries: NDArray[np.float32], lowest: NDArray[np.float64]
+def _above_cutoff(
+    found: Candidates, part: Rows, queries: NDArray[np.float32], cutoffs: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of query and position, int64 [M] each, of all candidates that reach the lowest score for their query."""
-    reach = (found.positions >= 0) & (found.scores >= lowest[:, None])
-    # Where even the last one does, a tie reaches beyond what FAISS was asked for.
-    beyond = [] if found.complete else np.flatnonzero(reach[:, -1]).tolist()
-    reach[beyond] = False
-    of_query, places = np.nonzero(reach)
+    """Query and position, int64 [M] each, of all candidates whose score is not below the cutoff of their query."""
+    kept = (found.positions >= 0) & (found.scores >= cutoffs[:, None])
+    # Where even the last one is kept, a tie may extend beyond what FAISS was asked for.
+    beyond = [] if found.complete else np.flatnonzero(kept[:, -1]).tolist()
+    kept[beyond] = False
+    of_query, places = np.nonzero(kept)
     pairs = [(of_query, found.positions[of_query, places])]
     for row in beyond:
-        positions = part.all_that_reach(queries[row], float(lowest[row]))
+        positions = part.range_search(queries[row], float(cutoffs[row]))
         pairs.append((np.full(len(positions), row), positions))
     return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])

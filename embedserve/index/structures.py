@@ -1,6 +1,7 @@
 """Structures for approximate search over the rows of a segment: a graph, and inverted lists of codes.
 
-Each is filled once and then only searched: FAISS crashes or lies when an index changes while it is searched.
+Each is filled once and then only searched: FAISS crashes or returns wrong results when an index changes while it is
+searched.
 """
 
 from __future__ import annotations
@@ -19,44 +20,47 @@ from embedserve.index.search_params import SearchParams
 from embedserve.index.spec import IndexSpec
 
 _CHUNK = 4096
-"""Rows added at a time; between two chunks a build can be stopped."""
+"""Rows added at a time; a build can be stopped between two chunks."""
 _TRAINING_POINTS = 64
-"""Rows for each list that k-means sees at most."""
+"""Maximum number of rows per list that k-means is trained with."""
 _ITERATIONS = 10
 TUNED_K = 10
-"""Answers to a query that efforts are tuned for."""
+"""k of the searches that ef and nprobe are tuned for."""
 _SEED = 1234
 
 
 class Stopped(Exception):
-    """A build was given up, since its collection closes."""
+    """A build or measurement was stopped, as when its collection closes."""
 
 
 class Structure(Protocol):
-    """Finds rows by position. ``effort`` here is one number: ef of a graph, nprobe of inverted lists."""
+    """Finds rows by position."""
 
     @property
     def spec(self) -> IndexSpec:
         """What it was built as."""
 
     @property
-    def efforts(self) -> Sequence[int]:
-        """Those worth trying, rising."""
+    def param_values(self) -> Sequence[int]:
+        """Values of ef or nprobe worth trying, ascending."""
 
-    def asked(self, effort: SearchParams) -> int:
-        """The effort that was asked for in its own terms; 0: none."""
+    def given_param(self, params: SearchParams) -> int:
+        """The ef or nprobe that ``params`` gives; 0 if none."""
 
-    def search(
-        self, queries: NDArray[np.float32], k: int, effort: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """For each of the queries [Q, D] about the k closest rows.
+    def search(self, queries: NDArray[np.float32], k: int, param: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """About the k nearest rows of each of the queries [Q, D].
+
+        Args:
+            queries: float32 [Q, D], unit norm.
+            k: at least 1.
+            param: ef of HNSW, nprobe of IVF.
 
         Returns:
             Positions int64 [Q, C], −1 where there are fewer, and inner products float32 [Q, C], −inf there.
         """
 
     def write(self, path: Path) -> None:
-        """Write it to a file, which is neither atomic nor synced."""
+        """Write it to a file; neither atomic nor synced."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,15 +73,15 @@ class Hnsw:
     """float32 [N, D], a view of the index's memory."""
 
     @classmethod
-    def built(cls, spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], bool]) -> Hnsw:
-        """The graph of vectors [N, D].
+    def build(cls, spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], bool]) -> Hnsw:
+        """A new graph of vectors [N, D].
 
         Raises:
-            Stopped: ``stopped`` said so in between.
+            Stopped: ``stopped`` returned true.
         """
         index = faiss.IndexHNSWFlat(vectors.shape[1], spec.get("m"), faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = spec.get("ef_construction")
-        # Growing by doubling would hold all vectors three times for a moment.
+        # Growth by doubling would hold all vectors three times for a moment.
         _flat(index).codes.resize(vectors.nbytes)
         _flat(index).codes.resize(0)
         for start in range(0, len(vectors), _CHUNK):
@@ -88,23 +92,21 @@ class Hnsw:
 
     @classmethod
     def over(cls, index: faiss.IndexHNSWFlat, spec: IndexSpec) -> Hnsw:
-        """With a graph that is there."""
+        """From an existing graph."""
         return cls(index, spec, kernels.vectors_of(_flat(index), index.d, index))
 
     @property
-    def efforts(self) -> Sequence[int]:
+    def param_values(self) -> Sequence[int]:
         """Values of ef."""
         return (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
-    def asked(self, effort: SearchParams) -> int:
+    def given_param(self, params: SearchParams) -> int:
         """ef."""
-        return effort.ef
+        return params.ef
 
-    def search(
-        self, queries: NDArray[np.float32], k: int, effort: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def search(self, queries: NDArray[np.float32], k: int, param: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """As Structure."""
-        parameters = kernels.hnsw_parameters(max(effort, k))
+        parameters = kernels.hnsw_parameters(max(param, k))
         scores, positions = self.index.search(queries, k, params=parameters)
         return positions, np.where(positions < 0, np.float32(-np.inf), scores)
 
@@ -115,22 +117,22 @@ class Hnsw:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ivf:
-    """Inverted lists of RaBitQ codes, one bit for each number (Gao and Long, 2024).
+    """Inverted lists of RaBitQ codes, one bit per number (Gao and Long, 2024).
 
-    Codes choose candidates, whose scores are then computed from the vectors.
+    The codes choose candidates, whose scores are then computed from the vectors.
     """
 
     index: faiss.IndexIVFRaBitQFastScan
     spec: IndexSpec
     vectors: NDArray[np.float32]
-    """float32 [N, D], held elsewhere."""
+    """float32 [N, D]; not part of the index."""
 
     @classmethod
-    def built(cls, spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], bool]) -> Ivf:
-        """The lists of vectors [N, D].
+    def build(cls, spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], bool]) -> Ivf:
+        """New lists of vectors [N, D].
 
         Raises:
-            Stopped: ``stopped`` said so in between.
+            Stopped: ``stopped`` returned true.
         """
         nlist = spec.get("nlist")
         index: faiss.IndexIVFRaBitQFastScan = faiss.index_factory(  # type: ignore[assignment]
@@ -139,7 +141,7 @@ class Ivf:
         points = min(len(vectors), nlist * _TRAINING_POINTS)
         places = np.sort(np.random.default_rng(_SEED).choice(len(vectors), points, replace=False))
         training = vectors[places]
-        # The index finds its lists trained, and trains the rest.
+        # The index takes the trained lists, and trains the rest.
         index.quantizer.add(_centroids(training, nlist, stopped))
         index.train(training)
         for start in range(0, len(vectors), _CHUNK):
@@ -149,29 +151,27 @@ class Ivf:
         return cls(index, spec, vectors)
 
     @property
-    def efforts(self) -> Sequence[int]:
+    def param_values(self) -> Sequence[int]:
         """Values of nprobe."""
         nlist = self.index.nlist
         return (*(n for n in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024) if n < nlist), nlist)
 
-    def asked(self, effort: SearchParams) -> int:
+    def given_param(self, params: SearchParams) -> int:
         """nprobe."""
-        return effort.nprobe
+        return params.nprobe
 
-    def search(
-        self, queries: NDArray[np.float32], k: int, effort: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def search(self, queries: NDArray[np.float32], k: int, param: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """As Structure."""
-        nprobe = min(effort, self.index.nlist)
-        # With one bit a number the codes need more candidates the more recall is asked for. A search for fewer answers
-        # than efforts are tuned for looks at no fewer of them, or it would find less.
+        nprobe = min(param, self.index.nlist)
+        # With one bit per number, higher recall needs more candidates. A search for fewer rows than nprobe was tuned
+        # for re-scores no fewer, or its recall would be lower.
         candidates = min(max(k, TUNED_K) * min(max(nprobe // 2, 4), 32), len(self.vectors))
         parameters = kernels.ivf_parameters(nprobe)
         _, positions = self.index.search(queries, max(candidates, k), params=parameters)
         scores = np.full(positions.shape, -np.inf, np.float32)
         for row, query in enumerate(queries):
-            there = positions[row] >= 0
-            scores[row, there] = kernels.inner_products_at(query, self.vectors, positions[row][there])
+            found = positions[row] >= 0
+            scores[row, found] = kernels.inner_products_at(query, self.vectors, positions[row][found])
         if positions.shape[1] > k:
             best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
             positions, scores = np.take_along_axis(positions, best, 1), np.take_along_axis(scores, best, 1)
@@ -182,24 +182,26 @@ class Ivf:
         faiss.write_index(self.index, str(path))
 
 
-def built(spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], bool]) -> Structure | None:
-    """The structure of a kind over vectors [N, D]; None for "exact".
+def build(spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], bool]) -> Structure | None:
+    """A new structure over vectors [N, D]; None for "exact".
 
     Raises:
-        Stopped: ``stopped`` said so in between.
+        Stopped: ``stopped`` returned true.
     """
     match spec.kind:
         case "hnsw":
-            return Hnsw.built(spec, vectors, stopped)
+            return Hnsw.build(spec, vectors, stopped)
         case "ivf":
-            return Ivf.built(spec, vectors, stopped)
+            return Ivf.build(spec, vectors, stopped)
     return None
 
 
-def opened(spec: IndexSpec, path: Path, vectors: NDArray[np.float32] | None) -> Structure:
-    """A structure from its file, mapped and not read.
+def open_structure(spec: IndexSpec, path: Path, vectors: NDArray[np.float32] | None) -> Structure:
+    """A structure from its file, which is mapped, not read.
 
     Args:
+        spec: what it was built as.
+        path: as ``Structure.write`` wrote it.
         vectors: of the rows, float32 [N, D]; None where the file holds them.
 
     Raises:

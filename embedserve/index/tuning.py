@@ -1,7 +1,7 @@
-"""How hard a structure has to try for a recall: measured on its own rows when it is built.
+"""Which ef or nprobe a structure needs for a recall: measured on its own rows when it is built.
 
-Recall@10 is the mean share of the ten found rows that are as near as the tenth nearest, as exact search finds it: of
-equal rows any will do.
+recall@10 is the mean share of ten found rows that are as near as the tenth nearest of exact search: any of several
+equal rows counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.index import kernels
-from embedserve.index.ranking import error_of
+from embedserve.index.ranking import score_error
 from embedserve.index.structures import TUNED_K, Stopped, Structure
 from embedserve.types import DEFAULT_TARGET_RECALL
 
@@ -21,35 +21,37 @@ K = TUNED_K
 _QUERIES = 200
 _SEED = 4321
 ENOUGH = 0.999
-"""Harder efforts are not tried once this is reached."""
+"""Higher values are not tried once this recall is reached."""
 _TO_SPARE = 0.3
-"""Share of what may be missed that is found all the same. 200 made queries say what others need to about 0.01: where
-they found 0.962 with the ef that was taken, 1,000 held-out queries found 0.958, and the first 200 of these 0.940."""
+"""Margin, as a share of the allowed misses. 200 synthetic queries predict the recall of others to about 0.01: where
+they found 0.962 with the chosen ef, 1,000 held-out queries found 0.958, and the first 200 of these 0.940."""
 _HARDER = 4
-_SELVES = 1024
-"""Rows looked for in one go."""
-_TOGETHER = 50
-"""Queries compared with all rows in one go; between two goes a build can be stopped."""
+_SELF_QUERIES = 1024
+"""Rows searched for in one call."""
+_BATCH = 50
+"""Queries compared with all rows in one call; a build can be stopped between two calls."""
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """What an effort finds."""
+class OperatingPoint:
+    """The recall of one value of ef or nprobe."""
 
-    effort: int
+    param: int
+    """ef of HNSW, nprobe of IVF."""
     recall: float
+    """recall@10, in [0, 1]."""
 
 
-def made_queries(
+def synthetic_queries(
     vectors: NDArray[np.float32], count: int = _QUERIES, stopped: Callable[[], bool] = lambda: False
 ) -> NDArray[np.float32]:
-    """Queries like those to come, from vectors [N, D]: float32 [min(count, N), D], unit norm.
+    """Queries like real ones, made from vectors [N, D]: float32 [min(count, N), D], unit norm.
 
-    A row is linked to its neighbours, so a search for it is easier than one for a new image. Each query is a row moved
-    in a random direction, as far away from it as its nearest neighbour is, which is at least as hard.
+    A row is linked to its neighbours, so searching for it is easier than searching for a new image. Each query is a row
+    moved in a random direction, as far as its nearest neighbour is away, which is at least as hard.
 
     Raises:
-        Stopped: ``stopped`` said so in between.
+        Stopped: ``stopped`` returned true.
     """
     random = np.random.default_rng(_SEED)
     places = np.sort(random.choice(len(vectors), min(count, len(vectors)), replace=False))
@@ -66,78 +68,78 @@ def made_queries(
 
 def operating_points(
     structure: Structure, vectors: NDArray[np.float32], stopped: Callable[[], bool]
-) -> tuple[Point, ...]:
-    """The recall of rising efforts over vectors [N, D], until nearly everything is found.
+) -> tuple[OperatingPoint, ...]:
+    """The recall of ascending values of ef or nprobe over vectors [N, D], until it reaches ENOUGH.
 
     Raises:
-        Stopped: ``stopped`` said so in between.
+        Stopped: ``stopped`` returned true.
     """
-    queries = made_queries(vectors, stopped=stopped)
+    queries = synthetic_queries(vectors, stopped=stopped)
     best = _best_scores(queries, vectors, min(K, len(vectors)), stopped)
     points = []
-    for effort in structure.efforts:
+    for param in structure.param_values:
         if stopped():
             raise Stopped
-        _, found = structure.search(queries, best.shape[1], effort)
-        points.append(Point(effort, recall(found, best, vectors.shape[1])))
+        _, found = structure.search(queries, best.shape[1], param)
+        points.append(OperatingPoint(param, recall(found, best, vectors.shape[1])))
         if points[-1].recall >= ENOUGH:
             break
     return tuple(points)
 
 
-def strays(
-    structure: Structure, vectors: NDArray[np.float32], points: Sequence[Point], stopped: Callable[[], bool]
+def unreachable_rows(
+    structure: Structure, vectors: NDArray[np.float32], points: Sequence[OperatingPoint], stopped: Callable[[], bool]
 ) -> NDArray[np.int64]:
-    """Rows of vectors [N, D] that are not found even by their own vectors: int64 [S], ascending.
+    """Positions in vectors [N, D] of rows that even a search for their own vectors does not find: int64 [U], ascending.
 
-    A graph links a row to its neighbours, but its neighbours keep other links once they have enough, and what nobody
-    links to is never met. Of 40,000 rows these were 5 with m=16, 1 with m=32.
+    A graph links a row to its neighbours, but these keep other links once they have enough, and a row that no other
+    links to is never visited. Of 40,000 rows there were 5 with m=16, 1 with m=32.
 
     Raises:
-        Stopped: ``stopped`` said so in between.
+        Stopped: ``stopped`` returned true.
     """
     missing = np.arange(len(vectors))
-    usual = effort_for(points, DEFAULT_TARGET_RECALL)
-    # Nearly all are found without much effort, so only the rest is looked for with more.
-    for effort in (usual, _HARDER * usual):
+    usual = param_for(points, DEFAULT_TARGET_RECALL)
+    # Nearly all are found with the usual value, so only the rest is searched for with a higher one.
+    for param in (usual, _HARDER * usual):
         missed = [missing[:0]]
-        for start in range(0, len(missing), _SELVES):
+        for start in range(0, len(missing), _SELF_QUERIES):
             if stopped():
                 raise Stopped
-            some = missing[start : start + _SELVES]
+            some = missing[start : start + _SELF_QUERIES]
             queries = vectors[some]
-            positions, scores = structure.search(queries, 1, effort)
-            # Found is a row equal to it as well.
-            lowest = (queries * queries).sum(axis=1) - error_of(vectors.shape[1])
+            positions, scores = structure.search(queries, 1, param)
+            # Finding an equal row counts too.
+            lowest = (queries * queries).sum(axis=1) - score_error(vectors.shape[1])
             missed.append(some[(positions[:, 0] != some) & (scores[:, 0] < lowest)])
         missing = np.concatenate(missed)
     return missing
 
 
-def effort_for(points: Sequence[Point], target_recall: float) -> int:
-    """The least effort that reaches a recall with something to spare; where none does, the greatest that was tried."""
+def param_for(points: Sequence[OperatingPoint], target_recall: float) -> int:
+    """The smallest ef or nprobe that reaches a recall with a margin; where none does, the largest that was tried."""
     wanted = min(target_recall + _TO_SPARE * (1 - target_recall), ENOUGH)
-    return next((point.effort for point in points if point.recall >= wanted), points[-1].effort)
+    return next((point.param for point in points if point.recall >= wanted), points[-1].param)
 
 
 def recall(found: NDArray[np.float32], best: NDArray[np.float32], dimension: int) -> float:
     """Mean share of K found rows that are as near as the K-th nearest.
 
     Args:
-        found: scores of what was found, float32 [Q, K], −inf where there are fewer.
-        best: those of the nearest rows, float32 [Q, K], falling.
+        found: scores of the found rows, float32 [Q, K], −inf where there are fewer.
+        best: scores of the nearest rows, float32 [Q, K], descending.
         dimension: D; the error of a score grows with it.
     """
-    return float((found >= best[:, -1:] - error_of(dimension)).mean())
+    return float((found >= best[:, -1:] - score_error(dimension)).mean())
 
 
 def _best_scores(
     queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, stopped: Callable[[], bool]
 ) -> NDArray[np.float32]:
-    """Scores of the k nearest of vectors [N, D] for each of the queries [Q, D]: float32 [Q, k], falling."""
+    """Scores of the k nearest of vectors [N, D] for each of the queries [Q, D]: float32 [Q, k], descending."""
     scores = []
-    for start in range(0, len(queries), _TOGETHER):
+    for start in range(0, len(queries), _BATCH):
         if stopped():
             raise Stopped
-        scores.append(kernels.nearest(queries[start : start + _TOGETHER], vectors, k, None)[1])
+        scores.append(kernels.nearest(queries[start : start + _BATCH], vectors, k, None)[1])
     return np.concatenate(scores)

@@ -1,4 +1,4 @@
-"""What the engine needs of a vector store. The local store is one; other engines behind the same calls are others."""
+"""What the engine needs of a vector store: the local store implements it, and so may other databases."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 class VectorStore(Protocol):
     """Collections of items with unit vectors. All calls block, and may come from several threads at once.
 
-    ``collection`` is a name or an alias everywhere but in ``delete_collection``. Where ``uid`` is given, it has to be
-    that of the collection, else there is no such collection: between a check and the call that relies on it, another
-    one may have been given the name. Callers have checked limits, metadata and filters already; vectors are float32
-    with the collection's dimension and unit norm.
+    ``collection`` is a name or an alias, except in ``delete_collection``. If ``uid`` is given and is not that of the
+    collection, the collection is not found: between a check and the call that relies on it, the name may have passed
+    to another one. Callers have checked limits, metadata and filters; vectors are float32 with the dimension of the
+    collection and unit norm.
     """
 
     def create_collection(
@@ -47,49 +47,49 @@ class VectorStore(Protocol):
         target_recall: float = DEFAULT_TARGET_RECALL,
         filter_keys: Sequence[str] = (),
     ) -> CollectionInfo:
-        """Make an empty collection.
+        """Create an empty collection.
 
         Args:
             name: 1–64 characters; see ``catalog.check_name``.
-            fingerprint: of the encoder it is bound to, or EXTERNAL.
+            fingerprint: of the encoder that the collection is bound to, or EXTERNAL.
             encoder_name: of that encoder.
             dimension: D.
-            keep: what is kept of images.
-            index: "auto", or the kind of index with its parameters, as in "hnsw:m=32".
+            keep: which form of the images is kept.
+            index: "auto", or a kind of index with its parameters, as in "hnsw:m=32".
             target_recall: recall@10 that approximate search is tuned to.
-            filter_keys: metadata keys to keep an index of.
+            filter_keys: metadata keys to be indexed.
 
         Raises:
             InvalidInput: the name, the index or a key is not allowed.
             AlreadyExists: a collection or an alias has the name.
         """
 
-    def bound(self, name: str) -> CollectionIdentity:
-        """What the collection is bound to. Never waits, so that the event loop may ask before every call.
+    def identity(self, name: str) -> CollectionIdentity:
+        """The identity of the collection. Never waits, so that the event loop may call it before every other call.
 
         Raises:
-            CollectionNotFound: as every call below that takes a collection.
+            CollectionNotFound: so does every other call that takes a collection.
         """
 
     def get_collection(self, name: str) -> CollectionInfo:
         """What the collection is and holds.
 
         Raises:
-            CollectionNotFound: as every call below that takes a collection.
+            CollectionNotFound: so does every other call that takes a collection.
         """
 
     def list_collections(self) -> list[CollectionInfo]:
         """All collections, by name."""
 
     def delete_collection(self, name: str) -> None:
-        """Remove a collection, its items and the aliases that point to it. ``name`` is no alias.
+        """Remove a collection, its items and the aliases that point to it. ``name`` must not be an alias.
 
         Raises:
-            CollectionNotFound: no collection has the name; the hint says so if it is an alias.
+            CollectionNotFound: no collection has the name; the hint says if it is an alias.
         """
 
     def set_alias(self, alias: str, collection: str) -> None:
-        """Point an alias to a collection, at once for every later call; an empty ``collection`` removes it.
+        """Point an alias to a collection, effective for every later call; an empty ``collection`` removes the alias.
 
         Raises:
             InvalidInput: the alias is not allowed as a name.
@@ -98,9 +98,9 @@ class VectorStore(Protocol):
         """
 
     def upsert(self, collection: str, items: Sequence[Item], *, uid: str = "") -> None:
-        """Write items in one transaction, replacing those with the same ids; on disk when it returns.
+        """Write items in one transaction, replacing those with the same ids; on disk when this returns.
 
-        Every item has a vector. If an id comes twice, the later item counts.
+        Every item has a vector. If an id occurs twice, the later item counts.
 
         Raises:
             DiskFull: nothing was written.
@@ -110,7 +110,7 @@ class VectorStore(Protocol):
         """The items with these ids, in order; None where there is none."""
 
     def delete_items(self, collection: str, ids: Sequence[str]) -> int:
-        """Remove items in one transaction, on disk when it returns; how many of them there were."""
+        """Remove items in one transaction, on disk when this returns; how many of them existed."""
 
     def list_items(
         self,
@@ -125,7 +125,7 @@ class VectorStore(Protocol):
         """A page of items in the order of their ids' UTF-8 bytes.
 
         Raises:
-            InvalidInput: the page token was not made by an earlier page.
+            InvalidInput: the page token does not come from an earlier page.
         """
 
     def search(
@@ -143,30 +143,31 @@ class VectorStore(Protocol):
             collection: name or alias.
             queries: float32 [Q, D] with unit norm.
             options: k, minimum score, filter and the rest.
-            exclude_ids: for each query the id of an item that is not to be among its hits, or None.
+            exclude_ids: for each query the id of an item that must not be a hit, or None.
 
         Returns:
-            For each query its hits, closest first, ties broken by id; min(k, matching items) of them.
+            For each query its min(k, matching items) hits, closest first, ties ordered by id.
         """
 
     def check_collection(self, name: str, on_progress: Callable[[CheckProgress], None]) -> CheckReport:
-        """Compare everything that is kept more than once, while the collection is used.
+        """Compare everything that is stored redundantly, while the collection is used.
 
-        Every row with its checksum, the index's files with their hashes, the rows of the index with the items, and
-        every item's own vector with what a search for it finds; and measure recall. What is wrong with the index is
-        rebuilt from the items.
+        Every row with its checksum, the files of the index with their hashes, the rows of the index with the items, and
+        every item with what a search for its own vector finds; and measure recall. Segments with a problem are rebuilt
+        from the items.
 
         Args:
             name: name or alias.
-            on_progress: called now and then, in the same thread; what it raises ends the check.
+            on_progress: called now and then, in the same thread; an exception from it ends the check.
         """
 
     def backup_collection(self, name: str, on_progress: Callable[[], None] = ...) -> AbstractContextManager[BinaryIO]:
-        """One file with the collection as it is at this moment, open for reading; gone when the block is left.
+        """One file with the collection as it is now, open for reading; removed when the block ends.
 
         Args:
             name: name or alias.
-            on_progress: called now and then, in the same thread, until the file is there; what it raises ends the work.
+            on_progress: called now and then, in the same thread, until the file is complete; an exception from it ends
+                the work.
 
         Raises:
             DiskFull: there is no room for the copy.
@@ -175,20 +176,21 @@ class VectorStore(Protocol):
     def restore_collection(
         self, name: str, chunks: Iterable[bytes], on_progress: Callable[[], None] = ...
     ) -> CollectionInfo:
-        """Make a collection with this new name from a backup.
+        """Create a collection with this new name from a backup.
 
-        It is there only once all of it has been received, checked and written to disk.
+        It appears only once all of it has been received, verified and written to disk.
 
         Args:
             name: of the new collection.
             chunks: the bytes of the backup.
-            on_progress: called now and then, in the same thread; what it raises ends the work, and nothing is made.
+            on_progress: called now and then, in the same thread; an exception from it ends the work, and nothing is
+                created.
 
         Raises:
-            InvalidInput: the name is not allowed, or the bytes are no backup, are cut, or damaged.
+            InvalidInput: the name is not allowed, or the bytes are not a backup, truncated, or damaged.
             AlreadyExists: a collection or an alias has the name.
-            DiskFull: nothing was made.
+            DiskFull: nothing was created.
         """
 
     def close(self) -> None:
-        """Finish writing and give the data directory free."""
+        """Finish all writes and release the data directory."""

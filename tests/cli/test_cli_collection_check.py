@@ -101,7 +101,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         source = b"".join(chunks).decode().removeprefix("all of ")
         if not source:
             raise InvalidInput("the bytes are no backup")
-        bound = store.bound(source)
+        bound = store.identity(source)
         return store.create_collection(
             name,
             fingerprint=bound.fingerprint,

@@ -1,4 +1,4 @@
-"""APSW in the clothes of ``sqlite3``, as far as the store uses it: so that its SQLite writes through a VFS of ours."""
+"""APSW with the interface of ``sqlite3`` that the store uses, so that SQLite writes through our own VFS."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Values = Sequence[Any] | Mapping[str, Any]
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Errors are those that sqlite3 raises, by the classes that it has for SQLite's codes."""
+    """Raise the errors that sqlite3 raises for the codes of SQLite."""
     try:
         yield
     except apsw.Error as error:
@@ -81,13 +81,13 @@ class Cursor:
 
 
 class Connection:
-    """What the store uses of a connection.
+    """The methods of a connection that the store uses.
 
     Args:
         path: of the database.
         files: name of the VFS.
-        checkpoint_pages: pages in the log at which a commit moves them into the database; SQLite has 1000.
-        pragmas: what to replace in statements, for tests that weaken the store.
+        checkpoint_pages: pages in the log at which a commit moves them into the database; SQLite's default is 1000.
+        pragmas: replacements in statements, for tests that weaken the store.
     """
 
     def __init__(
@@ -141,11 +141,11 @@ class Connection:
         try:
             self._inner.close(True)
         except apsw.Error:
-            # As sqlite3: what fails in the checkpoint of the last connection is left in the log.
+            # As in sqlite3: if the checkpoint of the last connection fails, the log stays.
             return
 
     def _after_commit(self, connection: apsw.Connection, database: str, pages: int) -> int:
-        # As SQLite's own hook: it comes after the commit, so its errors are no errors of the commit.
+        # Like SQLite's own hook, it runs after the commit, so its errors do not fail the commit.
         if pages >= self._checkpoint_pages:
             try:
                 connection.wal_checkpoint(database, apsw.SQLITE_CHECKPOINT_PASSIVE)

@@ -1,4 +1,4 @@
-"""What the crash tests did, in numbers: printed at the end, and written to the file in CRASH_JSON."""
+"""The numbers of the durability tests: printed at the end, and written to the file in CRASH_JSON."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from pathlib import Path
 
 import apsw
 import pytest
+
+from tests.store.fixtures import data, store
+
+__all__ = ["data", "store"]
 
 _PARTS: dict[str, dict[str, int]] = {}
 
@@ -30,7 +34,7 @@ def count() -> Callable[..., None]:
 
 @pytest.fixture
 def work() -> Iterator[Path]:
-    """An empty directory in memory where there is one: these tests make thousands of data directories."""
+    """An empty directory, in memory where possible: these tests create thousands of data directories."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         yield Path(name)
@@ -38,13 +42,13 @@ def work() -> Iterator[Path]:
 
 @pytest.fixture
 def seed() -> int:
-    """Decides on everything that is drawn by chance; CRASH_SEED repeats a run."""
+    """Seed of all random choices; CRASH_SEED repeats a run."""
     return int(os.environ.get("CRASH_SEED", "1"))
 
 
 @pytest.fixture
 def thorough() -> int:
-    """How often a test of seconds is repeated with other seeds, or how much denser it looks: 1 in `make test`."""
+    """How often a test is repeated with other seeds, or how much denser it checks: 1 in `make test`."""
     return int(os.environ.get("CRASH_THOROUGH", "1"))
 
 

@@ -1,4 +1,4 @@
-"""A data directory, every way to damage one of its files, and what a store makes of it."""
+"""A data directory, ways to damage its files, and how a store reacts."""
 
 from __future__ import annotations
 
@@ -16,29 +16,20 @@ from embedserve.errors import EmbedserveError
 from embedserve.store.local.store import LocalStore
 from embedserve.store.local.upkeep import maintenance
 from embedserve.types import Include
-from tests.durability.ledger import (
-    SHARED,
-    Stored,
-    StoreDoor,
-    Violation,
-    World,
-    check_searches,
-    difference,
-    make_item,
-    stored,
-)
-from tests.durability.small import small_parts
+from tests.durability import thresholds
+from tests.durability.checks import check_searches, difference
+from tests.durability.ledger import SHARED, Stored, StoreDoor, Violation, World, make_item, stored
 
 PAGE = 4096
 
 
 @dataclass(frozen=True)
 class Original:
-    """An undamaged data directory and what is in it."""
+    """An undamaged data directory and its content."""
 
     data: Path
     worlds: list[World]
-    """After each write; the last is what is there."""
+    """The content after each write; the last is the current one."""
 
     @property
     def world(self) -> World:
@@ -46,11 +37,11 @@ class Original:
 
 
 def make_original(folder: Path) -> tuple[Original, Original]:
-    """One that was closed, and one of a server that was killed, whose logs have not been moved into the databases."""
+    """A directory that was closed, and one of a killed server, whose logs were not moved into the databases."""
     names = [SHARED, "w0-c1", "w0-c2"]  # exact, graph, lists
     worlds = [World({name: {} for name in names}, {"w0-a0": "w0-c1", "w0-a1": SHARED})]
-    with small_parts(), pytest.MonkeyPatch.context() as patch, ExitStack() as closing:
-        patch.setattr(maintenance, "_LOOK_S", 3600)  # nothing changes by itself while it is copied
+    with thresholds.lowered(), pytest.MonkeyPatch.context() as patch, ExitStack() as closing:
+        patch.setattr(maintenance, "_LOOK_S", 3600)  # no background change during the copy
         store = closing.enter_context(LocalStore.open(folder / "closed"))
         door = StoreDoor(store)
         for name in names:
@@ -73,9 +64,7 @@ def make_original(folder: Path) -> tuple[Original, Original]:
                 del world.collections[name][id]
             worlds.append(world)
             if number == 17:
-                for collection in store._collections.values():
-                    while collection.maintain(at_once=True):
-                        pass
+                store.maintain()
         shutil.copytree(folder / "closed", folder / "killed", ignore=shutil.ignore_patterns("*-shm"))
     return Original(folder / "closed", worlds), Original(folder / "killed", worlds)
 
@@ -84,12 +73,12 @@ Damage = Callable[[Path], None]
 
 
 def damages(size: int, chance: random.Random, positions: int) -> Iterator[tuple[str, Damage]]:
-    """What may be done to a file of so many bytes.
+    """Ways to damage a file of this size.
 
     Args:
         size: of the file.
         chance: chooses bits and pages.
-        positions: how many bits are turned, and half as many pages zeroed.
+        positions: number of bits that are flipped; half as many pages are zeroed.
     """
     yield "removed", lambda path: path.unlink()
     for kept in sorted({0, size // 2, size // 2 // PAGE * PAGE, max(0, size - 1)}):
@@ -117,22 +106,22 @@ def _zero(path: Path, page: int) -> None:
 
 @dataclass
 class Outcome:
-    """What a store made of a damaged directory."""
+    """How a store reacted to a damaged directory."""
 
     refused: list[str]
-    """Messages of errors, of the start or of a call."""
+    """Error messages of the start or of a call."""
     wrong: list[str]
-    """Answers that say something that is not so."""
+    """Wrong answers."""
     missing: list[str]
-    """Answers that lack something, without an error."""
+    """Incomplete answers without an error."""
     without_image: list[str]
-    """Items that are right but for their image, which is gone without an error."""
+    """Items whose image is missing without an error."""
     world: World | None
-    """What it says is there; None if it refused to."""
+    """The content; None if the store refused to answer."""
 
 
 def look(data: Path, truth: World) -> Outcome:
-    """Open a store and ask it for everything."""
+    """Open a store and read everything."""
     outcome = Outcome([], [], [], [], None)
     try:
         store = LocalStore.open(data)
@@ -191,7 +180,7 @@ def _lacks_image(there: Stored, wanted: Stored | None) -> bool:
 
 
 def batched(ids: Iterable[str], size: int) -> Iterator[list[str]]:
-    """In lists of so many."""
+    """In lists of this length."""
     rest = iter(ids)
     while some := list(islice(rest, size)):
         yield some

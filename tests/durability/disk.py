@@ -1,8 +1,8 @@
-"""What a disk holds after a power cut: the writes of a store are recorded, and any moment of them is rebuilt.
+"""What a disk contains after a power cut: the writes of a store are recorded, and the disk of any moment is rebuilt.
 
-SQLite writes through a file system of ours (a VFS of APSW); what Python does to files and directories is seen by
-functions put around those of ``os``. Only what was synced before the cut is sure to be there. Of the rest each sector
-of 512 bytes, each new length of a file and each entry of a directory is there or not, by chance.
+SQLite writes through our own file system (a VFS of APSW); what Python does to files and directories is recorded by
+functions around those of ``os``. Only what was synced before the cut is certainly on disk. Of the rest each sector of
+512 bytes, each new length of a file and each entry of a directory is there or not, by chance.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ SECTOR = 512
 
 
 class Node:
-    """A file or a directory, whatever its name is; compared by identity."""
+    """A file or a directory, independent of its name; compared by identity."""
 
     def __init__(self, *, is_directory: bool) -> None:
         self.entries: dict[str, Node] | None = {} if is_directory else None
-        """What a directory holds in the running system."""
+        """The entries of a directory in the running system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Truncate:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Names of one directory that change together: new ones, and with None those that go."""
+    """Names of one directory that change together: new ones, and with None those that are removed."""
 
     node: Node
     names: dict[str, Node | None]
@@ -53,12 +53,12 @@ class Entry:
 class Sync:
     node: Node
     covers: int
-    """Events before this one are on disk now, if they are of this node."""
+    """Earlier events of this node are on disk now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Nothing on the disk: a caller began a call, or was told that it is done."""
+    """No event of the disk: a call began or was acknowledged."""
 
     writer: int
     step: int
@@ -91,11 +91,11 @@ class Disk:
         self._add(Truncate(node, size))
 
     def synced(self, node: Node, before: int) -> None:
-        """A sync that began after so many events has ended."""
+        """A sync that began after this number of events has ended."""
         self._add(Sync(node, before))
 
     def node(self, path: str) -> Node:
-        """The node at a path, which is new to its directory if it has not been seen before."""
+        """The node at a path, which is new in its directory if it was not seen before."""
         with self._lock:
             if Path(path) == self.path:
                 return self.root
@@ -129,7 +129,7 @@ class Disk:
                 self._add(Entry(source, {Path(old).name: None}))
 
     def note_content(self, path: str) -> None:
-        """What Python or a library wrote into a file by itself, so far: nothing says that it is synced."""
+        """What Python or a library has written into a file directly, which may not be synced."""
         if Path(path).is_dir():
             for name in sorted(os.listdir(path)):  # noqa: PTH208, as Path would do the same in more words
                 if not name.endswith("-shm"):
@@ -208,7 +208,7 @@ class _RecordedFile(apsw.VFSFile):
 
 @contextmanager
 def watched(disk: Disk) -> Iterator[None]:
-    """Python's own changes of files and directories are recorded too."""
+    """Record changes of files and directories by Python too."""
     real = {name: getattr(os, name) for name in ("mkdir", "rmdir", "unlink", "remove", "rename", "replace")}
     syncs = {name: getattr(os, name) for name in ("fsync", "fdatasync")}
 
@@ -286,7 +286,7 @@ def watched(disk: Disk) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Stored:
-    """What of a node is on disk for sure, and what may be."""
+    """What of a node is certainly on disk, and what may be."""
 
     content: bytearray = field(default_factory=bytearray)
     names: dict[str, Node] = field(default_factory=dict)
@@ -309,7 +309,7 @@ class _Stored:
 
 
 class Replay:
-    """The disk event by event; ``cut`` writes what may be left of it if the power goes now."""
+    """The disk event by event; ``cut`` writes what may be left of it if the power fails now."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
@@ -326,7 +326,7 @@ class Replay:
         return event
 
     def cut(self, target: Path, chance: random.Random) -> None:
-        """Make the directory ``target`` with what is left."""
+        """Create the directory ``target`` with what is left."""
         kept_writes, kept_names = chance.choice((0.0, 0.1, 0.5, 0.9, 1.0)), chance.choice((0.0, 0.5, 1.0))
         self._directory(self._disk.root, target, chance, kept_writes, kept_names)
 
@@ -365,7 +365,7 @@ class Replay:
                 if chance.random() < kept:
                     put(content, start, event.data[start - event.offset : stop - event.offset])
                 elif start >= len(content) and chance.random() < kept / 2:
-                    # The file is longer already, and the sector holds what was there before.
+                    # The file is already longer, and the sector has its old content.
                     put(content, start, chance.randbytes(stop - start))
                 start = stop
         if len(content) > len(stored.content) and chance.random() < (1 - kept) / 2:
@@ -382,13 +382,13 @@ def _rename(names: dict[str, Node], event: Entry) -> None:
 
 
 def resize(content: bytearray, size: int) -> None:
-    """Cut, or fill with zeros."""
+    """Truncate a file, or extend it with zeros."""
     del content[size:]
     content.extend(bytes(size - len(content)))
 
 
 def put(content: bytearray, offset: int, data: bytes) -> None:
-    """Write into a file, with zeros before it if it was shorter."""
+    """Write into a file, after zeros if it was shorter."""
     if len(content) < offset:
         resize(content, offset)
     content[offset : offset + len(data)] = data

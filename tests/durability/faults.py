@@ -1,4 +1,4 @@
-"""A disk that fails at the n-th write, sync, cut, opening or removal of SQLite's files."""
+"""A disk that fails at the n-th write, sync, truncation, opening or removal of a file of SQLite."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ CHECKPOINT_PAGES = 20
 
 
 class Fault:
-    """What fails, when, and how SQLite is told.
+    """Which operation fails, when, and with what result for SQLite.
 
     Args:
-        operation: which kind.
-        nth: the first of them that fails, from 1; 0 for none.
-        code: SQLite's extended error code.
-        lasting: all later ones fail too, until ``end``.
+        operation: the kind of operation.
+        nth: number of the first one that fails, from 1; 0 for none.
+        code: extended error code of SQLite.
+        lasting: whether all later ones fail too, until ``end``.
     """
 
     def __init__(self, operation: Operation, nth: int, code: int, *, lasting: bool = False) -> None:
@@ -45,7 +45,7 @@ class Fault:
         self._nth, self.lasting = 1, True
 
     def end(self) -> None:
-        """The disk is well again."""
+        """The disk works again."""
         self._ended = True
 
     def meets(self, operation: Operation) -> bool:
@@ -116,7 +116,7 @@ def failing(root: Path, fault: Fault) -> Iterator[None]:
         return Connection(path, name, checkpoint_pages=CHECKPOINT_PAGES)
 
     def unraisable(problem: sys.UnraisableHookArgs) -> None:
-        # SQLite goes on after some failures, as of a checkpoint; then APSW cannot raise ours.
+        # SQLite continues after some failures, such as of a checkpoint; then APSW cannot raise our error.
         if not isinstance(problem.exc_value, apsw.Error):
             report(problem)
 

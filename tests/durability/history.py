@@ -1,7 +1,7 @@
-"""What was written to a collection and when, to compare answers with that were given meanwhile.
+"""What was written to a collection and when, as the reference for concurrent answers.
 
-Each id is written by one thread only, so the versions of an item follow each other. A version is there at the latest
-when the call that wrote it has returned, and gone at the latest when the call that replaced or deleted it has.
+Each id is written by one thread only, so the versions of an item follow each other. A version exists at the latest
+when the call that wrote it returns, and is gone at the latest when the call that replaced or deleted it returns.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Version:
     """When that returned."""
 
     def may_be_seen(self, start: float, end: float) -> bool:
-        """Whether a call between these times may see it."""
+        """Whether a call between these times may see this version."""
         return self.begun <= end and self.gone >= start
 
 
@@ -51,7 +51,7 @@ class Writer:
 
     @contextmanager
     def putting(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> Iterator[list[Version]]:
-        """The versions to write inside the block: the next ones of these ids with these vectors [N, D]."""
+        """The versions to write inside the block: the next ones of these ids, with these vectors [N, D]."""
         begun = now()
         new = [
             Version(id, self.numbers.get(id, -1) + 1, vector, begun) for id, vector in zip(ids, vectors, strict=True)
@@ -98,11 +98,11 @@ class History:
             self.by_id.setdefault(version.id, []).append(version)
 
     def live(self) -> Mapping[str, Version]:
-        """What is there at the end."""
+        """The versions that exist at the end."""
         return {version.id: version for version in self.versions if version.gone == math.inf}
 
     def stable(self, start: float, end: float) -> NDArray[np.bool_]:
-        """The versions that are there during all of a call between these times: bool [V]."""
+        """Which versions exist during the whole of a call between these times: bool [V]."""
         return (self._there <= start) & (self._going >= end)
 
     def seen(
@@ -121,12 +121,12 @@ class History:
             id: of the item.
             start: when the call began.
             end: when it returned.
-            number: of the version, if the answer says it.
-            vector: of the item, if the answer has it.
-            scored: a query and the item's score for it, if there is one.
+            number: of the version, if the answer contains it.
+            vector: of the item, if the answer contains it.
+            scored: a query and the score of the item for it, if there is one.
 
         Raises:
-            AssertionError: there is none that it may show.
+            AssertionError: there is none that the call may see.
         """
         possible = [version for version in self.by_id.get(id, []) if version.may_be_seen(start, end)]
         assert possible, f"{id} was not there during the call"

@@ -1,17 +1,16 @@
-"""What a store has to hold after a crash: the calls of several writers, and what each of them had been promised.
+"""What a store must contain after a crash: the calls of several writers, and what was acknowledged to each of them.
 
-Each writer has its own ids, collections and aliases, by a prefix in their names, and makes one call after another. So
-of each writer the store holds what was there after the last call that was acknowledged to it, or after the one that
-was under way: nothing older, nothing else, and nothing between the two.
+Each writer has its own ids, collections and aliases, with a prefix in their names, and makes one call after another. So
+the store contains of each writer the content after its last acknowledged call, or after the one in flight: nothing
+older, nothing else, and nothing in between.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -22,14 +21,11 @@ from embedserve.store.local.store import LocalStore
 from embedserve.types import (
     EXTERNAL,
     CollectionInfo,
-    Eq,
-    Filter,
     Hit,
     Include,
     Item,
     Keep,
     Media,
-    Range,
     SearchOptions,
 )
 
@@ -38,7 +34,7 @@ SHARED = "shared"
 """The collection that all writers write to."""
 
 Stored = tuple[bytes, str, bytes]
-"""Of one item: the vector's bytes, its metadata as JSON, the image's bytes."""
+"""An item: the bytes of its vector, its metadata as JSON, the bytes of its image."""
 
 
 class Violation(AssertionError):
@@ -47,13 +43,13 @@ class Violation(AssertionError):
 
 @dataclass
 class World:
-    """What is stored."""
+    """The content of a store."""
 
     collections: dict[str, dict[str, Stored]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
 
     def of(self, prefix: str) -> World:
-        """The part of one writer."""
+        """The content that one writer wrote."""
         collections = {name: dict(items) for name, items in self.collections.items() if name.startswith(prefix)}
         shared = self.collections.get(SHARED, {})
         collections[SHARED] = {id: item for id, item in shared.items() if id.startswith(prefix)}
@@ -70,7 +66,7 @@ def stored(item: Item) -> Stored:
 
 
 def make_item(id: str, number: int, *, media: bool = True) -> Item:
-    """Every item ever made is another one, and its metadata says which."""
+    """A unique item for each number, which is in its metadata."""
     chance = np.random.default_rng(number)
     vector = chance.standard_normal(DIMENSION)
     image = Media(data=chance.bytes(4000), media_type="image/png") if media and number % 17 == 0 else None
@@ -84,7 +80,7 @@ def make_item(id: str, number: int, *, media: bool = True) -> Item:
 
 
 def as_it_is_stored(vector: NDArray[np.float64]) -> NDArray[np.float32]:
-    """A vector that stays, bit for bit, what it is when a server makes its norm 1 again."""
+    """A vector that a server does not change by a single bit when it normalizes it."""
     while True:
         made = unit(vector, DIMENSION)
         if np.array_equal(made, vector):
@@ -116,7 +112,7 @@ class Door(Protocol):
 
 
 class StoreDoor:
-    """Into a store of this process."""
+    """Calls a store in this process."""
 
     def __init__(self, store: LocalStore) -> None:
         self._store = store
@@ -163,17 +159,17 @@ class StoreDoor:
 
 
 def index_of(name: str) -> str:
-    """Each kind comes; the shared collection's is the one that is chosen by itself."""
+    """Each kind of index occurs; the shared collection has "auto"."""
     return "auto" if name == SHARED else ("exact", "hnsw:m=16", "ivf:nlist=4")[int(name.rpartition("c")[2]) % 3]
 
 
 def keys_of(name: str) -> tuple[str, ...]:
-    """Half of the collections have an index over a metadata key."""
+    """Half of the collections have a declared metadata key."""
     return ("number",) if name == SHARED or int(name.rpartition("c")[2]) % 2 == 0 else ()
 
 
 class Call(Protocol):
-    """A call of a writer, and what it does to what is stored."""
+    """A call of a writer, and its effect on the content."""
 
     def make(self, door: Door) -> None: ...
 
@@ -244,13 +240,13 @@ class SetAlias:
 
 
 class Writer:
-    """Calls of one writer, drawn by chance; ``worlds`` are its part after none, one, two … of them.
+    """Random calls of one writer; ``worlds`` are its content after none, one, two … of them.
 
     Args:
         number: of the writer; its names begin with it.
-        seed: decides on the calls.
-        ids: different ones in a collection; of few, many items are replaced.
-        batches: how many items a call puts.
+        seed: of the random calls.
+        ids: number of ids in a collection; with few, many items are replaced.
+        batches: possible numbers of items in a call.
         media: whether some items have an image.
     """
 
@@ -267,21 +263,21 @@ class Writer:
         self._made = 0
 
     def next_call(self) -> Call:
-        """The next one; what is expected after it is added to ``worlds``."""
+        """The next call; the expected content after it is added to ``worlds``."""
         call = self._draw()
         self.expect(call)
         return call
 
     def streams_next(self) -> bool:
-        """Whether a stream is to come next."""
+        """Whether the next call is a stream."""
         return self._chance.random() < 0.1
 
     def settled(self, world: World) -> None:
-        """What is there now is what the next calls start from."""
+        """Start the next calls from the current content."""
         self.worlds = [world]
 
     def next_stream(self) -> list[Put]:
-        """Messages of a stream, which puts different ids; what is expected after each is added to ``worlds``."""
+        """Messages of a stream with distinct ids; the expected content after each is added to ``worlds``."""
         ids = self._chance.sample(range(self._ids), min(self._ids, self._chance.choice((20, 60, 200))))
         size = self._chance.choice((1, 3, 10))
         puts = [
@@ -322,150 +318,3 @@ class Writer:
     def _item(self, id: str) -> Item:
         self._made += 1
         return make_item(id, self._made * 100 + self._number, media=self._media)
-
-
-# --- Looking -------------------------------------------------------------------------------------------------------
-
-
-def read_world(door: Door) -> World:
-    """Everything by the store's calls; what they say of each other has to agree."""
-    world = World()
-    for info in door.collections():
-        listed = door.items(info.name)
-        items = {item.id: stored(item) for item in listed}
-        _demand(len(listed) == len(items), f"{info.name}: an id is listed twice")
-        _demand(info.items == len(listed), f"{info.name}: {info.items} items by its count, {len(listed)} listed")
-        world.collections[info.name] = items
-        world.aliases.update(dict.fromkeys(info.aliases, info.name))
-        check_searches(door, info.name, items)
-    return world
-
-
-def thorough_search(name: str, k: int, filter: Filter | None = None) -> SearchOptions:
-    """Approximate indexes look through everything, so that they have to find what is there."""
-    kind = index_of(name).partition(":")[0]
-    return SearchOptions(k=k, filter=filter, ef=1000 if kind == "hnsw" else 0, nprobe=64 if kind == "ivf" else 0)
-
-
-def check_searches(door: Door, name: str, items: Mapping[str, Stored]) -> None:
-    """Each item finds itself first, filters find what the metadata says, and nothing else is found."""
-    if not items:
-        return
-    ids = list(items)
-    queries = np.stack([np.frombuffer(items[id][0], np.float32) for id in ids])
-    found = door.search(name, queries, thorough_search(name, 2))
-    for id, hits in zip(ids, found, strict=True):
-        _demand(len(hits) == min(2, len(ids)), f"{name}: {len(hits)} hits of {len(ids)} items")
-        best = hits[0]
-        for hit in hits:
-            metadata = json.dumps(dict(hit.metadata), sort_keys=True)
-            _demand(hit.id in items and items[hit.id][1] == metadata, f"{name}: the hit {hit.id!r} is not stored so")
-        same = best.id == id or items[best.id][0] == items[id][0]
-        _demand(same and abs(best.score - 1) < 1e-5, f"{name}: a search for {id!r} finds {best.id!r} ({best.score})")
-    numbers = {id: json.loads(item[1])["number"] for id, item in items.items()}
-    middle = sorted(numbers.values())[len(numbers) // 2]
-    for condition, wanted in (
-        (Eq("even", True), {id for id, number in numbers.items() if number % 2 == 0}),
-        (Range("number", gte=middle), {id for id, number in numbers.items() if number >= middle}),
-    ):
-        (hits,) = door.search(name, queries[:1], thorough_search(name, 1000, condition))
-        _demand(
-            len(hits) == min(1000, len(wanted)) and {hit.id for hit in hits} <= wanted,
-            f"{name}: the filter {condition} finds other items",
-        )
-
-
-def check_promises(writers: Sequence[Writer], acknowledged: Sequence[int], begun: Sequence[int], world: World) -> None:
-    """Compare what is stored with what each writer was promised.
-
-    Args:
-        writers: all of them.
-        acknowledged: for each how many of its calls were acknowledged.
-        begun: for each how many it had begun: one more, or any number of messages of a stream more.
-        world: what is stored.
-    """
-    prefixes = tuple(writer.prefix for writer in writers)
-    for name, items in world.collections.items():
-        _demand(name == SHARED or name.startswith(prefixes), f"a collection {name!r} that nobody made")
-        for id in items:
-            _demand(id.startswith(prefixes), f"{name}: an item {id!r} that nobody sent")
-    for writer, least, most in zip(writers, acknowledged, begun, strict=True):
-        there = world.of(writer.prefix)
-        # Messages of a stream are put independently of each other, but each of them as a whole.
-        reached = writer.worlds[least]
-        for before, after in pairwise(writer.worlds[least : most + 1]):
-            if there != reached and _shows(there, before, after):
-                reached = _with_change(reached, before, after)
-        if there != reached:
-            raise Violation(f"writer {writer.prefix}, calls {least} to {most}: {difference(reached, there)}")
-
-
-def difference(wanted: World, there: World) -> str:
-    """What differs, in few words."""
-    said: list[str] = []
-    if wanted.aliases != there.aliases:
-        said.append(f"aliases {there.aliases} instead of {wanted.aliases}")
-    for name in sorted(wanted.collections.keys() | there.collections.keys()):
-        if name not in there.collections:
-            said.append(f"no collection {name}")
-        elif name not in wanted.collections:
-            said.append(f"a collection {name} that should not be")
-        else:
-            a, b = wanted.collections[name], there.collections[name]
-            for what, ids in (
-                ("lost", a.keys() - b.keys()),
-                ("too many", b.keys() - a.keys()),
-                ("other content", {id for id in a.keys() & b.keys() if a[id] != b[id]}),
-            ):
-                if ids:
-                    said.append(f"{name}: {what}: {', '.join(_beside(id, a, b) for id in sorted(ids)[:5])}")
-    return "; ".join(said)
-
-
-def _beside(id: str, wanted: Mapping[str, Stored], there: Mapping[str, Stored]) -> str:
-    """An item as it should be and as it is: the number in its metadata, and a part of its vector."""
-    texts = [f"{items[id][1][:60]} {items[id][0][:8].hex()}" if id in items else "none" for items in (wanted, there)]
-    return f"{id} ({texts[1]} instead of {texts[0]})"
-
-
-def _shows(there: World, before: World, after: World) -> bool:
-    """Whether a call has left any trace."""
-    if there.aliases == after.aliases != before.aliases:
-        return True
-    if there.collections.keys() == after.collections.keys() != before.collections.keys():
-        return True
-    return any(
-        there.collections.get(name, {}).get(id) == after.collections.get(name, {}).get(id)
-        for name, id in _changed(before, after)
-    )
-
-
-def _changed(before: World, after: World) -> list[tuple[str, str]]:
-    """Collections and ids of items that a call changes."""
-    changed = []
-    for name in before.collections.keys() & after.collections.keys():
-        old, new = before.collections[name], after.collections[name]
-        changed += [(name, id) for id in old.keys() | new.keys() if old.get(id) != new.get(id)]
-    return changed
-
-
-def _with_change(world: World, before: World, after: World) -> World:
-    """A world after the call that makes ``after`` of ``before``."""
-    made = World(
-        {
-            name: dict(world.collections.get(name, {}) if name in before.collections else items)
-            for name, items in after.collections.items()
-        },
-        dict(after.aliases),
-    )
-    for name, id in _changed(before, after):
-        if id in after.collections[name]:
-            made.collections[name][id] = after.collections[name][id]
-        else:
-            made.collections[name].pop(id, None)
-    return made
-
-
-def _demand(true: bool, otherwise: str) -> None:
-    if not true:
-        raise Violation(otherwise)

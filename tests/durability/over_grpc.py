@@ -1,4 +1,4 @@
-"""Servers that are killed, and how the crash tests reach them."""
+"""Servers that are killed, and how the tests call them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.durability.ledger import DIMENSION, Put, Violation, Writer, index_of,
 
 SMALL_SERVER = (
     "-c",
-    "from tests.durability.small import make_small; make_small(); from embedserve.cli import run; run()",
+    "from tests.durability.thresholds import lower; lower(); from embedserve.cli import run; run()",
 )
 """A server whose segments are sealed after a few rows."""
 
 
 class ClientDoor:
-    """To a server. Writes are single calls: the client's ``add`` may make several messages of many items."""
+    """Calls a server. Writes are unary calls, since ``add`` of the client may split items into several messages."""
 
     def __init__(self, client: Client, channel: grpc.Channel) -> None:
         self._client = client
@@ -59,7 +59,7 @@ class ClientDoor:
         self._client.set_alias(alias, collection)
 
     def stream(self, puts: Sequence[Put]) -> Iterator[Sequence[UpsertResult]]:
-        """Messages to one collection; for each, once it is on disk, what became of its items."""
+        """Send messages to one collection; yields the results of each once it is on disk."""
         requests = (UpsertStreamRequest(collection=put.collection, items=map(_upsert_item, put.items)) for put in puts)
         for response in self._stub.UpsertStream(requests, timeout=30):
             yield response.results or [response.result]
@@ -88,14 +88,14 @@ class ClientDoor:
 
 @contextmanager
 def no_second_tries() -> Iterator[None]:
-    """A client that loses its server says so at once: the next server has another port."""
+    """Let a client that loses its server fail at once, since the next server has another port."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retry, "_UNAVAILABLE_ATTEMPTS", 1)
         yield
 
 
 class Ledger:
-    """What each writer began and was told; on disk before the writer goes on, for whoever looks after a failure."""
+    """What each writer sent and was told; on disk before the writer goes on, so that a failure can be examined."""
 
     def __init__(self, path: Path, writers: int) -> None:
         self.begun = [0] * writers
@@ -112,7 +112,7 @@ class Ledger:
         self.acknowledged[writer] = step
 
     def restart(self, round_number: int) -> None:
-        """All that was begun is settled: each writer counts from 0 again."""
+        """The outcome of all calls is known: each writer counts from 0 again."""
         self.begun = [0] * len(self.begun)
         self.acknowledged = [0] * len(self.acknowledged)
         self._write(round=round_number)
@@ -131,7 +131,7 @@ def write_until_killed(address: str, number: int, writer: Writer, ledger: Ledger
     """Make calls one after another until the server is gone.
 
     Raises:
-        Violation: a call failed otherwise.
+        Violation: a call failed for another reason.
     """
     with door_to(address) as door:
         what = ""

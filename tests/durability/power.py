@@ -1,4 +1,4 @@
-"""A run of several writers on a recorded disk, and what is checked at each moment at which the power might go."""
+"""A run of several writers on a recorded disk, and the check at each moment at which the power may fail."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ import pytest
 
 from embedserve.errors import EmbedserveError
 from embedserve.store.local.store import LocalStore
+from tests.durability import thresholds
 from tests.durability.adapter import Connection
+from tests.durability.checks import check_promises, read_world
 from tests.durability.disk import Disk, Mark, RecordingFiles, Replay, watched
-from tests.durability.ledger import SHARED, Create, StoreDoor, Violation, Writer, check_promises, read_world
-from tests.durability.small import small_parts
+from tests.durability.ledger import SHARED, Create, StoreDoor, Violation, Writer
 
 CHECKPOINT_PAGES = 30
-"""In the log at which a commit moves them into the database; SQLite's own 1000 would not be reached."""
+"""Pages in the log at which a commit moves them into the database; the default of 1000 would not be reached."""
 _COPIES = 4
 
 
 @dataclass
 class Run:
-    """What was done and recorded."""
+    """A recorded run."""
 
     disk: Disk
     writers: list[Writer]
     setup_events: int
-    """Events after which the shared collection has been acknowledged."""
+    """Number of events after which the shared collection was acknowledged."""
     segments: list[Path]
-    """Copies of the collections' segments, each of another moment: COPY/<uid>/<what is in segments>."""
+    """Copies of the segments of all collections, each of another moment: COPY/<uid>/<what is in segments>."""
 
 
 @contextmanager
@@ -58,13 +59,13 @@ def recorded(disk: Disk, *, replaced: Callable[[str], str] = str) -> Iterator[No
 
 
 def run_writers(root: Path, *, seed: int, calls: int, writers: int = 3, replaced: Callable[[str], str] = str) -> Run:
-    """Let writers call a new store at the same time, with a restart in the middle, and record all of it.
+    """Let writers call a new store concurrently, with a restart in the middle, and record everything.
 
     Args:
         root: a new directory.
-        seed: decides on the calls.
-        calls: of each writer; a multiple of eight.
-        writers: how many.
+        seed: of the random calls.
+        calls: per writer; a multiple of eight.
+        writers: number of writers.
         replaced: changes statements on their way to SQLite.
     """
     root.mkdir()
@@ -78,7 +79,7 @@ def run_writers(root: Path, *, seed: int, calls: int, writers: int = 3, replaced
         for segments in root.glob("data/collections/*/segments"):
             _copy_while_it_changes(segments, copies[-1] / segments.parent.name)
 
-    with recorded(disk, replaced=replaced), small_parts():
+    with recorded(disk, replaced=replaced), thresholds.lowered():
         with LocalStore.open(root / "data") as store:
             Create(SHARED).make(StoreDoor(store))
             setup_events = len(disk.events)
@@ -93,8 +94,8 @@ def run_writers(root: Path, *, seed: int, calls: int, writers: int = 3, replaced
 
 
 def _copy_while_it_changes(source: Path, target: Path) -> None:
-    """Files that go meanwhile are left out."""
-    for directory, _, names in os.walk(source):  # which passes over directories that have gone
+    """Copy a directory, without files that are removed meanwhile."""
+    for directory, _, names in os.walk(source):  # skips directories that were removed
         for name in sorted(names):
             path = Path(directory) / name
             try:
@@ -114,7 +115,7 @@ def _all_at_once(store: LocalStore, disk: Disk, writers: Sequence[Writer], calls
                 disk.mark(number, len(writer.worlds) - 1, acknowledged=False)
                 call.make(StoreDoor(store))
                 disk.mark(number, len(writer.worlds) - 1, acknowledged=True)
-                # So that segments are sealed in between.
+                # Let segments be sealed in between.
                 threading.Event().wait(0.003)
         except BaseException as error:
             failures.append(error)
@@ -134,13 +135,13 @@ class Cuts:
 
     points: int = 0
     lost: list[str] = field(default_factory=list)
-    """Broken promises: moment and what was found."""
+    """Violations: the moment and what was found."""
 
 
 def other_segments(run: Run, data: Path, chance: random.Random) -> None:
-    """Do to the segments of each collection what the store has to bear: they are no more than a cache.
+    """Change the segments of each collection in ways that the store must tolerate, since they are a cache.
 
-    They stay, are absent, lack a file, have one that was cut, are those of another moment, older or newer than the
+    They stay, are absent, lack a file, have a truncated one, are those of another moment, older or newer than the
     items, or a mixture of two moments.
     """
     for collection in sorted(data.glob("collections/*")):
@@ -176,15 +177,15 @@ def cut_everywhere(
     cuts_each: int = 1,
     tampered: Callable[[Path, random.Random], None] = lambda data, chance: None,
 ) -> Cuts:
-    """Cut the power after each event, the first ones of a new data directory too, and look at what is left.
+    """Cut the power after each event, from the creation of the data directory on, and check what is left.
 
     Args:
         run: what was recorded.
-        work: a new directory to work in.
-        seed: decides on what is left of what was not synced.
+        work: a new directory for data directories.
+        seed: chooses what is left of unsynced writes.
         every: 1 for all events; 3 for every third.
-        cuts_each: how often the power goes at the same event, each time with another rest.
-        tampered: is given each data directory before it is opened, to do what is allowed to it.
+        cuts_each: number of power cuts at the same event, each with another choice.
+        tampered: called with each data directory before it is opened, to change it.
     """
     found = Cuts()
     replay = Replay(run.disk)

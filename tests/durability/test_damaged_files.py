@@ -1,9 +1,9 @@
-"""Every file of a data directory is cut, removed, and has bits turned and pages zeroed while no server runs.
+"""Every file of a data directory is truncated, removed, and has bits flipped and pages zeroed while no server runs.
 
-What is promised: no answer shows an item that is not so. What is damaged is made again from the items, or refused with
-the name of the file. What no start can see, a check of the collection does. The log of a server that was killed is the
-exception that SQLite has: it ends where a checksum does not hold, as after a write that was cut, so damage in it takes
-the writes behind it away. A server that is stopped leaves no log.
+The promise: no answer contains a wrong item. Damaged files are rebuilt from the items, or refused with the name of the
+file. What a start does not detect, a check of the collection does. The exception is the log of a killed server: for
+SQLite it ends where a checksum does not match, as after a truncated write, so damage in it loses the writes behind it.
+A server that is stopped leaves no log.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Original]:
 
 
 def files_of(original: Original) -> list[Path]:
-    """Of the data directory, whatever there is, relative to it."""
+    """All files of a data directory, relative to it."""
     return sorted(path.relative_to(original.data) for path in original.data.rglob("*") if path.is_file())
 
 
@@ -40,7 +40,7 @@ def is_log(file: Path) -> bool:
 
 
 def damaged_copies(original: Original, file: Path, work: Path, seed: int, positions: int) -> Iterator[tuple[str, Path]]:
-    """For each damage of a file its words and a data directory with it."""
+    """For each way to damage a file its description and a data directory with that damage."""
     size = (original.data / file).stat().st_size
     for what, damage in damages(size, random.Random(f"{seed} {size} {file.name}"), positions):
         target = work / "data"
@@ -51,7 +51,7 @@ def damaged_copies(original: Original, file: Path, work: Path, seed: int, positi
 
 
 def is_found_by_a_check(data: Path) -> bool:
-    """Whether some collection's check, or the start before it, says that something is wrong."""
+    """Whether the start or the check of a collection reports a problem."""
     try:
         with LocalStore.open(data) as store:
             return any(
@@ -63,7 +63,7 @@ def is_found_by_a_check(data: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["closed", "killed"])
-def test_a_damaged_file_is_made_again_or_refused_by_name_and_never_answered_from(
+def test_a_damaged_file_is_rebuilt_or_refused_by_name_and_never_used_for_answers(
     originals: dict[str, Original], work: Path, seed: int, thorough: int, count: Count, state: str
 ) -> None:
     original = originals[state]
@@ -77,13 +77,13 @@ def test_a_damaged_file_is_made_again_or_refused_by_name_and_never_answered_from
             outcome = look(data, original.world)
             without_image += bool(outcome.without_image)
             if outcome.wrong and file.name == "catalog.sqlite":
-                # Known: see the tests below.
+                # A known limitation: see the tests below.
                 renamed += 1
             elif outcome.wrong:
                 broken.append(f"{what}: {outcome.wrong[0]}")
             elif outcome.refused:
                 refused += 1
-                # A collection whose files are gone is named by its directory.
+                # The error for missing files names the directory of the collection.
                 if not any(str(data / file) in said or str((data / file).parent) in said for said in outcome.refused):
                     broken.append(f"{what}: refused without the name of the file: {outcome.refused[0]}")
             elif outcome.missing:
@@ -105,12 +105,12 @@ def test_a_damaged_file_is_made_again_or_refused_by_name_and_never_answered_from
 
 
 @pytest.mark.slow
-def test_a_damaged_log_of_a_killed_server_takes_away_the_last_writes_as_a_whole_or_is_refused(
+def test_a_damaged_log_of_a_killed_server_loses_whole_writes_from_the_end_or_is_refused(
     originals: dict[str, Original], work: Path, seed: int, thorough: int, count: Count
 ) -> None:
     original = originals["killed"]
     logs = [file for file in files_of(original) if is_log(file) and (original.data / file).stat().st_size]
-    # The catalog has none: without its last writes it would take the files of a collection for nobody's.
+    # The catalog has no log: without its last writes the files of a collection would be unknown to it.
     assert {file.name for file in logs} == {"items.sqlite-wal"}
     cases = shortened = 0
     broken = []
@@ -136,22 +136,22 @@ def test_a_server_that_is_stopped_leaves_no_log(originals: dict[str, Original]) 
     assert [file for file in files_of(originals["closed"]) if is_log(file)] == []
 
 
-# --- Damage that nothing sees --------------------------------------------------------------------------------------
+# --- Damage that is not detected -----------------------------------------------------------------------------------
 
 
 @pytest.mark.xfail(strict=True, reason="rows of the catalog have no checksum")
-def test_a_bit_turned_in_the_name_of_an_alias_is_refused(originals: dict[str, Original], work: Path) -> None:
+def test_a_flipped_bit_in_the_name_of_an_alias_is_refused(originals: dict[str, Original], work: Path) -> None:
     shutil.copytree(originals["closed"].data, work / "data")
     catalog = work / "data/catalog.sqlite"
     content = catalog.read_bytes()
     assert b"w0-a1" in content
-    # In the table and in its index, as one page that was written wrongly would have it.
+    # In the table and in its index, as if one page had been written wrongly.
     catalog.write_bytes(content.replace(b"w0-a1", b"w0-q1"))
     assert look(work / "data", originals["closed"].world).refused
 
 
 @pytest.mark.xfail(strict=True, reason="a row does not say whether it has an image")
-def test_an_image_whose_row_is_gone_is_missed(originals: dict[str, Original], work: Path) -> None:
+def test_an_image_whose_row_is_gone_is_reported(originals: dict[str, Original], work: Path) -> None:
     shutil.copytree(originals["closed"].data, work / "data")
     for path in (work / "data").glob("collections/*/items.sqlite"):
         with closing(sqlite3.connect(path)) as connection, connection:

@@ -1,4 +1,4 @@
-"""What a disk that refuses writes or syncs of SQLite leaves: all that was acknowledged, and no half write."""
+"""A disk that refuses writes or syncs of SQLite loses no acknowledged write and leaves no partial one."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ REFUSED = "StoreError -"
 WRITTEN = "written -"
 CASES = {
     "no space for the log": (f"write -wal {errno.ENOSPC}", [FULL, FULL, FULL, WRITTEN]),
-    # SQLite does not tell this one from a bad disk.
+    # SQLite does not distinguish this one from a failing disk.
     "no quota for the log": (f"write -wal {errno.EDQUOT}", [WRITE, WRITE, WRITE, WRITTEN]),
     "a bad disk under the log": (f"write -wal {errno.EIO}", [WRITE, WRITE, WRITE, WRITTEN]),
     "a failed sync of the log": (f"sync -wal {errno.EIO}", [SYNC, REFUSED, REFUSED, REFUSED]),
-    # Items go from the log into the database later; until that has worked, they stay in the log.
+    # Items are moved from the log into the database later; until that succeeds, they stay in the log.
     "no space for the database": (f"write . {errno.ENOSPC}", [WRITTEN] * 4),
     "a bad disk under the database": (f"write . {errno.EIO}", [WRITTEN] * 4),
     "a failed sync of the database": (f"sync . {errno.EIO}", [WRITTEN] * 4),
@@ -77,7 +77,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("failure", "expected"), CASES.values(), ids=CASES.keys())
-def test_what_was_acknowledged_is_there_and_what_was_refused_is_not_after_a_failing_disk(
+def test_after_failures_of_the_disk_acknowledged_writes_exist_and_refused_ones_do_not(
     data: Path, tmp_path: Path, library: Path, failure: str, expected: list[str]
 ) -> None:
     with LocalStore.open(data) as store:
@@ -100,7 +100,7 @@ def test_what_was_acknowledged_is_there_and_what_was_refused_is_not_after_a_fail
     assert outcomes == {"before": WRITTEN, **dict(zip(names, expected, strict=True))}
     with LocalStore.open(data) as store:
         written = [name for name, outcome in outcomes.items() if outcome == WRITTEN]
-        # Whether a write is on disk whose sync failed nobody knows; the caller was told that it failed.
+        # Whether a write whose sync failed is on disk is unknown; the caller was told that it failed.
         unknown = [name for name, outcome in outcomes.items() if outcome == SYNC]
         there = {id.split("-")[0] for id in all_ids(store, page_size=1000)}
         assert set(written) <= there <= {*written, *unknown}

@@ -1,4 +1,4 @@
-"""Each write, sync, cut, opening and removal of SQLite's files fails; nothing that was acknowledged is lost."""
+"""Each write, sync, truncation, opening and removal of a file of SQLite fails; no acknowledged write is lost."""
 
 from __future__ import annotations
 
@@ -10,38 +10,27 @@ import pytest
 
 from embedserve.errors import DiskFull, EmbedserveError, StoreError
 from embedserve.store.local.store import LocalStore
+from tests.durability import thresholds
+from tests.durability.checks import difference, read_world
 from tests.durability.faults import Fault, Operation, failing
-from tests.durability.ledger import (
-    SHARED,
-    Call,
-    Create,
-    Put,
-    StoreDoor,
-    Violation,
-    World,
-    Writer,
-    difference,
-    make_item,
-    read_world,
-)
-from tests.durability.small import small_parts
+from tests.durability.ledger import SHARED, Call, Create, Put, StoreDoor, Violation, World, Writer, make_item
 
 CALLS = 8
-"""In each of two lives of a store."""
+"""Calls in each of two runs of a store."""
 
 
 class Player:
-    """Makes calls while the disk fails, and looks at everything after each call that failed.
+    """Makes calls while the disk fails, and checks everything after each call that failed.
 
     Args:
         data: the data directory.
         fault: what fails.
-        seed: decides on the calls.
+        seed: of the random calls.
     """
 
     def __init__(self, data: Path, fault: Fault, seed: int) -> None:
         self.allowed = [World()]
-        """What may be stored: one world, or two after a call of which nobody knows how it ended."""
+        """What may be stored: one world, or two after a call with an unknown outcome."""
         self._data = data
         self._fault = fault
         self._writer = Writer(0, seed)
@@ -66,14 +55,14 @@ class Player:
                 self._writer.settled(self.allowed[0].copy())
 
     def look(self, door: StoreDoor, when: str) -> None:
-        """What is stored has to be allowed, and is what is allowed from now on."""
+        """Check that the content is allowed; from now on only this content is."""
         there = read_world(door)
         if there not in self.allowed:
             raise Violation(f"{when}: {' or '.join(difference(world, there) for world in self.allowed)}")
         self.allowed = [there]
 
     def _survives(self, door: StoreDoor, call: Call) -> bool:
-        """Make a call, again if it failed; False if the store has to be opened again before it can be made."""
+        """Make a call, again if it failed; False if the store must be opened again first."""
         before = self.allowed[0]
         after = before.copy()
         call.expect(after)
@@ -91,7 +80,7 @@ class Player:
             made_anew = isinstance(call, Create) and "items.sqlite" in error.message
             if made_anew:
                 return self._survives(door, call)
-            # What is on disk of it nobody knows before the next start; until then nothing more is promised.
+            # What is on disk of the write is unknown until the next start; until then nothing more is acknowledged.
             self._is_refused(door, call)
             self.allowed = [before, after]
             return False
@@ -109,13 +98,13 @@ class Player:
 
 
 def play(data: Path, fault: Fault, seed: int) -> None:
-    """Two lives of a store on a failing disk, then a third on a good one.
+    """Two runs of a store on a failing disk, then a third on a working one.
 
     Raises:
         Violation: a promise was broken.
     """
     player = Player(data, fault, seed)
-    with small_parts(), failing(data, fault):
+    with thresholds.lowered(), failing(data, fault):
         player.live()
         player.live()
     with LocalStore.open(data) as store:
@@ -134,7 +123,7 @@ CASES: dict[str, tuple[Operation, int, bool]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("operation", "code", "lasting"), CASES.values(), ids=CASES.keys())
-def test_after_any_failure_of_the_disk_what_was_acknowledged_is_there_and_can_be_read(
+def test_after_any_failure_of_the_disk_acknowledged_writes_can_be_read(
     work: Path, seed: int, thorough: int, count: Callable[..., None], operation: Operation, code: int, lasting: bool
 ) -> None:
     nothing = Fault(operation, 0, code)
@@ -153,7 +142,7 @@ def test_after_any_failure_of_the_disk_what_was_acknowledged_is_there_and_can_be
     assert hits > 0
 
 
-def test_a_disk_that_is_full_for_a_while_answers_reads_and_takes_writes_again(work: Path) -> None:
+def test_a_store_on_a_disk_that_is_full_for_a_while_answers_reads_and_takes_writes_again(work: Path) -> None:
     fault = Fault("write", 0, apsw.SQLITE_FULL)
     with failing(work, fault), LocalStore.open(work / "data") as store:
         door = StoreDoor(store)

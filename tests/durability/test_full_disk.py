@@ -1,4 +1,4 @@
-"""A server whose disk is full says so by name, goes on answering, and takes writes again when there is room."""
+"""A server whose disk is full returns DISK_FULL, goes on answering, and takes writes again when there is room."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import grpc
 import pytest
 
 from embedserve.store.local.store import LocalStore
-from tests.durability.ledger import SHARED, StoreDoor, make_item, read_world, stored
+from tests.durability.checks import read_world
+from tests.durability.ledger import SHARED, StoreDoor, make_item, stored
 from tests.durability.over_grpc import ClientDoor, door_to
 from tests.encoders import write_encoder_file
 from tests.running import ServerProcess
@@ -131,7 +132,7 @@ def test_a_server_whose_syncs_fail_promises_nothing_more_until_it_is_started_aga
                 door.put(SHARED, [make_item("w0-lost", 100, media=False)])
             tracing.terminate()
         for number in range(3):
-            with pytest.raises(grpc.RpcError, match="takes no writes since one failed"):
+            with pytest.raises(grpc.RpcError, match="takes no writes since a sync failed"):
                 door.put(SHARED, [make_item(f"w0-later-{number}", 101 + number, media=False)])
         assert {id: item for id, item in read_world(door).collections[SHARED].items() if id != "w0-lost"} == {
             item.id: stored(item) for item in first

@@ -1,4 +1,4 @@
-"""Servers are killed while many write to them; the next one holds what was acknowledged, and nothing else."""
+"""Servers are killed during writes of many clients; the next one has what was acknowledged, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from embedserve.store.local.store import LocalStore
-from tests.durability.ledger import SHARED, StoreDoor, Violation, Writer, check_promises, read_world
+from tests.durability.checks import check_promises, read_world
+from tests.durability.ledger import SHARED, StoreDoor, Violation, Writer
 from tests.durability.over_grpc import SMALL_SERVER, ClientDoor, Ledger, door_to, no_second_tries, write_until_killed
 from tests.encoders import write_encoder_file
 from tests.running import ServerProcess
@@ -46,7 +47,7 @@ def test_no_killed_server_loses_what_it_acknowledged(
         if chance.random() < 0.2:
             _kill_a_start(encoder_file, data, chance.uniform(0.2, 2))
         if chance.random() < 0.1:
-            # They are a cache, which may be removed while no server runs.
+            # Segments are a cache, which may be removed while no server runs.
             for segments in data.glob("collections/*/segments"):
                 shutil.rmtree(segments)
         with server(encoder_file, data) as running:
@@ -73,7 +74,7 @@ def test_no_killed_server_loses_what_it_acknowledged(
 
 
 def _kill_a_start(encoder_file: Path, data: Path, after_s: float) -> None:
-    """A server that is killed while it reads its data, before it answers."""
+    """Start a server that is killed while it reads its data, before it answers."""
     command = [
         sys.executable,
         *SMALL_SERVER,
@@ -91,7 +92,7 @@ def _kill_a_start(encoder_file: Path, data: Path, after_s: float) -> None:
 
 
 def _settle(door: ClientDoor | StoreDoor, people: list[Writer], ledger: Ledger, number: int) -> None:
-    """Compare what is there with the ledger, and go on from it."""
+    """Compare the content with the ledger, and continue from it."""
     world = read_world(door)
     check_promises(people, ledger.acknowledged, ledger.begun, world)
     for writer in people:

@@ -1,4 +1,4 @@
-"""The power goes at any moment: what was acknowledged is there when the store is opened again, nothing by halves."""
+"""After a power cut at any moment, all acknowledged writes exist in the reopened store, and none exists partially."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_no_power_cut_loses_what_was_acknowledged(
     count("power loss", points=points, violations=len(lost))
     assert lost == []
     assert points >= 1000
-    # Segments that are named are on disk as a whole: nothing has to be built again.
+    # Listed segments are completely on disk: nothing has to be rebuilt.
     assert [record.getMessage() for record in caplog.records if record.name == "embedserve.store"] == []
 
 
 @pytest.mark.slow
-def test_segments_may_be_of_any_moment_or_damaged_after_a_power_cut(
+def test_after_a_power_cut_segments_may_be_damaged_or_of_any_moment(
     work: Path, seed: int, thorough: int, count: Count
 ) -> None:
     points, lost = 0, []
@@ -80,7 +80,7 @@ def test_without_a_sync_of_the_directory_above_the_whole_data_directory_is_lost(
 
 
 def after_a_cut(disk: Disk, target: Path, seeds: int) -> set[tuple[tuple[str, bytes], ...]]:
-    """What may be on the disk after all of its events: names and contents."""
+    """What may be on the disk after all events: names and contents."""
     replay = Replay(disk)
     while replay.position < len(disk.events):
         replay.advance()
@@ -92,7 +92,7 @@ def after_a_cut(disk: Disk, target: Path, seeds: int) -> set[tuple[tuple[str, by
     return seen
 
 
-def test_what_is_not_synced_may_be_there_in_parts_and_what_is_synced_is_there(work: Path) -> None:
+def test_unsynced_writes_may_be_partially_on_disk_and_synced_ones_are_completely(work: Path) -> None:
     disk = Disk(work / "disk")
     file = disk.node(str(work / "disk/file"))
     disk.wrote(file, 0, b"a" * 1024)

@@ -1,7 +1,7 @@
-"""Readers and writers on one collection while its graphs are built and merged all the time.
+"""Readers and writers on one collection while its graphs are constantly built and merged.
 
-Every call is noted with the times of its begin and end and compared with all that was written, once the run is over.
-CRASH_SECONDS is how long it runs.
+Every call is recorded with the times of its begin and end, and compared with all writes after the run. CRASH_SECONDS is
+the duration of the run.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import pytest
 from numpy.typing import NDArray
 
 from embedserve.store.local.store import LocalStore
+from embedserve.store.local.upkeep import sealing
 from embedserve.types import Filter, Hit, Include, Item, Range, SearchOptions
 from tests.durability.history import History, Version, Writer, now
-from tests.store.store_cases import all_ids, new_collection
-from tests.store.together import run_together
+from tests.store.store_cases import all_ids, collection_of, new_collection
+from tests.store.worker_threads import run_threads
 
 SECONDS = float(os.environ.get("CRASH_SECONDS", "8"))
 ROWS = 8_000 if SECONDS < 30 else 30_000
@@ -35,21 +36,21 @@ SHARES: dict[str, tuple[Filter | None, int]] = {
     "tenth": (Range("drawn", lt=100), 100),
     "few": (Range("drawn", lt=2), 2),
 }
-"""Filters, and below which of 1000 numbers an id has to be."""
+"""Filters, and the number from 0 to 1000 below which that of a matching id is."""
 IN_GRAPHS = ("all", "half", "half, undeclared")
-"""Those that are searched for in graphs; fewer matches are compared one by one."""
+"""Filters that are searched in graphs; fewer matches are compared one by one."""
 WAITING = 1000
-"""So many rows are sealed; few, so that it happens often."""
+"""Number of rows that are sealed; few, so that it happens often."""
 KEPT = 3
-"""Two of so many ids are replaced again and again but never deleted."""
+"""Two in this many ids are replaced again and again but never deleted."""
 FLOOR = 0.9
-"""Of recall@10, at any time."""
+"""Minimum of recall@10, at any time."""
 TOGETHER = 20
-"""Searches over which recall is averaged at least."""
+"""Minimum number of searches over which recall is averaged."""
 
 
 def drawn(id: str) -> int:
-    """A number from 0 to 999, the same for an id whenever it is written."""
+    """A number from 0 to 999, which depends only on the id."""
     return int(id) * 7919 % 1000
 
 
@@ -58,13 +59,13 @@ def is_kept(id: str) -> bool:
 
 
 ALWAYS = sorted(str(n) for n in range(ROWS) if is_kept(str(n)))
-"""Ids of items that are there all the time."""
+"""Ids of items that always exist."""
 ALWAYS_OF = {share: {id for id in ALWAYS if drawn(id) < below} for share, (_, below) in SHARES.items()}
-"""Those of them that a filter holds for."""
+"""Those of them that match a filter."""
 
 
 class Mixture:
-    """Clusters as those of encoders, drawn by a generator of its own."""
+    """Clusters like those of encoders, with their own random generator."""
 
     def __init__(self, seed: int) -> None:
         fixed = np.random.default_rng(0)
@@ -95,20 +96,20 @@ class Search:
 
 @dataclass(frozen=True)
 class Reading:
-    """Items that were read by their ids, or listed from one id to another."""
+    """Items read by id, or listed from one id to another."""
 
     start: float
     end: float
     ids: list[str]
-    """Those asked for; those that were there if they were listed."""
+    """The requested ids; for a listing those that were returned."""
     items: list[Item | None]
     between: tuple[str, str] | None = None
-    """If listed: all ids from the first to the second, both included."""
+    """For a listing the first and the last id, inclusive."""
 
 
 @dataclass(frozen=True)
 class Build:
-    """A segment that was built, or nothing in its place."""
+    """A build of a segment, or of none where no row was live."""
 
     start: float
     end: float
@@ -116,7 +117,7 @@ class Build:
 
 
 class Run:
-    """The threads, and what they noted."""
+    """The threads, and what they recorded."""
 
     def __init__(self, store: LocalStore) -> None:
         self.store = store
@@ -135,7 +136,7 @@ class Run:
             self.store.upsert("photos", [_item(version) for version in versions])
 
     def write(self, number: int) -> Callable[[threading.Event], int]:
-        """Replace, delete and write anew, for ever."""
+        """Replace, delete and add items until told to stop."""
 
         def worker(stop: threading.Event) -> int:
             mixture, writer = Mixture(100 + number), self.writers[number]
@@ -205,11 +206,11 @@ class Run:
         return readings
 
     def build(self, stop: threading.Event) -> list[Build]:
-        """Seal and merge whenever there is something to do."""
+        """Seal and merge whenever a step is due."""
         builds: list[Build] = []
         while not stop.is_set():
             start = now()
-            sealed = self.store._collections["photos"].maintain(at_once=True)
+            sealed = sealing.seal_next(collection_of(self.store), at_once=True)
             if sealed is None:
                 stop.wait(0.005)
             else:
@@ -226,7 +227,7 @@ def _item(version: Version) -> Item:
 def test_every_answer_was_right_during_the_call_and_recall_stays_above_its_floor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With so few rows, filters that half of them pass would not go through the graphs.
+    # With so few rows, filters that match half of them would not use the graphs.
     monkeypatch.setattr("embedserve.index.compaction._FEW_BYTES", WAITING * DIMENSION * 4)
     monkeypatch.setattr("embedserve.index.segment._FEW", 500)
     with LocalStore.open(tmp_path / "data", background=False) as store:
@@ -235,7 +236,7 @@ def test_every_answer_was_right_during_the_call_and_recall_stays_above_its_floor
         run.fill()
         writing = [run.write(number) for number in range(WRITERS)]
         searching = [run.search(number) for number in range(3)]
-        *calls, readings, builds = run_together(*writing, *searching, run.read, run.build, seconds=SECONDS)
+        *calls, readings, builds = run_threads(*writing, *searching, run.read, run.build, seconds=SECONDS)
         history = History(run.writers)
         searches: list[Search] = sorted(chain.from_iterable(calls[WRITERS:]), key=lambda search: search.start)
         assert min(calls[:WRITERS]) > SECONDS
@@ -259,7 +260,7 @@ def test_every_answer_was_right_during_the_call_and_recall_stays_above_its_floor
 
 
 def check_hits(history: History, search: Search) -> None:
-    """As many hits as there are matches, none twice, none that was not like that at some moment of the call."""
+    """min(k, matches) hits, none twice, each in a state that it had at some moment of the call."""
     below = SHARES[search.share][1]
     assert len({hit.id for hit in search.hits}) == len(search.hits) <= search.options.k
     scores = [hit.score for hit in search.hits]
@@ -272,12 +273,12 @@ def check_hits(history: History, search: Search) -> None:
     always = ALWAYS_OF[search.share]
     assert len(search.hits) >= min(search.options.k, len(always))
     if len(search.hits) < search.options.k:
-        # Then these are all there are.
+        # Then these are all matches.
         assert always <= {hit.id for hit in search.hits}
 
 
 def check_items(history: History, reading: Reading) -> None:
-    """Every item was like that at some moment of the call, and none is missing that was there all the time."""
+    """Every item had this state at some moment of the call, and none that always existed is missing."""
     for id, item in zip(reading.ids, reading.items, strict=True):
         if item is None:
             assert not is_kept(id)
@@ -293,14 +294,14 @@ def check_items(history: History, reading: Reading) -> None:
 
 
 def check_recall(history: History, searches: Iterable[Search], builds: list[Build]) -> None:
-    """recall@10 over any 20 searches that follow each other, and over those during a build, is above its floor."""
+    """recall@10 over any 20 consecutive searches, and over those during a build, is above the minimum."""
     numbers = np.array([drawn(version.id) for version in history.versions])
     approximate: list[tuple[Search, float]] = []
     chosen = [search for search in searches if search.options.k >= 10 and search.share in IN_GRAPHS]
     for search in chosen[:: ceil(len(chosen) / (60 * SECONDS))]:
         there = history.stable(search.start, search.end) & (numbers < SHARES[search.share][1])
         best = np.sort(history.vectors[there] @ search.query)[::-1][:10]
-        # What came or went during the call may be among the hits too, in the place of others.
+        # Items added or removed during the call may be among the hits too, instead of others.
         found = sum(hit.score >= best[-1] - 2e-6 for hit in search.hits[:10])
         if search.options.exact:
             assert found >= len(best)
@@ -318,7 +319,7 @@ def check_recall(history: History, searches: Iterable[Search], builds: list[Buil
 
 
 def check_end(store: LocalStore, history: History) -> None:
-    """Once all is quiet, exact searches find just what is there."""
+    """After the last write, exact searches find exactly what exists."""
     live = list(history.live().values())
     vectors = np.stack([version.vector for version in live])
     queries = Mixture(400).vectors(20)

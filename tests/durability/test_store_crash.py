@@ -1,4 +1,4 @@
-"""A writer is killed in the middle of its work; what it had been promised is there."""
+"""A writer is killed during its work; what was acknowledged to it exists."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with LocalStore.open(Path(sys.argv[1])) as store:
 
 
 def killed_writer(data: Path, first: int, after_s: float) -> list[tuple[str, int]]:
-    """What a writer that was killed had been told is on disk."""
+    """The writes that were acknowledged to a killed writer."""
     command = [sys.executable, "-c", WRITER, str(data), str(first)]
     ledger: list[tuple[str, int]] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -47,14 +47,14 @@ def killed_writer(data: Path, first: int, after_s: float) -> list[tuple[str, int
         ledger.append(tuple(json.loads(process.stdout.readline())))
         timer = threading.Timer(after_s, process.kill)
         timer.start()
-        # A line without its end was cut by the kill, after the promise or before: it counts for nothing.
+        # A line without its end was truncated by the kill, before or after the acknowledgement: it does not count.
         ledger += [tuple(json.loads(line)) for line in process.stdout if line.endswith("\n")]
         timer.join()
     assert process.returncode == -9
     return ledger
 
 
-def test_what_a_killed_writer_was_promised_is_there_and_nothing_by_halves(data: Path) -> None:
+def test_acknowledged_writes_of_a_killed_writer_exist_and_none_exists_partially(data: Path) -> None:
     with LocalStore.open(data) as store:
         new_collection(store)
     put: list[int] = []
@@ -76,10 +76,10 @@ def _check(store: LocalStore, put: list[int], deleted: set[int]) -> None:
         parts.setdefault(int(id[:7]), set()).add(id[8:])
     everything, rest = set("0123456"), set("23456")
     for number in put:
-        # A deletion may be on disk without its promise, as the process was killed between the two.
+        # A deletion may be on disk without an acknowledgement if the process was killed between the two.
         allowed = [rest] if number in deleted else [everything, rest] if number % 3 == 0 else [everything]
         assert parts.pop(number) in allowed
-    # At most one write for each killed process was on its way; it is there as a whole or not at all.
+    # At most one write of each killed process was in flight; it exists completely or not at all.
     assert len(parts) <= len({number // 1_000_000 for number in put})
     assert all(found_parts == everything for found_parts in parts.values())
     last = put[-1]

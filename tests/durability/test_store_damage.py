@@ -16,7 +16,16 @@ from embedserve.errors import DiskFull, StoreError
 from embedserve.store.local.records.database import Writer
 from embedserve.store.local.store import LocalStore
 from embedserve.types import Include, Item, Media, SearchOptions
-from tests.store.store_cases import EVERYTHING, all_ids, found, items_file, new_collection, random_units, unit
+from tests.store.store_cases import (
+    EVERYTHING,
+    all_ids,
+    collection_of,
+    found,
+    items_file,
+    new_collection,
+    random_units,
+    unit,
+)
 
 
 def with_items(store: LocalStore) -> None:
@@ -38,7 +47,7 @@ def with_items(store: LocalStore) -> None:
 
 
 def flip(path: Path, part: bytes) -> None:
-    """Turn one bit of the only place in the file where these bytes are."""
+    """Flip one bit of the only place in the file with these bytes."""
     content = bytearray(path.read_bytes())
     assert content.count(part) == 1
     content[content.index(part) + 3] ^= 0x10
@@ -50,7 +59,7 @@ def flip(path: Path, part: bytes) -> None:
     [random_units(20, 4)[7].tobytes(), b'{"text":"text 07"}', bytes([7] * 32)],
     ids=["vector", "metadata", "hash"],
 )
-def test_a_flipped_bit_in_a_row_is_refused_at_the_start_by_file_and_item(data: Path, part: bytes) -> None:
+def test_a_start_refuses_a_flipped_bit_in_a_row_and_names_file_and_item(data: Path, part: bytes) -> None:
     with LocalStore.open(data) as store:
         new_collection(store)
         with_items(store)
@@ -58,7 +67,7 @@ def test_a_flipped_bit_in_a_row_is_refused_at_the_start_by_file_and_item(data: P
     flip(path, part)
     with pytest.raises(StoreError) as caught:
         LocalStore.open(data)
-    assert caught.value.message == f"{path} is damaged: item 'item-07': its row does not agree with its checksum"
+    assert caught.value.message == f"{path} is damaged: item 'item-07': its row does not match its checksum"
     assert caught.value.hint == "restore the data directory from a backup"
 
 
@@ -81,18 +90,18 @@ def test_a_row_that_is_damaged_while_the_store_is_open_is_never_returned(
         read(store)
 
 
-def test_a_damaged_image_is_refused_and_the_rest_of_the_item_is_not(store: LocalStore, data: Path) -> None:
+def test_a_damaged_image_is_refused_but_not_the_rest_of_its_item(store: LocalStore, data: Path) -> None:
     with_items(store)
     with closing(sqlite3.connect(items_file(data))) as connection, connection:
         connection.execute("UPDATE media SET data = x'00' WHERE rid = 3")
     (item,) = store.get_items("photos", ["item-02"], Include(metadata=True))
     assert item is not None
     assert item.metadata == {"text": "text 02"}
-    with pytest.raises(StoreError, match="'item-02': its image does not agree"):
+    with pytest.raises(StoreError, match="'item-02': its image does not match"):
         store.get_items("photos", ["item-02"], EVERYTHING)
 
 
-def test_a_cut_file_is_named(data: Path) -> None:
+def test_a_truncated_file_is_named(data: Path) -> None:
     with LocalStore.open(data) as store:
         new_collection(store)
         store.upsert("photos", [Item(id=str(n), vector=unit(1, n, 0, 0)) for n in range(2000)])
@@ -107,7 +116,7 @@ def test_a_cut_file_is_named(data: Path) -> None:
 
 def test_a_full_database_refuses_the_write_and_keeps_everything(store: LocalStore) -> None:
     with_items(store)
-    writer = store._collections["photos"]._records._writer.connection
+    writer = collection_of(store)._records._writer.connection
     pages = writer.execute("PRAGMA page_count").fetchone()[0]
     writer.execute(f"PRAGMA max_page_count = {pages + 2}")
     many = [Item(id=f"new-{n:03}", vector=unit(1, n, 0, 0), metadata={"x": "x" * 1000}) for n in range(500)]
@@ -160,7 +169,7 @@ def test_a_file_that_cannot_grow_refuses_the_write_until_it_can(data: Path) -> N
 
 
 WRITES: dict[str, tuple[Callable[[LocalStore], Writer], Callable[[LocalStore], object]]] = {
-    "items": (lambda s: s._collections["photos"]._records._writer, lambda s: s.delete_items("photos", ["item-00"])),
+    "items": (lambda s: collection_of(s)._records._writer, lambda s: s.delete_items("photos", ["item-00"])),
     "catalog": (lambda s: s._catalog._writer, lambda s: s.set_alias("live", "photos")),
 }
 
@@ -196,7 +205,7 @@ def test_after_a_failed_sync_no_write_is_taken_until_a_restart(
     with pytest.raises(StoreError, match="cannot be read or written: disk I/O error"):
         write(store)
     monkeypatch.setattr(writer, "connection", real)
-    with pytest.raises(StoreError, match="takes no writes since one failed"):
+    with pytest.raises(StoreError, match="takes no writes since a sync failed"):
         write(store)
     assert len(all_ids(store)) == len(found(store, unit(1, 0, 0, 0), SearchOptions(k=100))) == 20
     store.close()

@@ -1,4 +1,4 @@
-"""Sealed segments: built from live rows, searched with more or less effort, and never with a dead row in an answer."""
+"""Segments: built from live rows, searched with different parameters, and without deleted rows in their answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedserve.index.delta import Delta
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
 from embedserve.index.search_params import EXACT, SearchParams
-from embedserve.index.segment import NO_STRAYS, Segment, Unreachable
+from embedserve.index.segment import ALL_REACHABLE, Segment, Unreachable
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
 from embedserve.index.structures import Stopped
@@ -43,18 +43,18 @@ def rows(first: int, count: int) -> Rows:
 
 
 def built(kind: str, parts: Sequence[Rows], uid: str = "a") -> Segment:
-    return Segment.built(uid, parse(kind), parts, D, never)
+    return Segment.build(uid, parse(kind), parts, D, never)
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def segment(request: pytest.FixtureRequest) -> Segment:
-    """4,000 rows from row number 1 on."""
+    """4,000 rows, numbered from 1."""
     return built(request.param, [rows(1, 4000)])
 
 
 @pytest.fixture
 def compare_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that segments of this size are asked through their structure, also among matches."""
+    """Search segments of this size through their structure, also among matches."""
     monkeypatch.setattr("embedserve.index.segment._FEW", 50)
 
 
@@ -67,7 +67,7 @@ def test_a_segment_holds_the_live_rows_of_its_parts_in_order() -> None:
     assert list(merged.ids) == [b"%d" % rid for rid in expected]
     kept = first.vectors[first.positions_of(merged.rids)]
     assert np.array_equal(merged.vectors, np.concatenate([kept, second.vectors]))
-    assert (len(merged), merged.live, merged.dead) == (147, 147, 0)
+    assert (len(merged), merged.live, merged.deleted) == (147, 147, 0)
     assert not merged.vectors.flags.writeable
 
 
@@ -82,29 +82,29 @@ def test_merged_segments_answer_like_their_parts(kind: str) -> None:
         assert one.scores.tolist() == other.scores.tolist()
 
 
-def test_every_segment_says_what_it_is_and_what_its_efforts_find(segment: Segment) -> None:
+def test_a_segment_knows_its_kind_and_the_recall_of_its_parameters(segment: Segment) -> None:
     if segment.structure is None:
         assert (str(segment.spec), segment.points) == ("exact", ())
     else:
         assert str(segment.spec) in KINDS[1:]
         assert segment.points[-1].recall > 0.95
-        easy, hard = (segment.effort(SearchParams(target_recall=target)) for target in (0.5, 0.99))
+        easy, hard = (segment.param(SearchParams(target_recall=target)) for target in (0.5, 0.99))
         assert easy <= hard
-        assert segment.effort(SearchParams(target_recall=0.9, multiplier=3.0)) == 3 * segment.effort(
+        assert segment.param(SearchParams(target_recall=0.9, multiplier=3.0)) == 3 * segment.param(
             SearchParams(target_recall=0.9)
         )
-        # What is asked for in its own terms is neither tuned nor multiplied.
-        assert segment.effort(SearchParams(ef=33, nprobe=33, multiplier=2.0)) == 33
+        # A given ef or nprobe is neither tuned nor multiplied.
+        assert segment.param(SearchParams(ef=33, nprobe=33, multiplier=2.0)) == 33
 
 
 @pytest.mark.usefixtures("compare_few")
-@pytest.mark.parametrize("dead", [0.0, 0.2, 0.9, 0.99])
-def test_dead_rows_never_come_back_and_live_ones_are_found(segment: Segment, dead: float) -> None:
-    gone = np.flatnonzero(np.random.default_rng(1).random(4000) < dead) + 1
+@pytest.mark.parametrize("deleted", [0.0, 0.2, 0.9, 0.99])
+def test_deleted_rows_are_never_found_and_live_ones_are(segment: Segment, deleted: float) -> None:
+    gone = np.flatnonzero(np.random.default_rng(1).random(4000) < deleted) + 1
     left = segment.without(gone)
     snapshot, queries = Snapshot.of(1, D, [left]), units(100, 7)
-    truth = snapshot.nearest(queries, 10, effort=EXACT)
-    found = snapshot.nearest(queries, 10, effort=SearchParams(target_recall=0.95))
+    truth = snapshot.nearest(queries, 10, params=EXACT)
+    found = snapshot.nearest(queries, 10, params=SearchParams(target_recall=0.95))
     right = 0
     for got, best in zip(found, truth, strict=True):
         assert not set(got.rids.tolist()) & set(gone.tolist())
@@ -115,12 +115,12 @@ def test_dead_rows_never_come_back_and_live_ones_are_found(segment: Segment, dea
 
 @pytest.mark.usefixtures("compare_few")
 @pytest.mark.parametrize("matching", [0.5, 0.2, 0.02, 0.001])
-def test_only_matching_rows_are_found_and_no_fewer_than_there_are(segment: Segment, matching: float) -> None:
+def test_only_matching_rows_are_found_and_not_too_few(segment: Segment, matching: float) -> None:
     snapshot, queries = Snapshot.of(1, D, [segment]), units(60, 8)
     mask = np.random.default_rng(2).random(4000) < matching
     among = [mask, np.empty(0, np.bool_)]
-    truth = snapshot.nearest(queries, 10, effort=EXACT, among=among)
-    found = snapshot.nearest(queries, 10, effort=SearchParams(target_recall=0.9), among=among)
+    truth = snapshot.nearest(queries, 10, params=EXACT, among=among)
+    found = snapshot.nearest(queries, 10, params=SearchParams(target_recall=0.9), among=among)
     right = 0
     for got, best in zip(found, truth, strict=True):
         assert mask[got.positions].all()
@@ -131,19 +131,19 @@ def test_only_matching_rows_are_found_and_no_fewer_than_there_are(segment: Segme
 
 
 @pytest.mark.parametrize("k", [1, 999, 1000, 1001, 3999, 4000, 5000])
-def test_as_many_rows_are_found_as_are_asked_for(segment: Segment, k: int) -> None:
+def test_a_search_finds_k_rows(segment: Segment, k: int) -> None:
     snapshot = Snapshot.of(1, D, [segment])
-    for ranking in snapshot.nearest(units(3, 9), k, effort=SearchParams(target_recall=0.5)):
+    for ranking in snapshot.nearest(units(3, 9), k, params=SearchParams(target_recall=0.5)):
         assert len(ranking.rids) >= min(k, 4000)
         assert len(set(ranking.rids.tolist())) == len(ranking.rids)
         assert (np.diff(ranking.scores) <= 0).all()
 
 
 def test_a_search_that_finds_too_few_is_answered_by_comparing_every_row(segment: Segment) -> None:
-    # One list, or ten rows around one entry, hold fewer live rows than are asked for.
+    # One list, or ten rows around one entry point, contain fewer than k live rows.
     left = segment.without(np.setdiff1d(np.arange(1, 4001), np.arange(1, 4001, 4)))
     snapshot = Snapshot.of(1, D, [left])
-    for ranking in snapshot.nearest(units(20, 10), 240, effort=SearchParams(ef=1, nprobe=1)):
+    for ranking in snapshot.nearest(units(20, 10), 240, params=SearchParams(ef=1, nprobe=1)):
         assert len(ranking.rids) >= 240
 
 
@@ -151,14 +151,12 @@ class Blind:
     """A structure that finds one row and nothing else."""
 
     spec = parse("hnsw")
-    efforts = (1,)
+    param_values = (1,)
 
-    def asked(self, effort: SearchParams) -> int:
+    def given_param(self, params: SearchParams) -> int:
         return 1
 
-    def search(
-        self, queries: NDArray[np.float32], k: int, effort: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def search(self, queries: NDArray[np.float32], k: int, param: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         positions = np.full((len(queries), k), -1, np.int64)
         positions[:, 0] = 7
         return positions, np.where(positions < 0, np.float32(-np.inf), np.float32(0.5))
@@ -167,35 +165,35 @@ class Blind:
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("dead", [[], [3]])
-def test_places_without_a_row_count_for_none(dead: list[int]) -> None:
+@pytest.mark.parametrize("deleted", [[], [3]])
+def test_positions_of_minus_one_are_no_rows(deleted: list[int]) -> None:
     part = rows(1, 100)
-    segment = Segment(part.vectors, part.rids, part.ids, None, 100, "a", Blind(), (), NO_STRAYS)
-    left = segment.without(np.array(dead, np.int64))
-    (ranking,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, effort=SearchParams(ef=1))
-    (right,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, effort=EXACT)
+    segment = Segment(part.vectors, part.rids, part.ids, None, 100, "a", Blind(), (), ALL_REACHABLE)
+    left = segment.without(np.array(deleted, np.int64))
+    (ranking,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, params=SearchParams(ef=1))
+    (right,) = Snapshot.of(1, D, [left]).nearest(units(1, 12), 5, params=EXACT)
     assert ranking.rids.tolist() == right.rids.tolist()
 
 
 def test_exact_search_ignores_the_structure(segment: Segment) -> None:
     snapshot, queries = Snapshot.of(1, D, [segment]), units(40, 11)
     scores = np.sort(queries.astype(np.float64) @ segment.vectors.T.astype(np.float64), axis=1)[:, ::-1]
-    for row, ranking in enumerate(snapshot.nearest(queries, 10, effort=EXACT)):
+    for row, ranking in enumerate(snapshot.nearest(queries, 10, params=EXACT)):
         assert ranking.scores[:10].tolist() == pytest.approx(scores[row, :10].tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_a_build_that_is_told_to_stop_while_it_tunes_stops(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_can_be_stopped_while_it_tunes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned: list[int] = []
     points = tuning.operating_points
     monkeypatch.setattr(
         "embedserve.index.segment.tuning.operating_points", lambda *given: tuned.append(1) or points(*given)
     )
     with pytest.raises(Stopped):
-        Segment.built("a", parse(kind), [rows(1, 1000)], D, lambda: bool(tuned))
+        Segment.build("a", parse(kind), [rows(1, 1000)], D, lambda: bool(tuned))
 
 
-# --- In the place of what it was made from ----------------------------------------------
+# --- Replacing parts by the segment built from them ------------------------------------
 
 
 def waiting(first: int, count: int) -> Rows:
@@ -218,32 +216,32 @@ def removed(snapshot: Snapshot, *rids: int) -> Snapshot:
     )
 
 
-def test_a_segment_takes_the_place_of_its_parts_and_what_died_meanwhile_stays_dead() -> None:
+def test_a_segment_replaces_its_parts_and_rows_deleted_meanwhile_stay_deleted() -> None:
     parts = [built("exact", [rows(1, 10)]), waiting(20, 10), waiting(40, 10)]
     begun = Snapshot.of(1, D, [built("exact", [rows(-20, 10)]), *parts])
     begun = removed(begun, 3, 22)
     taken = begun.fixed[1:4]
     segment = built("hnsw:m=8", taken)
-    # Meanwhile: rows of each part are removed, all of the last, and new ones come.
+    # Meanwhile rows of each part are deleted, all of the last, and new ones are added.
     later = removed(begun, 5, 25, -15, *range(40, 50))
     later = later.changed(9, removed=NOTHING, rids=np.array([60]), ids=[b"60"], vectors=units(1))
     assert len(later.fixed) == 3
     after = replaced(later, taken, segment)
     assert remaining(after) == remaining(later)
     assert [len(part) for part in after.fixed] == [10, 28]
-    assert (after.seq, after.items, after.dead) == (9, later.items, 1 + 12)
+    assert (after.seq, after.items, after.deleted) == (9, later.items, 1 + 12)
     assert remaining(begun) == [*range(-20, -10), 1, 2, *range(4, 11), 20, 21, *range(23, 30), *range(40, 50)]
 
 
-def test_parts_without_a_live_row_give_their_place_up() -> None:
-    dead = built("exact", [rows(1, 5)])
-    snapshot = removed(Snapshot.of(1, D, [dead, built("exact", [rows(10, 5)])]), 1, 2, 3, 4, 5)
+def test_parts_without_a_live_row_are_dropped() -> None:
+    emptied = built("exact", [rows(1, 5)])
+    snapshot = removed(Snapshot.of(1, D, [emptied, built("exact", [rows(10, 5)])]), 1, 2, 3, 4, 5)
     after = replaced(snapshot, snapshot.fixed[:1], None)
     assert [part.rids[0] for part in after.fixed] == [10]
-    assert after.dead == 0
+    assert after.deleted == 0
 
 
-def test_parts_that_are_not_here_any_more_are_not_replaced() -> None:
+def test_parts_that_are_gone_are_not_replaced() -> None:
     parts = [waiting(1, 5)]
     snapshot = Snapshot.of(1, D, parts)
     segment = built("exact", parts)
@@ -252,7 +250,7 @@ def test_parts_that_are_not_here_any_more_are_not_replaced() -> None:
     assert Snapshot.of(1, D, [waiting(1, 5)]).replaced(parts, segment) is None
 
 
-def test_freezing_the_delta_changes_no_answer_and_later_writes_do_not_reach_it() -> None:
+def test_a_frozen_delta_has_the_same_rows_and_later_writes_do_not_change_it() -> None:
     snapshot = Snapshot(1, D, (), Delta.empty(D))
     for rid in range(1, 30):
         snapshot = snapshot.changed(
@@ -278,33 +276,33 @@ def test_packed_ids_are_those_that_were_packed() -> None:
         packed[4]
 
 
-def selves_missed(segment: Segment, effort: SearchParams) -> int:
-    """How many rows are not found by their own vectors."""
-    rankings = Snapshot.of(1, D, [segment]).nearest(segment.vectors, 1, effort=effort)
+def selves_missed(segment: Segment, params: SearchParams) -> int:
+    """Number of rows that a search for their own vectors does not find."""
+    rankings = Snapshot.of(1, D, [segment]).nearest(segment.vectors, 1, params=params)
     return sum(ranking.scores[0] < 0.999_999 for ranking in rankings)
 
 
-def test_rows_that_a_graph_does_not_lead_to_are_found_all_the_same() -> None:
-    # With few links many rows are linked to by nobody.
+def test_rows_that_a_graph_does_not_lead_to_are_found() -> None:
+    # With few links per row, no row links to many of them.
     sparse = built("hnsw:m=4,ef_construction=8", [rows(1, 6000)])
-    hard = SearchParams(ef=4 * sparse.effort(SearchParams()))
-    assert len(sparse.strays) > 3
+    hard = SearchParams(ef=4 * sparse.param(SearchParams()))
+    assert len(sparse.unreachable) > 3
     assert selves_missed(sparse, hard) == 0
-    assert selves_missed(replace(sparse, strays=NO_STRAYS), hard) == len(sparse.strays)
+    assert selves_missed(replace(sparse, unreachable=ALL_REACHABLE), hard) == len(sparse.unreachable)
     assert selves_missed(sparse, EXACT) == 0
 
 
 @pytest.mark.usefixtures("compare_few")
-def test_strays_are_in_no_answer_twice_nor_when_they_are_dead_or_do_not_match(segment: Segment) -> None:
+def test_unreachable_rows_are_found_once_and_only_if_they_live_and_match(segment: Segment) -> None:
     if segment.structure is None:
-        pytest.skip("nothing strays where all rows are compared")
-    strays = np.arange(0, 4000, 40)
-    with_strays = replace(segment, strays=Unreachable.of(segment.vectors, strays))
-    snapshot, queries = Snapshot.of(1, D, [with_strays.without(with_strays.rids[strays[::2]])]), units(40, 5)
-    for ranking in snapshot.nearest(queries, 200, effort=SearchParams()):
+        pytest.skip("all rows are compared, so none is unreachable")
+    some = np.arange(0, 4000, 40)
+    marked = replace(segment, unreachable=Unreachable.of(segment.vectors, some))
+    snapshot, queries = Snapshot.of(1, D, [marked.without(marked.rids[some[::2]])]), units(40, 5)
+    for ranking in snapshot.nearest(queries, 200, params=SearchParams()):
         assert len(set(ranking.rids.tolist())) == len(ranking.rids) >= 200
-        assert not set(ranking.rids.tolist()) & set(segment.rids[strays[::2]].tolist())
+        assert not set(ranking.rids.tolist()) & set(segment.rids[some[::2]].tolist())
     odd = [part.live_mask() & (part.rids % 80 != 41) for part in snapshot.parts]
-    for ranking in snapshot.nearest(queries, 200, effort=SearchParams(), among=odd):
+    for ranking in snapshot.nearest(queries, 200, params=SearchParams(), among=odd):
         assert len(set(ranking.rids.tolist())) == len(ranking.rids) >= 200
         assert not (ranking.rids % 80 == 41).any()

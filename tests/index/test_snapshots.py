@@ -24,7 +24,7 @@ NO_VECTORS = np.empty((0, D), np.float32)
 
 @pytest.fixture
 def tiny_delta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seal a segment after every four rows."""
+    """Start a new delta after every four rows."""
     monkeypatch.setattr("embedserve.index.delta._BYTES", 0)
     monkeypatch.setattr("embedserve.index.delta._ROWS", 4)
 
@@ -117,19 +117,19 @@ def test_scores_and_ties_do_not_depend_on_the_dimension(dimension: int) -> None:
         assert nearest(snapshot, vectors[5], k) == slow_nearest(rows, vectors[5], k)
 
 
-def test_a_tie_far_larger_than_k_comes_as_a_whole() -> None:
+def test_a_tie_far_larger_than_k_is_returned_completely() -> None:
     vectors = np.repeat(units(3), 1000, axis=0)
     snapshot = of_rows(np.arange(3000, dtype=np.int64), vectors)
     assert [rid for rid, _ in nearest(snapshot, vectors[1500], 5)] == list(range(1000, 2000))
 
 
-def test_nothing_is_found_in_nothing() -> None:
+def test_an_empty_snapshot_finds_nothing() -> None:
     assert nearest(empty(), units(1)[0], 5) == []
     assert nearest(added(empty(), 1, units(3)), units(1)[0], 5, among=[]) == []
 
 
 @pytest.mark.usefixtures("tiny_delta")
-def test_a_snapshot_stays_as_it_was_whatever_is_written_after_it() -> None:
+def test_later_writes_do_not_change_a_snapshot() -> None:
     vectors = units(500)
     snapshot, kept = empty(), []
     for rid in range(1, 400):
@@ -142,7 +142,7 @@ def test_a_snapshot_stays_as_it_was_whatever_is_written_after_it() -> None:
         assert nearest(old, vectors[0], 1000) == answer
 
 
-def test_a_change_that_is_thrown_away_leaves_no_trace() -> None:
+def test_a_discarded_change_leaves_no_trace() -> None:
     vectors = units(10)
     base = added(empty(), 1, vectors[:2])
     added(base, 3, vectors[2:5])
@@ -154,13 +154,13 @@ def test_a_change_that_is_thrown_away_leaves_no_trace() -> None:
 def test_parts_in_memory_without_a_live_row_are_dropped() -> None:
     snapshot, vectors = empty(), units(1)
     for rid in range(1, 3000):
-        # The same item written over and over.
+        # The same item is written over and over.
         snapshot = changed(snapshot, rid, np.array([rid - 1]), np.array([rid]), vectors)
     assert snapshot.items == 1
     assert sum(map(len, snapshot.parts)) <= 8
 
 
-def test_buffers_grow_with_what_waits_so_that_parts_stay_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffers_grow_with_the_waiting_rows_so_that_deltas_stay_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedserve.index.delta._BYTES", 64 * D * 4)
     monkeypatch.setattr("embedserve.index.delta._MOST_BYTES", 10**6 * D * 4)
     snapshot, vectors = empty(), units(50)
@@ -177,7 +177,7 @@ def test_the_delta_is_bounded_in_bytes() -> None:
         assert len(buffer) >= 64
 
 
-def test_every_searching_thread_keeps_faiss_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_search_runs_faiss_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = added(empty(), 1, units(50))
     seen: list[int] = []
 
@@ -191,7 +191,7 @@ def test_every_searching_thread_keeps_faiss_to_itself(monkeypatch: pytest.Monkey
     assert seen == [1]
 
 
-def test_a_reader_that_is_ahead_of_the_publication_gets_it_when_it_comes() -> None:
+def test_a_reader_waits_for_a_snapshot_that_is_not_published_yet() -> None:
     index = CurrentSnapshot(empty())
     following = added(index.current, 1, units(1))
     timer = threading.Timer(0.05, index.publish, [following])
@@ -212,7 +212,7 @@ def test_the_kernels_compute_inner_products(count: int) -> None:
 
 @pytest.fixture(scope="module")
 def large() -> Snapshot:
-    """200,000 rows of 64 numbers, one of ten removed."""
+    """200,000 rows of 64 numbers, every tenth deleted."""
     snapshot = of_rows(np.arange(200_000, dtype=np.int64), units(200_000, 4, 64))
     return changed(snapshot, 2, np.arange(0, 200_000, 10), NOTHING, np.empty((0, 64), np.float32))
 
@@ -223,7 +223,7 @@ def test_replacing_one_of_200_000_rows_copies_no_vectors(large: Snapshot) -> Non
     assert len(after.delta.rids) == 1
 
 
-def test_many_rows_with_dead_ones_among_them_are_searched_like_a_matrix_product(large: Snapshot) -> None:
+def test_many_rows_some_of_them_deleted_are_searched_like_a_matrix_product(large: Snapshot) -> None:
     query = units(1, 6, 64)[0]
     scores = np.round(large.fixed[0].vectors.astype(np.float64) @ query.astype(np.float64), 6)
     scores[::10] = -2
@@ -231,14 +231,14 @@ def test_many_rows_with_dead_ones_among_them_are_searched_like_a_matrix_product(
     assert [rid for rid, _ in nearest(large, query, 100)][:100] == best.tolist()
 
 
-def test_many_queries_at_once_get_what_each_gets_alone(large: Snapshot) -> None:
+def test_many_queries_at_once_get_the_same_answers_as_one_by_one(large: Snapshot) -> None:
     queries = units(40, 7, 64)
     together = large.nearest(queries, 10)
     for query, ranking in zip(queries, together, strict=True):
         assert list(zip(ranking.rids.tolist(), ranking.scores.tolist(), strict=True)) == nearest(large, query, 10)
 
 
-def test_rankings_say_where_their_rows_are(large: Snapshot) -> None:
+def test_rankings_name_the_part_and_position_of_their_rows(large: Snapshot) -> None:
     snapshot = added(large, 200_000, units(3, 8, 64))
     (ranking,) = snapshot.nearest(units(3, 8, 64)[1:2], 3)
     assert snapshot.ids_of([ranking, ranking]) == [ids_of(ranking.rids)] * 2

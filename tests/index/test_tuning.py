@@ -1,4 +1,4 @@
-"""Efforts follow from a recall, and hold for queries that they were not tuned with."""
+"""ef and nprobe are tuned to a recall, which holds for queries that they were not tuned with."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from embedserve.index import structures, tuning
 from embedserve.index.spec import parse
 from embedserve.index.structures import Stopped, Structure
-from embedserve.index.tuning import Point
+from embedserve.index.tuning import OperatingPoint
 
 
 def clustered(count: int, seed: int, dimension: int = 48) -> NDArray[np.float32]:
-    """Rows around 60 centres that are the same for every seed."""
+    """Rows around 60 centres, which are the same for every seed."""
     centres = np.random.default_rng(0).standard_normal((60, dimension))
     random = np.random.default_rng(seed)
     rows = centres[random.integers(0, 60, count)] + 0.6 * random.standard_normal((count, dimension))
@@ -26,46 +26,46 @@ def never() -> bool:
 
 
 def built(kind: str, vectors: NDArray[np.float32]) -> Structure:
-    structure = structures.built(parse(kind), vectors, never)
+    structure = structures.build(parse(kind), vectors, never)
     assert structure is not None
     return structure
 
 
 @pytest.mark.parametrize("kind", ["hnsw:m=8", "ivf:nlist=50"])
-def test_tuned_efforts_reach_their_recall_on_fresh_queries(kind: str) -> None:
+def test_tuned_parameters_reach_their_recall_on_fresh_queries(kind: str) -> None:
     vectors, queries = clustered(6000, 1), clustered(300, 2)
     structure = built(kind, vectors)
     points = tuning.operating_points(structure, vectors, never)
     truth = np.sort(queries @ vectors.T, axis=1)[:, :-11:-1]
     for target in (0.8, 0.9, 0.95):
-        effort = tuning.effort_for(points, target)
-        positions, _ = structure.search(queries, 10, effort)
+        param = tuning.param_for(points, target)
+        positions, _ = structure.search(queries, 10, param)
         found = (queries[:, None] @ vectors[positions].transpose(0, 2, 1))[:, 0]
         # The standard error of either measurement is about 0.005.
         assert (found >= truth[:, -1:] - 1e-5).mean() >= target - 0.02
-    efforts = [point.effort for point in points]
-    assert efforts == list(structure.efforts)[: len(efforts)]
-    assert points[-1].recall >= 0.999 or len(points) == len(structure.efforts)
+    values = [point.param for point in points]
+    assert values == list(structure.param_values)[: len(values)]
+    assert points[-1].recall >= 0.999 or len(points) == len(structure.param_values)
     assert all(point.recall < 0.999 for point in points[:-1])
 
 
-def test_of_rows_that_are_equal_any_is_found_rightly() -> None:
-    # 20 of each: the ten that are found are rarely the ten that exact search happens to find.
+def test_any_of_several_equal_rows_counts_as_found() -> None:
+    # 20 of each: the ten found rows are rarely the ten that exact search finds.
     vectors = np.repeat(clustered(300, 3), 20, axis=0)[np.random.default_rng(4).permutation(6000)]
     points = tuning.operating_points(built("hnsw:m=16", vectors), vectors, never)
-    assert tuning.effort_for(points, 0.95) <= 64
+    assert tuning.param_for(points, 0.95) <= 64
     assert points[-1].recall >= 0.99
 
 
-def test_the_least_effort_that_suffices_is_taken_and_the_greatest_where_none_does() -> None:
-    points = (Point(16, 0.80), Point(32, 0.90), Point(64, 0.97))
-    # With 0.3 of what may be missed to spare: 0.65, 0.797, 0.804, 0.895, 0.902, 0.965, 0.979, 1.
-    assert [tuning.effort_for(points, target) for target in (0.5, 0.71, 0.72, 0.85, 0.86, 0.95, 0.97, 1.0)] == [
+def test_the_smallest_parameter_that_suffices_is_taken_and_the_largest_where_none_does() -> None:
+    points = (OperatingPoint(16, 0.80), OperatingPoint(32, 0.90), OperatingPoint(64, 0.97))
+    # With a margin of 0.3 of the allowed misses: 0.65, 0.797, 0.804, 0.895, 0.902, 0.965, 0.979, 1.
+    assert [tuning.param_for(points, target) for target in (0.5, 0.71, 0.72, 0.85, 0.86, 0.95, 0.97, 1.0)] == [
         *(16, 16, 32, 32, 64, 64, 64, 64)
     ]
 
 
-def test_recall_is_the_share_of_what_is_as_near_as_the_last_that_counts() -> None:
+def test_recall_is_the_share_of_rows_as_near_as_the_last_that_counts() -> None:
     best = np.array([[0.9, 0.8], [0.5, 0.5]], np.float32)
     found = np.array([[0.8, 0.7], [0.5, -np.inf]], np.float32)
     assert tuning.recall(best, best, 8) == 1.0
@@ -76,9 +76,9 @@ def test_recall_is_the_share_of_what_is_as_near_as_the_last_that_counts() -> Non
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 500])
-def test_made_queries_are_no_rows_but_as_near_to_one_as_its_neighbour_is(count: int) -> None:
+def test_synthetic_queries_are_as_near_to_a_row_as_its_neighbour_is(count: int) -> None:
     vectors = clustered(count, 5)
-    queries = tuning.made_queries(vectors, 100)
+    queries = tuning.synthetic_queries(vectors, 100)
     assert queries.shape == (min(count, 100), 48)
     assert queries.dtype == np.float32
     assert np.abs(np.linalg.norm(queries.astype(np.float64), axis=1) - 1).max() < 1e-6
@@ -87,10 +87,10 @@ def test_made_queries_are_no_rows_but_as_near_to_one_as_its_neighbour_is(count: 
         cosines = (queries @ vectors.T).max(axis=1)
         assert cosines.max() < 0.9999
         assert nearest.min() - 1e-3 < cosines.min()
-    assert np.array_equal(queries, tuning.made_queries(vectors, 100))
+    assert np.array_equal(queries, tuning.synthetic_queries(vectors, 100))
 
 
-def test_tuning_is_given_up_when_it_is_told_to() -> None:
+def test_tuning_can_be_stopped() -> None:
     vectors = clustered(1000, 6)
     structure = built("hnsw:m=8", vectors)
     asked: list[int] = []
@@ -99,5 +99,5 @@ def test_tuning_is_given_up_when_it_is_told_to() -> None:
         left = iter([False] * allowed + [True] * len(asked))
         with pytest.raises(Stopped):
             tuning.operating_points(structure, vectors, lambda left=left: next(left))  # type: ignore[misc]
-    # Both comparisons with all rows, and every effort.
+    # Both comparisons with all rows, and every parameter.
     assert len(asked) >= 2 * 4 + 1

@@ -1,29 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from tests.store.fixtures import data, small_segments, store
 
-import pytest
-
-from embedserve.store.local.store import LocalStore
-from tests.store.store_cases import new_collection
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def store(data: Path) -> Iterator[LocalStore]:
-    """A store with the empty collection "photos" of dimension 4."""
-    with LocalStore.open(data) as opened:
-        new_collection(opened)
-        yield opened
-
-
-@pytest.fixture
-def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seal a segment after every eight rows."""
-    monkeypatch.setattr("embedserve.index.delta._BYTES", 0)
-    monkeypatch.setattr("embedserve.index.delta._ROWS", 8)
+__all__ = ["data", "small_segments", "store"]

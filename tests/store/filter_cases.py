@@ -1,4 +1,4 @@
-"""Metadata that is hard to keep and hard to compare, and filters over it."""
+"""Metadata that is hard to store and to compare, and filters over it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Items, and slow answers to compare the store's with: written without a look at how the store finds its own."""
+"""Items, and slow reference answers, written independently of how the store finds its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.store.local.collection.collection import Collection
 from embedserve.store.local.store import LocalStore
 from embedserve.types import (
     EXTERNAL,
@@ -35,7 +36,7 @@ def unit(*numbers: float) -> NDArray[np.float32]:
 
 
 def random_units(count: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
-    """float32 [count, dimension], each of unit norm."""
+    """float32 [count, dimension], unit norm."""
     vectors = np.random.default_rng(seed).standard_normal((count, dimension))
     scaled: NDArray[np.float64] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return scaled.astype(np.float32)
@@ -60,8 +61,12 @@ def new_collection(
     )
 
 
+def collection_of(store: LocalStore, name: str = "photos") -> Collection:
+    return store._registry.find(name)
+
+
 def all_ids(store: LocalStore, name: str = "photos", page_size: int = 100) -> list[str]:
-    """By pages, until there is no next one."""
+    """All ids, read page by page."""
     ids, token = [], ""
     while True:
         page = store.list_items(name, page_size=page_size, page_token=token, filter=None, include=Include())
@@ -72,7 +77,7 @@ def all_ids(store: LocalStore, name: str = "photos", page_size: int = 100) -> li
 
 
 def holds(condition: Filter, metadata: Metadata) -> bool:
-    """The filter by the words of the wire protocol."""
+    """Whether metadata match a filter, as the wire protocol defines it."""
     match condition:
         case And(filters):
             return all(holds(child, metadata) for child in filters)
@@ -149,7 +154,7 @@ def found(
     exclude: str | None = None,
     name: str = "photos",
 ) -> list[tuple[str, float]]:
-    """The store's answer in the form of ``slow_search``."""
+    """The answer of the store in the form of ``slow_search``."""
     (hits,) = store.search(name, query[None], options, [exclude])
     return [(hit.id, hit.score) for hit in hits]
 

@@ -20,7 +20,7 @@ def test_a_local_store_is_a_vector_store(store: LocalStore) -> None:
     assert as_protocol.list_collections() == store.list_collections()
 
 
-def test_a_collection_says_what_it_was_made_with(store: LocalStore) -> None:
+def test_a_collection_reports_its_settings(store: LocalStore) -> None:
     made = store.create_collection("x", fingerprint="f" * 64, encoder_name="r18", dimension=8, keep=Keep.THUMBNAILS)
     assert (made.fingerprint, made.encoder_name, made.dimension, made.keep) == ("f" * 64, "r18", 8, Keep.THUMBNAILS)
     assert (made.items, made.aliases, made.index) == (0, (), "exact (flat inner product)")
@@ -76,7 +76,7 @@ def test_an_alias_stands_for_its_collection_in_every_call(store: LocalStore) -> 
     assert store.delete_items("live", ["a"]) == 1
 
 
-def test_an_alias_moves_at_once_and_keeps_nothing_behind(store: LocalStore) -> None:
+def test_a_moved_alias_leads_to_its_new_collection_at_once(store: LocalStore) -> None:
     new_collection(store, "new")
     store.set_alias("live", "photos")
     store.set_alias("also", "live")
@@ -118,7 +118,7 @@ def test_a_deleted_collection_is_gone_with_aliases_and_files(store: LocalStore, 
     assert list((data / "collections").iterdir()) == []
 
 
-def test_a_new_collection_of_an_old_name_is_empty(store: LocalStore) -> None:
+def test_a_new_collection_with_an_old_name_is_empty(store: LocalStore) -> None:
     store.upsert("photos", [Item(id="a", vector=unit(1, 0, 0, 0))])
     store.delete_collection("photos")
     new_collection(store)
@@ -158,7 +158,7 @@ def test_a_restart_finds_collections_and_aliases_again(data: Path) -> None:
     assert [info.aliases for info in after] == [("live",), ()]
 
 
-def test_what_a_crash_left_of_a_creation_or_a_removal_is_removed_at_the_next_start(data: Path) -> None:
+def test_a_start_removes_what_a_crash_left_of_a_creation_or_removal(data: Path) -> None:
     with LocalStore.open(data) as store:
         new_collection(store)
     begun, unfinished = (data / "collections" / (digit * 32) for digit in "01")
@@ -172,7 +172,7 @@ def test_what_a_crash_left_of_a_creation_or_a_removal_is_removed_at_the_next_sta
     assert (data / "collections" / "notes").exists(), "what the store has not made is not its to remove"
 
 
-def test_items_that_an_older_catalog_does_not_know_are_kept_and_told_of(
+def test_items_that_an_older_catalog_does_not_know_are_kept_and_logged(
     data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with LocalStore.open(data) as store:
@@ -185,14 +185,14 @@ def test_items_that_an_older_catalog_does_not_know_are_kept_and_told_of(
     (data / "catalog.sqlite").write_bytes(older)
     with LocalStore.open(data) as store:
         assert [info.name for info in store.list_collections()] == ["photos"]
-    assert "holds items, and the catalog names no collection for it" in caplog.text
+    assert "contains items, but the catalog, perhaps an older one, names no collection for it" in caplog.text
     (data / "catalog.sqlite").write_bytes(newest)
     with LocalStore.open(data) as store:
         assert all_ids(store, "newer") == ["a"]
 
 
 @pytest.mark.parametrize("step", ["remove", "mark_for_removal"])
-def test_a_removal_that_died_half_way_is_finished_at_the_next_start(
+def test_an_interrupted_removal_is_finished_at_the_next_start(
     data: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def died(*_: object) -> None:
@@ -280,7 +280,7 @@ def test_an_emptied_items_file_is_named(data: Path) -> None:
         ([f"key-{n}" for n in range(65)], "65 filter keys are declared; a collection has at most 64"),
     ],
 )
-def test_filter_keys_that_cannot_be_kept_are_refused_and_nothing_is_made(
+def test_filter_keys_that_are_not_allowed_are_refused_and_nothing_is_created(
     data: Path, keys: list[str], message: str
 ) -> None:
     with LocalStore.open(data) as store:

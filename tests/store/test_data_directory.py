@@ -14,10 +14,10 @@ import pytest
 
 from embedserve.errors import DiskFull, SetupError, StoreError
 from embedserve.store.local.records import database
-from embedserve.store.local.records.database import reported
+from embedserve.store.local.records.database import translate_errors
 from embedserve.store.local.store import LocalStore
 from embedserve.types import Include
-from tests.store.store_cases import items_file, new_collection
+from tests.store.store_cases import collection_of, items_file, new_collection
 
 HOLDER = """
 import sys
@@ -42,7 +42,7 @@ def other_process(data: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_second_process_is_told_who_has_the_directory(data: Path) -> None:
+def test_a_second_process_is_told_which_process_has_the_directory(data: Path) -> None:
     with other_process(data) as process:
         with pytest.raises(StoreError) as caught:
             LocalStore.open(data)
@@ -57,13 +57,13 @@ def test_a_killed_process_does_not_keep_the_directory(data: Path) -> None:
         LocalStore.open(data).close()
 
 
-def test_a_closed_store_gives_the_directory_free(data: Path) -> None:
+def test_a_closed_store_releases_the_directory(data: Path) -> None:
     for _ in range(3):
         LocalStore.open(data).close()
     assert (data / "LOCK").read_text() == ""
 
 
-def test_a_store_that_could_not_be_opened_gives_the_directory_free(data: Path) -> None:
+def test_a_store_that_could_not_be_opened_releases_the_directory(data: Path) -> None:
     with LocalStore.open(data) as store:
         new_collection(store)
     path = items_file(data)
@@ -75,7 +75,7 @@ def test_a_store_that_could_not_be_opened_gives_the_directory_free(data: Path) -
     LocalStore.open(data).close()
 
 
-def test_the_directory_is_made_with_its_parents(tmp_path: Path) -> None:
+def test_the_directory_is_created_with_its_parents(tmp_path: Path) -> None:
     LocalStore.open(tmp_path / "a/b/c").close()
     assert (tmp_path / "a/b/c/catalog.sqlite").exists()
 
@@ -121,13 +121,12 @@ def test_a_file_of_a_newer_release_is_refused(data: Path, name: str, newest: int
         LocalStore.open(data)
 
 
-def test_files_are_written_ahead_with_large_pages_and_synced(data: Path) -> None:
+def test_databases_use_a_write_ahead_log_large_pages_and_full_syncs(data: Path) -> None:
     with LocalStore.open(data) as store:
         new_collection(store, "short", dimension=512)
         new_collection(store, "long", dimension=513)
-        collections = store._collections
         for name, page_size in (("short", 8192), ("long", 16384)):
-            writer = collections[name]._records._writer.connection
+            writer = collection_of(store, name)._records._writer.connection
             assert writer.execute("PRAGMA page_size").fetchone() == (page_size,)
             assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
             assert writer.execute("PRAGMA synchronous").fetchone() == (2,)
@@ -142,6 +141,6 @@ def test_an_old_sqlite_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("number", "kind"), [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EIO, StoreError)]
 )
-def test_errors_of_the_file_system_become_ours(number: int, kind: type[Exception]) -> None:
-    with pytest.raises(kind), reported(Path("items.sqlite")):
+def test_errors_of_the_file_system_become_errors_of_embedserve(number: int, kind: type[Exception]) -> None:
+    with pytest.raises(kind), translate_errors(Path("items.sqlite")):
         raise OSError(number, os.strerror(number))

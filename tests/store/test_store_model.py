@@ -1,4 +1,4 @@
-"""Any sequence of writes, searches, seals, restarts and restores against dictionaries."""
+"""Any sequence of writes, searches, seals, restarts and restores, against dictionaries."""
 
 from __future__ import annotations
 
@@ -48,27 +48,27 @@ FILTERS: st.SearchStrategy[Filter | None] = st.none() | st.sampled_from(
     ]
 )
 COUNTS = st.sampled_from([0, 60, 100])
-"""Of items that are written together."""
+"""Numbers of items that are written together."""
 DAMAGE = ["none", "none", "all removed", "a file removed", "a file cut", "a bit flipped", "no list of segments"]
 
 
 @dataclass
 class Expected:
-    """What a collection is to hold."""
+    """What a collection must contain."""
 
     index: str
     items: dict[str, Item]
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """A store beside the dictionaries that it should be equal to."""
+    """A store, and the dictionaries that it must equal."""
 
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
         self.expected: dict[str, Expected] = {}
         self.aliases: dict[str, str] = {}
-        # A few rows are sealed, built into graphs and lists, and searched in them.
+        # Even a few rows are sealed, and searched in graphs and lists.
         self.small = [
             mock.patch(f"embedserve.index.{name}", value)
             for name, value in {
@@ -98,7 +98,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = LocalStore.open(self.directory / "data", background=False)
 
     def of(self, name: str) -> Expected | None:
-        """What is to be found under a name or alias."""
+        """What must be found under a name or alias."""
         return self.expected.get(self.aliases.get(name, name))
 
     # --- Writes ---------------------------------------------------------------------
@@ -158,7 +158,7 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(CollectionNotFound):
                 self.store.set_alias(alias, "")
 
-    # --- The index is built, lost and built again -----------------------------------
+    # --- The index is built, lost and rebuilt -----------------------------------------
 
     @rule()
     def maintain(self) -> None:
@@ -168,7 +168,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert info.unsealed == 0
             assert not info.building
             assert (info.segments > 0) >= (info.items > 0)
-            assert info.dead <= info.items
+            assert info.deleted <= info.items
         self.check_searches()
 
     @rule(damage=st.sampled_from(DAMAGE), where=st.integers(0, 10**6))
@@ -207,7 +207,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.check_listing("restored", self.expected[name].items, None, 50)
         self.store.delete_collection("restored")
         if not stays:
-            # The backup takes the place of what it was made of.
+            # The restored collection replaces the original.
             self.store.delete_collection(name)
             self.store.restore_collection(name, [content])
             self.aliases = {alias: target for alias, target in self.aliases.items() if target != name}
@@ -319,7 +319,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 def do_damage(directory: Path, damage: str, where: int) -> bool:
-    """Spoil files of segments; whether there was anything to spoil."""
+    """Damage files of segments; whether there were any."""
     folders = [path.parent for path in sorted(directory.glob("data/collections/*/segments/CURRENT.json"))]
     files = sorted(directory.glob("data/collections/*/segments/*/*"))
     if damage == "none" or not files:
@@ -362,7 +362,7 @@ def check_approximate(
     options: SearchOptions,
     exclude: str | None,
 ) -> None:
-    """As many hits as there can be, each of them one that may be, with its score, in order; perhaps not the best."""
+    """min(k, matches) hits, each of them a match with its score, in order; perhaps not the nearest."""
     of_groups = slow_search(items, query, replace(options, k=10**6), exclude)
     possible = dict(slow_search(items, query, replace(options, k=10**6, group_by=""), exclude))
     assert answer == sorted(answer, key=lambda pair: (-pair[1], pair[0].encode()))

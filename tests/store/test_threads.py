@@ -1,4 +1,4 @@
-"""Readers and writers at the same time: every answer is one that was right at some moment of the call."""
+"""Concurrent readers and writers: every answer was right at some moment of the call."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from embedserve.errors import CollectionNotFound
 from embedserve.index.current import CurrentSnapshot
 from embedserve.store.local.store import LocalStore
 from embedserve.types import Eq, Include, Item, SearchOptions
-from tests.store.store_cases import EVERYTHING, all_ids, new_collection, random_units, slow_search, unit
-from tests.store.together import run_together
+from tests.store.store_cases import EVERYTHING, all_ids, collection_of, new_collection, random_units, slow_search, unit
+from tests.store.worker_threads import run_threads
 
 SECONDS = 3.0
 
 
 @pytest.mark.usefixtures("small_segments")
-def test_every_hit_existed_no_deleted_item_comes_back_and_no_write_is_seen_by_halves(store: LocalStore) -> None:
+def test_every_hit_existed_no_deleted_item_reappears_and_no_write_is_seen_partially(store: LocalStore) -> None:
     vectors = random_units(64, 4)
     written: set[str] = set()
     acknowledged_deletions: set[str] = set()
@@ -61,7 +61,7 @@ def test_every_hit_existed_no_deleted_item_comes_back_and_no_write_is_seen_by_ha
             searches += 1
         return searches
 
-    writes_a, writes_b, *searches = run_together(write("a"), write("b"), read, read, read, seconds=SECONDS)
+    writes_a, writes_b, *searches = run_threads(write("a"), write("b"), read, read, read, seconds=SECONDS)
     assert min(writes_a, writes_b, *searches) > 5
     assert set(all_ids(store)) == written - acknowledged_deletions
 
@@ -71,7 +71,7 @@ def _hits(store: LocalStore, query: Any, twin: str) -> list[str]:
     return [hit.id for hit in hits]
 
 
-def test_collections_come_and_go_under_searches_and_writes(store: LocalStore) -> None:
+def test_collections_are_created_and_removed_during_searches_and_writes(store: LocalStore) -> None:
     items = {f"{n}": Item(id=f"{n}", vector=vector) for n, vector in enumerate(random_units(20, 4))}
     query = unit(1, 2, 3, 4)
     right = slow_search(items, query, SearchOptions(k=5))
@@ -106,18 +106,18 @@ def test_collections_come_and_go_under_searches_and_writes(store: LocalStore) ->
 
         return worker
 
-    rounds, *seen = run_together(come_and_go, use("new"), use("live"), seconds=SECONDS)
+    rounds, *seen = run_threads(come_and_go, use("new"), use("live"), seconds=SECONDS)
     assert rounds > 3
     for kind in ("missing", "right"):
         assert sum(counts[kind] for counts in seen) > 0
 
 
-def test_closing_waits_for_calls_that_are_under_way(store: LocalStore) -> None:
+def test_closing_waits_for_calls_in_flight(store: LocalStore) -> None:
     inside, go_on = threading.Event(), threading.Event()
-    collection = store._collections["photos"]
+    collection = collection_of(store)
 
     def slow() -> bool:
-        with collection.gate.entered() as admitted:
+        with collection.close_guard.entered() as admitted:
             inside.set()
             go_on.wait(10)
             store_is_open = collection._records._writer.connection.execute("SELECT 1").fetchone() == (1,)
@@ -133,7 +133,7 @@ def test_closing_waits_for_calls_that_are_under_way(store: LocalStore) -> None:
         closing.result(10)
 
 
-def test_a_writer_that_was_interrupted_after_its_commit_leaves_nothing_unseen(
+def test_the_write_of_a_writer_that_was_interrupted_after_its_commit_is_found(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(index: CurrentSnapshot, snapshot: object) -> None:

@@ -1,10 +1,10 @@
-"""The directories of collections: which are used, which are being made or removed, and which nobody knows of.
+"""The directories of collections: in use, being created or removed, or unknown to the catalog.
 
-    DATA/collections/<uid>/             one collection, or a copy in work
-    DATA/collections/<uid>/UNFINISHED   it is being made or removed
+    DATA/collections/<uid>/             one collection, or a copy that is being made
+    DATA/collections/<uid>/UNFINISHED   it is being created or removed
 
-Only what is marked, or holds no items, is ever removed without being asked for: if the catalog is lost or an older one
-is put in its place, collections are unknown to it that are all there is of their items.
+A start removes only directories that have this mark or contain no items: if the catalog is lost or replaced by an older
+one, unknown directories may be the only copies of their items.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import re
 import shutil
 import uuid
 from collections.abc import Collection as Names
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from embedserve.atomic_write import sync
+from embedserve.store.local.records.database import translate_errors
 from embedserve.store.local.records.records import FILE
 
 _log = logging.getLogger("embedserve.store")
@@ -27,7 +29,7 @@ _MARK = "UNFINISHED"
 
 
 class Directories:
-    """Those in one directory, which is there."""
+    """The directories of collections in ``root``, which must exist."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -36,30 +38,49 @@ class Directories:
         return self.root / uid
 
     def uids(self) -> set[str]:
-        """All that are there."""
+        """The uids of all existing directories."""
         return {entry.name for entry in self.root.iterdir() if _UID.fullmatch(entry.name)}
 
+    @contextmanager
+    def unfinished(self, *, keep: bool = True) -> Iterator[str]:
+        """The uid of a new directory, which is removed after the block if that fails or unless ``keep``.
+
+        Raises:
+            DiskFull, StoreError: for errors of the file system, also inside the block.
+        """
+        with translate_errors(self.root):
+            uid = self.make()
+            try:
+                with translate_errors(self[uid]):
+                    yield uid
+            except BaseException:
+                keep = False
+                raise
+            finally:
+                if not keep:
+                    self.remove(uid)
+
     def make(self) -> str:
-        """A new one, marked as unfinished; its uid."""
+        """Create a directory, marked as unfinished; its uid."""
         uid = uuid.uuid4().hex
         self[uid].mkdir()
-        self._mark(uid)  # before there are items in it, also after a power cut
+        self._mark(uid)  # on disk before it contains items, so that a power cut leaves none without a mark
         return uid
 
     def finish(self, uid: str) -> None:
-        """The catalog knows of it; on disk when this returns."""
+        """Remove the mark, now that the catalog knows the directory; on disk when this returns."""
         if (self[uid] / _MARK).exists():
             (self[uid] / _MARK).unlink()
             sync(self[uid])
 
     def mark_for_removal(self, uid: str) -> None:
-        """The catalog is about to forget it; on disk when this returns."""
+        """Set the mark, before the catalog removes the collection; on disk when this returns."""
         self._mark(uid)
 
     def remove(self, uid: str) -> None:
-        """Remove it as far as that is possible now; the rest goes at the next start, if it is marked."""
+        """Remove a directory as far as possible; if it is marked, the next start removes the rest."""
         with suppress(OSError):
-            # The mark goes last, also on disk, for what is left without it would be kept.
+            # The mark goes last, also on disk: what is left without it would be kept.
             for entry in self[uid].iterdir():
                 if entry.is_dir():
                     shutil.rmtree(entry, ignore_errors=True)
@@ -73,13 +94,13 @@ class Directories:
         sync(self[uid])
 
     def clear(self, known: Names[str]) -> None:
-        """Remove what was made or removed in part when a process died; keep, and tell of, what is merely unknown."""
+        """Remove what a killed process left unfinished; keep and log other directories that are not ``known``."""
         for uid in sorted(self.uids() - set(known)):
             if (self[uid] / _MARK).exists() or not (self[uid] / FILE).exists():
                 self.remove(uid)
             else:
                 _log.error(
-                    "%s holds items, and the catalog names no collection for it, as an older catalog would not; it is"
-                    " kept: put the newer catalog back, or remove the directory",
+                    "%s contains items, but the catalog, perhaps an older one, names no collection for it; it is kept:"
+                    " put the newer catalog back, or remove the directory",
                     self[uid],
                 )

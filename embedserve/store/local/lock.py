@@ -1,4 +1,4 @@
-"""One process owns a data directory; the lock says which."""
+"""The lock of a data directory, which one process owns."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from embedserve.errors import StoreError
 
 
 class DirectoryLock:
-    """Held from construction to ``release``, and given free by the system if the process dies.
+    """Held from construction to ``release``; the system releases it if the process dies.
 
     Args:
-        directory: an existing directory, maybe just made; its file LOCK names the process and host of the holder.
-            Its name and those of the directories above it are on disk when it is held.
+        directory: an existing directory, possibly new; its file LOCK names the process and host of the holder. Its name
+            and those of its parents are on disk when the lock is held.
 
     Raises:
         StoreError: another process holds it.
@@ -49,24 +49,24 @@ class DirectoryLock:
             raise
 
     def release(self) -> None:
-        """Let others have the directory. The file stays: removing it would let two processes lock two files."""
+        """Release the lock. The file stays: if it were removed, two processes could lock two files."""
         if not self._file.closed:
             self._file.truncate(0)
             self._file.close()
 
 
 def _sync_names(directory: Path) -> None:
-    """The entries of a directory and of all above it; a new directory whose entry is lost takes everything with it."""
+    """Sync the entries of a directory and its parents; without its entry, all content of a new directory is lost."""
     for parent in directory.resolve().parents:
         try:
             handle = os.open(parent, os.O_RDONLY)
         except PermissionError:
-            # Not one that we made, so nothing above it is new.
+            # Not created by this process, so none of its parents is new.
             return
         try:
             os.fsync(handle)
         except OSError as error:
-            # File systems that are read-only, or that cannot sync a directory.
+            # The file system is read-only or cannot sync directories.
             if error.errno not in (errno.EROFS, errno.EINVAL):
                 raise
         finally:

@@ -1,18 +1,16 @@
 """The store of one machine: a data directory with a catalog and one directory for each collection.
 
     DATA/LOCK                           process and host that own the directory
-    DATA/catalog.sqlite                 names, aliases, what each collection is bound to
+    DATA/catalog.sqlite                 names, aliases, and the encoder that each collection is bound to
     DATA/collections/<uid>/items.sqlite the items
+    DATA/collections/<uid>/segments     the segments of the index over their vectors
 
-    DATA/collections/<uid>/segments     sealed parts of the index over their vectors
-
-SQLite is the truth; all of the index may be removed, and is made again from the items.
+SQLite is the source of truth; the whole index may be removed, and is then rebuilt from the items.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,19 +22,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.atomic_write import sync
-from embedserve.errors import AlreadyExists, CollectionNotFound, DiskFull, EmbedserveError, InvalidInput, StoreError
+from embedserve.errors import DiskFull, EmbedserveError, InvalidInput, StoreError
 from embedserve.index import spec
 from embedserve.observer import Observer
 from embedserve.store.local.collection.collection import Collection
+from embedserve.store.local.collection.describe import describe
 from embedserve.store.local.directories import Directories
 from embedserve.store.local.lock import DirectoryLock
 from embedserve.store.local.records.catalog import Catalog, Entry, check_filter_keys, check_name
-from embedserve.store.local.records.database import damaged, reported
+from embedserve.store.local.records.database import damaged, translate_errors
 from embedserve.store.local.records.records import FILE
+from embedserve.store.local.registry import Registry, not_found
+from embedserve.store.local.upkeep import restore, sealing
 from embedserve.store.local.upkeep.backup import write_backup
 from embedserve.store.local.upkeep.check import Check
 from embedserve.store.local.upkeep.maintenance import Maintenance
-from embedserve.store.local.upkeep.restore import checked, receive, strip
 from embedserve.types import (
     DEFAULT_TARGET_RECALL,
     CheckProgress,
@@ -62,11 +62,7 @@ class LocalStore:
         self._directories = Directories(directory / "collections")
         self._lock = lock
         self._catalog = catalog
-        self._changing = threading.RLock()  # held while collections are made, removed and renamed
-        self._names = threading.Lock()  # held for a look at the two dictionaries
-        self._collections: dict[str, Collection] = {}
-        self._aliases: dict[str, str] = {}
-        self._closed = False
+        self._registry = Registry()
         self._memory_bytes = memory_bytes
         self._observer = observer
         self._maintenance: Maintenance | None = None
@@ -75,24 +71,24 @@ class LocalStore:
     def open(
         cls, directory: Path, *, memory_bytes: int = 0, background: bool = True, observer: Observer | None = None
     ) -> Self:
-        """Take a data directory, which is made if it is not there, and open every collection.
+        """Take ownership of a data directory, which is created if it does not exist, and open all its collections.
 
         Args:
             directory: the data directory.
-            memory_bytes: that the index of a collection may take; 0 for half of this machine's.
-            background: seal and merge segments and measure recall in a thread. Without it ``maintain`` does that.
-            observer: told of what is built.
+            memory_bytes: budget for the index of each collection; 0 for half of this machine's memory.
+            background: seal and merge segments and measure recall in a thread; otherwise ``maintain`` seals.
+            observer: told what is built.
 
         Raises:
             StoreError: it is in use by another process, cannot be written, or is damaged.
-            DiskFull: it cannot be made.
+            DiskFull: it cannot be created.
         """
         path = directory / "catalog.sqlite"
-        with reported(directory), ExitStack() as undo:
+        with translate_errors(directory), ExitStack() as undo:
             (directory / "collections").mkdir(parents=True, exist_ok=True)
             lock = DirectoryLock(directory)
             undo.callback(lock.release)
-            # A new catalog beside collections would know none of them.
+            # A new catalog beside existing collections would not know them.
             catalog = Catalog(path, create=not Directories(directory / "collections").uids())
             undo.callback(catalog.close)
             observer = observer or Observer()
@@ -101,7 +97,7 @@ class LocalStore:
             store._load()
             undo.pop_all()
         if background:
-            store._maintenance = Maintenance(store._all_collections, observer)
+            store._maintenance = Maintenance(store._registry.collections, observer)
         return store
 
     def __enter__(self) -> Self:
@@ -122,17 +118,17 @@ class LocalStore:
         target_recall: float = DEFAULT_TARGET_RECALL,
         filter_keys: Sequence[str] = (),
     ) -> CollectionInfo:
-        """Make an empty collection.
+        """Create an empty collection; see VectorStore.
 
         Raises:
-            InvalidInput: the name or a filter key is not allowed, or there are too many filter keys.
+            InvalidInput: the name, the index or a filter key is not allowed, or there are too many filter keys.
             AlreadyExists: a collection or an alias has the name.
-            DiskFull: nothing was made.
+            DiskFull: nothing was created.
         """
         check_name(name)
         spec.parse(index)
         if not 0 < target_recall <= 1:
-            raise InvalidInput(f"target_recall is {target_recall}; it lies above 0 and is at most 1")
+            raise InvalidInput(f"target_recall is {target_recall}; it must be above 0 and at most 1")
         entry = Entry(
             name=name,
             uid="",
@@ -145,74 +141,53 @@ class LocalStore:
             target_recall=target_recall,
             filter_keys=check_filter_keys(filter_keys),
         )
-        with self._changing:
-            self._check_free(name)
-            with self._unfinished() as uid:
-                collection = self._collection(replace(entry, uid=uid), create=True)
-            return self._added(collection)
+        with self._registry.changing:
+            self._registry.check_free(name)
+            with self._directories.unfinished() as uid:
+                collection = self._open_collection(replace(entry, uid=uid), create=True)
+            return self._add(collection)
 
-    def bound(self, name: str) -> CollectionIdentity:
-        """What the collection is bound to; does not wait.
-
-        Raises:
-            CollectionNotFound: as every call below that takes a collection.
-        """
-        with self._names:
-            self._check_open()
-            found = self._collections.get(self._aliases.get(name, name))
-        if found is None:
-            raise _not_found(name)
-        return found.entry.bound
+    def identity(self, name: str) -> CollectionIdentity:
+        """The identity of the collection; see VectorStore."""
+        return self._registry.find(name).entry.identity
 
     def get_collection(self, name: str) -> CollectionInfo:
-        """What the collection is and holds.
-
-        Raises:
-            CollectionNotFound: as every call below that takes a collection.
-        """
+        """What the collection is and holds."""
         with self._used(name) as collection:
-            return collection.info(self._aliases_of(collection))
+            return describe(collection, self._registry.aliases_of(collection))
 
     def list_collections(self) -> list[CollectionInfo]:
         """All collections, by name."""
-        with self._names:
-            self._check_open()
-            collections = sorted(self._collections.items())
+        self._registry.check_open()
         infos = []
-        for _, collection in collections:
-            with collection.gate.entered() as admitted:
+        for collection in self._registry.collections():
+            with collection.close_guard.entered() as admitted:
                 if admitted:
-                    infos.append(collection.info(self._aliases_of(collection)))
+                    infos.append(describe(collection, self._registry.aliases_of(collection)))
         return infos
 
     def delete_collection(self, name: str) -> None:
-        """Remove a collection, its items and the aliases that point to it. ``name`` is no alias.
+        """Remove a collection, its items and the aliases that point to it. ``name`` must not be an alias.
 
         Raises:
-            CollectionNotFound: no collection has the name; the hint says so if it is an alias.
+            CollectionNotFound: no collection has the name; the hint says if it is an alias.
         """
-        with self._changing:
-            self._check_open()
-            collection = self._collections.get(name)
-            if collection is None:
-                hint = f"{name!r} is an alias of {self._aliases[name]!r}" if name in self._aliases else ""
-                raise CollectionNotFound(f"there is no collection {name!r}", hint=hint)
+        with self._registry.changing:
+            collection = self._registry.named(name)
             uid = collection.entry.uid
-            with suppress(OSError):  # on a full disk it is removed all the same
+            with suppress(OSError):  # a full disk does not prevent the removal
                 self._directories.mark_for_removal(uid)
             try:
                 self._catalog.remove(name)
             except BaseException:
                 self._directories.finish(uid)
                 raise
-            with self._names:
-                del self._collections[name]
-                self._aliases = {alias: target for alias, target in self._aliases.items() if target != name}
+            self._registry.remove(name)
             collection.close()
             self._directories.remove(uid)
 
     def set_alias(self, alias: str, collection: str) -> None:
-        """Point an alias to a collection, at once for every later call; an empty ``collection`` removes it.
+        """Point an alias to a collection, effective for every later call; an empty ``collection`` removes the alias.
 
         Raises:
             InvalidInput: the alias is not allowed as a name.
@@ -220,26 +195,18 @@ class LocalStore:
             CollectionNotFound: there is no such collection, or no such alias to remove.
         """
         check_name(alias)
-        with self._changing:
-            self._check_open()
-            if alias in self._collections:
-                raise AlreadyExists(f"{alias!r} is a collection, so it cannot be an alias")
+        with self._registry.changing:
+            self._registry.check_alias(alias, exists=not collection)
             if not collection:
-                if alias not in self._aliases:
-                    raise CollectionNotFound(f"there is no alias {alias!r}")
                 self._catalog.remove_alias(alias)
-                with self._names:
-                    del self._aliases[alias]
+                self._registry.remove_alias(alias)
                 return
-            target = self._aliases.get(collection, collection)
-            if target not in self._collections:
-                raise _not_found(collection)
+            target = self._registry.find(collection).entry.name
             self._catalog.set_alias(alias, target)
-            with self._names:
-                self._aliases[alias] = target
+            self._registry.set_alias(alias, target)
 
     def upsert(self, collection: str, items: Sequence[Item], *, uid: str = "") -> None:
-        """Write items in one transaction, replacing those with the same ids; on disk when it returns.
+        """Write items in one transaction, replacing those with the same ids; on disk when this returns.
 
         Raises:
             DiskFull: nothing was written.
@@ -254,7 +221,7 @@ class LocalStore:
             return found.items(ids, include)
 
     def delete_items(self, collection: str, ids: Sequence[str]) -> int:
-        """Remove items in one transaction, on disk when it returns; how many of them there were."""
+        """Remove items in one transaction, on disk when this returns; how many of them existed."""
         with self._used(collection) as found:
             return found.delete(ids)
 
@@ -271,7 +238,7 @@ class LocalStore:
         """A page of items in the order of their ids' UTF-8 bytes.
 
         Raises:
-            InvalidInput: the page token was not made by an earlier page.
+            InvalidInput: the page token does not come from an earlier page.
         """
         with self._used(collection, uid) as found:
             return found.page(page_size, page_token, filter, include)
@@ -290,156 +257,119 @@ class LocalStore:
             return found.search(queries, options, exclude_ids)
 
     def check_collection(self, name: str, on_progress: Callable[[CheckProgress], None]) -> CheckReport:
-        """Compare everything that is kept more than once; see VectorStore.
+        """Compare everything that is stored redundantly; see VectorStore.
 
         Raises:
-            StoreError: the collection was removed or the store closed meanwhile.
+            StoreError: the collection was removed, or the store closed, meanwhile.
         """
         with self._used(name) as collection:
             return Check(collection, on_progress).run()
 
     @contextmanager
     def backup_collection(self, name: str, on_progress: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-        """One file with the collection as it is at this moment; see VectorStore.
+        """One file with the collection as it is now; see VectorStore.
 
         Raises:
             DiskFull: there is no room for the copy.
-            StoreError: a row is damaged, or the collection was removed or the store closed meanwhile.
+            StoreError: a row is damaged, or the collection was removed, or the store closed, meanwhile.
         """
-        with self._unfinished(remains=False) as uid, self._used(name) as collection:
+        with self._directories.unfinished(keep=False) as uid, self._used(name) as collection:
             path = self._directories[uid] / "backup"
 
             def check() -> None:
-                if collection.gate.closed:
+                if collection.close_guard.closed:
                     raise StoreError(f"collection {name!r} was closed while it was copied")
                 on_progress()
 
             write_backup(self._directories[collection.entry.uid] / FILE, path, collection.entry, check)
             file = path.open("rb")
-        # The open file stays readable, and nothing of it is left when it is closed, however that comes about.
+        # The open file stays readable, and its space is freed when it is closed, in whatever way.
         with file:
             yield file
 
     def restore_collection(
         self, name: str, chunks: Iterable[bytes], on_progress: Callable[[], None] = lambda: None
     ) -> CollectionInfo:
-        """Make a collection with this new name from a backup; see VectorStore.
+        """Create a collection with this new name from a backup; see VectorStore.
 
         Raises:
-            InvalidInput: the name is not allowed, or the bytes are no backup, are cut, or damaged.
+            InvalidInput: the name is not allowed, or the bytes are not a backup, truncated, or damaged.
             AlreadyExists: a collection or an alias has the name.
-            DiskFull: nothing was made.
+            DiskFull: nothing was created.
         """
 
         def check() -> None:
-            self._check_open()
+            self._registry.check_open()
             on_progress()
 
         check_name(name)
-        with self._changing:
-            self._check_free(name)
-        with self._unfinished() as uid:
+        with self._registry.changing:
+            self._registry.check_free(name)
+        with self._directories.unfinished() as uid:
             path = self._directories[uid] / FILE
-            receive(chunks, path, check)
-            entry = checked(path, name=name, uid=uid, check=check).entry
-            strip(path)
+            restore.receive(chunks, path, check)
+            entry = restore.verify(path, name=name, uid=uid, check=check).entry
+            restore.strip(path)
             check()
-            collection = self._collection(entry)
-        with self._changing:
+            collection = self._open_collection(entry)
+        with self._registry.changing:
             try:
-                self._check_free(name)
+                self._registry.check_free(name)
             except EmbedserveError:
                 collection.close()
                 self._directories.remove(uid)
                 raise
-            return self._added(collection)
+            return self._add(collection)
 
     def maintain(self) -> None:
-        """Seal all that waits and merge all segments that are due, now and in this thread; for tests and tools."""
-        for collection in self._all_collections():
-            while collection.maintain(at_once=True) is not None:
+        """Seal all rows that wait and merge all segments that are due, now and in this thread; for tests and tools."""
+        for collection in self._registry.collections():
+            while sealing.seal_next(collection, at_once=True) is not None:
                 pass
 
     def close(self) -> None:
-        """Wait for calls that are under way, then close all files and give the data directory free."""
-        with self._changing:
-            if self._closed:
+        """Wait for the calls in flight, then close all files and release the data directory."""
+        with self._registry.changing:
+            if self._registry.closed:
                 return
-            self._closed = True
+            self._registry.closed = True
             if self._maintenance is not None:
                 self._maintenance.stop()
             self._close_collections()
             self._catalog.close()
             self._lock.release()
 
-    def _check_free(self, name: str) -> None:
-        """Only while ``_changing`` is held."""
-        self._check_open()
-        if name in self._collections:
-            raise AlreadyExists(f"there is a collection {name!r} already")
-        if name in self._aliases:
-            raise AlreadyExists(f"{name!r} is an alias of collection {self._aliases[name]!r}")
-
-    def _added(self, collection: Collection) -> CollectionInfo:
-        """Give a collection whose files are there its name; only while ``_changing`` is held."""
+    def _add(self, collection: Collection) -> CollectionInfo:
+        """Give a collection whose files exist its name. Needs ``Registry.changing``."""
         uid = collection.entry.uid
         try:
-            with reported(self._directories[uid]):
-                # It is there to stay before the catalog names it.
+            with translate_errors(self._directories[uid]):
+                # Its files are on disk before the catalog names it.
                 sync(self._directories[uid])
                 sync(self._directories.root)
             self._catalog.add(collection.entry)
-            with suppress(OSError):  # the next start takes the mark off
+            with suppress(OSError):  # the next start removes the mark
                 self._directories.finish(uid)
         except DiskFull:  # nothing was committed
             collection.close()
             self._directories.remove(uid)
             raise
         except BaseException:
-            # After a failed commit nobody knows whether the catalog names it, so the files stay until the next start,
-            # which knows.
+            # After a failed commit it is unknown whether the catalog names it, so the files stay until the next start.
             collection.close()
             raise
-        with self._names:
-            self._collections[collection.entry.name] = collection
-        return collection.info(())
-
-    @contextmanager
-    def _unfinished(self, *, remains: bool = True) -> Iterator[str]:
-        """The uid of a new directory, which is removed if the block fails, or in any case unless it ``remains``."""
-        with reported(self._directories.root):
-            uid = self._directories.make()
-            try:
-                with reported(self._directories[uid]):
-                    yield uid
-            except BaseException:
-                remains = False
-                raise
-            finally:
-                if not remains:
-                    self._directories.remove(uid)
+        self._registry.add(collection)
+        return describe(collection, ())
 
     @contextmanager
     def _used(self, name: str, uid: str = "") -> Iterator[Collection]:
-        """The collection with this name or alias, which is not removed before the block is left."""
-        with self._names:
-            self._check_open()
-            collection = self._collections.get(self._aliases.get(name, name))
-        if collection is None or (uid and collection.entry.uid != uid):
-            raise _not_found(name)
-        with collection.gate.entered() as admitted:
+        """The collection with this name or alias, which is not closed before the block ends."""
+        collection = self._registry.find(name, uid)
+        with collection.close_guard.entered() as admitted:
             if not admitted:
-                self._check_open()
-                raise _not_found(name)
+                self._registry.check_open()
+                raise not_found(name)
             yield collection
-
-    def _aliases_of(self, collection: Collection) -> list[str]:
-        with self._names:
-            return [alias for alias, target in self._aliases.items() if target == collection.entry.name]
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreError("the store is closed")
 
     def _load(self) -> None:
         entries = self._catalog.entries()
@@ -448,10 +378,10 @@ class LocalStore:
             if not self._directories[entry.uid].is_dir():
                 raise damaged(self._directories[entry.uid], f"the files of collection {entry.name!r} are missing")
             self._directories.finish(entry.uid)
-            self._collections[entry.name] = self._collection(entry)
-        self._aliases = self._catalog.aliases()
+            self._registry.add(self._open_collection(entry))
+        self._registry.load_aliases(self._catalog.aliases())
 
-    def _collection(self, entry: Entry, *, create: bool = False) -> Collection:
+    def _open_collection(self, entry: Entry, *, create: bool = False) -> Collection:
         return Collection(
             entry,
             self._directories[entry.uid],
@@ -460,17 +390,9 @@ class LocalStore:
             observer=self._observer,
         )
 
-    def _all_collections(self) -> list[Collection]:
-        with self._names:
-            return list(self._collections.values())
-
     def _close_collections(self) -> None:
-        for collection in self._collections.values():
+        for collection in self._registry.collections():
             collection.close()
-
-
-def _not_found(name: str) -> CollectionNotFound:
-    return CollectionNotFound(f"there is no collection {name!r}", hint="list them with: embedserve collection list")
 
 
 def _half_of_memory() -> int:

@@ -1,5 +1,5 @@
-"""Filtered searches in graphs and inverted lists: what they find of the nearest, however few items a filter holds for,
-wherever these lie, and whatever was deleted."""
+"""The recall of filtered searches in graphs and inverted lists, however few items match, wherever these lie, and
+whatever was deleted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedserve.types import Filter, In, Item, Range, SearchOptions
 from tests.store.store_cases import new_collection
 
 ITEMS, DIMENSION, LATENT, CLUSTERS, QUERIES = 45_000, 64, 24, 200, 60
-"""Half of the items are more than the 20,000 that are compared one by one in any case."""
+"""Half of the items are more than the 20,000 that are always compared one by one."""
 INDEXES = {"hnsw": "hnsw:m=16", "ivf": "ivf"}
 K = 10
 
@@ -29,9 +29,9 @@ class Data:
     vectors: NDArray[np.float32]
     """float32 [N, D], unit norm."""
     clusters: NDArray[np.int64]
-    """int64 [N]: which cluster each is in."""
+    """int64 [N]: the cluster of each."""
     drawn: NDArray[np.int64]
-    """int64 [N]: a number from 0 to 999 for each, drawn without a look at the vector."""
+    """int64 [N]: a number from 0 to 999 for each, independent of the vector."""
     queries: NDArray[np.float32]
     """float32 [Q, D], unit norm."""
     query_clusters: NDArray[np.int64]
@@ -63,7 +63,7 @@ def data() -> Data:
 
 @dataclass(frozen=True)
 class Sealed:
-    """A store whose collections "hnsw" and "ivf" hold the same items, in one segment each."""
+    """A store whose collections "hnsw" and "ivf" contain the same items, in one segment each."""
 
     store: LocalStore
     data: Data
@@ -103,7 +103,7 @@ def full(data: Data, full_directory: Path) -> Iterator[Sealed]:
 
 @pytest.fixture(scope="module")
 def thinned(data: Data, full_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sealed]:
-    """Without 30 % of the items: half of those are whole clusters, so that some queries are left with nothing near."""
+    """Without 30 % of the items; half of these are whole clusters, so that some queries have nothing near them."""
     gone = np.random.default_rng(6).random(ITEMS) < 0.15
     for cluster in range(3, CLUSTERS, 3):
         if gone.mean() >= 0.3:
@@ -115,7 +115,7 @@ def thinned(data: Data, full_directory: Path, tmp_path_factory: pytest.TempPathF
         for name in INDEXES:
             assert store.delete_items(name, [f"{n}" for n in np.flatnonzero(gone)]) == gone.sum()
             info = store.get_collection(name)
-            assert (info.segments, info.unsealed, info.dead) == (1, 0, gone.sum())
+            assert (info.segments, info.unsealed, info.deleted) == (1, 0, gone.sum())
         yield Sealed(store, data, ~gone)
 
 
@@ -128,7 +128,7 @@ def sealed(request: pytest.FixtureRequest) -> Sealed:
 def check(
     sealed: Sealed, name: str, filter: Filter | None, matching: NDArray[np.bool_], asked: NDArray[np.int64]
 ) -> None:
-    """Every search gives all hits there can be, none that should not be there, and on average 95 % of the nearest."""
+    """Every search returns k hits if there are k matches, only matches, and on average 95 % of the nearest."""
     assert sealed.store.get_collection(name).index.startswith(name)
     matches = np.flatnonzero(matching & sealed.live)
     for k, some in ((K, asked), (100, asked[:10])):

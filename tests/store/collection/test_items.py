@@ -9,7 +9,7 @@ from embedserve.errors import DimensionMismatch, InvalidInput
 from embedserve.store.local.collection.page_token import page_token
 from embedserve.store.local.store import LocalStore
 from embedserve.types import Eq, Include, Item, Media, Metadata, SearchOptions
-from tests.store.store_cases import EVERYTHING, all_ids, found, new_collection, random_units, unit
+from tests.store.store_cases import EVERYTHING, all_ids, collection_of, found, new_collection, random_units, unit
 
 METADATA: Metadata = {
     "most": 2**63 - 1,
@@ -27,7 +27,7 @@ METADATA: Metadata = {
 }
 
 
-def test_an_item_comes_back_exactly_also_after_a_restart(data: Path) -> None:
+def test_an_item_is_read_exactly_as_written_also_after_a_restart(data: Path) -> None:
     item = Item(
         id="ключ/1 \x00",
         vector=unit(1, 2, 3, 4),
@@ -49,18 +49,18 @@ def _same(got: list[Item | None], item: Item) -> None:
     assert back.vector is not None
     assert item.vector is not None
     assert back.vector.tobytes() == item.vector.tobytes()
-    # repr tells 5 from 5.0 and from True.
+    # repr distinguishes 5, 5.0 and True.
     assert repr(dict(back.metadata)) == repr(METADATA)
     assert (back.id, back.content_sha256, back.media) == (item.id, item.content_sha256, item.media)
 
 
-def test_parts_that_are_not_asked_for_do_not_come(store: LocalStore) -> None:
+def test_only_requested_fields_are_returned(store: LocalStore) -> None:
     media = Media(data=b"x", media_type="image/png")
     store.upsert("photos", [Item(id="a", vector=unit(1, 0, 0, 0), metadata={"n": 1}, media=media)])
     assert store.get_items("photos", ["a"], Include()) == [Item(id="a")]
 
 
-def test_items_come_in_the_order_of_the_ids_with_repetitions_and_gaps(store: LocalStore) -> None:
+def test_items_are_in_the_order_of_the_requested_ids_with_repetitions_and_gaps(store: LocalStore) -> None:
     store.upsert("photos", [Item(id=id, vector=unit(1, 0, 0, 0)) for id in "abc"])
     got = store.get_items("photos", ["c", "x", "a", "c"], Include())
     assert [item and item.id for item in got] == ["c", None, "a", "c"]
@@ -84,7 +84,7 @@ def test_an_upsert_replaces_the_whole_item(store: LocalStore) -> None:
     assert store.get_collection("photos").items == 1
 
 
-def test_if_an_id_comes_twice_the_later_item_counts(store: LocalStore) -> None:
+def test_if_an_id_occurs_twice_the_later_item_counts(store: LocalStore) -> None:
     store.upsert("photos", [Item(id="a", vector=unit(1, 0, 0, 0)), Item(id="a", vector=unit(0, 1, 0, 0))])
     assert found(store, unit(0, 1, 0, 0), SearchOptions()) == [("a", 1.0)]
 
@@ -108,10 +108,10 @@ def test_a_row_number_is_never_used_again(store: LocalStore) -> None:
         store.upsert("photos", [Item(id="a", vector=unit(1, 0, 0, 0))])
     store.delete_items("photos", ["a"])
     store.upsert("photos", [Item(id="b", vector=unit(1, 0, 0, 0))])
-    assert store._collections["photos"]._index.current.delta.rids.tolist() == [1, 2, 3, 4]
+    assert collection_of(store).snapshot.delta.rids.tolist() == [1, 2, 3, 4]
 
 
-def test_one_bad_item_keeps_all_of_the_call_out(store: LocalStore) -> None:
+def test_one_bad_item_fails_the_whole_call(store: LocalStore) -> None:
     good = Item(id="a", vector=unit(1, 0, 0, 0))
     with pytest.raises(DimensionMismatch, match="item 'b' has a vector of 2 numbers; the collection holds 4"):
         store.upsert("photos", [good, Item(id="b", vector=unit(1, 0))])
@@ -123,7 +123,7 @@ def test_one_bad_item_keeps_all_of_the_call_out(store: LocalStore) -> None:
     assert found(store, unit(1, 0, 0, 0), SearchOptions()) == []
 
 
-def test_a_text_that_is_no_unicode_is_bad_input_everywhere(store: LocalStore) -> None:
+def test_a_text_that_is_not_unicode_is_invalid_input_everywhere(store: LocalStore) -> None:
     with pytest.raises(InvalidInput, match="not valid Unicode"):
         store.get_items("photos", ["\ud800"], Include())
     with pytest.raises(InvalidInput, match="not valid Unicode"):
@@ -136,7 +136,7 @@ IDS = ["!", "A", "a", "a\x00", "aa", "b", "é", "ꙮ", "￿", "😀"]  # by thei
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 9, 10, 11])
-def test_pages_hold_every_item_once_in_the_order_of_bytes(store: LocalStore, page_size: int) -> None:
+def test_pages_contain_every_item_once_in_the_order_of_bytes(store: LocalStore, page_size: int) -> None:
     store.upsert("photos", [Item(id=id, vector=unit(1, 0, 0, 0)) for id in reversed(IDS)])
     assert all_ids(store, page_size=page_size) == IDS
 
@@ -148,7 +148,7 @@ def test_the_last_page_has_no_token_even_when_it_is_full(store: LocalStore) -> N
     assert ([item.id for item in last.items], last.next_page_token) == (["c", "d"], "")
 
 
-def test_pages_with_a_filter_hold_what_fits(store: LocalStore) -> None:
+def test_pages_with_a_filter_contain_all_matches(store: LocalStore) -> None:
     vectors = random_units(50, 4)
     store.upsert("photos", [Item(id=f"{n:02}", vector=vectors[n], metadata={"odd": n % 2 == 1}) for n in range(50)])
     ids, token = [], ""
@@ -162,7 +162,7 @@ def test_pages_with_a_filter_hold_what_fits(store: LocalStore) -> None:
     assert ids == [f"{n:02}" for n in range(1, 50, 2)]
 
 
-def test_writes_between_pages_neither_hide_nor_repeat_what_stays(store: LocalStore) -> None:
+def test_writes_between_pages_neither_hide_nor_repeat_other_items(store: LocalStore) -> None:
     store.upsert("photos", [Item(id=f"{n:03}", vector=unit(1, 0, 0, 0)) for n in range(0, 100, 2)])
     ids, token, page_number = [], "", 0
     while True:
@@ -171,7 +171,7 @@ def test_writes_between_pages_neither_hide_nor_repeat_what_stays(store: LocalSto
         token = page.next_page_token
         if not token:
             break
-        # Replaces an item of this page, adds one before it, and removes the item that the token stands for.
+        # Replaces an item of this page, adds one before it, and removes the item in the token.
         last = page.items[-1].id
         store.upsert("photos", [Item(id=page.items[0].id, vector=unit(0, 1, 0, 0))])
         store.upsert("photos", [Item(id=f"{page_number:03}-new", vector=unit(0, 1, 0, 0))])
@@ -190,12 +190,12 @@ def test_a_token_works_in_any_collection_with_such_items(store: LocalStore) -> N
 @pytest.mark.parametrize(
     "token", ["x", "!!!!", "AAAA", "é", page_token("a") + "A", page_token("a")[:-1], page_token("")]
 )
-def test_a_token_that_no_page_gave_is_refused(store: LocalStore, token: str) -> None:
+def test_an_invented_token_is_refused(store: LocalStore, token: str) -> None:
     with pytest.raises(InvalidInput, match="was not made by an earlier page"):
         store.list_items("photos", page_size=1, page_token=token, filter=None, include=Include())
 
 
-def test_flipping_any_character_of_a_token_is_noticed(store: LocalStore) -> None:
+def test_a_token_with_any_changed_character_is_refused(store: LocalStore) -> None:
     token = page_token("photos/0001.jpg")
     for place, character in enumerate(token):
         broken = token[:place] + ("A" if character != "A" else "B") + token[place + 1 :]

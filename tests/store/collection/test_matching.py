@@ -1,4 +1,4 @@
-"""Masks of filters over parts of the index, against the slow evaluator."""
+"""Masks of filters over parts of a snapshot, against the slow evaluator."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def put(records: Records, documents: Sequence[Metadata]) -> list[int]:
 
 
 def kept_bytes(matcher: Matcher) -> int:
-    """What the masks that are kept take, which the matcher must know."""
+    """Bytes of all cached masks, which the matcher must know."""
     masks = matcher._masks._masks.values()
     total = sum(mask.bits.nbytes + 400 for mask in masks)
     assert matcher._masks._bytes == total
@@ -121,7 +121,7 @@ class Statements:
         return seen
 
 
-def test_a_reader_of_an_earlier_state_finds_rows_that_are_gone_for_a_later_one(records: Records) -> None:
+def test_a_reader_of_an_earlier_state_finds_rows_that_were_removed_later(records: Records) -> None:
     """A search in an old snapshot must find an item that was replaced meanwhile: its new row is not in the snapshot."""
     rids = np.array(put(records, [{"a": "x", "other": 1}] * 3), np.int64)
     matcher = Matcher(("a", "n"))
@@ -134,14 +134,14 @@ def test_a_reader_of_an_earlier_state_finds_rows_that_are_gone_for_a_later_one(r
             assert later.count() == 2 - name
             assert matcher.matching(later, node, rids, name).tolist() == [False] * (name + 1) + [True] * (2 - name)
             assert matcher.matching(earlier, node, rids, name).tolist() == [False] * name + [True] * (3 - name)
-            # What the earlier reader found is right for both; the caller knows which rows are gone.
+            # The mask of the earlier reader is right for both; the caller knows which rows are gone.
             statements = Statements(later)
             assert matcher.matching(later, node, rids, name)[name + 1 :].all()
             assert statements.taken() == []
             assert kept_bytes(matcher) > 0
 
 
-def test_a_part_that_never_changes_is_asked_once_and_one_that_may_change_each_time(records: Records) -> None:
+def test_a_part_that_never_changes_is_matched_once_and_one_that_may_change_every_time(records: Records) -> None:
     rids = np.array(put(records, [{"a": "x", "other": n} for n in range(20)]), np.int64)
     matcher = Matcher(("a", "n"))
     node = And((Eq("a", "x"), Range("other", lt=5.0)))
@@ -156,7 +156,7 @@ def test_a_part_that_never_changes_is_asked_once_and_one_that_may_change_each_ti
         assert len(statements.taken()) == 3 * once
 
 
-def test_a_part_that_was_forgotten_is_asked_again_and_others_are_not(records: Records) -> None:
+def test_a_forgotten_part_is_matched_again_and_others_are_not(records: Records) -> None:
     rids = np.array(put(records, [{"a": "x"}] * 20), np.int64)
     matcher = Matcher(("a", "n"))
     with records.reading() as view:
@@ -173,7 +173,7 @@ def test_a_part_that_was_forgotten_is_asked_again_and_others_are_not(records: Re
     assert kept_bytes(matcher) == 0
 
 
-def test_conditions_after_one_that_holds_for_nothing_or_for_all_are_not_asked(records: Records) -> None:
+def test_conditions_after_one_that_decides_the_result_are_not_evaluated(records: Records) -> None:
     rids = np.array(put(records, [{"a": "x", "n": n, "other": n} for n in range(20)]), np.int64)
     matcher = Matcher(("a", "n"))
     with records.reading() as view:
@@ -187,7 +187,7 @@ def test_conditions_after_one_that_holds_for_nothing_or_for_all_are_not_asked(re
             assert len(statements.taken()) == 1
 
 
-def test_only_rows_that_may_still_match_are_read_when_they_are_few(records: Records) -> None:
+def test_if_few_rows_may_still_match_only_those_are_read(records: Records) -> None:
     rids = np.array(put(records, [{"n": n, "other": n % 2} for n in range(3000)]), np.int64)
     matcher = Matcher(("a", "n"))
     node = And((Eq("other", 1), In("n", (6, 7, 8, 9))))
@@ -224,7 +224,7 @@ def test_all_values_of_a_range_are_read_once_for_the_parts_that_never_change(rec
             assert not any("FROM item" in one for one in taken)
 
 
-def test_rows_far_apart_are_found_as_well(records: Records) -> None:
+def test_row_numbers_far_apart_are_found(records: Records) -> None:
     rids = np.array(put(records, [{"a": n % 3} for n in range(3000)]), np.int64)
     with records.reading() as view:
         for some in (rids[::2], rids[::100], rids[[0, -1]], rids[[5]]):
@@ -246,7 +246,7 @@ def test_a_key_that_is_not_allowed_is_refused(records: Records) -> None:
 
 
 @pytest.mark.parametrize("max_bytes", [0, 500, 4000, 40_000])
-def test_masks_that_are_kept_stay_within_the_bound_and_the_last_used_stay(records: Records, max_bytes: int) -> None:
+def test_cached_masks_stay_within_the_bound_and_the_last_used_stay(records: Records, max_bytes: int) -> None:
     rids = np.array(put(records, [{"n": n} for n in range(2000)]), np.int64)
     matcher = Matcher(("a", "n"), max_bytes)
     with records.reading() as view:
@@ -256,11 +256,11 @@ def test_masks_that_are_kept_stay_within_the_bound_and_the_last_used_stay(record
             assert np.flatnonzero(matcher.matching(view, Eq("n", n), rids, "part")).tolist() == [n]
             assert np.flatnonzero(matcher.matching(view, Eq("n", 0), rids, "part")).tolist() == [0]
             assert kept_bytes(matcher) <= max_bytes
-        # Room for two masks keeps the one that is used all the time.
+        # With room for two masks the one in constant use stays.
         assert len(statements.taken()) == (200 if max_bytes < 2 * (2000 // 8 + 400) else 100)
 
 
-def test_threads_that_share_a_matcher_get_their_own_answers_while_items_go(records: Records) -> None:
+def test_threads_that_share_a_matcher_get_their_own_answers_while_items_are_removed(records: Records) -> None:
     documents: list[Metadata] = [{"a": n % 7, "n": n, "other": n % 5} for n in range(2000)]
     rids = put(records, documents)
     parts = parts_of(rids, [400, 1100, 1900])

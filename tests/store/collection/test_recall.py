@@ -1,4 +1,4 @@
-"""Recall is measured with real queries, and the effort follows it."""
+"""Recall is measured with real queries, and corrects the search parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
 from embedserve.index.structures import Stopped
-from embedserve.index.tuning import Point
+from embedserve.index.tuning import OperatingPoint
 from embedserve.store.local.collection.recall import Comparison, RecallMonitor
 from tests.store.store_cases import random_units
 
@@ -31,13 +31,13 @@ def rows_of(vectors: NDArray[np.float32], first: int = 1) -> Rows:
     return Rows(vectors, rids, PackedIds.of(b"%d" % rid for rid in rids), None, len(rids))
 
 
-def graph(points: tuple[Point, ...] | None = None, rows: int = 3000) -> Segment:
-    """A graph over random rows, with what its efforts are said to find."""
-    segment = Segment.built("a", parse("hnsw:m=6"), [rows_of(random_units(rows, D))], D, never)
+def graph(points: tuple[OperatingPoint, ...] | None = None, rows: int = 3000) -> Segment:
+    """A graph over random rows, with these operating points."""
+    segment = Segment.build("a", parse("hnsw:m=6"), [rows_of(random_units(rows, D))], D, never)
     if points is None:
         return segment
     return Segment(
-        segment.vectors, segment.rids, segment.ids, None, rows, "a", segment.structure, points, segment.strays
+        segment.vectors, segment.rids, segment.ids, None, rows, "a", segment.structure, points, segment.unreachable
     )
 
 
@@ -50,26 +50,26 @@ def honest() -> Segment:
     return graph()
 
 
-def test_where_every_search_is_exact_there_is_nothing_to_measure() -> None:
+def test_nothing_is_measured_if_every_search_is_exact() -> None:
     monitor = RecallMonitor(0.95)
-    exact = Segment.built("a", parse("exact"), [rows_of(random_units(50, D))], D, never)
+    exact = Segment.build("a", parse("exact"), [rows_of(random_units(50, D))], D, never)
     monitor.sample(random_units(3, D))
     assert monitor.measure(of(exact)) is None
     assert monitor.last is None
     assert monitor.measure(of()) is None
 
 
-def test_there_is_news_after_a_query_and_after_a_build_until_it_is_measured(honest: Segment) -> None:
+def test_a_measurement_is_outdated_after_a_query_or_a_build(honest: Segment) -> None:
     monitor = RecallMonitor(0.95)
-    assert not monitor.has_news
-    for news in (monitor.forget, lambda: monitor.sample(random_units(2, D))):
-        news()
-        assert monitor.has_news
+    assert not monitor.is_outdated
+    for change in (monitor.invalidate, lambda: monitor.sample(random_units(2, D))):
+        change()
+        assert monitor.is_outdated
         assert monitor.measure(of(honest)) is monitor.last is not None
-        assert not monitor.has_news
+        assert not monitor.is_outdated
 
 
-def test_without_real_queries_made_up_ones_are_taken_and_change_no_effort(honest: Segment) -> None:
+def test_without_real_queries_synthetic_ones_are_taken_and_the_multiplier_stays(honest: Segment) -> None:
     monitor = RecallMonitor(0.95)
     recall = monitor.measure(of(honest))
     assert recall is not None
@@ -77,34 +77,34 @@ def test_without_real_queries_made_up_ones_are_taken_and_change_no_effort(honest
     assert 0.9 < recall.value <= 1.0
 
 
-def test_measured_recall_is_that_of_a_count_by_hand(honest: Segment) -> None:
+def test_measured_recall_equals_a_count_by_hand(honest: Segment) -> None:
     snapshot, queries = of(honest), random_units(50, D, 5)
-    effort = SearchParams(ef=12)
-    found = snapshot.nearest(queries, 10, effort=effort)
+    params = SearchParams(ef=12)
+    found = snapshot.nearest(queries, 10, params=params)
     nearest = np.argsort(-(queries.astype(np.float64) @ honest.vectors.T.astype(np.float64)), axis=1)[:, :10] + 1
     by_hand = np.mean(
         [len(set(got.rids[:10].tolist()) & set(best)) / 10 for got, best in zip(found, nearest.tolist(), strict=True)]
     )
     assert 0.3 < by_hand < 0.999
-    assert Comparison(snapshot, queries).recall(effort) == pytest.approx(by_hand)
+    assert Comparison(snapshot, queries).recall(params) == pytest.approx(by_hand)
     assert Comparison(snapshot, queries).recall(SearchParams(exact=True)) == 1.0
 
 
-def test_of_rows_with_the_same_score_any_is_right() -> None:
+def test_any_row_with_the_same_score_counts() -> None:
     vectors = np.repeat(random_units(150, D), 20, axis=0)
-    segment = Segment.built("a", parse("hnsw:m=16"), [rows_of(vectors)], D, never)
+    segment = Segment.build("a", parse("hnsw:m=16"), [rows_of(vectors)], D, never)
     assert Comparison(of(segment), random_units(40, D, 6)).recall(SearchParams(ef=300)) >= 0.99
 
 
 @pytest.mark.parametrize("items", [0, 3])
-def test_fewer_rows_than_ten_are_all_that_can_be_found(items: int) -> None:
+def test_with_fewer_than_ten_rows_recall_is_over_all_of_them(items: int) -> None:
     comparison = Comparison(of(rows_of(random_units(items, D))), random_units(5, D, 2))
     assert comparison.recall(SearchParams()) == 1.0
 
 
-def test_real_queries_that_are_found_too_rarely_raise_the_effort_until_they_are_not() -> None:
-    # Said to find everything with next to no effort.
-    snapshot = of(graph((Point(10, 1.0),)))
+def test_real_queries_below_the_target_raise_the_multiplier_until_they_reach_it() -> None:
+    # The operating point claims recall 1 for a minimal ef.
+    snapshot = of(graph((OperatingPoint(10, 1.0),)))
     monitor = RecallMonitor(0.97)
     for query in random_units(60, D, 8):
         monitor.sample(query[None])
@@ -114,13 +114,13 @@ def test_real_queries_that_are_found_too_rarely_raise_the_effort_until_they_are_
     assert recall.value >= 0.97
     assert 1.4 < monitor.multiplier <= 16
     raised = monitor.multiplier
-    # Once it is enough it stays, for so few queries say little.
+    # Then it stays, since a few queries are not enough to lower it.
     monitor.measure(snapshot)
     assert monitor.multiplier == raised
 
 
-def test_many_real_queries_that_would_be_found_with_less_lower_the_effort() -> None:
-    snapshot = of(graph((Point(800, 0.95),)))
+def test_many_real_queries_above_the_target_lower_the_multiplier() -> None:
+    snapshot = of(graph((OperatingPoint(800, 0.95),)))
     monitor = RecallMonitor(0.9)
     for query in random_units(99, D, 9):
         monitor.sample(query[None])
@@ -133,16 +133,16 @@ def test_many_real_queries_that_would_be_found_with_less_lower_the_effort() -> N
     assert recall.value >= 0.91
 
 
-def test_effort_is_raised_to_sixteen_times_at_most() -> None:
+def test_the_multiplier_is_at_most_sixteen() -> None:
     monitor = RecallMonitor(1.0)
     for query in random_units(40, D, 11):
         monitor.sample(query[None])
-    monitor.measure(of(graph((Point(10, 1.0),))))
+    monitor.measure(of(graph((OperatingPoint(10, 1.0),))))
     assert 1.0 < monitor.multiplier <= 16.0
 
 
-def test_effort_that_gains_nothing_is_not_made(honest: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Comparison, "recall", lambda comparison, effort: 0.8)
+def test_a_multiplier_that_gains_nothing_is_not_taken(honest: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Comparison, "recall", lambda comparison, params: 0.8)
     monitor = RecallMonitor(0.95)
     for query in random_units(100, D, 13):
         monitor.sample(query[None])
@@ -152,12 +152,12 @@ def test_effort_that_gains_nothing_is_not_made(honest: Segment, monkeypatch: pyt
     assert monitor.multiplier == 1.0
 
 
-def test_a_target_near_one_lowers_the_effort_again_too(honest: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_a_target_of_one_the_multiplier_is_lowered_too(honest: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"easy": False}
     monkeypatch.setattr(
         Comparison,
         "recall",
-        lambda comparison, effort: 1.0 if found["easy"] else min(0.9 + effort.multiplier / 40, 1.0),
+        lambda comparison, params: 1.0 if found["easy"] else min(0.9 + params.multiplier / 40, 1.0),
     )
     monitor = RecallMonitor(0.995)
     for query in random_units(100, D, 14):
@@ -169,7 +169,7 @@ def test_a_target_near_one_lowers_the_effort_again_too(honest: Segment, monkeypa
     assert monitor.multiplier < 1
 
 
-def test_a_measurement_is_given_up_when_the_store_closes(honest: Segment) -> None:
+def test_a_measurement_stops_when_the_store_closes(honest: Segment) -> None:
     with pytest.raises(Stopped):
         RecallMonitor(0.95).measure(of(honest), lambda: True)
 
@@ -191,7 +191,7 @@ def test_the_latest_queries_of_calls_are_remembered_as_they_were(
     kept = calls.copy()
     for call in calls:
         monitor.sample(call)
-        call[:] = 0  # the caller's memory is his own
+        call[:] = 0  # the caller may reuse its memory
     monitor.measure(of(honest))
     assert seen[0].shape == (100, D)
     for query, call in zip(seen[0], kept[-100:], strict=True):

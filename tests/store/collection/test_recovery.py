@@ -1,4 +1,4 @@
-"""The index at a start: segments only as far as they agree with the records, everything else from the records."""
+"""The index after a start: segments that match the records, and everything else from the records."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from embedserve.index.spec import parse
 from embedserve.observer import Observer
 from embedserve.store.local.collection.segment_files import SegmentFiles
 from embedserve.store.local.store import LocalStore
+from embedserve.store.local.upkeep import sealing
 from embedserve.types import EXTERNAL, Item, Keep, SearchOptions
-from tests.store.store_cases import random_units
+from tests.store.store_cases import collection_of, random_units
 
 D = 8
 
@@ -44,7 +45,7 @@ def answers(store: LocalStore) -> list[list[tuple[str, float]]]:
 
 @pytest.fixture
 def right(data: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, float]]]:
-    """A closed store with segments of the rows 1 to 100 and 101 to 130, 5 rows beside them; and what it answers."""
+    """A closed store with segments of the rows 1 to 100 and 101 to 130, and 5 other rows; and its answers."""
     monkeypatch.setattr("embedserve.index.compaction._FEW_BYTES", 10 * D * 4)
     with opened(data) as store:
         store.create_collection(
@@ -62,11 +63,11 @@ def directory_of(data: Path) -> Path:
 
 
 def segments_of(store: LocalStore) -> list[tuple[int, int]]:
-    return [(int(each.rids[0]), len(each)) for each in store._collections["photos"]._index.current.segments]
+    return [(int(each.rids[0]), len(each)) for each in collection_of(store).snapshot.segments]
 
 
 def rewritten(data: Path, change: Callable[[SegmentFiles, list[Segment], int], None]) -> None:
-    """Write other segments in the place of those there are, with hashes that are right."""
+    """Write other segments in place of the existing ones, with valid hashes."""
     files = SegmentFiles(directory_of(data), D, EXTERNAL)
     change(files, *files.load())
 
@@ -75,7 +76,7 @@ def made(uid: str, like: Segment, places: slice, vectors: int | None = None) -> 
     chosen = like.vectors[places] if vectors is None else random_units(len(like.rids[places]), D, vectors)
     ids = PackedIds.of(like.ids[places])
     rows = Rows(np.ascontiguousarray(chosen), like.rids[places].copy(), ids, None, len(ids))
-    return Segment.built(uid * 32, parse("exact"), [rows], D, never)
+    return Segment.build(uid * 32, parse("exact"), [rows], D, never)
 
 
 def newer(files: SegmentFiles, segments: list[Segment], seq: int) -> None:
@@ -113,7 +114,7 @@ def twice(files: SegmentFiles, segments: list[Segment], seq: int) -> None:
         (twice, [(1, 100), (101, 30)], "overlaps the segment before it"),
     ],
 )
-def test_segments_that_do_not_agree_with_the_records_are_made_again(
+def test_segments_that_do_not_match_the_records_are_rebuilt(
     data: Path,
     right: list[list[tuple[str, float]]],
     caplog: pytest.LogCaptureFixture,
@@ -135,7 +136,7 @@ def test_segments_that_do_not_agree_with_the_records_are_made_again(
     assert bool(words) == bool(caplog.records)
 
 
-def test_all_of_the_index_may_be_removed(data: Path, right: list[list[tuple[str, float]]]) -> None:
+def test_the_whole_index_may_be_removed(data: Path, right: list[list[tuple[str, float]]]) -> None:
     shutil.rmtree(directory_of(data) / "segments")
     with opened(data) as store:
         assert (segments_of(store), answers(store)) == ([], right)
@@ -149,7 +150,7 @@ def test_rows_between_two_segments_come_from_the_records(data: Path, right: list
 
     rewritten(data, middle)
     with opened(data) as store:
-        parts = store._collections["photos"]._index.current.fixed
+        parts = collection_of(store).snapshot.fixed
         assert [(int(part.rids[0]), len(part), isinstance(part, Segment)) for part in parts] == [
             (1, 20, False),
             (21, 40, True),
@@ -160,7 +161,7 @@ def test_rows_between_two_segments_come_from_the_records(data: Path, right: list
         assert answers(store) == right
 
 
-def test_rows_that_were_removed_after_the_segment_was_made_are_dead_in_it(
+def test_rows_removed_after_the_segment_was_built_are_deleted_in_it(
     data: Path, right: list[list[tuple[str, float]]]
 ) -> None:
     with opened(data) as store:
@@ -170,21 +171,21 @@ def test_rows_that_were_removed_after_the_segment_was_made_are_dead_in_it(
     with opened(data) as store:
         assert segments_of(store) == [(1, 100), (101, 30)]
         info = store.get_collection("photos")
-        assert (info.items, info.dead, info.unsealed) == (131, 5, 6)
+        assert (info.items, info.deleted, info.unsealed) == (131, 5, 6)
         assert answers(store) == expected != right
 
 
-def test_a_segment_that_is_not_trusted_any_more_is_read_again_from_the_records(
+def test_a_segment_that_is_not_trusted_is_read_again_from_the_records(
     data: Path, right: list[list[tuple[str, float]]]
 ) -> None:
     with opened(data) as store:
-        collection = store._collections["photos"]
+        collection = collection_of(store)
         store.delete_items("photos", ["0003"])
         expected = answers(store)
-        collection.rebuild(collection._index.current.segments[0].uid)
+        sealing.rebuild(collection, collection.snapshot.segments[0].uid)
         assert segments_of(store) == [(101, 30)]
         assert answers(store) == expected
-        collection.rebuild("unknown")
+        sealing.rebuild(collection, "unknown")
         store.maintain()
         assert answers(store) == expected
     with opened(data) as store:
@@ -193,7 +194,7 @@ def test_a_segment_that_is_not_trusted_any_more_is_read_again_from_the_records(
 
 
 @pytest.mark.usefixtures("right")
-def test_a_write_whose_publication_was_interrupted_is_caught_up_with(
+def test_a_write_whose_publication_was_interrupted_is_published_later(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(index: CurrentSnapshot, snapshot: object) -> None:
@@ -224,7 +225,7 @@ def test_a_write_whose_publication_was_interrupted_is_caught_up_with(
 
 
 class Told(Observer):
-    """Notes why parts of the index are made again."""
+    """Records why segments are rebuilt."""
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
@@ -233,9 +234,7 @@ class Told(Observer):
         self.reasons.append(reason)
 
 
-def test_the_observer_is_told_why_a_part_of_the_index_is_made_again(
-    data: Path, right: list[list[tuple[str, float]]]
-) -> None:
+def test_the_observer_is_told_why_a_segment_is_rebuilt(data: Path, right: list[list[tuple[str, float]]]) -> None:
     told = Told()
     with LocalStore.open(data, background=False, observer=told):
         assert told.reasons == []

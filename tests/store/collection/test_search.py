@@ -14,7 +14,7 @@ def filled(store: LocalStore, count: int, *, dimension: int = 16, copies: int = 
     """A collection "many" of ``count`` items, each vector ``copies`` times, written in calls of 500."""
     new_collection(store, "many", dimension)
     vectors = np.repeat(random_units(-(-count // copies), dimension, seed=count), copies, axis=0)[:count]
-    # Ids in another order than rows, so that ties cannot come right by accident.
+    # Ids are in another order than rows, so that ties are not right by accident.
     names = [f"{n * 7919 % count:06}" for n in range(count)]
     items = [
         Item(id=names[n], vector=vectors[n], metadata={"n": n, "permille": n % 1000, "half": n % 2 == 0})
@@ -31,7 +31,7 @@ def assert_same(store: LocalStore, items: dict[str, Item], options: SearchOption
         assert found(store, query, options, exclude, "many") == slow_search(items, query, options, exclude)
 
 
-def test_a_hit_has_what_was_asked_for(store: LocalStore) -> None:
+def test_a_hit_contains_what_was_requested(store: LocalStore) -> None:
     store.upsert("photos", [Item(id="a", vector=EAST, metadata={"n": 1})])
     plain = SearchOptions(include_metadata=False)
     assert store.search("photos", EAST[None], plain, [None]) == [[Hit(id="a", score=1.0)]]
@@ -92,7 +92,7 @@ def test_scores_that_round_to_the_same_are_ties(store: LocalStore) -> None:
     assert found(store, EAST, SearchOptions(k=1)) == [("a", 1.0)]
 
 
-def test_equal_vectors_score_the_same_wherever_they_lie(store: LocalStore) -> None:
+def test_equal_vectors_score_the_same_in_every_segment(store: LocalStore) -> None:
     new_collection(store, "long", 515)
     vectors = random_units(300, 515)
     for n in range(0, 300, 50):
@@ -130,7 +130,7 @@ def test_each_query_excludes_its_own_item(store: LocalStore) -> None:
         (Eq("permille", "5"), 0),
     ],
 )
-def test_a_filtered_search_gives_as_many_hits_as_there_are(
+def test_a_filtered_search_returns_k_hits_if_there_are_k(
     store: LocalStore, condition: Filter, matching: int, extra: str | None
 ) -> None:
     items = filled(store, 5000)
@@ -146,7 +146,7 @@ def test_a_filtered_search_gives_as_many_hits_as_there_are(
         assert_same(store, items, SearchOptions(k=k, filter=condition))
 
 
-def test_a_filter_and_the_rest_work_together(store: LocalStore) -> None:
+def test_a_filter_works_together_with_the_other_options(store: LocalStore) -> None:
     items = filled(store, 1000, copies=5)
     some = next(iter(items))
     condition = And((Not(Eq("half", True)), Range("n", gte=100)))
@@ -167,7 +167,7 @@ def grouped(store: LocalStore, *values: MetadataValue | None, k: int = 10) -> li
     return [id for id, _ in found(store, EAST, SearchOptions(k=k, group_by="g"))]
 
 
-def test_a_group_gives_its_closest_item_only(store: LocalStore) -> None:
+def test_a_group_contributes_only_its_closest_item(store: LocalStore) -> None:
     assert grouped(store, "x", "x", "y", "x", "y", "z") == ["0", "2", "5"]
 
 

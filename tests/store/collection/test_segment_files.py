@@ -1,4 +1,4 @@
-"""Segments on disk: the same as those in memory, whole or not at all, and left out on any doubt."""
+"""Segments on disk: equal to those in memory, written atomically, and not used if damaged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from embedserve.errors import DiskFull, StoreError
 from embedserve.index.ids import PackedIds
 from embedserve.index.rows import Rows
 from embedserve.index.search_params import SearchParams
-from embedserve.index.segment import NO_STRAYS, Segment
+from embedserve.index.segment import ALL_REACHABLE, Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
 from embedserve.store.local.collection.segment_files import SegmentFiles
@@ -42,7 +42,7 @@ def rows(first: int, count: int) -> Rows:
 
 
 def segment(uid: str, kind: str = "exact", first: int = 1, count: int = 600) -> Segment:
-    return Segment.built(uid, parse(kind), [rows(first, count)], D, never)
+    return Segment.build(uid, parse(kind), [rows(first, count)], D, never)
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def used(files: SegmentFiles, *segments: Segment, seq: int = 7) -> list[Segment]
     return written
 
 
-def answers(of: Segment, effort: SearchParams) -> list[tuple[list[int], list[float]]]:
-    rankings = Snapshot.of(1, D, [of]).nearest(random_units(20, D, 99), 10, effort=effort)
+def answers(of: Segment, params: SearchParams) -> list[tuple[list[int], list[float]]]:
+    rankings = Snapshot.of(1, D, [of]).nearest(random_units(20, D, 99), 10, params=params)
     return [(ranking.rids.tolist(), ranking.scores.tolist()) for ranking in rankings]
 
 
@@ -76,10 +76,10 @@ def test_a_written_segment_is_the_one_that_was_built(files: SegmentFiles, kind: 
         assert np.array_equal(other.rids, built.rids)
         assert list(other.ids) == list(built.ids)
         assert (other.uid, other.spec, other.points) == (built.uid, built.spec, built.points)
-        assert (other.live, other.dead, len(other)) == (600, 0, 600)
+        assert (other.live, other.deleted, len(other)) == (600, 0, 600)
         assert not other.vectors.flags.writeable
-        for effort in (SearchParams(ef=12, nprobe=2), SearchParams(target_recall=0.9), SearchParams(exact=True)):
-            assert answers(other, effort) == answers(built, effort)
+        for params in (SearchParams(ef=12, nprobe=2), SearchParams(target_recall=0.9), SearchParams(exact=True)):
+            assert answers(other, params) == answers(built, params)
     assert files.problems("a" * 32) == []
 
 
@@ -96,7 +96,7 @@ def test_files_are_mapped_and_held_no_longer_than_their_segment(files: SegmentFi
     right = vectors.copy()
     del written
     gc.collect()
-    # Somebody who still reads vectors keeps what they lie in, also when the files are gone.
+    # A reader of the vectors keeps their memory mapped, even after the files are removed.
     files.remove_others(set())
     assert np.array_equal(vectors, right)
     del vectors
@@ -105,7 +105,7 @@ def test_files_are_mapped_and_held_no_longer_than_their_segment(files: SegmentFi
     assert len(list(Path("/proc/self/fd").iterdir())) <= handles
 
 
-def test_segments_come_back_in_the_order_of_their_use_and_others_are_removed(files: SegmentFiles) -> None:
+def test_segments_are_loaded_in_order_and_others_are_removed(files: SegmentFiles) -> None:
     first, second, third = (segment(uid * 32, first=start, count=5) for uid, start in (("c", 1), ("a", 10), ("b", 20)))
     used(files, first, second, third)
     files.use([third, first], 9)
@@ -116,13 +116,13 @@ def test_segments_come_back_in_the_order_of_their_use_and_others_are_removed(fil
     assert files.load() == ([], 10)
 
 
-def test_where_there_are_no_segments_there_is_nothing_to_load(files: SegmentFiles) -> None:
+def test_without_segments_nothing_is_loaded(files: SegmentFiles) -> None:
     assert files.load() == ([], 0)
     files.directory.mkdir()
     assert files.load() == ([], 0)
 
 
-def test_what_nobody_names_is_removed_at_the_start(files: SegmentFiles) -> None:
+def test_a_start_removes_directories_that_are_not_listed(files: SegmentFiles) -> None:
     used(files, segment("a" * 32, count=3))
     files.write(segment("b" * 32, count=3), 8)
     (files.directory / ("c" * 32 + ".tmp")).mkdir()
@@ -178,7 +178,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("name", "harm"), DAMAGE)
-def test_a_damaged_segment_is_left_out_with_a_line_in_the_log_and_the_others_are_not(
+def test_a_damaged_segment_is_left_out_and_logged_and_the_others_are_used(
     files: SegmentFiles, caplog: pytest.LogCaptureFixture, name: str, harm: Callable[[Path], None]
 ) -> None:
     used(files, segment("a" * 32, "ivf:nlist=10"), segment("d" * 32, "hnsw:m=8", first=1000))
@@ -187,7 +187,7 @@ def test_a_damaged_segment_is_left_out_with_a_line_in_the_log_and_the_others_are
         loaded, seq = files.load()
     assert ([each.uid[0] for each in loaded], seq) == (["d"], 7)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "is made again from the items" in caplog.text
+    assert "is rebuilt from the items" in caplog.text
     assert not (files.directory / ("a" * 32)).exists()
 
 
@@ -207,38 +207,38 @@ def test_problems_name_the_file(files: SegmentFiles, name: str) -> None:
 
 
 @pytest.mark.parametrize("harm", [flipped, cut, rewritten(format=2), rewritten(seq="x"), rewritten(segments=None)])
-def test_where_it_is_not_known_which_segments_there_are_none_is_used(
+def test_without_a_readable_list_no_segment_is_used(
     files: SegmentFiles, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None]
 ) -> None:
     used(files, segment("a" * 32, count=5))
     harm(files.directory / "CURRENT.json")
     with caplog.at_level(logging.WARNING):
         assert files.load() == ([], 0)
-    assert "the index is made again from the items" in caplog.text
+    assert "the index is rebuilt from the items" in caplog.text
 
 
-def test_a_segment_that_is_named_but_missing_is_left_out(files: SegmentFiles, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_listed_segment_that_is_missing_is_left_out(files: SegmentFiles, caplog: pytest.LogCaptureFixture) -> None:
     used(files, segment("a" * 32, count=5), segment("b" * 32, count=5, first=10))
     shutil.rmtree(files.directory / ("a" * 32))
     assert [each.uid[0] for each in files.load()[0]] == ["b"]
     assert "a" * 32 in caplog.text
 
 
-def test_a_document_of_another_hash_or_no_document_is_refused(tmp_path: Path) -> None:
+def test_a_document_with_a_wrong_hash_or_no_document_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_document(path, {"a": [1, "ü"]})
     assert read_document(path) == {"a": [1, "ü"]}
     outer = json.loads(path.read_text())
     for text in ("", "[]", "{}", "3", json.dumps(outer | {"sha256": "0" * 64}), json.dumps(outer | {"document": 3})):
         path.write_text(text)
-        with pytest.raises(ValueError, match="does not agree with its hash"):
+        with pytest.raises(ValueError, match="does not match its hash"):
             read_document(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="does not agree with its hash"):
+    with pytest.raises(ValueError, match="does not match its hash"):
         read_document(path)
 
 
-# --- What fails in between ------------------------------------------------------------
+# --- Failures in between --------------------------------------------------------------
 
 
 class Power:
@@ -268,7 +268,7 @@ class Power:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_call_fails_while_a_segment_is_written_nothing_is_left_of_it_and_the_old_ones_stay(
+def test_if_any_call_fails_while_a_segment_is_written_none_of_its_files_is_left_and_the_old_ones_stay(
     files: SegmentFiles, kind: str
 ) -> None:
     old, new = segment("a" * 32, count=5), segment("b" * 32, kind, first=1000)
@@ -292,10 +292,10 @@ def test_whatever_call_fails_while_a_segment_is_written_nothing_is_left_of_it_an
 
 
 class Cut(BaseException):
-    """The process ends here."""
+    """The process dies here."""
 
 
-def test_wherever_the_process_ends_while_segments_are_exchanged_the_next_start_has_the_old_or_the_new(
+def test_wherever_the_process_dies_while_segments_are_replaced_the_next_start_has_the_old_or_the_new(
     files: SegmentFiles,
 ) -> None:
     outcomes = []
@@ -322,7 +322,7 @@ def test_wherever_the_process_ends_while_segments_are_exchanged_the_next_start_h
     assert outcomes.count((["b"], 8)) > 1
 
 
-def test_what_cannot_be_read_after_it_was_written_is_no_segment(
+def test_a_segment_that_cannot_be_read_after_it_was_written_is_refused(
     files: SegmentFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = SegmentFiles._write_files
@@ -352,22 +352,24 @@ def test_a_file_that_faiss_cannot_write_is_an_error_of_the_store(
         assert list(files.directory.iterdir()) == []
 
 
-def test_vectors_that_are_no_single_block_are_written_in_their_order(files: SegmentFiles) -> None:
+def test_vectors_that_are_not_contiguous_are_written_in_order(files: SegmentFiles) -> None:
     wide: NDArray[np.float32] = np.zeros((5, 2 * D), np.float32)
     wide[:, ::2] = random_units(5, D)
     part = rows(1, 5)
-    strange = Segment(wide[:, ::2], part.rids, part.ids, None, 5, "a" * 32, None, (), NO_STRAYS)
+    strange = Segment(wide[:, ::2], part.rids, part.ids, None, 5, "a" * 32, None, (), ALL_REACHABLE)
     (written,) = used(files, strange)
     assert np.array_equal(written.vectors, random_units(5, D))
 
 
-def test_row_numbers_that_do_not_ascend_are_no_segment(files: SegmentFiles) -> None:
+def test_a_segment_whose_row_numbers_do_not_ascend_is_refused(files: SegmentFiles) -> None:
     part = rows(1, 5)
-    with pytest.raises(StoreError, match="no ascending row numbers"):
-        files.write(Segment(part.vectors, part.rids[::-1].copy(), part.ids, None, 5, "a" * 32, None, (), NO_STRAYS), 1)
+    with pytest.raises(StoreError, match="do not ascend"):
+        files.write(
+            Segment(part.vectors, part.rids[::-1].copy(), part.ids, None, 5, "a" * 32, None, (), ALL_REACHABLE), 1
+        )
 
 
-def test_every_file_and_the_names_are_on_disk_before_a_segment_is_used(
+def test_all_files_and_their_names_are_on_disk_before_a_segment_is_used(
     files: SegmentFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []

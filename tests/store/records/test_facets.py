@@ -1,4 +1,4 @@
-"""The table of facets holds what the items hold after every write, and filters on declared keys read it."""
+"""After every write the table of facets matches the items, and filters on declared keys read it."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ def test_every_value_of_a_declared_key_is_a_row_with_its_type(records: Records) 
     ]
 
 
-def test_replacing_an_item_replaces_its_rows(records: Records) -> None:
+def test_replacing_an_item_replaces_its_facets(records: Records) -> None:
     put(records, a={"color": ["x", "y"]}, b={"color": "x"})
     assert put(records, a={"n": 1.0}) == [3]
     assert facets(records) == [("color", "x", 2), ("n", 1.0, 3)]
 
 
-def test_deleting_an_item_removes_its_rows_and_no_others(records: Records) -> None:
+def test_deleting_an_item_removes_its_facets_and_no_others(records: Records) -> None:
     put(records, a={"color": ["x", "y"], "n": -0.0}, b={"color": "x", "n": 0}, c={})
     with records.writing() as writing:
         writing.delete(["a", "c", "nowhere"])
     assert facets(records) == [("color", "x", 2), ("n", 0, 2)]
 
 
-def test_a_write_that_fails_leaves_the_rows_as_they_were(records: Records) -> None:
+def test_a_write_that_fails_leaves_the_facets_unchanged(records: Records) -> None:
     put(records, a={"color": "x"})
     before = facets(records)
     pages = records._writer.connection.execute("PRAGMA page_count").fetchone()[0]
@@ -84,7 +84,7 @@ def test_a_write_that_fails_leaves_the_rows_as_they_were(records: Records) -> No
 
 
 @pytest.mark.parametrize("meta", ["no JSON", "[1]", '{"color":{"x":1}}', '{"color":"z"}', "{}"])
-def test_an_item_with_damaged_metadata_can_be_deleted_with_all_its_rows(
+def test_an_item_with_damaged_metadata_can_be_deleted_with_all_its_facets(
     records: Records, tmp_path: Path, meta: str
 ) -> None:
     put(records, a={"color": ["x", "y"]}, b={"color": "x"})
@@ -94,13 +94,13 @@ def test_an_item_with_damaged_metadata_can_be_deleted_with_all_its_rows(
         writing.delete(["a"])
     left = facets(records)
     assert [facet for facet in left if facet[2] == 2] == [("color", "x", 2)]
-    # An item whose metadata lost a value without a trace leaves its row, which no item has any more.
+    # If metadata lost a value without a trace, its facet stays, although no item has the value.
     assert [facet for facet in left if facet[2] == 1] == (
         [("color", "x", 1), ("color", "y", 1)] if meta == "{}" else []
     )
 
 
-def test_other_keys_than_it_was_made_with_are_refused(tmp_path: Path) -> None:
+def test_other_keys_than_those_declared_at_creation_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "items.sqlite"
     Records(path, 4, create=True, filter_keys=("a", "b")).close()
     Records(path, 4, create=False, filter_keys=("a", "b")).close()
@@ -119,7 +119,7 @@ WRITES = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(WRITES)
-def test_after_any_writes_the_rows_are_those_of_the_items(
+def test_after_any_writes_the_facets_are_those_of_the_items(
     tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[str, Metadata | None]]
 ) -> None:
     path = tmp_path_factory.mktemp("facets") / "items.sqlite"
@@ -152,7 +152,7 @@ def _kept(value: object) -> object:
     return {True: b"\x01", False: b"\x00"}[value] if isinstance(value, bool) else value
 
 
-# --- How they are read -----------------------------------------------------------------------------------------------
+# --- Reading -------------------------------------------------------------------------------------------------------
 
 LEAVES = [
     Eq("color", "x"),
@@ -184,7 +184,7 @@ def query_plan(records: Records, query: str, values: tuple[object, ...]) -> str:
     return "\n".join(step for _, _, _, step in steps)
 
 
-def test_rows_of_a_removed_item_are_found_without_a_scan(records: Records) -> None:
+def test_facets_of_a_removed_item_are_found_without_a_scan(records: Records) -> None:
     put(records, a={"color": "x", "n": 1})
     statements: list[str] = []
     records._writer.connection.set_trace_callback(statements.append)
@@ -228,7 +228,7 @@ def test_pages_are_the_same_whether_few_or_many_items_have_the_value(
         assert ids == [item.id for item in items if holds(node, item.metadata)]
 
 
-def test_a_restart_keeps_the_rows_of_a_collection(data: Path) -> None:
+def test_a_restart_keeps_the_facets_of_a_collection(data: Path) -> None:
     with LocalStore.open(data) as store:
         store.create_collection(
             "photos", fingerprint=EXTERNAL, encoder_name="", dimension=4, keep=Keep.NONE, filter_keys=["color"]

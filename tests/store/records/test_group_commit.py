@@ -1,4 +1,4 @@
-"""Group commit: few commits for many writers, and to each his own result, whatever happens to the others."""
+"""Group commit: few commits for many writers, and each gets its own result, whatever happens to the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from embedserve.errors import DiskFull, InvalidInput
-from embedserve.store.local.records.group_commit import Commits
+from embedserve.store.local.records.group_commit import GroupCommit
 
 
 class Disk:
@@ -44,7 +44,7 @@ class Disk:
 
 
 class Held:
-    """A leader who is inside ``commit`` until ``go``, and a way to wait until others have gathered behind him."""
+    """A leader that stays inside ``commit`` until ``go``."""
 
     def __init__(self, disk: Disk) -> None:
         self.inside, self.go = threading.Event(), threading.Event()
@@ -55,27 +55,27 @@ class Held:
         assert self.go.wait(30)
 
 
-def gathered(commits: Commits[int, str], count: int) -> None:
+def gathered(commits: GroupCommit[int, str], count: int) -> None:
     deadline = time.monotonic() + 30
     while len(commits._gathered) < count:
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
-def test_a_lone_writer_commits_at_once_and_gets_his_result() -> None:
+def test_a_lone_writer_commits_at_once_and_gets_its_result() -> None:
     disk = Disk()
-    commits = Commits(disk.commit)
-    assert [commits.do(number) for number in (3, 1)] == ["wrote 3", "wrote 1"]
+    commits = GroupCommit(disk.commit)
+    assert [commits.commit(number) for number in (3, 1)] == ["wrote 3", "wrote 1"]
     assert disk.groups == [[3], [1]]
 
 
-def test_those_who_come_during_a_commit_are_written_by_the_next_one_together() -> None:
+def test_writes_that_come_during_a_commit_are_committed_together_by_the_next() -> None:
     disk = Disk()
-    commits, held = Commits(disk.commit), Held(disk)
+    commits, held = GroupCommit(disk.commit), Held(disk)
     with ThreadPoolExecutor(9) as pool:
-        first = pool.submit(commits.do, 0)
+        first = pool.submit(commits.commit, 0)
         assert held.inside.wait(30)
-        others = [pool.submit(commits.do, number) for number in range(1, 9)]
+        others = [pool.submit(commits.commit, number) for number in range(1, 9)]
         gathered(commits, 9)
         held.go.set()
         assert first.result() == "wrote 0"
@@ -83,41 +83,41 @@ def test_those_who_come_during_a_commit_are_written_by_the_next_one_together() -
     assert len(disk.groups) == 2
 
 
-def test_writers_who_never_pause_need_far_fewer_commits_than_writes() -> None:
+def test_writers_that_never_pause_need_far_fewer_commits_than_writes() -> None:
     disk = Disk(sync_s=0.004)
-    commits = Commits(disk.commit)
+    commits = GroupCommit(disk.commit)
 
     def write(first: int) -> None:
         for number in range(first, first + 20):
-            assert commits.do(number) == f"wrote {number}"
+            assert commits.commit(number) == f"wrote {number}"
 
     with ThreadPoolExecutor(32) as pool:
         list(pool.map(write, range(0, 640, 20)))
     assert disk.written == list(range(640))
-    # In turn, half of the writers are written while the other half gathers: 40 commits and a few at the ends.
+    # Half of the writes are committed while the other half gathers: 40 commits and a few at the ends.
     assert len(disk.groups) < 640 / 6
 
 
-def test_no_more_than_so_many_go_together() -> None:
+def test_a_group_has_at_most_max_group_writes() -> None:
     disk = Disk()
-    commits, held = Commits(disk.commit, most=3), Held(disk)
+    commits, held = GroupCommit(disk.commit, max_group=3), Held(disk)
     with ThreadPoolExecutor(9) as pool:
-        writers = [pool.submit(commits.do, 0)]
+        writers = [pool.submit(commits.commit, 0)]
         assert held.inside.wait(30)
-        writers += [pool.submit(commits.do, number) for number in range(1, 9)]
+        writers += [pool.submit(commits.commit, number) for number in range(1, 9)]
         gathered(commits, 9)
         held.go.set()
         assert [writer.result() for writer in writers] == [f"wrote {number}" for number in range(9)]
     assert [len(group) for group in disk.groups] == [1, 3, 3, 2]
 
 
-def test_a_write_that_is_refused_does_not_fail_its_companions() -> None:
+def test_a_refused_write_does_not_fail_the_others_of_its_group() -> None:
     disk = Disk()
-    commits, held = Commits(disk.commit), Held(disk)
+    commits, held = GroupCommit(disk.commit), Held(disk)
     with ThreadPoolExecutor(6) as pool:
-        pool.submit(commits.do, 0)
+        pool.submit(commits.commit, 0)
         assert held.inside.wait(30)
-        writers = {number: pool.submit(commits.do, number) for number in (1, -2, 3, -4, 5)}
+        writers = {number: pool.submit(commits.commit, number) for number in (1, -2, 3, -4, 5)}
         gathered(commits, 6)
         held.go.set()
         for number, writer in writers.items():
@@ -130,24 +130,24 @@ def test_a_write_that_is_refused_does_not_fail_its_companions() -> None:
 
 def test_what_does_not_fit_together_is_written_one_by_one() -> None:
     disk = Disk(room=2)
-    commits, held = Commits(disk.commit), Held(disk)
+    commits, held = GroupCommit(disk.commit), Held(disk)
     with ThreadPoolExecutor(6) as pool:
-        writers = [pool.submit(commits.do, 0)]
+        writers = [pool.submit(commits.commit, 0)]
         assert held.inside.wait(30)
-        writers += [pool.submit(commits.do, number) for number in range(1, 6)]
+        writers += [pool.submit(commits.commit, number) for number in range(1, 6)]
         gathered(commits, 6)
         held.go.set()
         assert [writer.result() for writer in writers] == [f"wrote {number}" for number in range(6)]
 
 
 @pytest.mark.parametrize("when", ["before", "between"])
-def test_an_interrupted_leader_loses_nobody(when: str) -> None:
+def test_an_interrupted_leader_loses_no_other_write(when: str) -> None:
     disk = Disk()
-    commits, held = Commits(disk.commit), Held(disk)
+    commits, held = GroupCommit(disk.commit), Held(disk)
     calls: list[int] = []
 
     def interrupted() -> None:
-        # The first call is that of the one who leads a group of five; if that fails, each goes alone.
+        # The first call is for the group of five; if that fails, each write is committed alone.
         calls.append(1)
         if when == "between" and len(calls) == 1:
             raise InvalidInput("so that each goes alone")
@@ -155,47 +155,47 @@ def test_an_interrupted_leader_loses_nobody(when: str) -> None:
             raise KeyboardInterrupt
 
     with ThreadPoolExecutor(6) as pool:
-        pool.submit(commits.do, 0)
+        pool.submit(commits.commit, 0)
         assert held.inside.wait(30)
-        writers = [pool.submit(commits.do, number) for number in range(1, 6)]
+        writers = [pool.submit(commits.commit, number) for number in range(1, 6)]
         gathered(commits, 6)
         disk.before = interrupted
         held.go.set()
         errors = [writer.exception(30) for writer in writers]
         assert [type(error) for error in errors if error] == [KeyboardInterrupt]
         assert all(writer.result() for writer, error in zip(writers, errors, strict=True) if error is None)
-        assert commits.do(7) == "wrote 7"
+        assert commits.commit(7) == "wrote 7"
     assert {0, 7} < set(disk.written)
     assert len(disk.written) == len(set(disk.written)) >= 6
 
 
-def test_whoever_holds_the_lock_makes_writers_wait() -> None:
+def test_a_holder_of_the_lock_makes_writers_wait() -> None:
     disk = Disk()
-    commits = Commits(disk.commit)
+    commits = GroupCommit(disk.commit)
     with ThreadPoolExecutor(2) as pool:
         with commits.lock:
-            writers = [pool.submit(commits.do, number) for number in range(2)]
+            writers = [pool.submit(commits.commit, number) for number in range(2)]
             gathered(commits, 2)
             time.sleep(0.02)
             assert disk.groups == []
         assert sorted(writer.result() for writer in writers) == ["wrote 0", "wrote 1"]
 
 
-def test_one_who_is_interrupted_while_he_waits_is_passed_over() -> None:
+def test_a_writer_that_is_interrupted_while_it_waits_is_skipped() -> None:
     disk = Disk()
-    commits, held = Commits(disk.commit), Held(disk)
+    commits, held = GroupCommit(disk.commit), Held(disk)
 
     def interrupt() -> None:
         gathered(commits, 2)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(commits.do, 0)
+        first = pool.submit(commits.commit, 0)
         assert held.inside.wait(30)
         pool.submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            commits.do(1)
+            commits.commit(1)
         held.go.set()
         assert first.result() == "wrote 0"
-        assert pool.submit(commits.do, 2).result(30) == "wrote 2"
+        assert pool.submit(commits.commit, 2).result(30) == "wrote 2"
     assert disk.written == [0, 2]

@@ -1,4 +1,4 @@
-"""Data directories of earlier releases open with everything that is in them, and are brought up to date."""
+"""Data directories of earlier releases open with all their content, and are upgraded."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def schema(path: Path) -> set[str]:
         return {" ".join(str(sql).split()) for (sql,) in connection.execute("SELECT sql FROM sqlite_master")}
 
 
-def test_a_directory_of_the_first_release_opens_with_all_it_holds(old: Path) -> None:
+def test_a_directory_of_the_first_release_opens_with_all_its_content(old: Path) -> None:
     for _ in range(2):
         with LocalStore.open(old) as store:
             info = store.get_collection("pictures")
@@ -107,7 +107,7 @@ def test_a_directory_of_the_first_release_takes_writes_and_new_collections(old: 
 
 
 @pytest.mark.parametrize("name", ["catalog.sqlite", "items.sqlite"])
-def test_an_old_file_has_the_same_tables_afterwards_as_a_new_one(old: Path, tmp_path: Path, name: str) -> None:
+def test_an_upgraded_file_has_the_same_tables_as_a_new_one(old: Path, tmp_path: Path, name: str) -> None:
     LocalStore.open(old).close()
     with LocalStore.open(tmp_path / "new") as store:
         new_collection(store)
@@ -115,7 +115,7 @@ def test_an_old_file_has_the_same_tables_afterwards_as_a_new_one(old: Path, tmp_
     assert schema(ours) == schema(fresh)
 
 
-def test_an_upgrade_that_fails_leaves_the_old_file_as_it_was(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_upgrade_leaves_the_old_file_unchanged(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = schema(old / "catalog.sqlite")
     with monkeypatch.context() as patch:
         versions = catalog._VERSIONS
@@ -127,7 +127,7 @@ def test_an_upgrade_that_fails_leaves_the_old_file_as_it_was(old: Path, monkeypa
         assert store.get_collection("photos").items == 3
 
 
-def test_what_a_collection_is_made_with_is_there_after_a_restart(data: Path) -> None:
+def test_a_restart_keeps_the_settings_of_a_collection(data: Path) -> None:
     keys = ("tenant", "ключ", "two words")
     with LocalStore.open(data) as store:
         store.create_collection(
@@ -145,7 +145,7 @@ def test_what_a_collection_is_made_with_is_there_after_a_restart(data: Path) -> 
         assert (info.index_spec, info.target_recall, info.filter_keys) == ("exact", 0.9, keys)
 
 
-def test_a_catalog_with_keys_that_are_no_json_is_damaged(data: Path) -> None:
+def test_a_catalog_with_keys_that_are_not_json_is_damaged(data: Path) -> None:
     with LocalStore.open(data) as store:
         new_collection(store)
     with closing(sqlite3.connect(data / "catalog.sqlite")) as connection, connection:

@@ -1,4 +1,4 @@
-"""Filters in SQL against the slow evaluator, over metadata that is hard to keep and hard to compare."""
+"""Filters in SQL against the slow evaluator, over metadata that is hard to store and to compare."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def table() -> Iterator[sqlite3.Connection]:
 def matches(
     table: sqlite3.Connection, node: Filter, *documents: Metadata, declared: Sequence[str] | None = None
 ) -> list[bool]:
-    """Which documents a filter holds for, with these declared keys; with None the same for none and for all of them."""
+    """Which documents match a filter, with these declared keys; with None the same for none and for all of them."""
     if declared is None:
         without, declared_all = (matches(table, node, *documents, declared=keys) for keys in ((), ALL_KEYS))
         assert without == declared_all
@@ -64,7 +64,7 @@ def matches(
 @example([{"a": []}, {}], Not(Exists("a")), ("a",))
 @example([{"a": ["x", "5"]}, {"a": "5"}, {"a": 5}], Eq("a", "5"), ("a",))
 @example([{"a": "a\x00b"}, {"a": "a\x01b"}, {"a": ["a"]}], In("a", ("a\x00b", "a\x01\x03b")), ("a",))
-def test_sql_holds_for_the_same_items_as_the_slow_evaluator(
+def test_sql_matches_the_same_items_as_the_slow_evaluator(
     table: sqlite3.Connection, documents: list[Metadata], node: Filter, some: tuple[str, ...]
 ) -> None:
     expected = [holds(node, document) for document in documents]
@@ -74,7 +74,7 @@ def test_sql_holds_for_the_same_items_as_the_slow_evaluator(
 
 @settings(max_examples=300, deadline=None)
 @given(FLOATS, st.integers(-2, 2))
-def test_neighbouring_doubles_are_told_apart(table: sqlite3.Connection, number: float, steps: int) -> None:
+def test_neighbouring_doubles_are_distinguished(table: sqlite3.Connection, number: float, steps: int) -> None:
     other = number
     for _ in range(abs(steps)):
         other = math.nextafter(other, math.copysign(math.inf, steps))
@@ -87,7 +87,7 @@ def test_neighbouring_doubles_are_told_apart(table: sqlite3.Connection, number: 
 
 @settings(max_examples=300, deadline=None)
 @given(METADATA)
-def test_metadata_comes_back_with_values_and_types(metadata: Metadata) -> None:
+def test_metadata_keeps_values_and_types(metadata: Metadata) -> None:
     back = from_json(to_json(metadata).encode())
     assert repr(back) == repr(metadata)
 
@@ -98,7 +98,7 @@ def test_a_condition_on_a_missing_key_is_false_and_its_negation_true(table: sqli
         assert matches(table, Not(node), {"b": 1}) == [True]
 
 
-def test_empty_and_holds_and_empty_or_and_in_do_not(table: sqlite3.Connection) -> None:
+def test_an_empty_and_is_true_and_an_empty_or_or_in_is_false(table: sqlite3.Connection) -> None:
     assert matches(table, And(()), {}) == [True]
     assert matches(table, Or(()), {}) == [False]
     assert matches(table, In("a", ()), {"a": 1}) == [False]
@@ -110,7 +110,7 @@ def test_numbers_that_no_item_can_have_equal_nothing(table: sqlite3.Connection) 
     assert matches(table, Eq("a", 2**70), {"a": 2.0**70}) == [True]
 
 
-def test_a_text_that_looks_like_sql_is_only_a_text(table: sqlite3.Connection) -> None:
+def test_a_text_that_looks_like_sql_is_a_text(table: sqlite3.Connection) -> None:
     text = "x'); DROP TABLE item; --"
     assert matches(table, Eq("a", text), {"a": text}, {"a": "x"}) == [True, False]
 

@@ -1,4 +1,4 @@
-"""What a read transaction gives row by row and range by range."""
+"""What a read transaction returns, by row and by range."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VECTORS = random_units(40, 4)
 
 @pytest.fixture
 def records(tmp_path: Path) -> Iterator[Records]:
-    """40 items, put in an order that is not the one of their ids; those with row numbers 5, 6 and 40 are gone."""
+    """40 items, inserted in another order than that of their ids; row numbers 5, 6 and 40 are removed."""
     opened = Records(tmp_path / "items.sqlite", 4, create=True)
     with opened.writing() as writing:
         writing.upsert([(Row.of(Item(id=name(rid), vector=VECTORS[rid - 1]), 4), None) for rid in range(1, 41)])
@@ -38,7 +38,7 @@ def name(rid: int) -> str:
 LIVE = [rid for rid in range(1, 40) if rid not in (5, 6)]
 
 
-def test_all_row_numbers_come_in_their_order_and_not_in_that_of_the_ids(records: Records) -> None:
+def test_row_numbers_ascend_whatever_the_order_of_ids(records: Records) -> None:
     with records.reading() as view:
         rids = view.all_rids()
     assert rids.dtype == np.int64
@@ -53,7 +53,7 @@ def test_an_empty_collection_has_no_row_numbers_and_no_rows(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("first", "last"), [(1, 40), (0, 2**63 - 1), (4, 7), (5, 6), (39, 39), (7, 4)])
 @pytest.mark.parametrize("batch", [1, 3, 4096])
-def test_rows_of_a_range_come_with_both_ends_in_batches(
+def test_a_range_includes_both_ends_and_is_read_in_batches(
     records: Records, monkeypatch: pytest.MonkeyPatch, first: int, last: int, batch: int
 ) -> None:
     monkeypatch.setattr("embedserve.store.local.records.view._ROWS", batch)

@@ -1,135 +1,42 @@
-"""A backup holds one committed state; what is no whole backup is refused and leaves nothing behind."""
+"""A backup contains one committed state; an interrupted backup or restore leaves nothing behind."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from embedserve.errors import AlreadyExists, CollectionNotFound, InvalidInput, StoreError
+from embedserve.errors import CollectionNotFound
 from embedserve.store.local.records import records
 from embedserve.store.local.records.database import schema_of
 from embedserve.store.local.store import LocalStore
-from embedserve.store.local.upkeep.backup import last_line
-from embedserve.types import And, Eq, Filter, Item, Keep, Media, Range, SearchOptions
-from tests.store.store_cases import EVERYTHING, all_ids, found, items_file, new_collection, random_units, unit
-
-DIMENSION = 16
-
-
-def item(number: int, version: int = 0) -> Item:
-    metadata = {"number": number, "half": number / 2, "text": f"Übung \x00 {number % 3}", "tags": ["a", str(number)]}
-    return Item(
-        id=f"item-{number:03}",
-        vector=random_units(1, DIMENSION, seed=number + 1000 * version)[0],
-        metadata={**metadata, "even": number % 2 == 0, "version": version},
-        content_sha256=bytes([number % 256] * 32),
-        media=Media(data=f"picture {number}".encode() * 20, media_type="image/png") if number % 4 == 0 else None,
-    )
-
-
-def filled(store: LocalStore, name: str = "filled", count: int = 40) -> None:
-    store.create_collection(
-        name,
-        fingerprint="sha256:" + "ab" * 32,
-        encoder_name="small/encoder",
-        dimension=DIMENSION,
-        keep=Keep.ORIGINALS,
-        target_recall=0.9,
-        filter_keys=["text", "number"],
-    )
-    store.upsert(name, [item(number) for number in range(count)])
-    # Some rows are gone, and some have new numbers.
-    store.delete_items(name, [f"item-{number:03}" for number in range(0, count, 7)])
-    store.upsert(name, [item(number, version=1) for number in range(1, count, 5)])
-
-
-def backup_of(store: LocalStore, name: str = "filled") -> bytes:
-    with store.backup_collection(name) as file:
-        return file.read()
-
-
-def chunks(content: bytes, size: int = 4096) -> Iterator[bytes]:
-    for start in range(0, len(content), size):
-        yield content[start : start + size]
-
-
-def vector_bytes(item: Item) -> bytes:
-    assert item.vector is not None
-    return item.vector.tobytes()
-
-
-def everything(store: LocalStore, name: str) -> list[tuple[object, ...]]:
-    page = store.list_items(name, page_size=1000, page_token="", filter=None, include=EVERYTHING)
-    assert not page.next_page_token
-    return [
-        (
-            each.id,
-            each.metadata,
-            None if each.vector is None else each.vector.tobytes(),
-            each.content_sha256,
-            each.media,
-        )
-        for each in page.items
-    ]
-
-
-def sealed(database: bytes) -> bytes:
-    """A backup of these bytes with the last line that belongs to them, as someone may write it who means no good."""
-    return database + last_line(hashlib.sha256(database).hexdigest())
-
-
-def database_of(backup: bytes) -> bytes:
-    return backup[: backup.rindex(b"embedserve backup, sha256 ")]
-
-
-def changed(backup: bytes, path: Path, *statements: str) -> bytes:
-    path.write_bytes(database_of(backup))
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA foreign_keys = OFF")
-        for statement in statements:
-            connection.execute(statement)
-    return sealed(path.read_bytes())
-
-
-def first_version(backup: bytes, path: Path) -> bytes:
-    """The same as the first version of the database held it; without filter keys, which it did not have."""
-    return changed(
-        backup,
-        path,
-        "DROP TABLE facet",
-        "DROP TABLE facet_key",
-        "UPDATE backup SET document = json_set(document, '$.filter_keys', json('[]'))",
-        "PRAGMA user_version = 1",
-    )
-
-
-@pytest.fixture
-def backup(store: LocalStore) -> bytes:
-    """Of the collection "filled"."""
-    filled(store)
-    return backup_of(store)
-
-
-def refused(store: LocalStore, data: Path, content: bytes, size: int = 4096) -> str:
-    """The message to a restore of these bytes, which must leave everything as it was."""
-    before = sorted(data.rglob("*")), store.list_collections()
-    with pytest.raises(InvalidInput) as caught:
-        store.restore_collection("restored", chunks(content, size))
-    assert (sorted(data.rglob("*")), store.list_collections()) == before
-    return caught.value.message
-
+from embedserve.types import And, Eq, Filter, Item, Range, SearchOptions
+from tests.store.store_cases import (
+    EVERYTHING,
+    all_ids,
+    found,
+    new_collection,
+    random_units,
+    unit,
+)
+from tests.store.upkeep.backup_cases import (
+    DIMENSION,
+    backup_of,
+    chunks,
+    everything,
+    filled,
+    first_version,
+    item,
+)
 
 # --- Round trips ---------------------------------------------------------------------------------------------------
 
@@ -148,7 +55,7 @@ def test_a_restored_collection_has_the_same_items_bit_for_bit(store: LocalStore,
 @pytest.mark.parametrize(
     "condition", [None, Eq("text", "Übung \x00 1"), And((Range("number", gte=5), Eq("tags", "a")))]
 )
-def test_a_restored_collection_gives_the_same_answers(
+def test_a_restored_collection_returns_the_same_answers(
     store: LocalStore, backup: bytes, condition: Filter | None
 ) -> None:
     store.restore_collection("restored", chunks(backup))
@@ -160,7 +67,7 @@ def test_a_restored_collection_gives_the_same_answers(
 
 
 @pytest.mark.parametrize("size", [1, 89, 90, 91, 1 << 20])
-def test_chunks_of_any_size_are_taken(store: LocalStore, size: int) -> None:
+def test_chunks_of_any_size_are_accepted(store: LocalStore, size: int) -> None:
     new_collection(store, "one")
     store.upsert("one", [Item(id="a", vector=unit(1, 2, 3, 4))])
     store.restore_collection("restored", chunks(backup_of(store, "one"), size))
@@ -174,7 +81,7 @@ def test_an_empty_collection_is_restored_empty_and_takes_items(store: LocalStore
     assert found(store, unit(1, 0, 0, 0), SearchOptions(), name="restored") == [("a", 1.0)]
 
 
-def test_a_restored_collection_is_there_after_a_restart_and_takes_writes(data: Path) -> None:
+def test_a_restored_collection_survives_a_restart_and_takes_writes(data: Path) -> None:
     with LocalStore.open(data) as store:
         filled(store)
         before = everything(store, "filled")
@@ -193,7 +100,7 @@ def test_a_backup_of_another_data_directory_is_restored(store: LocalStore, backu
         assert everything(other, "filled") == everything(store, "filled")
 
 
-def test_an_alias_names_the_collection_to_back_up(store: LocalStore, backup: bytes) -> None:
+def test_a_collection_is_backed_up_by_its_alias(store: LocalStore, backup: bytes) -> None:
     store.set_alias("current", "filled")
     store.restore_collection("restored", chunks(backup_of(store, "current")))
     assert everything(store, "restored") == everything(store, "filled")
@@ -201,7 +108,7 @@ def test_an_alias_names_the_collection_to_back_up(store: LocalStore, backup: byt
         pass
 
 
-def test_a_backup_is_a_database_that_other_tools_read(backup: bytes, tmp_path: Path) -> None:
+def test_a_backup_is_a_database_that_other_tools_can_read(backup: bytes, tmp_path: Path) -> None:
     (tmp_path / "backup").write_bytes(backup)
     with closing(sqlite3.connect(f"file:{tmp_path / 'backup'}?mode=ro", uri=True)) as connection:
         assert connection.execute("SELECT COUNT(*) FROM item").fetchone() == (35,)
@@ -210,7 +117,7 @@ def test_a_backup_is_a_database_that_other_tools_read(backup: bytes, tmp_path: P
     assert (tmp_path / "backup").read_bytes() == backup
 
 
-def test_the_file_of_a_backup_has_no_name_left_and_outlives_its_collection(store: LocalStore, data: Path) -> None:
+def test_the_file_of_a_backup_is_unlinked_and_outlives_its_collection(store: LocalStore, data: Path) -> None:
     filled(store)
     before = sorted((data / "collections").iterdir())
     with store.backup_collection("filled") as file:
@@ -221,7 +128,7 @@ def test_the_file_of_a_backup_has_no_name_left_and_outlives_its_collection(store
     assert len(all_ids(store, "filled")) == 35
 
 
-def test_a_backup_of_the_first_version_is_brought_up_to_date(store: LocalStore, backup: bytes, tmp_path: Path) -> None:
+def test_a_backup_of_the_first_version_is_upgraded(store: LocalStore, backup: bytes, tmp_path: Path) -> None:
     info = store.restore_collection("restored", chunks(first_version(backup, tmp_path / "old")))
     assert info.filter_keys == ()
     assert everything(store, "restored") == everything(store, "filled")
@@ -232,10 +139,10 @@ def test_a_backup_of_the_first_version_is_brought_up_to_date(store: LocalStore, 
     assert "item-007" in all_ids(store, "restored")
 
 
-# --- While others write --------------------------------------------------------------------------------------------
+# --- During writes -------------------------------------------------------------------------------------------------
 
 
-def test_a_backup_beside_writers_holds_one_committed_state(store: LocalStore) -> None:
+def test_a_backup_made_during_writes_contains_one_committed_state(store: LocalStore) -> None:
     filled(store, count=300)
     stop = threading.Event()
     failed: list[BaseException] = []
@@ -246,7 +153,7 @@ def test_a_backup_beside_writers_holds_one_committed_state(store: LocalStore) ->
             number = 0
             while not stop.is_set():
                 number += 1
-                # Twins are written and removed together; the counter goes up by one with each write.
+                # Twins are written and removed together; the counter increases by one with each write.
                 twins = [f"{writer}-left-{number % 5}", f"{writer}-right-{number % 5}"]
                 vector = random_units(1, DIMENSION, seed=number)[0]
                 both = [Item(id=id, vector=vector, metadata={"number": number}) for id in (*twins, f"{writer}-counter")]
@@ -280,7 +187,7 @@ def test_a_backup_beside_writers_holds_one_committed_state(store: LocalStore) ->
             assert isinstance(last, int)
             for place in range(5):
                 left, right = items.get(f"{writer}-left-{place}"), items.get(f"{writer}-right-{place}")
-                # The last write to this place that the state with this counter holds.
+                # The last write to this place in the state with this counter.
                 expected = next((number for number in range(last, max(last - 5, 0), -1) if number % 5 == place), 0)
                 assert (left is None) == (right is None)
                 if left is not None and right is not None:
@@ -302,214 +209,15 @@ def test_writes_go_on_while_a_backup_is_read(store: LocalStore) -> None:
     assert "item-500" not in all_ids(store, "restored")
 
 
-# --- What is refused -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("content", [b"", b"x", b"text " * 5000, b"SQLite format 3", bytes(100_000)])
-def test_bytes_that_are_no_database_are_refused(store: LocalStore, data: Path, content: bytes) -> None:
-    assert refused(store, data, content) == "this is no backup of a collection"
-
-
-def test_the_rest_of_a_file_that_is_no_database_is_not_waited_for(store: LocalStore) -> None:
-    def endless() -> Iterator[bytes]:
-        while True:
-            yield b"no database "
-
-    with pytest.raises(InvalidInput, match="this is no backup of a collection"):
-        store.restore_collection("restored", endless())
-
-
-def test_another_database_is_refused(store: LocalStore, data: Path, tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "other.sqlite")) as connection:
-        connection.execute("CREATE TABLE item (id TEXT)")
-    content = (tmp_path / "other.sqlite").read_bytes()
-    assert refused(store, data, content) == "this is no backup of a collection, or its end is missing"
-    assert refused(store, data, sealed(content)) == "the database is no backup of a collection"
-    filled(store)
-    store._collections["filled"]._records._writer.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)")
-    (path,) = (path for path in data.rglob("items.sqlite") if path.parent.name == store.get_collection("filled").uid)
-    assert "its end is missing" in refused(store, data, path.read_bytes())
-
-
-def test_a_backup_that_is_cut_anywhere_is_refused(store: LocalStore, data: Path, backup: bytes) -> None:
-    places = random.Random(0)
-    lengths = [
-        *range(0, 200, 13),
-        *(places.randrange(len(backup)) for _ in range(60)),
-        *range(len(backup) - 90, len(backup)),
-    ]
-    for length in lengths:
-        assert refused(store, data, backup[:length]).startswith("this is no backup of a collection")
-    assert "its end is missing" in refused(store, data, backup + b"\n")
-
-
-def test_a_backup_with_any_bit_flipped_is_refused(store: LocalStore, data: Path, backup: bytes) -> None:
-    places = random.Random(1)
-    for place in [*(places.randrange(len(backup)) for _ in range(300)), *range(len(backup) - 90, len(backup), 3)]:
-        content = bytearray(backup)
-        content[place] ^= 1 << places.randrange(8)
-        refused(store, data, bytes(content))
-
-
-def test_a_backup_with_a_page_of_zeros_or_two_pages_exchanged_is_refused(
-    store: LocalStore, data: Path, backup: bytes
-) -> None:
-    size = 8192
-    pages = [backup[start : start + size] for start in range(0, len(backup), size)]
-    for place in range(1, len(pages) - 1):
-        zeroed = [*pages[:place], bytes(size), *pages[place + 1 :]]
-        exchanged = [*pages[:place], pages[place + 1], pages[place], *pages[place + 2 :]]
-        for wrong in (zeroed, exchanged[:-1] + pages[-1:]):
-            if wrong != pages:
-                assert "do not agree with its sha256" in refused(store, data, b"".join(wrong))
-                # With the sum made anew, the rows and the structure of the file are what is left to tell.
-                message = refused(store, data, sealed(database_of(b"".join(wrong))))
-                assert message.startswith("the backup is damaged: ")
-
-
-def test_a_flipped_bit_under_a_new_sum_is_refused_or_does_no_harm(store: LocalStore, data: Path) -> None:
-    filled(store, count=200)
-    database, places = database_of(backup_of(store)), random.Random(2)
-    expected = everything(store, "filled")
-    refusals = 0
-    for _ in range(150):
-        content = bytearray(database)
-        content[places.randrange(len(content))] ^= 1 << places.randrange(8)
-        try:
-            store.restore_collection("restored", [sealed(bytes(content))])
-        except InvalidInput:
-            refusals += 1
-        else:
-            assert everything(store, "restored") == expected
-            store.delete_collection("restored")
-        assert len(list((data / "collections").iterdir())) == 2
-    # The rest hit what nothing refers to.
-    assert refusals > 50
-
-
-CHANGES = {
-    "deleted": ("DELETE FROM item WHERE id = 'item-002'", "DELETE FROM media WHERE rid NOT IN (SELECT rid FROM item)"),
-    "doubled": ("INSERT INTO item SELECT 10000, 'copy', seq, crc, sha, meta, vec FROM item WHERE id = 'item-002'",),
-    "exchanged": (
-        "UPDATE item SET vec = (SELECT vec FROM item AS other WHERE other.id = 'item-004') WHERE id = 'item-002'",
-    ),
-    "metadata": ("UPDATE item SET meta = '{}' WHERE id = 'item-002'",),
-    "image": ("UPDATE media SET data = x'00' WHERE rid = (SELECT rid FROM item WHERE id = 'item-004')",),
-    "orphan": ("INSERT INTO media SELECT 5000, type, crc, data FROM media LIMIT 1",),
-    "seq": ("UPDATE state SET seq = seq + 1",),
-    "no state": ("DELETE FROM state",),
-    "two states": ("INSERT INTO state SELECT seq FROM state",),
-    "numbers": ("UPDATE sqlite_sequence SET seq = 1",),
-    "numbers as text": ("UPDATE sqlite_sequence SET seq = 'many'",),
-    "numbers of nothing": ("DELETE FROM sqlite_sequence",),
-    "dimension": ("UPDATE backup SET document = json_set(document, '$.dimension', 8)",),
-    "huge dimension": ("UPDATE backup SET document = json_set(document, '$.dimension', 1000000000)",),
-    "items": ("UPDATE backup SET document = json_set(document, '$.items', 34)",),
-    "facet missing": ("DELETE FROM facet WHERE key = 1 AND rid = 5",),
-    "facet too many": ("INSERT INTO facet VALUES (1, 999, 5)",),
-    "facet exchanged": ("UPDATE facet SET value = 'other' WHERE key = 0 AND rid = 5",),
-    "other filter key": ("UPDATE facet_key SET key = 'half' WHERE number = 1",),
-    "keep": ("UPDATE backup SET document = json_set(document, '$.keep', 'much')",),
-    "key": ("UPDATE backup SET document = json_set(document, '$.filter_keys[0]', '\"')",),
-    "missing part": ("UPDATE backup SET document = json_remove(document, '$.fingerprint')",),
-    "no format": ("UPDATE backup SET document = json_set(document, '$.format', 'x')",),
-    "list": ("UPDATE backup SET document = '[]'",),
-    "no JSON": ("UPDATE backup SET document = '{'",),
-    "no document": ("DELETE FROM backup",),
-    "trigger": ("CREATE TRIGGER t AFTER INSERT ON item BEGIN DELETE FROM item; END",),
-    "view": ("CREATE VIEW v AS SELECT * FROM item",),
-    "index": ("CREATE INDEX i ON item (seq)",),
-    "table": ("CREATE TABLE t (x)",),
-    "column": ("ALTER TABLE item ADD COLUMN more TEXT",),
-    "missing table": ("DROP TABLE media",),
-    "version": ("PRAGMA user_version = 0",),
-    "filter keys of the first version": (
-        "DROP TABLE facet",
-        "DROP TABLE facet_key",
-        "PRAGMA user_version = 1",
-    ),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_backup_that_was_changed_by_hand_is_refused_even_under_a_new_sum(
-    store: LocalStore, data: Path, backup: bytes, tmp_path: Path, change: str
-) -> None:
-    content = changed(backup, tmp_path / "forged", *CHANGES[change])
-    message = refused(store, data, content)
-    assert message.startswith("the backup is damaged: ")
-    if change in ("exchanged", "metadata"):
-        assert message == "the backup is damaged: item 'item-002': its row does not agree with its checksum"
-
-
-@pytest.mark.parametrize(
-    "statement",
-    ["PRAGMA user_version = 99", "UPDATE backup SET document = json_set(document, '$.format', 2)"],
-    ids=["database", "document"],
-)
-def test_a_backup_of_a_newer_release_is_refused_as_such(
-    store: LocalStore, data: Path, backup: bytes, tmp_path: Path, statement: str
-) -> None:
-    message = refused(store, data, changed(backup, tmp_path / "newer", statement))
-    assert message == "the backup was made by a newer release of embedserve, which this one cannot read"
-
-
-def test_a_name_that_is_taken_or_not_allowed_is_refused(store: LocalStore, data: Path, backup: bytes) -> None:
-    store.set_alias("current", "filled")
-    before = sorted(data.rglob("*"))
-    for name in ("photos", "current"):
-        with pytest.raises(AlreadyExists, match=name):
-            store.restore_collection(name, chunks(backup))
-    with pytest.raises(InvalidInput, match="is not allowed"):
-        store.restore_collection("../x", chunks(backup))
-    assert sorted(data.rglob("*")) == before
-
-
-def test_a_name_that_is_taken_while_the_backup_comes_in_stays_with_the_other(
-    store: LocalStore, data: Path, backup: bytes
-) -> None:
-    def slow() -> Iterator[bytes]:
-        yield backup[:5000]
-        new_collection(store, "restored")
-        yield backup[5000:]
-
-    with pytest.raises(AlreadyExists):
-        store.restore_collection("restored", slow())
-    assert all_ids(store, "restored") == []
-    assert len(list((data / "collections").iterdir())) == 3
-
-
-def test_a_sender_that_fails_leaves_nothing(store: LocalStore, data: Path, backup: bytes) -> None:
-    def broken() -> Iterator[bytes]:
-        yield backup[:50_000]
-        raise ConnectionResetError("the sender is gone")
-
-    before = sorted(data.rglob("*"))
-    with pytest.raises(StoreError):
-        store.restore_collection("restored", broken())
-    assert sorted(data.rglob("*")) == before
-
-
-@pytest.mark.parametrize("change", ["UPDATE item SET meta = '{}' WHERE id = 'a'", "UPDATE media SET data = x'00'"])
-def test_damage_is_found_when_the_backup_is_made(store: LocalStore, data: Path, change: str) -> None:
-    media = Media(data=b"picture", media_type="image/png")
-    store.upsert("photos", [Item(id="a", vector=unit(1, 0, 0, 0), metadata={"x": 1}, media=media)])
-    path = items_file(data)
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(change)
-    before = sorted((data / "collections").iterdir())
-    with pytest.raises(StoreError) as caught, store.backup_collection("photos"):
-        pass
-    assert caught.value.message.startswith(f"{path} is damaged: item 'a': its ")
-    assert sorted((data / "collections").iterdir()) == before
+# --- Interruptions -------------------------------------------------------------------------------------------------
 
 
 class GivenUp(Exception):
-    """What a caller raises who does not wait any more."""
+    """Raised by a caller that does not wait any longer."""
 
 
 def gives_up_after(calls: int) -> Callable[[], None]:
-    """To be called now and then; raises with the call after so many."""
+    """A callback that raises after a number of calls."""
     left = iter(range(calls))
 
     def on_progress() -> None:
@@ -520,13 +228,13 @@ def gives_up_after(calls: int) -> Callable[[], None]:
 
 
 def calls_of(work: Callable[[Callable[[], None]], None]) -> int:
-    """How often a work calls what it is given."""
+    """How often an operation calls its callback."""
     calls = itertools.count()
     work(lambda: next(calls) and None)
     return next(calls)
 
 
-def test_a_backup_ends_wherever_its_caller_gives_up_and_leaves_nothing(store: LocalStore, data: Path) -> None:
+def test_a_backup_ends_wherever_its_callback_raises_and_leaves_nothing(store: LocalStore, data: Path) -> None:
     filled(store)
     store.delete_collection("photos")
 
@@ -543,7 +251,7 @@ def test_a_backup_ends_wherever_its_caller_gives_up_and_leaves_nothing(store: Lo
         assert sorted(path for path in data.rglob("*") if not path.name.endswith(("-wal", "-shm"))) == before
 
 
-def test_a_restore_ends_wherever_its_caller_gives_up_and_makes_nothing(
+def test_a_restore_ends_wherever_its_callback_raises_and_creates_nothing(
     store: LocalStore, data: Path, backup: bytes
 ) -> None:
     before, numbers = sorted(data.rglob("*")), itertools.count()
@@ -558,12 +266,12 @@ def test_a_restore_ends_wherever_its_caller_gives_up_and_makes_nothing(
             assert sorted(data.rglob("*")) == before
         else:
             break
-    # With each chunk, and then while the rows are compared.
+    # For each chunk, and then while the rows are verified.
     assert len(backup) // (1 << 16) + 2 < calls < 99
     assert [info.items for info in store.list_collections() if info.name.startswith("restored-")] == [35]
 
 
-def test_the_check_of_sqlite_itself_ends_where_its_caller_gives_up(
+def test_the_integrity_check_of_sqlite_ends_when_the_callback_raises(
     store: LocalStore, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("embedserve.store.local.upkeep.backup._STEPS", 100)
@@ -643,6 +351,7 @@ from embedserve.store.local import store as local
 from embedserve.store.local.records.catalog import Catalog
 from embedserve.store.local.records.database import schema_of
 from embedserve.store.local.store import LocalStore
+from embedserve.store.local.upkeep import restore
 
 data, content, step = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), sys.argv[3]
 
@@ -662,19 +371,19 @@ with LocalStore.open(data) as store:
     if step == "add":
         Catalog.add = killed
     elif step != "chunks":
-        setattr(local, step, killed)
+        setattr(restore if hasattr(restore, step) else local, step, killed)
     store.restore_collection("restored", half() if step == "chunks" else [content])
 """
 
 
-@pytest.mark.parametrize("step", ["backup", "chunks", "checked", "strip", "Collection", "sync", "add"])
-def test_what_a_killed_backup_or_restore_left_goes_at_the_next_start(data: Path, tmp_path: Path, step: str) -> None:
+@pytest.mark.parametrize("step", ["backup", "chunks", "verify", "strip", "Collection", "sync", "add"])
+def test_the_next_start_removes_what_a_killed_backup_or_restore_left(data: Path, tmp_path: Path, step: str) -> None:
     with LocalStore.open(data) as store:
         filled(store)
         expected = everything(store, "filled")
         (tmp_path / "backup").write_bytes(backup_of(store))
     if step == "Collection":
-        # The collection that is there already is opened with the same class, so it must not be there.
+        # The existing collection is opened with the same class, so it must be removed.
         with LocalStore.open(data) as store:
             store.delete_collection("filled")
     command = [sys.executable, "-c", KILLED, str(data), str(tmp_path / "backup"), step]

@@ -1,4 +1,4 @@
-"""A check finds what does not agree, by file or item, and what it can it makes again; writes go on meanwhile."""
+"""A check finds inconsistencies by file or item, and rebuilds segments; writes go on meanwhile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embedserve.index.search_params import EXACT, SearchParams
 from embedserve.index.snapshot import Snapshot
 from embedserve.store.local.store import LocalStore
 from embedserve.types import EXTERNAL, CheckProgress, CheckReport, Item, Keep, Media, SearchOptions
-from tests.store.store_cases import all_ids, found, items_file, random_units, unit
+from tests.store.store_cases import all_ids, collection_of, found, items_file, random_units, unit
 
 DIMENSION = 16
 COUNT = 400
@@ -46,20 +46,20 @@ def filled(store: LocalStore, index: str = "exact", count: int = COUNT) -> None:
     store.upsert("photos", [item(number) for number in range(count)])
     store.delete_items("photos", [f"item-{number:04}" for number in range(3, count, 40)])
     store.maintain()
-    # Some rows of the segment are dead, and some wait to be sealed.
+    # Some rows of the segment are deleted, and some rows wait to be sealed.
     store.upsert("photos", [item(number) for number in range(5, count, 40)])
 
 
 @pytest.fixture(autouse=True)
 def _little_is_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are sealed once 200 wait."""
+    """Seal rows once 200 wait."""
     for name in ("_FEW_BYTES", "_SOME_BYTES", "_MANY_BYTES"):
         monkeypatch.setattr(f"embedserve.index.compaction.{name}", 200 * DIMENSION * 4)
 
 
 @pytest.fixture
 def store(data: Path) -> Iterator[LocalStore]:
-    """Nothing is built in the background, so that tests know what there is."""
+    """A store that builds nothing in the background."""
     with LocalStore.open(data, background=False) as opened:
         yield opened
 
@@ -79,10 +79,10 @@ def segment_file(data: Path, name: str) -> Path:
     return path
 
 
-# --- Nothing is wrong ----------------------------------------------------------------------------------------------
+# --- No problems ---------------------------------------------------------------------------------------------------
 
 
-def test_a_good_collection_has_no_problems_and_all_of_it_was_looked_at(store: LocalStore) -> None:
+def test_an_intact_collection_has_no_problems_and_is_checked_completely(store: LocalStore) -> None:
     filled(store)
     steps: list[CheckProgress] = []
     report = store.check_collection("photos", steps.append)
@@ -127,7 +127,7 @@ def test_an_empty_collection_is_checked(store: LocalStore) -> None:
         store.check_collection("nothing", lambda progress: None)
 
 
-def test_a_restored_collection_is_good(store: LocalStore) -> None:
+def test_a_restored_collection_is_intact(store: LocalStore) -> None:
     filled(store)
     with store.backup_collection("photos") as file:
         store.restore_collection("restored", [file.read()])
@@ -135,7 +135,7 @@ def test_a_restored_collection_is_good(store: LocalStore) -> None:
     assert (report.items, report.problems) == (COUNT - 10, ())
 
 
-def test_an_exact_index_too_large_to_search_it_for_every_row_is_searched_evenly(
+def test_in_a_large_exact_index_evenly_spaced_items_are_searched_for(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(store)
@@ -147,7 +147,7 @@ def test_an_exact_index_too_large_to_search_it_for_every_row_is_searched_evenly(
 
 # --- Items ---------------------------------------------------------------------------------------------------------
 
-CHECKSUM = "item 'item-0007': its row does not agree with its checksum"
+CHECKSUM = "item 'item-0007': its row does not match its checksum"
 ROW = "(SELECT rid FROM item WHERE id = 'item-0007')"
 
 
@@ -161,28 +161,26 @@ ROW = "(SELECT rid FROM item WHERE id = 'item-0007')"
             "UPDATE item SET vec = 5 WHERE id = 'item-0007'",
             "item 'item-0007': a column of its row or image has a wrong",
         ),
-        ("UPDATE media SET data = x'00' WHERE rid = 1", "item 'item-0000': its image does not agree with its checksum"),
+        ("UPDATE media SET data = x'00' WHERE rid = 1", "item 'item-0000': its image does not match its checksum"),
         ("INSERT INTO media SELECT 5000, type, crc, data FROM media", "an image belongs to no item"),
         (f"DELETE FROM facet WHERE rid = {ROW}", "item 'item-0007': filters do not find it by its metadata"),
-        (f"INSERT INTO facet VALUES (0, 5, {ROW})", "item 'item-0007': filters find it by metadata that it has not"),
-        ("INSERT INTO facet VALUES (1, 'green', 5000)", "row 5000: filters find it, and there is no such item"),
+        (f"INSERT INTO facet VALUES (0, 5, {ROW})", "item 'item-0007': filters find it by metadata that it lacks"),
+        ("INSERT INTO facet VALUES (1, 'green', 5000)", "row 5000: filters find it, but there is no such item"),
     ],
 )
-def test_what_is_wrong_with_an_item_is_told_by_its_id(
-    store: LocalStore, data: Path, statement: str, problem: str
-) -> None:
+def test_a_problem_with_an_item_names_its_id(store: LocalStore, data: Path, statement: str, problem: str) -> None:
     filled(store)
     statement = statement.replace("FROM media", "FROM media LIMIT 1")
     change(data, "PRAGMA foreign_keys = OFF", statement)
     report = check(store)
     assert problem in report.problems[0]
-    # Two values are in the table of facets for the metadata that the item had.
+    # The table of facets has two values of the metadata that the item had.
     assert len(report.problems) == (3 if "SET meta" in statement else 1)
     assert len({each.split(":")[0] for each in report.problems}) == 1
     assert report.items == COUNT - 10
 
 
-def test_an_item_that_is_in_one_of_records_and_index_only_is_told(store: LocalStore, data: Path) -> None:
+def test_an_item_in_only_one_of_records_and_index_is_reported(store: LocalStore, data: Path) -> None:
     filled(store)
     change(
         data,
@@ -190,20 +188,20 @@ def test_an_item_that_is_in_one_of_records_and_index_only_is_told(store: LocalSt
         "DELETE FROM item WHERE id IN ('item-0008', 'item-0045')",
     )
     problems = check(store).problems
-    assert "the index holds item 'item-0008', which is not there" in problems
-    # This one waits to be sealed; that part is made at every start.
-    assert "the index holds item 'item-0045', which is not there" in problems
-    assert len([problem for problem in problems if problem.endswith("is made again from the items")]) == 1
+    assert "the index holds item 'item-0008', which does not exist" in problems
+    # This one waits to be sealed; deltas are rebuilt at every start.
+    assert "the index holds item 'item-0045', which does not exist" in problems
+    assert len([problem for problem in problems if problem.endswith("is rebuilt from the items")]) == 1
     assert len(problems) == 3
-    assert check(store).problems == ("the index holds item 'item-0045', which is not there",)
+    assert check(store).problems == ("the index holds item 'item-0045', which does not exist",)
 
 
-def test_an_item_that_the_index_lacks_is_told_and_put_into_it(store: LocalStore) -> None:
+def test_an_item_that_the_index_lacks_is_reported_and_added(store: LocalStore) -> None:
     filled(store)
-    collection = store._collections["photos"]
+    collection = collection_of(store)
     snapshot = collection.snapshot
     rid = snapshot.fixed[0].rids[8]
-    collection._index.publish(
+    collection.publish(
         Snapshot(
             snapshot.seq,
             snapshot.dimension,
@@ -212,15 +210,15 @@ def test_an_item_that_the_index_lacks_is_told_and_put_into_it(store: LocalStore)
         )
     )
     first, second = check(store).problems
-    assert first == "item 'item-0009': it is not in the index, so no search finds it"
-    assert second.endswith("is made again from the items")
+    assert first == "item 'item-0009': it is missing from the index, so no search finds it"
+    assert second.endswith("is rebuilt from the items")
     assert check(store).problems == ()
 
 
-def test_a_vector_in_memory_that_is_not_the_one_on_disk_is_told(store: LocalStore) -> None:
+def test_a_vector_in_memory_that_differs_from_the_one_on_disk_is_reported(store: LocalStore) -> None:
     filled(store, count=0)
     store.upsert("photos", [item(number) for number in range(20)])
-    delta = store._collections["photos"].snapshot.delta
+    delta = collection_of(store).snapshot.delta
     vectors = delta.vectors.view()
     vectors.flags.writeable = True
     vectors[7, 3] += 1e-3
@@ -237,7 +235,7 @@ def test_many_problems_are_counted(store: LocalStore, data: Path) -> None:
     assert int(last.split()[2]) > 50
 
 
-def test_pages_that_do_not_agree_are_told_by_file(store: LocalStore, data: Path) -> None:
+def test_inconsistent_pages_are_reported_by_file(store: LocalStore, data: Path) -> None:
     filled(store)
     store.close()
     with closing(sqlite3.connect(items_file(data))) as connection:
@@ -256,9 +254,7 @@ def test_pages_that_do_not_agree_are_told_by_file(store: LocalStore, data: Path)
 
 
 @pytest.mark.parametrize("name", ["rids.i64", "ids.utf8", "vectors.f32"])
-def test_a_damaged_file_of_a_segment_is_named_and_the_segment_made_again(
-    store: LocalStore, data: Path, name: str
-) -> None:
+def test_a_damaged_file_of_a_segment_is_named_and_the_segment_rebuilt(store: LocalStore, data: Path, name: str) -> None:
     filled(store)
     query = random_units(1, DIMENSION, seed=77_777)[0]
     before = found(store, query, SearchOptions(k=COUNT))
@@ -269,8 +265,8 @@ def test_a_damaged_file_of_a_segment_is_named_and_the_segment_made_again(
         file.seek(-1, 1)
         file.write(bytes([byte ^ 2]))
     problems = check(store).problems
-    assert f"{path} is damaged: it does not agree with its hash" in problems
-    assert problems[-1] == f"segment {path.parent.name} is made again from the items"
+    assert f"{path} is damaged: it does not match its hash" in problems
+    assert problems[-1] == f"segment {path.parent.name} is rebuilt from the items"
     assert check(store).problems == ()
     assert found(store, query, SearchOptions(k=COUNT)) == before
     store.maintain()
@@ -284,9 +280,7 @@ def test_a_damaged_file_of_a_segment_is_named_and_the_segment_made_again(
 
 
 @pytest.mark.parametrize("name", ["vectors.f32", "manifest.json"])
-def test_a_missing_file_of_a_segment_is_named_and_the_segment_made_again(
-    store: LocalStore, data: Path, name: str
-) -> None:
+def test_a_missing_file_of_a_segment_is_named_and_the_segment_rebuilt(store: LocalStore, data: Path, name: str) -> None:
     filled(store)
     path = segment_file(data, name)
     path.unlink()
@@ -296,15 +290,15 @@ def test_a_missing_file_of_a_segment_is_named_and_the_segment_made_again(
     assert check(store).problems == ()
 
 
-def test_a_segment_is_not_made_again_from_damaged_items(store: LocalStore, data: Path) -> None:
+def test_a_segment_is_not_rebuilt_from_damaged_items(store: LocalStore, data: Path) -> None:
     filled(store)
     segment_file(data, "rids.i64").unlink()
     change(data, "UPDATE item SET vec = zeroblob(64) WHERE id = 'item-0007'")
     problems = check(store).problems
     assert problems[0] == CHECKSUM
-    assert "could not be made again from the items" in problems[2]
+    assert "could not be rebuilt from the items" in problems[2]
     assert "item 'item-0007'" in problems[2]
-    # What it has in memory is the last good copy.
+    # The vectors in memory are the last good copy.
     assert found(store, item(8).vector, SearchOptions(k=1)) == [("item-0008", 1.0)]  # type: ignore[arg-type]
 
 
@@ -312,19 +306,19 @@ def test_a_segment_is_not_made_again_from_damaged_items(store: LocalStore, data:
 
 
 @pytest.mark.parametrize("hidden", [1, 40])
-def test_an_item_that_a_search_for_its_vector_does_not_find_is_told(
+def test_an_item_that_a_search_for_its_vector_does_not_find_is_reported(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, hidden: int
 ) -> None:
     filled(store, "hnsw:m=16")
     nearest = Snapshot.nearest
-    segment = store._collections["photos"].snapshot.segments[0]
+    segment = collection_of(store).snapshot.segments[0]
     rids = set(segment.rids[segment.live_positions()[10 : 10 + hidden]].tolist())
 
-    def without(snapshot: Snapshot, queries: np.ndarray, k: int, *, effort: SearchParams) -> list[Ranking]:
-        rankings = nearest(snapshot, queries, k + 1, effort=effort)
+    def without(snapshot: Snapshot, queries: np.ndarray, k: int, *, params: SearchParams) -> list[Ranking]:
+        rankings = nearest(snapshot, queries, k + 1, params=params)
         kept = []
         for ranking in rankings:
-            mask = np.array([rid not in rids or effort == EXACT for rid in ranking.rids.tolist()])
+            mask = np.array([rid not in rids or params == EXACT for rid in ranking.rids.tolist()])
             kept.append(Ranking(ranking.rids[mask], ranking.scores[mask], ranking.parts[mask], ranking.positions[mask]))
         return kept
 
@@ -334,14 +328,16 @@ def test_an_item_that_a_search_for_its_vector_does_not_find_is_told(
     # 40 of 390 are more than the 5 % that the target allows, 1 is not.
     assert len(problems) == hidden + (hidden == 40)
     if hidden == 40:
-        assert problems[-1].startswith("40 of 390 items are not found by their own vectors with the usual effort")
+        assert problems[-1].startswith(
+            "40 of 390 items are not found by their own vectors with the usual search parameters"
+        )
 
 
-# --- While others write --------------------------------------------------------------------------------------------
+# --- During writes -------------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_during_a_check_is_no_problem(data: Path) -> None:
-    # With the thread that seals and merges.
+def test_writes_during_a_check_are_no_problems(data: Path) -> None:
+    # With the maintenance thread.
     with LocalStore.open(data) as store:
         filled(store)
         stop = threading.Event()
@@ -375,7 +371,7 @@ class _Enough(Exception):
 
 
 @pytest.mark.parametrize("stage", ["items", "segments", "search", "recall"])
-def test_a_check_ends_where_its_listener_wants_it_to(store: LocalStore, stage: str) -> None:
+def test_a_check_ends_when_its_callback_raises(store: LocalStore, stage: str) -> None:
     filled(store)
 
     def listener(progress: CheckProgress) -> None:
@@ -388,7 +384,7 @@ def test_a_check_ends_where_its_listener_wants_it_to(store: LocalStore, stage: s
 
 
 @pytest.mark.parametrize("end", [lambda store: store.delete_collection("photos"), LocalStore.close])
-def test_a_check_does_not_hold_up_who_removes_the_collection_or_closes_the_store(
+def test_a_check_does_not_delay_the_removal_of_its_collection_or_the_closing_of_the_store(
     store: LocalStore, end: Callable[[LocalStore], None]
 ) -> None:
     filled(store)
@@ -397,10 +393,10 @@ def test_a_check_does_not_hold_up_who_removes_the_collection_or_closes_the_store
     def listener(progress: CheckProgress) -> None:
         if not ending.ident:
             ending.start()
-            while not collection.gate.closed:
+            while not collection.close_guard.closed:
                 time.sleep(0.001)
 
-    collection = store._collections["photos"]
+    collection = collection_of(store)
     with pytest.raises(StoreError, match="was closed while it was checked"):
         store.check_collection("photos", listener)
     ending.join(10)

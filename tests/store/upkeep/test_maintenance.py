@@ -1,4 +1,4 @@
-"""What is done in the background: rows are sealed and merged beside searches and writes, and given up when asked to."""
+"""Background work: rows are sealed and merged during searches and writes, and builds stop when they are told to."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from embedserve.errors import DiskFull
 from embedserve.index import structures
 from embedserve.index.structures import Stopped
 from embedserve.observer import Observer
-from embedserve.store.local.collection.collection import Collection
 from embedserve.store.local.collection.segment_files import SegmentFiles
 from embedserve.store.local.store import LocalStore
-from embedserve.store.local.upkeep import maintenance
+from embedserve.store.local.upkeep import maintenance, sealing
 from embedserve.types import EXTERNAL, Item, Keep, SearchOptions
-from tests.store.store_cases import all_ids, random_units, slow_search
+from tests.store.store_cases import all_ids, collection_of, random_units, slow_search
 
 D = 16
 PLAIN = SearchOptions(k=10, include_metadata=False)
@@ -31,7 +30,7 @@ PLAIN = SearchOptions(k=10, include_metadata=False)
 
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten rows are worth sealing when nothing is written, and a hundred in any case."""
+    """Ten rows are sealed when nothing is written, and a hundred in any case."""
     monkeypatch.setattr("embedserve.index.compaction._FEW_BYTES", 10 * D * 4)
     monkeypatch.setattr("embedserve.index.compaction._SOME_BYTES", 50 * D * 4)
     monkeypatch.setattr("embedserve.index.compaction._MANY_BYTES", 100 * D * 4)
@@ -39,7 +38,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quiet(data: Path, small_steps: None) -> Iterator[LocalStore]:
-    """A store without a thread in the background, with the collection "photos" of graphs."""
+    """A store without a maintenance thread, with the collection "photos" of graphs."""
     with LocalStore.open(data, background=False) as store:
         new_graphs(store)
         yield store
@@ -61,22 +60,18 @@ def items(first: int, count: int) -> list[Item]:
     return [Item(id=f"{first + n:05}", vector=vector) for n, vector in enumerate(random_units(count, D, first))]
 
 
-def collection_of(store: LocalStore, name: str = "photos") -> Collection:
-    return store._collections[name]
-
-
 def found(store: LocalStore, query: Any, k: int = 10) -> list[tuple[str, float]]:
     (hits,) = store.search("photos", query[None], SearchOptions(k=k, exact=True, include_metadata=False), [None])
     return [(hit.id, hit.score) for hit in hits]
 
 
 class Held:
-    """Builds of a structure that wait inside until ``go``."""
+    """Makes builds of a structure wait until ``go``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.inside, self.go = threading.Event(), threading.Event()
         self.builds = self.most = 0
-        built = structures.built
+        built = structures.build
 
         def held(spec: Any, vectors: Any, stopped: Callable[[], bool]) -> Any:
             self.builds += 1
@@ -90,10 +85,10 @@ class Held:
             finally:
                 self.builds -= 1
 
-        monkeypatch.setattr("embedserve.index.segment.structures.built", held)
+        monkeypatch.setattr("embedserve.index.segment.structures.build", held)
 
 
-def test_what_waits_is_sealed_and_merged_until_there_is_nothing_to_do(quiet: LocalStore) -> None:
+def test_waiting_rows_are_sealed_and_merged_until_nothing_is_due(quiet: LocalStore) -> None:
     expected = {}
     for first in range(0, 600, 40):
         written = items(first, 40)
@@ -107,15 +102,15 @@ def test_what_waits_is_sealed_and_merged_until_there_is_nothing_to_do(quiet: Loc
     assert quiet.get_collection("photos").index.startswith("hnsw:m=8, ef ")
     for query in random_units(5, D, 7):
         assert found(quiet, query) == slow_search(expected, query, SearchOptions(k=10))
-    # Half of them go: nothing dead stays for long.
+    # Deleted rows do not stay for long.
     quiet.delete_items("photos", [f"{n:05}" for n in range(400)])
     quiet.maintain()
     info = quiet.get_collection("photos")
     assert (info.items, info.building) == (200, False)
-    assert info.dead <= info.items
+    assert info.deleted <= info.items
     quiet.delete_items("photos", list(expected))
     quiet.maintain()
-    assert (quiet.get_collection("photos").segments, quiet.get_collection("photos").dead) == (0, 0)
+    assert (quiet.get_collection("photos").segments, quiet.get_collection("photos").deleted) == (0, 0)
     assert [path.name for path in collection_of(quiet).files.directory.iterdir()] == ["CURRENT.json"]
 
 
@@ -127,22 +122,22 @@ def test_a_restart_uses_the_segments_and_reads_the_rest(data: Path, small_steps:
         store.maintain()
         store.upsert("photos", items(200, 5))
         store.delete_items("photos", ["00003", "00100"])
-        before, uids = found(store, query, 300), [each.uid for each in collection_of(store)._index.current.segments]
+        before, uids = found(store, query, 300), [each.uid for each in collection_of(store).snapshot.segments]
     with LocalStore.open(data, background=False) as store:
-        snapshot = collection_of(store)._index.current
+        snapshot = collection_of(store).snapshot
         assert [each.uid for each in snapshot.segments] == uids
-        assert (snapshot.unsealed, snapshot.dead, snapshot.items) == (5, 2, 203)
+        assert (snapshot.unsealed, snapshot.deleted, snapshot.items) == (5, 2, 203)
         assert found(store, query, 300) == before
 
 
-def test_rows_that_are_removed_or_replaced_while_a_segment_is_built_stay_so(
+def test_rows_removed_or_replaced_while_a_segment_is_built_stay_so(
     quiet: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Held(monkeypatch)
     old = {item.id: item for item in items(0, 60)}
     quiet.upsert("photos", list(old.values()))
     with ThreadPoolExecutor(1) as pool:
-        building = pool.submit(collection_of(quiet).maintain, at_once=True)
+        building = pool.submit(sealing.seal_next, collection_of(quiet), at_once=True)
         assert held.inside.wait(30)
         assert quiet.get_collection("photos").building
         assert quiet.delete_items("photos", ["00005", "00006"]) == 2
@@ -158,7 +153,7 @@ def test_rows_that_are_removed_or_replaced_while_a_segment_is_built_stay_so(
     for query in random_units(5, D, 7):
         assert found(quiet, query, 100) == slow_search(left, query, SearchOptions(k=100))
     info = quiet.get_collection("photos")
-    assert (info.items, info.dead, info.unsealed, info.segments) == (68, 12, 20, 1)
+    assert (info.items, info.deleted, info.unsealed, info.segments) == (68, 12, 20, 1)
 
 
 def test_only_one_segment_of_a_collection_is_built_at_a_time(
@@ -167,7 +162,7 @@ def test_only_one_segment_of_a_collection_is_built_at_a_time(
     held = Held(monkeypatch)
     quiet.upsert("photos", items(0, 60))
     with ThreadPoolExecutor(3) as pool:
-        builders = [pool.submit(collection_of(quiet).maintain, at_once=True) for _ in range(3)]
+        builders = [pool.submit(sealing.seal_next, collection_of(quiet), at_once=True) for _ in range(3)]
         assert held.inside.wait(30)
         time.sleep(0.05)
         held.go.set()
@@ -175,7 +170,7 @@ def test_only_one_segment_of_a_collection_is_built_at_a_time(
     assert held.most == 1
 
 
-def test_a_full_disk_leaves_everything_as_it_was_and_a_later_step_succeeds(
+def test_a_full_disk_leaves_everything_unchanged_and_a_later_step_succeeds(
     quiet: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet.upsert("photos", items(0, 60))
@@ -201,11 +196,11 @@ def test_a_full_disk_leaves_everything_as_it_was_and_a_later_step_succeeds(
 
 
 @pytest.mark.parametrize("how", ["delete", "close"])
-def test_a_build_is_given_up_when_its_collection_goes(
+def test_a_build_stops_when_its_collection_is_closed(
     data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     held = Held(monkeypatch)
-    monkeypatch.setattr("embedserve.store.local.collection.collection._IDLE_S", 0.0)
+    monkeypatch.setattr("embedserve.store.local.upkeep.sealing._IDLE_S", 0.0)
     with caplog.at_level(logging.WARNING):
         store = LocalStore.open(data)
         new_graphs(store)
@@ -221,11 +216,11 @@ def test_a_build_is_given_up_when_its_collection_goes(
     assert caplog.records == []
 
 
-def test_nothing_is_built_of_a_collection_that_is_closed(quiet: LocalStore) -> None:
+def test_nothing_is_built_for_a_closed_collection(quiet: LocalStore) -> None:
     quiet.upsert("photos", items(0, 60))
     collection = collection_of(quiet)
     quiet.delete_collection("photos")
-    assert collection.maintain(at_once=True) is None
+    assert sealing.seal_next(collection, at_once=True) is None
 
 
 def test_a_closed_store_holds_no_file_open_and_none_mapped(data: Path, small_steps: None) -> None:
@@ -237,33 +232,28 @@ def test_a_closed_store_holds_no_file_open_and_none_mapped(data: Path, small_ste
         store.maintain()
         assert str(data) in Path("/proc/self/maps").read_text()
     gc.collect()
-    # The store itself is still there.
+    # The store itself still exists.
     assert store is not None
     assert str(data) not in Path("/proc/self/maps").read_text()
     assert not [path for path in Path("/proc/self/fd").iterdir() if str(data) in str(path.resolve())]
 
 
 def test_many_merges_leave_no_file_open_and_none_mapped(quiet: LocalStore) -> None:
-    def held() -> tuple[int, int]:
-        gc.collect()
-        maps = Path("/proc/self/maps").read_text().count("segments")
-        return len([path for path in Path("/proc/self/fd").iterdir() if "segments" in str(path.resolve())]), maps
-
-    most = 0
     for number in range(60):
         quiet.upsert("photos", items(number * 5 % 100, 12))
         quiet.maintain()
-        most = max(most, *held())
         info = quiet.get_collection("photos")
         directories = [path for path in collection_of(quiet).files.directory.iterdir() if path.is_dir()]
         assert len(directories) == info.segments <= 4
-        assert info.dead <= info.items
-    # Of each segment four files at most.
-    assert most <= 4 * 4
+        assert info.deleted <= info.items
+    gc.collect()
+    # At most four files of each segment.
+    assert Path("/proc/self/maps").read_text().count("segments") <= 4 * 4
+    assert len([path for path in Path("/proc/self/fd").iterdir() if "segments" in str(path.resolve())]) <= 4 * 4
 
 
 @pytest.mark.parametrize("copies", [0, 1500])
-def test_rows_that_a_graph_does_not_find_among_thousands_of_copies_are_found_in_lists(
+def test_rows_that_a_graph_does_not_find_among_thousands_of_copies_are_found_in_inverted_lists(
     quiet: LocalStore, monkeypatch: pytest.MonkeyPatch, copies: int
 ) -> None:
     monkeypatch.setattr("embedserve.index.spec._EXACT_BYTES", 0)
@@ -276,25 +266,23 @@ def test_rows_that_a_graph_does_not_find_among_thousands_of_copies_are_found_in_
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     quiet.upsert("shop", [Item(id=f"{n}", vector=vector) for n, vector in enumerate(vectors)])
     quiet.maintain()
-    (segment,) = collection_of(quiet, "shop")._index.current.segments
+    (segment,) = collection_of(quiet, "shop").snapshot.segments
     assert segment.spec.kind == ("ivf" if copies else "hnsw")
     recall = collection_of(quiet, "shop").measure_recall()
     assert recall is not None
     assert recall.value >= 0.93
 
 
-def test_a_recall_that_the_chosen_index_does_not_reach_is_said_in_the_log(
-    quiet: LocalStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_recall_below_the_target_is_logged(quiet: LocalStore, caplog: pytest.LogCaptureFixture) -> None:
     new_graphs(quiet, "lists", "ivf", target_recall=0.998)
-    # Unlike pictures, these vectors lie everywhere, and one bit for each of 16 numbers tells little.
+    # Unlike those of images, these vectors are spread evenly, and one bit for each of 16 numbers says little.
     quiet.upsert("lists", items(0, 3000))
     with caplog.at_level(logging.WARNING):
         quiet.maintain()
-    (segment,) = collection_of(quiet, "lists")._index.current.segments
+    (segment,) = collection_of(quiet, "lists").snapshot.segments
     assert segment.spec.kind == "ivf"
-    assert segment.greatest_recall < 0.998
-    assert f"3000 rows of 'lists' as {segment.spec}: recall {segment.greatest_recall:.3f} at most" in caplog.text
+    assert segment.max_recall < 0.998
+    assert f"3000 rows of 'lists' as {segment.spec}: recall is at most {segment.max_recall:.3f}" in caplog.text
 
 
 class Sealings(Observer):
@@ -314,7 +302,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_the_thread_seals_what_waits_and_tells_of_it(
+def test_the_thread_seals_waiting_rows_and_tells_the_observer(
     data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None
 ) -> None:
     monkeypatch.setattr(maintenance, "_LOOK_S", 0.02)
@@ -329,7 +317,7 @@ def test_the_thread_seals_what_waits_and_tells_of_it(
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "maintenance"]
 
 
-def test_after_a_step_that_failed_the_thread_waits_from_its_end_on_and_looks_after_the_others(
+def test_after_a_failed_step_the_thread_pauses_from_its_end_on_and_maintains_the_others(
     data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(maintenance, "_LOOK_S", 0.01)
@@ -339,7 +327,7 @@ def test_after_a_step_that_failed_the_thread_waits_from_its_end_on_and_looks_aft
 
     def full(self: SegmentFiles, segment: Any, path: Path, seq: int) -> None:
         if len(segment) == 150 and len(failed) < 2:
-            time.sleep(0.6)  # longer than it waits
+            time.sleep(0.6)  # longer than the pause
             failed.append(time.monotonic())
             raise OSError(28, "No space left on device")
         write(self, segment, path, seq)
@@ -354,7 +342,7 @@ def test_after_a_step_that_failed_the_thread_waits_from_its_end_on_and_looks_aft
         until(lambda: not store.get_collection("photos").building)
     assert failed[1] - failed[0] > 0.6 + 0.4
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-    assert "'photos' was not built on, and stays as it is" in caplog.text
+    assert "segments of 'photos' were not built; its index stays as it is" in caplog.text
 
 
 def test_a_bug_in_a_step_is_logged_and_does_not_end_the_thread(
@@ -362,16 +350,16 @@ def test_a_bug_in_a_step_is_logged_and_does_not_end_the_thread(
 ) -> None:
     monkeypatch.setattr(maintenance, "_LOOK_S", 0.01)
     monkeypatch.setattr(maintenance, "_AGAIN_S", 0.05)
-    build = Collection._built
+    build = sealing._build
     calls: list[int] = []
 
-    def broken(self: Collection, *given: Any) -> Any:
+    def broken(*given: Any) -> Any:
         calls.append(1)
         if len(calls) == 1:
             raise ZeroDivisionError
-        return build(self, *given)
+        return build(*given)
 
-    monkeypatch.setattr(Collection, "_built", broken)
+    monkeypatch.setattr(sealing, "_build", broken)
     with caplog.at_level(logging.ERROR), LocalStore.open(data) as store:
         new_graphs(store)
         store.upsert("photos", items(0, 150))
@@ -379,9 +367,7 @@ def test_a_bug_in_a_step_is_logged_and_does_not_end_the_thread(
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
-def test_recall_is_measured_with_queries_that_were_asked(
-    data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None
-) -> None:
+def test_recall_is_measured_with_real_queries(data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None) -> None:
     monkeypatch.setattr(maintenance, "_LOOK_S", 0.01)
     with LocalStore.open(data) as store:
         new_graphs(store)
@@ -393,7 +379,7 @@ def test_recall_is_measured_with_queries_that_were_asked(
         queries = random_units(30, D, 9)
         for query in queries:
             store.search("photos", query[None], PLAIN, [None])
-        # Exact searches say nothing about the recall of others.
+        # Exact searches are not sampled.
         found(store, queries[0])
         recall = collection_of(store).measure_recall()
         assert recall is not None

@@ -1,4 +1,4 @@
-"""Counts who is using something, so that it is closed when the last one has left."""
+"""Counts the users of something, so that it is closed only after the last one has left."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class CloseGuard:
 
     @property
     def closed(self) -> bool:
-        """True from the moment that ``close`` is called; who takes long inside looks at it now and then."""
+        """True as soon as ``close`` is called; long users check it now and then."""
         return self._closed
 
     @contextmanager
     def entered(self) -> Iterator[bool]:
-        """Inside for the block if the gate is open; the block is told whether it is."""
+        """Inside for the block if the guard is open; yields whether it is."""
         with self._changed:
             admitted = not self._closed
             self._inside += admitted
@@ -34,7 +34,7 @@ class CloseGuard:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Admit nobody from now on, and wait until everybody has left."""
+        """Admit no more users, and wait until all have left."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: self._inside == 0)

@@ -1,4 +1,4 @@
-"""From ranked rows to hits: ties by id, excluded items, the lowest score, one hit for each group."""
+"""From ranked rows to hits: order of ties, excluded items, minimum score, one hit per group."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from embedserve.store.local.records.view import View
 
 _DEEPER = 4
-"""How many times more rows are ranked when one of each group is not enough for k hits."""
+"""Factor on the number of ranked rows when they contain fewer than k groups."""
 
 
 def need_records(options: SearchOptions, exclude_ids: Sequence[str | None]) -> bool:
-    """Whether the answer needs more than the index has, which are vectors and ids."""
+    """Whether the answer needs more than vectors and ids, which the index has."""
     of_items = options.include_metadata or options.filter is not None or bool(options.group_by)
     return of_items or any(id is not None for id in exclude_ids)
 
 
 def search_index(
-    snapshot: Snapshot, queries: NDArray[np.float32], options: SearchOptions, effort: SearchParams
+    snapshot: Snapshot, queries: NDArray[np.float32], options: SearchOptions, params: SearchParams
 ) -> list[list[Hit]]:
     """Hits for each of the queries [Q, D], from the index alone."""
-    rankings = snapshot.nearest(queries, options.k, effort=effort)
+    rankings = snapshot.nearest(queries, options.k, params=params)
     answers = []
     for ranking, ids in zip(rankings, snapshot.ids_of(rankings), strict=True):
         ordered = _ordered(ranking, ids, options, None)[: options.k]
@@ -50,23 +50,29 @@ def search(
     queries: NDArray[np.float32],
     options: SearchOptions,
     exclude_ids: Sequence[str | None],
-    effort: SearchParams,
+    params: SearchParams,
     among: Sequence[NDArray[np.bool_]] | None,
 ) -> list[list[Hit]]:
-    """The same with what the records say of the items; ``view`` and ``snapshot`` hold the same writes.
+    """Hits for each of the queries [Q, D], from index and records.
 
     Args:
-        among: for each part of the snapshot bool [N], the live rows that the filter holds for; None without one.
+        view: of the records.
+        snapshot: of the index, after the same write.
+        queries: float32 [Q, D], unit norm.
+        options: of the search.
+        exclude_ids: for each query the id of an item that must not be a hit, or None.
+        params: of the search.
+        among: for each part of the snapshot bool [N], the live rows that match the filter; None without one.
     """
     excluded = [None if id is None else view.rid(id) for id in exclude_ids]
     if options.group_by:
         chosen = [
-            _grouped(view, snapshot, query, options, effort, among, rid)
+            _grouped(view, snapshot, query, options, params, among, rid)
             for query, rid in zip(queries, excluded, strict=True)
         ]
     else:
         k = options.k + any(rid is not None for rid in excluded)
-        rankings = snapshot.nearest(queries, k, effort=effort, among=among)
+        rankings = snapshot.nearest(queries, k, params=params, among=among)
         chosen = []
         for ranking, ids, rid in zip(rankings, snapshot.ids_of(rankings), excluded, strict=True):
             rids = ranking.rids.tolist()
@@ -78,7 +84,7 @@ def search(
 def _ordered(
     ranking: Ranking, ids: list[bytes], options: SearchOptions, excluded: int | None
 ) -> list[tuple[float, bytes, int]]:
-    """Score, id and place in the ranking of what may be a hit; equal scores in the order of the ids' bytes."""
+    """Score, id and place in the ranking of each possible hit; equal scores in the order of the ids' bytes."""
     scores = ranking.scores.tolist()
     ordered = list(zip(scores, ids, range(len(ids)), strict=True))
     if options.min_score is not None:
@@ -96,25 +102,25 @@ def _grouped(
     snapshot: Snapshot,
     query: NDArray[np.float32],
     options: SearchOptions,
-    effort: SearchParams,
+    params: SearchParams,
     among: Sequence[NDArray[np.bool_]] | None,
     excluded: int | None,
 ) -> list[tuple[int, float]]:
     total = snapshot.items if among is None else sum(int(np.count_nonzero(mask)) for mask in among)
     depth = options.k * _DEEPER
     while True:
-        (ranking,) = snapshot.nearest(query[None], depth, effort=effort, among=among)
+        (ranking,) = snapshot.nearest(query[None], depth, params=params, among=among)
         (ids,), rids = snapshot.ids_of([ranking]), ranking.rids.tolist()
         ranked = [(rids[place], score) for score, _, place in _ordered(ranking, ids, options, excluded)]
         groups = view.groups([rid for rid, _ in ranked], options.group_by)
         seen: set[Hashable] = set()
         chosen: list[tuple[int, float]] = []
         for rid, score in ranked:
-            group = groups.get(rid)  # a row that cannot be found is reported when it is read
+            group = groups.get(rid)  # a missing row is reported when it is read
             if group is None or group not in seen:
                 seen.add(group)
                 chosen.append((rid, score))
-        # Rows that were not ranked come after all that were.
+        # All rows that were not ranked come after those that were.
         if len(chosen) >= options.k or len(ranking.rids) >= total or _too_low(ranking, options):
             return chosen[: options.k]
         depth *= _DEEPER

@@ -1,4 +1,4 @@
-"""Which rows of a part of the index a filter holds for, as masks of bits that are kept for the next search."""
+"""Which rows of a snapshot match a filter, as bit masks that are cached for later searches."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ from embedserve.store.local.records.view import View
 from embedserve.types import And, Filter, Not, Or
 
 Bits = NDArray[np.uint8]
-"""One bit for each row of a part, eight to a byte; those that fill up the last byte are 0."""
+"""One bit per row of a part, eight to a byte; padding bits are 0."""
 
 _MANY = 4
-"""Of more values than this many for each row of a part, a range reads the rows' metadata instead, which takes about as
-long."""
+"""With more values than this per row of a part, a range condition reads the metadata of the rows instead, which takes
+about as long."""
 _MANY_ONCE = 40
-"""The same for parts that never change: these are asked once, and all values are read for several of them together."""
+"""The same for parts that never change: each is looked up once, and values are read once for several of them."""
 _FEW = 2048
-"""So few rows that other conditions left over are read by their numbers; 2,048 took 4 ms."""
+"""Up to this many rows that remain after other conditions are read by their row numbers; 2,048 took 4 ms."""
 _ENTRY_BYTES = 400
-"""What an entry of the cache takes beside its bits."""
+"""Memory of a cache entry besides its bits."""
 
 
 class Matcher:
-    """Which rows of a part of the index a filter holds for. Safe to use from several threads.
+    """Finds the rows of a part that match a filter. Safe to use from several threads.
 
-    Conditions on declared keys are looked up in the table of facets and combined as bits; all else is one SQL
-    condition on the rows of the part. Rows never change, so what was found for a part stays right as long as the part
-    lives.
+    Conditions on declared keys are looked up in the table of facets and combined as bits; the rest is one SQL condition
+    on the rows of the part. Rows never change, so the result for a part stays valid as long as the part exists.
 
     Args:
         filter_keys: the declared keys of the collection.
-        max_bytes: of the masks that are kept; those that were not used for the longest time go first.
+        max_bytes: of cached masks; the least recently used are dropped first.
     """
 
     def __init__(self, filter_keys: Sequence[str], max_bytes: int = 64 << 20) -> None:
@@ -46,16 +45,16 @@ class Matcher:
         self._masks = _Masks(max_bytes)
 
     def matching(self, view: View, filter: Filter, rids: NDArray[np.int64], part: Hashable | None) -> NDArray[np.bool_]:
-        """The rows that the filter holds for.
+        """The rows that match the filter.
 
         Args:
-            view: holds every live row of the part.
-            filter: with keys that are allowed.
+            view: contains every live row of the part.
+            filter: with allowed keys.
             rids: row numbers of the part, ascending: int64 [N].
-            part: names the part for good if its rows never change, None if they may.
+            part: identifies the part forever if its rows never change; None if they may.
 
         Returns:
-            bool [N]; of a row that is not in the view any more it says nothing.
+            bool [N]; undefined for rows that are not in the view any more.
 
         Raises:
             InvalidInput: a key is not allowed.
@@ -66,20 +65,20 @@ class Matcher:
         return search.unpacked(search.bits(filter))
 
     def forget(self, part: Hashable) -> None:
-        """Drop what was found for a part that is gone."""
+        """Drop the masks of a part that is gone."""
         self._masks.forget(part)
 
 
 @dataclass(frozen=True, slots=True)
 class _Mask:
     seq: int
-    """Write that the rows were read after. Rows that were removed by then are missing, so that readers of an earlier
-    state, for whom they are there, must not use it."""
+    """The last write before the rows were read. Rows removed by then are missing, so readers of an earlier state, which
+    contains them, must not use the mask."""
     bits: Bits
 
 
 class _Masks:
-    """Bits by part and filter, bounded in bytes."""
+    """A cache of bits by part and filter, bounded in bytes."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -87,22 +86,22 @@ class _Masks:
         self._masks: OrderedDict[tuple[Hashable, bytes], _Mask] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, part: Hashable, name: bytes, seq: int) -> Bits | None:
+    def get(self, part: Hashable, key: bytes, seq: int) -> Bits | None:
         with self._lock:
-            mask = self._masks.get((part, name))
+            mask = self._masks.get((part, key))
             if mask is None or mask.seq > seq:
                 return None
-            self._masks.move_to_end((part, name))
+            self._masks.move_to_end((part, key))
             return mask.bits
 
-    def put(self, part: Hashable, name: bytes, seq: int, bits: Bits) -> None:
+    def put(self, part: Hashable, key: bytes, seq: int, bits: Bits) -> None:
         size = _size(bits)
         with self._lock:
-            old = self._masks.get((part, name))
+            old = self._masks.get((part, key))
             if size > self._max_bytes or (old is not None and old.seq <= seq):
                 return
-            self._masks[part, name] = _Mask(seq, bits)
-            self._masks.move_to_end((part, name))
+            self._masks[part, key] = _Mask(seq, bits)
+            self._masks.move_to_end((part, key))
             self._bytes += size if old is None else 0
             while self._bytes > self._max_bytes:
                 _, dropped = self._masks.popitem(last=False)
@@ -110,12 +109,12 @@ class _Masks:
 
     def forget(self, part: Hashable) -> None:
         with self._lock:
-            for key in [key for key in self._masks if key[0] == part]:
-                self._bytes -= _size(self._masks.pop(key).bits)
+            for entry in [entry for entry in self._masks if entry[0] == part]:
+                self._bytes -= _size(self._masks.pop(entry).bits)
 
 
 class _Search:
-    """One filter in one part."""
+    """One filter on one part."""
 
     def __init__(
         self,
@@ -135,20 +134,20 @@ class _Search:
         self._worthwhile: dict[int, bool] = {}
 
     def bits(self, node: Filter) -> Bits:
-        """The rows that a filter holds for."""
+        """The rows that match a filter."""
         bits = self._kept(node)
         if bits is None:
             bits = self._computed(node)
             if self._part is not None:
-                self._masks.put(self._part, _name(node), self._view.seq(), bits)
+                self._masks.put(self._part, _key(node), self._view.seq(), bits)
         return bits
 
     def unpacked(self, bits: Bits) -> NDArray[np.bool_]:
-        """One value for each row: bool [N]."""
+        """One value per row: bool [N]."""
         return np.unpackbits(bits, count=len(self._rids)).view(np.bool_)
 
     def _kept(self, node: Filter) -> Bits | None:
-        return None if self._part is None else self._masks.get(self._part, _name(node), self._view.seq())
+        return None if self._part is None else self._masks.get(self._part, _key(node), self._view.seq())
 
     def _computed(self, node: Filter) -> Bits:
         if not self._looks_up(node):
@@ -164,7 +163,7 @@ class _Search:
                 return self._packed(self._view.with_facet(leaf, self._first, self._last))
 
     def _looks_up(self, node: Filter) -> bool:
-        """True if a condition inside is answered by facets."""
+        """True if facets answer a condition inside."""
         match node:
             case And(filters) | Or(filters):
                 return any(self._looks_up(child) for child in filters)
@@ -205,7 +204,7 @@ class _Search:
         return bits | self.bits(rest) if rest.filters else bits
 
     def _packed(self, found: NDArray[np.int64]) -> Bits:
-        """``found``: row numbers, ascending, from the part's first to its last."""
+        """``found``: ascending row numbers between the first and the last of the part."""
         span = self._last - self._first + 1
         if span <= 8 * len(self._rids):
             flags = np.zeros(span, np.bool_)
@@ -219,8 +218,8 @@ class _Search:
         return np.packbits(flags)
 
 
-def _name(node: Filter) -> bytes:
-    """The same for equal filters only; not their hash, for which True, 1 and 1.0 are one."""
+def _key(node: Filter) -> bytes:
+    """Equal for equal filters only, unlike their hash, for which True, 1 and 1.0 are the same."""
     return hashlib.blake2b(repr(node).encode("utf-8", "backslashreplace"), digest_size=16).digest()
 
 

@@ -1,4 +1,4 @@
-"""Where the next page of items begins: the last id of the page before, opaque and checked."""
+"""Page tokens: the last id of the previous page, opaque and with a checksum."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _VERSION = b"\x01"
 
 
 def page_token(last_id: str) -> str:
-    """The token of the page after this id."""
+    """The token of the page that starts after this id."""
     body = _VERSION + last_id.encode()
     return base64.urlsafe_b64encode(zlib.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
 
 
 def last_id(token: str) -> str:
-    """The id after which the page begins; empty for an empty token, and no id is empty.
+    """The id after which the page starts; empty for an empty token, and no id is empty.
 
     Raises:
-        InvalidInput: ``page_token`` has not made the token.
+        InvalidInput: the token does not come from ``page_token``.
     """
     if not token:
         return ""

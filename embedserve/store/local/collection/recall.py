@@ -1,4 +1,4 @@
-"""The recall of a collection, measured with queries that were really asked."""
+"""The recall of a collection, measured with real queries."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from embedserve.index.structures import Stopped
 from embedserve.types import Recall
 
 _KEPT = 256
-"""Queries that are remembered, the latest ones."""
+"""Number of queries that are remembered, the latest ones."""
 _MEASURED = 100
-_TOGETHER = 25
-"""Queries searched in one go: from 20 on FAISS reads the vectors once for all of them."""
+"""Number of queries in a measurement."""
+_BATCH = 25
+"""Queries per search: from 20 on FAISS reads the vectors once for all of them."""
 _STEP = 2**0.5
-_LEAST, _MOST = 0.25, 16.0
+"""Factor between two multipliers that are tried."""
+_MIN, _MAX = 0.25, 16.0
 _IN_VAIN = 3.0
+"""Multipliers are raised up to this factor although recall does not rise."""
 _MARGIN = 0.01
-"""Less effort is taken only if it still finds so much more than the target; about the standard error of a
+"""A lower multiplier is taken only if its recall exceeds the target by this; about the standard error of a
 measurement."""
 
 
 class RecallMonitor:
-    """Remembers some queries, compares approximate with exact search for them, and corrects the effort.
+    """Remembers some queries, compares approximate with exact search for them, and corrects ef and nprobe.
 
     Args:
         target: recall@10 that searches are tuned to.
@@ -41,79 +44,79 @@ class RecallMonitor:
         self._target = target
         self._queries: deque[NDArray[np.float32]] = deque(maxlen=_KEPT)
         self._lock = Lock()
-        self._new = False
+        self._outdated = False
         self.last: Recall | None = None
-        """As last measured; None if never."""
+        """The last measurement; None if there was none."""
         self.multiplier = 1.0
-        """Factor on the efforts that structures were tuned to: real queries may be harder, or easier, than those that
-        were made up for it."""
+        """Factor on the ef or nprobe that structures were tuned to: real queries may be harder, or easier, than the
+        synthetic ones of tuning."""
 
     def sample(self, queries: NDArray[np.float32]) -> None:
         """Remember one of the queries [Q, D] of a call."""
         query = queries[len(self._queries) % len(queries)].copy()
         with self._lock:
             self._queries.append(query)
-            self._new = True
+            self._outdated = True
 
     @property
-    def has_news(self) -> bool:
-        """Whether queries or segments have come since the last measurement."""
-        return self._new
+    def is_outdated(self) -> bool:
+        """Whether there were new queries or segments since the last measurement."""
+        return self._outdated
 
-    def forget(self) -> None:
-        """What was measured concerns an index that is gone."""
-        self._new = True
+    def invalidate(self) -> None:
+        """The index has changed since the last measurement."""
+        self._outdated = True
 
     def measure(self, snapshot: Snapshot, stopped: Callable[[], bool] = lambda: False) -> Recall | None:
-        """Measure it now; None if every search is exact.
+        """Measure recall now; None if every search is exact.
 
-        Real queries that are not found as well as they should be raise the effort; those that would be with less lower
-        it, if there are enough of them.
+        If real queries do not reach the target, the multiplier is raised; if enough of them reach it with less, it is
+        lowered.
 
         Raises:
-            Stopped: ``stopped`` said so in between.
+            Stopped: ``stopped`` returned true.
         """
         with self._lock:
-            asked = list(self._queries)[-_MEASURED:]
-            self._new = False
+            real = list(self._queries)[-_MEASURED:]
+            self._outdated = False
         approximate = [segment for segment in snapshot.segments if segment.structure is not None and segment.live]
         if not approximate:
             self.last = None
             return None
-        queries = np.stack(asked) if asked else tuning.made_queries(max(approximate, key=len).vectors, _MEASURED)
+        queries = np.stack(real) if real else tuning.synthetic_queries(max(approximate, key=len).vectors, _MEASURED)
         comparison = Comparison(snapshot, queries, stopped)
-        value = comparison.recall(self._effort(self.multiplier))
-        if asked:
-            self.multiplier, value = self._corrected(comparison, value, may_lower=len(asked) >= _MEASURED)
-        self.last = Recall(value=value, queries=len(queries), real=bool(asked), measured_unix_s=time.time())
+        value = comparison.recall(self._params(self.multiplier))
+        if real:
+            self.multiplier, value = self._corrected(comparison, value, may_lower=len(real) >= _MEASURED)
+        self.last = Recall(value=value, queries=len(queries), real=bool(real), measured_unix_s=time.time())
         return self.last
 
     def _corrected(self, comparison: Comparison, value: float, *, may_lower: bool) -> tuple[float, float]:
-        """The least effort that suffices, and its recall."""
+        """The smallest multiplier that suffices, and its recall."""
         multiplier = self.multiplier
         tried = multiplier
-        # Where some steps in a row gain nothing, what is missed is not a matter of effort.
-        while value < self._target and tried * _STEP <= min(_MOST, multiplier * _IN_VAIN):
+        # If several steps in a row gain nothing, the misses do not depend on ef or nprobe.
+        while value < self._target and tried * _STEP <= min(_MAX, multiplier * _IN_VAIN):
             tried *= _STEP
-            higher = comparison.recall(self._effort(tried))
+            higher = comparison.recall(self._params(tried))
             if higher > value:
                 multiplier, value = tried, higher
         if multiplier > self.multiplier:
             return multiplier, value
         enough = min(self._target + _MARGIN, 1 - (1 - self._target) / 2)
-        while may_lower and multiplier / _STEP >= _LEAST:
-            lower = comparison.recall(self._effort(multiplier / _STEP))
+        while may_lower and multiplier / _STEP >= _MIN:
+            lower = comparison.recall(self._params(multiplier / _STEP))
             if lower < enough:
                 break
             multiplier, value = multiplier / _STEP, lower
         return multiplier, value
 
-    def _effort(self, multiplier: float) -> SearchParams:
+    def _params(self, multiplier: float) -> SearchParams:
         return SearchParams(target_recall=self._target, multiplier=multiplier)
 
 
 class Comparison:
-    """What exact search finds in a snapshot for queries [Q, D], to compare with."""
+    """What exact search finds in a snapshot for queries [Q, D], as the reference for approximate search."""
 
     def __init__(
         self, snapshot: Snapshot, queries: NDArray[np.float32], stopped: Callable[[], bool] = lambda: False
@@ -123,20 +126,20 @@ class Comparison:
         self._stopped = stopped
         self._lowest = [ranking.scores[: tuning.K][-1:] for ranking in self._search(EXACT)]
 
-    def recall(self, effort: SearchParams) -> float:
-        """Mean recall@10 of a search with this effort; any of several rows with the score of the tenth is right."""
+    def recall(self, params: SearchParams) -> float:
+        """Mean recall@10 of a search with these parameters; any of several rows with the score of the tenth counts."""
         wanted = min(tuning.K, self._snapshot.items)
         if not wanted:
             return 1.0
         shared = 0
-        for ranking, lowest in zip(self._search(effort), self._lowest, strict=True):
+        for ranking, lowest in zip(self._search(params), self._lowest, strict=True):
             shared += int((ranking.scores[:wanted] >= lowest).sum())
         return shared / (wanted * len(self._queries))
 
-    def _search(self, effort: SearchParams) -> list[Ranking]:
+    def _search(self, params: SearchParams) -> list[Ranking]:
         rankings = []
-        for start in range(0, len(self._queries), _TOGETHER):
+        for start in range(0, len(self._queries), _BATCH):
             if self._stopped():
                 raise Stopped
-            rankings += self._snapshot.nearest(self._queries[start : start + _TOGETHER], tuning.K, effort=effort)
+            rankings += self._snapshot.nearest(self._queries[start : start + _BATCH], tuning.K, params=params)
         return rankings

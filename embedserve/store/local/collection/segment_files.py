@@ -1,12 +1,12 @@
-"""Sealed segments on disk, beside the records from which they can be made again.
+"""Segments on disk, beside the records from which they can be rebuilt.
 
-    segments/CURRENT.json             which segments there are, in order
-    segments/<uid>/manifest.json      what a segment holds, with size and sha256 of each file
+    segments/CURRENT.json             the segments in use, in order
+    segments/<uid>/manifest.json      what a segment contains, with size and sha256 of each file
     segments/<uid>/rids.i64, ids.utf8, ids.ends.i64, vectors.f32, index.faiss
 
-A directory is written under another name, synced, renamed, and only then named by CURRENT.json; what that does not name
-is removed. Files are mapped, not read, except that each is hashed at the start: FAISS' format has no checksum, and an
-index with a zeroed page loads and answers wrongly.
+A directory is written under a temporary name, synced, renamed, and only then listed in CURRENT.json; directories that
+are not listed are removed. Files are mapped, not read, except that a start hashes each of them: the format of FAISS has
+no checksum, and an index with a zeroed page loads and returns wrong results.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from embedserve.index import spec, structures
 from embedserve.index.ids import PackedIds
 from embedserve.index.segment import Segment, Unreachable
 from embedserve.index.structures import Hnsw
-from embedserve.index.tuning import Point
+from embedserve.index.tuning import OperatingPoint
 from embedserve.observer import Observer
-from embedserve.store.local.records.database import reported
+from embedserve.store.local.records.database import translate_errors
 from embedserve.store.local.records.files import read_document, sha256_of, write_document
 
 _log = logging.getLogger("embedserve.store")
@@ -44,13 +44,13 @@ _Number = TypeVar("_Number", np.int64, np.float32, np.uint8)
 
 
 class SegmentFiles:
-    """The segments of one collection.
+    """The files of the segments of one collection.
 
     Args:
         directory: of the collection.
         dimension: D.
-        fingerprint: of the encoder whose vectors they hold.
-        observer: told of what cannot be used.
+        fingerprint: of the encoder that made the vectors.
+        observer: told about segments that cannot be used.
     """
 
     def __init__(self, directory: Path, dimension: int, fingerprint: str, observer: Observer | None = None) -> None:
@@ -60,12 +60,12 @@ class SegmentFiles:
         self._fingerprint = fingerprint
         self._observer = observer or Observer()
         self.named: list[str] | None = []
-        """What CURRENT.json named when it was last read or written; None if it could not be read."""
+        """Uids in CURRENT.json when it was last read or written; None if it could not be read."""
 
     def load(self) -> tuple[list[Segment], int]:
-        """The segments in use, in order, as far as their files are intact, and the sequence number they were made at.
+        """The segments in use whose files are intact, in order, and the sequence number they were made at.
 
-        All that is doubtful is said in the log and left out; what nobody names is removed.
+        Damaged ones are left out and logged; directories of other segments are removed.
         """
         self.named, seq = self._current_segments()
         segments = []
@@ -73,25 +73,26 @@ class SegmentFiles:
             try:
                 segments.append(self._read(uid))
             except (OSError, ValueError, KeyError, TypeError, InvalidInput) as error:
-                self.doubt("damaged", "a segment of the index is made again from the items: %s", error)
+                self.report_rebuild("damaged", "a segment is rebuilt from the items: %s", error)
         self.remove_others({segment.uid for segment in segments})
         return segments, seq
 
     def write(self, segment: Segment, seq: int) -> Segment:
-        """Write a segment that was built in memory; it is on disk when this returns, but not yet in use.
+        """Write a segment that was built in memory; on disk when this returns, but not yet in use.
 
         Args:
-            seq: the last write that it holds.
+            segment: to be written.
+            seq: the last write in it.
 
         Returns:
-            The same segment, over its files.
+            The same segment, over its mapped files.
 
         Raises:
-            DiskFull, StoreError: nothing is left of it.
+            DiskFull, StoreError: no file of it is left.
         """
         path = self.directory / segment.uid
         partial = path.with_name(path.name + ".tmp")
-        with reported(self.directory):
+        with translate_errors(self.directory):
             self.directory.mkdir(exist_ok=True)
             try:
                 partial.mkdir()
@@ -99,41 +100,41 @@ class SegmentFiles:
                 partial.rename(path)
                 sync(self.directory)
                 return self._opened(segment.uid, read_document(path / "manifest.json"))
-            except RuntimeError as error:  # FAISS' word for whatever the file system said
+            except RuntimeError as error:  # what FAISS raises for any error of the file system
                 self._remove(segment.uid)
                 number = errno.ENOSPC if "No space" in str(error) else errno.EIO
                 raise OSError(number, str(error), str(partial)) from error
             except ValueError as error:
                 self._remove(segment.uid)
-                raise StoreError(f"what was just written cannot be read: {error}", hint="check the disk") from error
+                raise StoreError(f"a new segment cannot be read: {error}", hint="check the disk") from error
             except BaseException:
                 self._remove(segment.uid)
                 raise
 
     def use(self, segments: Sequence[Segment], seq: int) -> None:
-        """These are the segments from now on; others are removed."""
+        """Use these segments from now on, on disk when this returns, and remove all others."""
         uids = [segment.uid for segment in segments]
-        with reported(self.directory):
-            self.directory.mkdir(exist_ok=True)  # where nothing was sealed yet, only dead rows dropped, there is none
+        with translate_errors(self.directory):
+            self.directory.mkdir(exist_ok=True)  # missing if deleted rows were dropped before the first seal
             write_document(self._current, {"format": _FORMAT, "segments": uids, "seq": seq})
         self.named = uids
         self.remove_others(set(uids))
 
     def remove_others(self, uids: set[str]) -> None:
-        """Remove what does not belong to these segments. Whoever has it mapped still can read it."""
+        """Remove the files of all other segments. Mapped ones stay readable."""
         if not self.directory.is_dir():
             return
         for path in self.directory.iterdir():
             if path.is_dir() and path.name not in uids:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def doubt(self, reason: str, message: str, *values: object) -> None:
-        """Say that a part of the index is not used and made again, in the log and to the observer."""
+    def report_rebuild(self, reason: str, message: str, *values: object) -> None:
+        """Tell the log and the observer that a segment is not used but rebuilt, and why."""
         _log.warning(message, *values)
         self._observer.on_index_rebuilt(reason)
 
     def problems(self, uid: str) -> list[str]:
-        """What is wrong with the files of a segment: one sentence for each that is not as it was written."""
+        """What is wrong with the files of a segment: one sentence for each that has changed."""
         try:
             return _wrong_files(self.directory / uid, read_document(self.directory / uid / "manifest.json"))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -156,7 +157,7 @@ class SegmentFiles:
         except FileNotFoundError:
             return [], 0
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self.doubt("damaged", "the index is made again from the items: %s", error)
+            self.report_rebuild("damaged", "the index is rebuilt from the items: %s", error)
             return None, 0
 
     def _write_files(self, segment: Segment, path: Path, seq: int) -> None:
@@ -187,8 +188,8 @@ class SegmentFiles:
                 "dimension": self._dimension,
                 "fingerprint": self._fingerprint,
                 "index": str(segment.spec),
-                "points": [[point.effort, point.recall] for point in segment.points],
-                "strays": segment.strays.positions.tolist(),
+                "points": [[point.param, point.recall] for point in segment.points],
+                "strays": segment.unreachable.positions.tolist(),
                 "faiss": faiss.__version__,
                 "files": files,
             },
@@ -197,8 +198,8 @@ class SegmentFiles:
     def _read(self, uid: str) -> Segment:
         path = self.directory / uid
         manifest = read_document(path / "manifest.json")
-        mine = {"format": _FORMAT, "uid": uid, "dimension": self._dimension, "fingerprint": self._fingerprint}
-        for key, value in mine.items():
+        expected = {"format": _FORMAT, "uid": uid, "dimension": self._dimension, "fingerprint": self._fingerprint}
+        for key, value in expected.items():
             if manifest[key] != value:
                 raise ValueError(f"{path / 'manifest.json'} says {key} {manifest[key]!r}, not {value!r}")
         begun = time.monotonic()
@@ -219,16 +220,16 @@ class SegmentFiles:
             vectors = _mapped(path / _VECTORS, "<f4", np.float32).reshape(-1, self._dimension)
         structure = None
         if _INDEX in manifest["files"]:
-            structure = structures.opened(spec.parse(manifest["index"]), path / _INDEX, vectors)
+            structure = structures.open_structure(spec.parse(manifest["index"]), path / _INDEX, vectors)
             if isinstance(structure, Hnsw):
                 vectors = structure.vectors
         if vectors is None or vectors.shape != (rows, self._dimension) or not len(rids) == len(ids) == rows:
-            raise ValueError(f"{path} does not hold {rows} rows of {self._dimension} numbers")
+            raise ValueError(f"{path} does not contain {rows} rows of {self._dimension} numbers")
         if rows and (int(ids.ends[-1]) != len(ids.text) or (np.diff(rids) <= 0).any()):
-            raise ValueError(f"{path} holds no ascending row numbers")
-        points = tuple(Point(int(effort), float(recall)) for effort, recall in manifest["points"])
-        strays = Unreachable.of(vectors, np.array(manifest["strays"], np.int64))
-        return Segment(vectors, rids, ids, None, rows, uid, structure, points, strays)
+            raise ValueError(f"the row numbers in {path} do not ascend")
+        points = tuple(OperatingPoint(int(param), float(recall)) for param, recall in manifest["points"])
+        unreachable = Unreachable.of(vectors, np.array(manifest["strays"], np.int64))
+        return Segment(vectors, rids, ids, None, rows, uid, structure, points, unreachable)
 
 
 def _wrong_files(path: Path, manifest: dict[str, Any]) -> list[str]:
@@ -240,12 +241,12 @@ def _wrong_files(path: Path, manifest: dict[str, Any]) -> list[str]:
         elif found.stat().st_size != file["bytes"]:
             problems.append(f"{found} has {found.stat().st_size} bytes, not {file['bytes']}")
         elif sha256_of(found) != file["sha256"]:
-            problems.append(f"{found} is damaged: it does not agree with its hash")
+            problems.append(f"{found} is damaged: it does not match its hash")
     return problems
 
 
 def _mapped(path: Path, stored: str, kind: type[_Number]) -> NDArray[_Number]:
-    """The numbers in a file, mapped; as this machine has them."""
+    """The numbers in a file, mapped, in the byte order of this machine."""
     with path.open("rb") as file:
         if not path.stat().st_size:
             return np.empty(0, kind)

@@ -1,1 +1,1 @@
-"""What lies in SQLite: the catalog of collections, and the rows of each one."""
+"""What is stored in SQLite: the catalog of collections, and the rows of each of them."""

@@ -1,4 +1,4 @@
-"""Which collections and aliases there are, and what each collection is bound to: DATA/catalog.sqlite.
+"""The collections and aliases, and the encoder that each collection is bound to: DATA/catalog.sqlite.
 
 Used by one thread at a time.
 """
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from embedserve.errors import InvalidInput
-from embedserve.store.local.records.database import Writer, damaged, open_database, reported
+from embedserve.store.local.records.database import Writer, damaged, open_database, translate_errors
 from embedserve.types import DEFAULT_TARGET_RECALL, CollectionIdentity, Keep, check_metadata_key
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 MAX_FILTER_KEYS = 64
-"""Declared keys of a collection; each costs a row for each item that has it."""
+"""Maximum number of declared keys of a collection; each takes a row for every item that has it."""
 
 _VERSIONS = (
     (
@@ -57,25 +57,25 @@ _COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """What the catalog knows of a collection."""
+    """What the catalog says about a collection."""
 
     name: str
     uid: str
-    """Name of its directory: 32 hexadecimal digits, never used twice."""
+    """Name of its directory: 32 hexadecimal digits, never used again."""
     fingerprint: str
     encoder_name: str
     dimension: int
     keep: Keep
     created_unix_s: float
     index: str = "auto"
-    """How its index was asked for; ``index.spec`` reads it."""
+    """The index that was requested; ``index.spec`` parses it."""
     target_recall: float = DEFAULT_TARGET_RECALL
     filter_keys: tuple[str, ...] = ()
-    """Metadata keys whose values are kept in an index of their own."""
+    """Metadata keys whose values have their own index."""
 
     @property
-    def bound(self) -> CollectionIdentity:
-        """What callers check their vectors with."""
+    def identity(self) -> CollectionIdentity:
+        """What the vectors of a call are checked against."""
         return CollectionIdentity(
             name=self.name,
             uid=self.uid,
@@ -87,10 +87,10 @@ class Entry:
 
 
 def check_name(name: str) -> None:
-    """A collection or alias has 1–64 characters: letters, digits, ".", "_" and "-", a letter or digit first.
+    """Check a collection or alias name: 1–64 letters, digits, ".", "_" and "-", starting with a letter or digit.
 
     Raises:
-        InvalidInput: with the offending name.
+        InvalidInput: names the offending name.
     """
     if not _NAME.fullmatch(name):
         raise InvalidInput(
@@ -100,7 +100,7 @@ def check_name(name: str) -> None:
 
 
 def check_filter_keys(keys: Sequence[str]) -> tuple[str, ...]:
-    """The keys that a collection is declared with, each once, in the order they were given.
+    """The declared keys of a collection without duplicates, in the order given.
 
     Raises:
         InvalidInput: a key is not allowed, or there are more than 64.
@@ -117,11 +117,11 @@ def check_filter_keys(keys: Sequence[str]) -> tuple[str, ...]:
 
 
 class Catalog:
-    """Each change is on disk when its call returns.
+    """The catalog of one data directory. Each change is on disk when its call returns.
 
     Args:
         path: the SQLite file.
-        create: make it if it is not there.
+        create: create it if it does not exist.
 
     Raises:
         StoreError: the file cannot be used.
@@ -134,21 +134,21 @@ class Catalog:
         self._writer = Writer(connection, path)
 
     def entries(self) -> list[Entry]:
-        """All collections."""
+        """The entries of all collections."""
         query = f"SELECT {_COLUMNS} FROM collection"
-        with reported(self._path), closing(self._writer.connection.execute(query)) as rows:
+        with translate_errors(self._path), closing(self._writer.connection.execute(query)) as rows:
             return [self._entry(columns) for columns in rows]
 
     def aliases(self) -> dict[str, str]:
-        """Names of collections by alias."""
+        """The names of collections by alias."""
         with (
-            reported(self._path),
+            translate_errors(self._path),
             closing(self._writer.connection.execute("SELECT name, collection FROM alias")) as rows,
         ):
             return dict(rows.fetchall())
 
     def add(self, entry: Entry) -> None:
-        """Record a new collection."""
+        """Add a new collection."""
         self._write(
             f"INSERT INTO collection ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             entry.name,
@@ -164,15 +164,15 @@ class Catalog:
         )
 
     def remove(self, name: str) -> None:
-        """Forget a collection and the aliases that point to it."""
+        """Remove a collection and the aliases that point to it."""
         self._write("DELETE FROM collection WHERE name = ?", name)
 
     def set_alias(self, alias: str, collection: str) -> None:
-        """Make or move an alias."""
+        """Create or move an alias."""
         self._write("INSERT OR REPLACE INTO alias (name, collection) VALUES (?, ?)", alias, collection)
 
     def remove_alias(self, alias: str) -> None:
-        """Forget an alias."""
+        """Remove an alias."""
         self._write("DELETE FROM alias WHERE name = ?", alias)
 
     def close(self) -> None:
@@ -202,7 +202,7 @@ class Catalog:
     def _write(self, statement: str, *values: str | int | float) -> None:
         with self._writer.transaction() as connection:
             connection.execute(statement, values)
-        # The log is moved into the database at once. Damage in the log of a process that was killed takes away the
-        # writes behind it, and the files of a collection that the catalog does not know are removed at the start.
-        with suppress(sqlite3.Error):  # what was written is on disk; the next write tries again
+        # The log is moved into the database at once: damage in the log of a killed process loses the writes behind it,
+        # and the next start removes the files of collections that the catalog does not know.
+        with suppress(sqlite3.Error):  # the write itself is on disk; the next one tries again
             self._writer.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()

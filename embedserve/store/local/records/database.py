@@ -1,6 +1,6 @@
-"""SQLite files as the store wants them: durable on commit, with a schema version, and with our own errors.
+"""SQLite files as the store needs them: durable on commit, with a schema version, and with errors of embedserve.
 
-Nothing here knows what is in the tables.
+Nothing here depends on what is in the tables.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from pathlib import Path
 from embedserve.errors import DiskFull, InvalidInput, SetupError, StoreError
 
 _OLDEST = (3, 38)
-"""The first SQLite with the -> operator, which reads a number of a JSON document as it was written."""
+"""The first SQLite with the -> operator, which returns a number of a JSON document as it was written."""
 
 BUSY_MS = 30_000
-"""How long a connection waits for another one's lock; with one writer there is none to wait for, but at recovery."""
+"""How long a connection waits for the lock of another; with one writer that happens at recovery only."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection that any one thread at a time may use, without implicit transactions."""
+    """A connection without implicit transactions, for use by one thread at a time."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
-    # Numbers of metadata are compared as Python reads them: SQLite's own parser may be off by one unit in the last
+    # Numbers of metadata are compared as Python parses them: SQLite's own parser may be off by one unit in the last
     # place, which would break equality.
     connection.create_function("exact_real", 1, float, deterministic=True)
     return connection
 
 
 def open_database(path: Path, *, create: bool, versions: Sequence[Sequence[str]], page_size: int) -> sqlite3.Connection:
-    """A connection for writing to a database of the newest version; only ``create`` makes a new one.
+    """A connection for writing to a database, which is upgraded to the newest version.
 
     Args:
         path: the file.
-        create: make it if it is missing or empty.
-        versions: the statements that make version 1, those that make version 2 of it, and so on. A file of an older
-            version is brought to the newest one in one transaction.
+        create: create it if it is missing or empty.
+        versions: the statements that create version 1, those that upgrade it to version 2, and so on. An older file is
+            upgraded in one transaction.
         page_size: of a new file, in bytes.
 
     Raises:
@@ -50,10 +50,10 @@ def open_database(path: Path, *, create: bool, versions: Sequence[Sequence[str]]
         )
     if not create and not path.exists():
         raise damaged(path, "it is missing")
-    with reported(path):
+    with translate_errors(path):
         connection = connect(path)
     try:
-        with reported(path):
+        with translate_errors(path):
             connection.execute(f"PRAGMA page_size = {page_size:d}")
             connection.execute("PRAGMA journal_mode = WAL")
             # FULL syncs on every commit. NORMAL lost acknowledged rows at 576 of 972 simulated power cuts, FULL at
@@ -64,7 +64,7 @@ def open_database(path: Path, *, create: bool, versions: Sequence[Sequence[str]]
             if found > len(versions):
                 raise StoreError(
                     f"{path} has format {found}; this release reads up to {len(versions)}",
-                    hint="upgrade embedserve, or open a copy of the data made before",
+                    hint="upgrade embedserve, or open an older copy of the data",
                 )
             if found == 0 and not create:
                 raise damaged(path, "it is empty")
@@ -81,20 +81,20 @@ def open_database(path: Path, *, create: bool, versions: Sequence[Sequence[str]]
 
 
 def schema_of(connection: sqlite3.Connection) -> frozenset[tuple[str, str, str, str]]:
-    """Kind, name, table and statement of every table, index, view and trigger, whatever the white space."""
+    """Kind, name, table and statement of every table, index, view and trigger, with normalized white space."""
     found = connection.execute("SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_schema")
     return frozenset((kind, name, table, " ".join(sql.split())) for kind, name, table, sql in found)
 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Write all or nothing; on disk when the block is left."""
+    """A transaction: all or nothing, on disk when the block ends."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        # SQLite ends the transaction by itself on some errors, as on a full disk.
+        # SQLite itself ends the transaction on some errors, such as a full disk.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
@@ -103,8 +103,8 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 class Writer:
     """Transactions on a connection for writing, until a sync fails.
 
-    After a failed sync nobody knows what is on disk: the system may have dropped what it could not write and report
-    success for the next sync. So no write is promised any more until the file is opened again.
+    After a failed sync it is unknown what is on disk: the system may drop what it could not write and report success
+    for the next sync. So no write is acknowledged until the file is opened again.
 
     Args:
         connection: from ``open_database``.
@@ -118,7 +118,7 @@ class Writer:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write all or nothing; on disk when the block is left. One thread at a time.
+        """A transaction: all or nothing, on disk when the block ends. One thread at a time.
 
         Raises:
             DiskFull: nothing was written.
@@ -126,13 +126,13 @@ class Writer:
         """
         if self._refused:
             raise StoreError(self._refused, hint="check the disk, then restart the server")
-        with reported(self._path):
+        with translate_errors(self._path):
             try:
                 with transaction(self.connection):
                     yield self.connection
             except sqlite3.OperationalError as error:
                 if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
-                    self._refused = f"{self._path} takes no writes since one failed: {error}"
+                    self._refused = f"{self._path} takes no writes since a sync failed: {error}"
                 raise
 
     def close(self) -> None:
@@ -141,13 +141,13 @@ class Writer:
 
 
 @contextmanager
-def reported(path: Path) -> Iterator[None]:
-    """Errors of SQLite and of the file system inside the block become ours, with the file's name.
+def translate_errors(path: Path) -> Iterator[None]:
+    """Turn errors of SQLite and of the file system inside the block into errors of embedserve that name the file.
 
     Raises:
         DiskFull: no space is left.
-        InvalidInput: a text is no valid Unicode.
-        StoreError: anything else.
+        InvalidInput: a text is not valid Unicode.
+        StoreError: any other error.
     """
     try:
         yield
@@ -172,7 +172,7 @@ def _of_sqlite(path: Path, error: sqlite3.Error) -> DiskFull | StoreError:
         return damaged(path, str(error))
     if code == sqlite3.SQLITE_IOERR:
         return StoreError(f"{path} cannot be read or written: {error}", hint="check the disk, then restart the server")
-    return StoreError(f"{path} cannot be used: {error}", hint="check that the file is there and writable by this user")
+    return StoreError(f"{path} cannot be used: {error}", hint="check that the file exists and is writable by this user")
 
 
 def _full(path: Path) -> DiskFull:
@@ -180,5 +180,5 @@ def _full(path: Path) -> DiskFull:
 
 
 def damaged(path: Path, what: str) -> StoreError:
-    """The error for a file whose content does not agree with itself."""
+    """The error for a file with inconsistent content."""
     return StoreError(f"{path} is damaged: {what}", hint="restore the data directory from a backup")

@@ -1,7 +1,7 @@
-"""The values of declared metadata keys in a table of their own, so that filters on them need not read all metadata.
+"""Facets: the values of declared metadata keys in a separate table, so that filters on them need not read all metadata.
 
 One row for each value of an item: a text, a number, a boolean, or an element of a list. The item's metadata is the
-truth; the rows are written and removed with it.
+source of truth; its facets are written and removed with it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from embedserve.store.local.records.database import damaged, transaction
 FacetValue = str | int | float | bytes
 
 TABLES = (
-    # The declared keys by their number in the table below.
+    # The declared keys, by their number in the table below.
     "CREATE TABLE facet_key (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE)",
-    # A column without a type keeps the one that a value is bound with, so 5 and "5" stay two values; SQLite compares
-    # integers and reals exactly.
+    # A column without a type keeps the type of each value, so 5 and "5" stay different; SQLite compares integers and
+    # reals exactly.
     """
     CREATE TABLE facet (
         key INTEGER NOT NULL,
@@ -31,38 +31,38 @@ TABLES = (
 )
 
 EMPTY_LIST = b""
-"""Stands for a list without elements: it equals no value, but the key exists."""
+"""Represents an empty list: equal to no value, but the key exists."""
 
 
 def boolean(value: bool) -> bytes:
-    """A boolean as the table holds it: unlike every text and number."""
+    """A boolean as the table holds it: different from every text and number."""
     return b"\x01" if value else b"\x00"
 
 
 class Facets:
-    """The rows of items with some declared keys.
+    """Computes the facets of items.
 
     Args:
-        keys: in the order of their numbers.
+        keys: the declared ones, in the order of their numbers.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._numbers = {key: number for number, key in enumerate(keys)}
 
     def __bool__(self) -> bool:
-        """False if there is nothing to write."""
+        """False if no keys are declared."""
         return bool(self._numbers)
 
     def rows(self, rid: int, meta: bytes) -> set[tuple[int, FacetValue, int]]:
-        """What the table holds of an item: number of the key, value, row number.
+        """The rows of an item in the table: number of the key, value, row number.
 
         Raises:
             ValueError: the metadata is damaged.
         """
-        # Python reads numbers exactly; texts keep the escapes that conditions have too.
+        # Python parses numbers exactly; texts stay escaped, as they are in conditions.
         metadata = json.loads(meta)
         if not isinstance(metadata, dict):
-            raise ValueError("the metadata is no JSON object")
+            raise ValueError("the metadata is not a JSON object")
         return {
             (number, value, rid)
             for key, number in self._numbers.items()
@@ -82,18 +82,18 @@ def _values(value: object) -> Sequence[FacetValue]:
 
 
 def declare(connection: sqlite3.Connection, keys: Sequence[str]) -> None:
-    """Give the keys their numbers; for a database without items."""
+    """Number the keys; for a database without items."""
     with transaction(connection):
         connection.executemany("INSERT INTO facet_key (number, key) VALUES (?, ?)", enumerate(keys))
 
 
 def check_declared(connection: sqlite3.Connection, path: Path, keys: Sequence[str]) -> None:
-    """Refuse a database whose facets are those of other keys.
+    """Check that the facets in a database are those of these keys.
 
     Raises:
-        StoreError: names both.
+        StoreError: they are not; names both.
     """
     found = connection.execute("SELECT number, key FROM facet_key ORDER BY number").fetchall()
     if found != list(enumerate(keys)):
-        theirs = ", ".join(str(key) for _, key in found) or "none"  # damaged ones may be NULL
-        raise damaged(path, f"its filter keys are {theirs}; those of its collection are {', '.join(keys) or 'none'}")
+        names = ", ".join(str(key) for _, key in found) or "none"  # NULL if damaged
+        raise damaged(path, f"its filter keys are {names}; those of its collection are {', '.join(keys) or 'none'}")

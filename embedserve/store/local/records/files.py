@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, and that say themselves whether they are intact."""
+"""Small JSON files that are replaced atomically and carry their own hash, and hashes of other files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from embedserve.atomic_write import sync
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """sha256 of the bytes of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_document(path: Path, document: dict[str, Any]) -> None:
-    """Replace a file by a JSON document with its own hash; after a power cut it is the old one or the new one."""
+    """Replace a file by a JSON document with its own hash; after a power cut the file is the old one or the new one."""
     body = json.dumps(document, indent=1, sort_keys=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps({"sha256": _hash(body), "document": body}), encoding="utf-8")
@@ -31,16 +31,16 @@ def read_document(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not what was written.
+        ValueError: its content does not match its hash.
     """
     try:
         outer = json.loads(path.read_text(encoding="utf-8"))
         if _hash(outer["document"]) == outer["sha256"]:
             document: dict[str, Any] = json.loads(outer["document"])
             return document
-    except (ValueError, KeyError, TypeError, AttributeError):  # no text, no JSON, or other JSON
+    except (ValueError, KeyError, TypeError, AttributeError):  # not text, not JSON, or other JSON
         pass
-    raise ValueError(f"{path} does not agree with its hash")
+    raise ValueError(f"{path} does not match its hash")
 
 
 def _hash(body: str) -> str:

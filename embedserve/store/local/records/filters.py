@@ -1,8 +1,7 @@
-"""A filter as an SQL condition on a row of the table item; every value and key is bound, never pasted.
+"""A filter as an SQL condition on a row of the table item; every value and key is a bound parameter.
 
-Declared keys are looked up in the table of facets, others are read out of the column ``meta``.
-
-Each condition is 1 or 0 and never NULL, so that NOT is a plain negation.
+Declared keys are looked up in the table of facets, others are read from the column ``meta``. A condition is 1 or 0,
+never NULL, so that NOT is a plain negation.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Leaf = Eq | In | Range | Exists
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """SQL with ``?`` for each of the values."""
+    """SQL with one ``?`` for each value."""
 
     sql: str
     values: tuple[Value, ...] = ()
@@ -34,12 +33,12 @@ ALWAYS = Condition("1")
 def condition(
     node: Filter, filter_keys: Sequence[str] = (), worthwhile: Callable[[Leaf], bool] = lambda leaf: True
 ) -> Condition:
-    """The SQL condition that holds for the items that the filter holds for.
+    """The SQL condition that is true for the items that match the filter.
 
     Args:
         node: the filter.
         filter_keys: the declared keys.
-        worthwhile: false for those conditions on declared keys that are to be read out of the metadata all the same.
+        worthwhile: false for conditions on declared keys that should be read from the metadata nevertheless.
 
     Raises:
         InvalidInput: a key is not allowed.
@@ -67,9 +66,9 @@ def condition(
 
 
 def facet_condition(node: Leaf, filter_keys: Sequence[str]) -> Condition:
-    """The SQL condition on rows of the table facet, for a filter on a declared key.
+    """The SQL condition on rows of the table facet, for a condition on a declared key.
 
-    An item may have several rows that it holds for.
+    Several rows of an item may match.
     """
     number = filter_keys.index(node.key)
     match node:
@@ -80,7 +79,7 @@ def facet_condition(node: Leaf, filter_keys: Sequence[str]) -> Condition:
         case Range():
             tests: list[tuple[str, Value]] = [(f"value {sign} ?", bound) for sign, bound in _bounds(node)]
             if node.lt is None and node.lte is None:
-                # Texts come after all numbers, the empty one first, and then blobs.
+                # Texts sort after all numbers, the empty one first, and blobs after texts.
                 tests.append(("value < ?", ""))
             return Condition(" AND ".join(["key = ?", *(sql for sql, _ in tests)]), (number, *(v for _, v in tests)))
         case Exists():
@@ -105,12 +104,12 @@ def _bounds(node: Range) -> list[tuple[str, float]]:
 
 
 def path_of(key: str) -> str:
-    """Where a metadata key is in the JSON, for binding.
+    """The JSON path of a metadata key, for binding.
 
     Raises:
         InvalidInput: the key is not allowed.
     """
-    # Allowed keys hold neither quotes nor backslashes, so they need no escape in a path.
+    # Allowed keys contain neither quotes nor backslashes, so they need no escapes.
     check_metadata_key(key)
     return f'$."{key}"'
 
@@ -132,7 +131,7 @@ def _one_of(path: str, values: Sequence[str | int | float | bool]) -> Condition:
 
 
 def _comparable(value: str | int | float | bool) -> int | float | None:
-    """The number as SQLite can bind it; None if it is none, or equals no number that an item may have."""
+    """The number as SQLite can bind it; None if it is not a number, or no item can have an equal one."""
     if isinstance(value, (str, bool)):
         return None
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -156,7 +155,7 @@ def _text(path: str, texts: Sequence[str]) -> Condition:
 
 
 def _number(path: str, test: str, values: Sequence[float]) -> Condition:
-    """``test`` on the value called number; false if the key's value is none."""
+    """``test`` on the value, called number; false if the value is not a number."""
     return Condition(
         "EXISTS (SELECT 1 FROM (SELECT CASE json_type(item.meta, ?)"
         " WHEN 'integer' THEN json_extract(item.meta, ?)"
@@ -175,7 +174,7 @@ def _joined(conditions: Sequence[Condition], operator: str, empty: Condition) ->
         return empty
     if len(conditions) == 1:
         return conditions[0]
-    # In halves, since SQLite refuses expressions nested more than 1,000 deep and a plain chain nests once per term.
+    # In halves, since SQLite allows a depth of 1,000, and a plain chain nests once per term.
     middle = len(conditions) // 2
     left = _joined(conditions[:middle], operator, empty)
     right = _joined(conditions[middle:], operator, empty)

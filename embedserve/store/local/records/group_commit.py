@@ -1,7 +1,7 @@
-"""Writes of several callers go to disk together: one sync for all who wait.
+"""Group commit: concurrent writes go to disk in one transaction, with one sync.
 
-Whoever comes first commits alone. While he does, others gather; the next one of them commits for all. So nobody waits
-for company, and the more callers there are, the fewer syncs a write costs (databases call it group commit).
+The first caller commits alone. Writes that come meanwhile are gathered; then one of their callers commits for all. No
+caller waits for others to come, and the more callers there are, the fewer syncs a write costs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-class _Waiting(Generic[_T, _R]):
+class _PendingWrite(Generic[_T, _R]):
     def __init__(self, write: _T) -> None:
         self.write = write
         self.result: _R | None = None
@@ -22,7 +22,7 @@ class _Waiting(Generic[_T, _R]):
         self.done = False
         self.leads = False
         self.woken = threading.Event()
-        """Set when it is done, or has to lead."""
+        """Set when the write is done, or its caller must lead."""
 
     def finish(self) -> None:
         self.done = True
@@ -33,36 +33,36 @@ class _Waiting(Generic[_T, _R]):
         self.woken.set()
 
 
-class Commits(Generic[_T, _R]):
-    """Carries out writes, several at a time.
+class GroupCommit(Generic[_T, _R]):
+    """Commits writes, several at a time.
 
-    Those whose write is committed are woken one by one, and do not stand in line for ``lock``: there they came after
-    writers with new writes, who then committed nearly alone.
+    Callers whose write is committed are woken one by one, and do not queue for ``lock``: there they would come after
+    callers with new writes, who would then commit nearly alone.
 
     Args:
-        commit: carries out some writes, all or none of them, and gives a result for each. Called by one thread at a
+        commit_group: commits some writes, all or none of them, and returns a result for each. Called by one thread at a
             time, which holds ``lock``.
-        most: how many go together.
+        max_group: maximum number of writes in a group.
     """
 
-    def __init__(self, commit: Callable[[Sequence[_T]], Sequence[_R]], most: int = 64) -> None:
+    def __init__(self, commit_group: Callable[[Sequence[_T]], Sequence[_R]], max_group: int = 64) -> None:
         self.lock = threading.RLock()
-        """Held while something is committed; whoever else holds it makes writers wait, and must not write himself."""
-        self._commit = commit
-        self._most = most
-        self._gathered: list[_Waiting[_T, _R]] = []
-        """Nobody, or the one who leads and those who came after him."""
+        """Held while a group is committed. Another holder makes writers wait, and must not commit a write."""
+        self._commit_group = commit_group
+        self._max_group = max_group
+        self._gathered: list[_PendingWrite[_T, _R]] = []
+        """Empty, or the leader and those that came after it."""
         self._led = False
-        """Whether somebody commits, or is about to."""
+        """Whether a caller commits or is about to."""
         self._gathering = threading.Lock()
 
-    def do(self, write: _T) -> _R:
+    def commit(self, write: _T) -> _R:
         """The result of a write, once it is committed.
 
         Raises:
-            Exception: whatever ``commit`` raised for this write alone.
+            Exception: what ``commit_group`` raised for this write alone.
         """
-        mine: _Waiting[_T, _R] = _Waiting(write)
+        mine: _PendingWrite[_T, _R] = _PendingWrite(write)
         try:
             with self._gathering:
                 self._gathered.append(mine)
@@ -73,7 +73,7 @@ class Commits(Generic[_T, _R]):
             if mine.leads:
                 with self.lock:
                     with self._gathering:
-                        group = self._gathered[: self._most]
+                        group = self._gathered[: self._max_group]
                     self._carry_out(group)
         finally:
             self._leave(mine)
@@ -81,11 +81,11 @@ class Commits(Generic[_T, _R]):
             raise mine.error
         return mine.result  # type: ignore[return-value]  # set where there is no error
 
-    def _leave(self, mine: _Waiting[_T, _R]) -> None:
+    def _leave(self, mine: _PendingWrite[_T, _R]) -> None:
         with self._gathering:
             if mine.leads:
-                # If this one was interrupted, others of its group are not done; they come first.
-                self._gathered = [waiting for waiting in self._gathered if not waiting.done and waiting is not mine]
+                # If the leader was interrupted, some of its group are not done; they come first.
+                self._gathered = [pending for pending in self._gathered if not pending.done and pending is not mine]
                 if self._gathered:
                     self._gathered[0].lead()
                 else:
@@ -93,18 +93,18 @@ class Commits(Generic[_T, _R]):
             elif not mine.done and mine in self._gathered:
                 self._gathered.remove(mine)  # interrupted while it waited
 
-    def _carry_out(self, group: Sequence[_Waiting[_T, _R]]) -> None:
+    def _carry_out(self, group: Sequence[_PendingWrite[_T, _R]]) -> None:
         try:
-            results = self._commit([waiting.write for waiting in group])
+            results = self._commit_group([pending.write for pending in group])
         except Exception as error:
             if len(group) == 1:
                 group[0].error = error
                 group[0].finish()
                 return
-            # What is wrong with one write, or too much for the disk together, concerns the others not.
-            for waiting in group:
-                self._carry_out([waiting])
+            # What is wrong with one write, or too large for the disk together, must not fail the others.
+            for pending in group:
+                self._carry_out([pending])
             return
-        for waiting, result in zip(group, results, strict=True):
-            waiting.result = result
-            waiting.finish()
+        for pending, result in zip(group, results, strict=True):
+            pending.result = result
+            pending.finish()

@@ -1,4 +1,4 @@
-"""Connections for reading, each used by one thread at a time and kept for the next."""
+"""A pool of connections for reading."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from embedserve.store.local.records.database import connect, reported
+from embedserve.store.local.records.database import connect, translate_errors
 
 _KEPT = 16
-"""Idle connections at most; each costs a file handle or three and its page cache, about 2 MB."""
+"""Maximum number of idle connections; each takes up to three file handles and a page cache of about 2 MB."""
 
 
 class Readers:
-    """Read transactions on one database; the writer never waits for them, nor they for the writer."""
+    """Read transactions on one database; readers and the writer never wait for each other."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -25,12 +25,12 @@ class Readers:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A connection that sees the database as it is at the first read, whatever is written meanwhile.
+        """A connection that sees the database as of its first read, whatever is written meanwhile.
 
         Raises:
             StoreError: the file cannot be read.
         """
-        with reported(self._path):
+        with translate_errors(self._path):
             connection = self._take()
             healthy = False
             try:
@@ -44,7 +44,7 @@ class Readers:
                 self._give_back(connection, healthy=healthy)
 
     def close(self) -> None:
-        """Close idle connections now, and those in use when they come back."""
+        """Close idle connections now, and those in use when they are returned."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []

@@ -1,6 +1,6 @@
-"""The truth about a collection: its items in one SQLite file, written by one thread at a time.
+"""The items of a collection, the source of truth: one SQLite file, written by one thread at a time.
 
-The row number of an item is never used again, so the index can use it: replacing an item gives it a new one.
+Row numbers are never reused, so the index can refer to them: replacing an item gives it a new one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from embedserve.store.local.records.database import (
     connect,
     damaged,
     open_database,
-    reported,
     schema_of,
+    translate_errors,
 )
 from embedserve.store.local.records.facets import Facets
 from embedserve.store.local.records.readers import Readers
@@ -33,7 +33,7 @@ from embedserve.types import Media
 
 _VERSIONS = (
     (
-        # The vector comes last: a filter reads the columns before it only.
+        # The vector comes last: a filter reads only the columns before it.
         """
         CREATE TABLE item (
             rid INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -45,7 +45,7 @@ _VERSIONS = (
             vec BLOB NOT NULL
         )
         """,
-        # In a table of its own, so that reading all vectors does not read all images.
+        # A separate table, so that reading all vectors does not read all images.
         """
         CREATE TABLE media (
             rid INTEGER PRIMARY KEY REFERENCES item (rid) ON DELETE CASCADE,
@@ -61,20 +61,20 @@ _VERSIONS = (
 )
 
 VERSION = len(_VERSIONS)
-"""Of the schema; older files are brought up to it when they are opened."""
+"""Version of the schema; older files are upgraded when they are opened."""
 
 FILE = "items.sqlite"
-"""Name of the database in the directory of its collection."""
+"""Name of the database in the directory of a collection."""
 
 _IDS = 500
-"""Ids bound to one statement."""
+"""Maximum number of ids bound to one statement."""
 _LOG_BYTES = 64 << 20
-"""A write-ahead log above this is moved into the database and cut; readers without a pause can make it grow."""
+"""A larger write-ahead log is moved into the database and truncated; it grows while readers never pause."""
 _TRIM_WAIT_MS = 50
 
 
 def schema(version: int) -> frozenset[tuple[str, str, str, str]]:
-    """What ``schema_of`` finds in a database of a version up to VERSION."""
+    """What ``schema_of`` returns for a database of this version, at most VERSION."""
     with closing(connect(Path(":memory:"))) as connection:
         for statements in _VERSIONS[: max(version, 0)]:
             for statement in statements:
@@ -84,14 +84,14 @@ def schema(version: int) -> frozenset[tuple[str, str, str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a write did to the rows."""
+    """The effect of a write on the rows."""
 
     seq: int
-    """Its sequence number; each write has a higher one."""
+    """Sequence number of the write; higher for every later one."""
     removed: NDArray[np.int64]
-    """Row numbers that are gone: int64 [R], in no particular order."""
+    """Row numbers that were removed: int64 [R], in any order."""
     rids: NDArray[np.int64]
-    """Row numbers that are new: int64 [N], ascending."""
+    """Row numbers that were added: int64 [N], ascending."""
 
 
 class Records:
@@ -100,12 +100,12 @@ class Records:
     Args:
         path: the SQLite file.
         dimension: D.
-        create: make it.
-        filter_keys: metadata keys whose values are kept in a table of their own; the same as when it was made.
+        create: create it.
+        filter_keys: metadata keys whose values are kept as facets; the same as when the file was created.
 
     Raises:
         StoreError: the file cannot be used.
-        DiskFull: the file cannot be made.
+        DiskFull: the file cannot be created.
     """
 
     def __init__(self, path: Path, dimension: int, *, create: bool, filter_keys: Sequence[str] = ()) -> None:
@@ -113,13 +113,13 @@ class Records:
         self._dimension = dimension
         self._filter_keys = tuple(filter_keys)
         self._facets = Facets(filter_keys)
-        # So that a page of a table holds at least three rows: with 4 KiB pages and 512 numbers half of the file was
+        # A page of a table should hold at least three rows: with 4 KiB pages and 512 numbers half of the file was
         # empty, and writing took twice as long.
         page_size = 8192 if dimension <= 512 else 16384
         connection = open_database(path, create=create, versions=_VERSIONS, page_size=page_size)
         self._writer = Writer(connection, path)
         try:
-            with reported(path):
+            with translate_errors(path):
                 if create:
                     facets.declare(connection, self._filter_keys)
                 facets.check_declared(connection, path, self._filter_keys)
@@ -140,14 +140,14 @@ class Records:
             yield View(connection, self._path, self._dimension, self._filter_keys)
 
     @contextmanager
-    def writing(self) -> Iterator[Writing]:
-        """A write of all or nothing; see ``Writer.transaction``."""
+    def writing(self) -> Iterator[WriteTransaction]:
+        """One transaction; see ``Writer.transaction``."""
         with self._writer.transaction() as connection:
-            yield Writing(connection, self._path, self._facets)
+            yield WriteTransaction(connection, self._path, self._facets)
         self._trim_log()
 
     def close(self) -> None:
-        """Close the file; moves the write-ahead log into it."""
+        """Move the write-ahead log into the file and close it."""
         self._readers.close()
         self._writer.close()
 
@@ -157,20 +157,20 @@ class Records:
             size = log.stat().st_size
             if size <= self._trim_above:
                 return
-            # It waits for readers, which may never pause; writers should not notice.
+            # A checkpoint waits for readers, which may never pause; writers should not notice.
             self._writer.connection.execute(f"PRAGMA busy_timeout = {_TRIM_WAIT_MS}")
             try:
                 busy, _, _ = self._writer.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()
             finally:
                 self._writer.connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         except (OSError, sqlite3.OperationalError):
-            # The write itself is on disk; a later one tries again, and copies every page again whose sync failed.
+            # The write itself is on disk; a later one tries again, and copies every page whose sync failed again.
             return
         self._trim_above = size * 2 if busy else _LOG_BYTES
 
 
-class Writing:
-    """What can be done inside one write."""
+class WriteTransaction:
+    """The changes that one transaction can make."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path, facets: Facets) -> None:
         self._connection = connection
@@ -178,7 +178,7 @@ class Writing:
         self._facets = facets
 
     def upsert(self, rows: Sequence[tuple[Row, Media | None]]) -> Change:
-        """Put rows with different ids, replacing those with the same ids."""
+        """Insert rows with distinct ids, replacing those with the same ids."""
         removed = self._remove([row.text_id for row, _ in rows])
         seq = self._next_seq()
         last = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'item'").fetchone()
@@ -204,7 +204,7 @@ class Writing:
         return Change(seq, removed, np.arange(first, first + len(rows), dtype=np.int64))
 
     def delete(self, ids: Sequence[str]) -> Change:
-        """Remove the rows with these ids, as far as there are any."""
+        """Remove the rows with these ids, as far as they exist."""
         return Change(self._next_seq(), self._remove(ids), np.empty(0, np.int64))
 
     def _next_seq(self) -> int:
@@ -229,7 +229,7 @@ class Writing:
 
     def _remove_facets(self, removed: Sequence[tuple[int, bytes]]) -> None:
         """``removed``: row numbers and metadata."""
-        # The metadata says where the rows are: an index over row numbers would double the table.
+        # The facets to remove follow from the metadata: an index over row numbers would double the table.
         try:
             expected = [facet for rid, meta in removed for facet in self._facets.rows(rid, meta)]
         except ValueError:
@@ -238,6 +238,6 @@ class Writing:
             cursor = self._connection.executemany("DELETE FROM facet WHERE key = ? AND value = ? AND rid = ?", expected)
             if cursor.rowcount == len(expected) or not expected:
                 return
-        # Damaged metadata: the whole table is read, so that nothing stays.
+        # The metadata is damaged: scan the whole table, so that none stays.
         rids = json.dumps([rid for rid, _ in removed])
         self._connection.execute("DELETE FROM facet WHERE rid IN (SELECT value FROM json_each(?))", (rids,))

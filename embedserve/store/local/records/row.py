@@ -1,6 +1,6 @@
-"""One item as a row of the database, and back, with a checksum over what matters.
+"""An item as a row of the database, and back, with a checksum.
 
-SQLite's own checks see 2 of 200 flipped bits in a file, a checksum in each row those 182 that hit a row.
+Of 200 flipped bits in a file, SQLite's own checks found 2; a checksum in each row found the 182 that hit a row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Row:
     id: bytes
     """UTF-8."""
     sha: bytes
-    """sha256 of the image, or empty."""
+    """sha256 of the image; empty if unknown."""
     meta: bytes
     """JSON in UTF-8."""
     vec: bytes
@@ -44,8 +44,8 @@ class Row:
         """The row of an item.
 
         Raises:
-            DimensionMismatch: its vector has not ``dimension`` numbers.
-            InvalidInput: it has no vector, or a text is no valid Unicode.
+            DimensionMismatch: its vector does not have ``dimension`` numbers.
+            InvalidInput: it has no vector, or a text is not valid Unicode.
         """
         if item.vector is None:
             raise InvalidInput(f"item {item.id!r} has no vector")
@@ -65,13 +65,13 @@ class Row:
 
     @property
     def text_id(self) -> str:
-        """The id."""
+        """The id as text."""
         return self.id.decode()
 
     @property
     def metadata(self) -> Metadata:
         """The metadata as it was given."""
-        return from_json(self.meta.decode())  # json would first look for the encoding of bytes
+        return from_json(self.meta.decode())  # of bytes, json would detect the encoding first
 
     @property
     def vector(self) -> Vector:
@@ -80,7 +80,7 @@ class Row:
 
 
 def to_json(metadata: Metadata) -> str:
-    """Metadata as a JSON object that keeps every value exactly. Floats always have a point or an exponent."""
+    """Metadata as a JSON object that keeps every value exactly. A float always has a point or an exponent."""
     plain: dict[str, object] = {}
     for key, value in metadata.items():
         plain[key] = escaped(value) if isinstance(value, (str, bool, int, float)) else [escaped(text) for text in value]
@@ -88,7 +88,7 @@ def to_json(metadata: Metadata) -> str:
 
 
 def from_json(text: bytes | str) -> dict[str, Any]:
-    """What ``to_json`` was given."""
+    """The metadata that ``to_json`` was given."""
     metadata: dict[str, Any] = json.loads(text)
     if (b"\\u0001" if isinstance(text, bytes) else "\\u0001") in text:  # type: ignore[operator]
         for key, value in metadata.items():
@@ -96,12 +96,12 @@ def from_json(text: bytes | str) -> dict[str, Any]:
     return metadata
 
 
-# SQLite ends a JSON string at U+0000. Texts with that character, or with the escape U+0001, are written with escapes,
-# which keep equal texts equal and different ones different.
+# SQLite ends a JSON string at U+0000. Texts with that character, or with the escape character U+0001, are escaped, so
+# that equal texts stay equal and different ones different.
 
 
 def escaped(value: Any) -> Any:
-    """A metadata value as the JSON holds it; filters compare with this."""
+    """A metadata value as it is in the JSON; filters compare with this."""
     if isinstance(value, str) and ("\x00" in value or "\x01" in value):
         return value.replace("\x01", "\x01\x02").replace("\x00", "\x01\x03")
     return value

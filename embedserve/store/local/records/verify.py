@@ -1,4 +1,4 @@
-"""Every row of a database of items beside its checksums, without stopping at the first that is wrong."""
+"""Compares every row of a database of items with its checksums, without stopping at the first that is wrong."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ _SURPLUS = """
     ORDER BY facet.key, facet.value, facet.rid LIMIT ?
 """
 _NORM_ERROR = 1e-3
-"""How far the norm of a stored vector may be from 1; rounding leaves it within 1e-6."""
+"""Allowed deviation of the norm of a stored vector from 1; rounding leaves it within 1e-6."""
 
 FacetRow = tuple[int, FacetValue, int]
 FIRST_FACET: FacetRow = (-(2**63), 0, 0)
-"""Before all rows of the table of facets."""
+"""Sorts before all rows of the table of facets."""
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
-    """Some rows that follow each other."""
+class VerifiedRows:
+    """A batch of consecutive rows."""
 
     read: int
-    """How many there were."""
+    """Number of rows, intact or not."""
     last_rid: int
-    """Row number of the last of them."""
+    """Row number of the last one."""
     rids: NDArray[np.int64]
-    """Of those without a problem, ascending: int64 [n]."""
+    """Row numbers of the intact rows, ascending: int64 [n]."""
     rows: list[Row]
-    """They themselves."""
+    """The intact rows."""
     vectors: NDArray[np.float32]
-    """Theirs: float32 [n, D]."""
+    """Their vectors: float32 [n, D]."""
     problems: list[str]
-    """What is wrong with the others, by item."""
+    """One sentence about each of the other rows, which names the item."""
 
 
-def examined(connection: sqlite3.Connection, dimension: int, after: int, limit: int) -> Examined | None:
-    """The next ``limit`` rows after a row number, with their images; None if there are no more.
+def verify_rows(connection: sqlite3.Connection, dimension: int, after: int, limit: int) -> VerifiedRows | None:
+    """Verify the next ``limit`` rows after a row number, with their images; None if there are no more.
 
-    One image at a time is in memory.
+    One image at a time is held in memory.
 
     Raises:
-        sqlite3.Error: the file cannot be read, or its pages do not agree with each other.
+        sqlite3.Error: the file cannot be read, or its pages are inconsistent.
     """
     rids: list[int] = []
     rows: list[Row] = []
@@ -80,11 +80,11 @@ def examined(connection: sqlite3.Connection, dimension: int, after: int, limit: 
     if not read:
         return None
     vectors = np.frombuffer(b"".join(row.vec for row in rows), "<f4").reshape(len(rows), dimension)
-    return Examined(read, last, np.array(rids, np.int64), rows, vectors, problems)
+    return VerifiedRows(read, last, np.array(rids, np.int64), rows, vectors, problems)
 
 
-def missing_facets(connection: sqlite3.Connection, facets: Facets, batch: Examined) -> tuple[int, list[str]]:
-    """How many facets the items without a problem have, and which items miss one in the table of facets."""
+def missing_facets(connection: sqlite3.Connection, facets: Facets, batch: VerifiedRows) -> tuple[int, list[str]]:
+    """How many facets the intact rows have, and one sentence for each item of which the table lacks one."""
     expected, problems = 0, []
     for rid, row in zip(batch.rids.tolist(), batch.rows, strict=True):
         of_row = facets.rows(rid, row.meta)
@@ -97,30 +97,30 @@ def missing_facets(connection: sqlite3.Connection, facets: Facets, batch: Examin
 def surplus_facets(
     connection: sqlite3.Connection, facets: Facets, after: FacetRow, limit: int
 ) -> tuple[FacetRow | None, list[str]]:
-    """Which of the next rows of the table of facets no item has.
+    """Find facets among the next rows of their table that no item has.
 
     Args:
         connection: to the database.
         facets: of the declared keys.
-        after: the row before them; FIRST_FACET at the beginning.
-        limit: how many rows.
+        after: the row before the next ones; FIRST_FACET at the beginning.
+        limit: number of rows to read.
 
     Returns:
-        The last of them, None if there are no more, and one sentence for each that should not be there.
+        The last row that was read, None if there are no more, and one sentence for each facet that should not exist.
     """
     last, problems = None, []
     with closing(connection.execute(_SURPLUS, (*after, limit))) as cursor:
         for *row, id, meta in cursor:
             last = (row[0], row[1], row[2])
             if id is None:
-                problems.append(f"row {last[2]}: filters find it, and there is no such item")
+                problems.append(f"row {last[2]}: filters find it, but there is no such item")
                 continue
             try:
                 expected = facets.rows(last[2], meta)
             except ValueError:
-                continue  # the item itself is named where it is read
+                continue  # the item itself is reported where it is read
             if last not in expected:
-                problems.append(f"item {id.decode(errors='replace')!r}: filters find it by metadata that it has not")
+                problems.append(f"item {id.decode(errors='replace')!r}: filters find it by metadata that it lacks")
     return last, problems
 
 
@@ -129,12 +129,12 @@ def _problem(row: Row, columns: tuple[Any, ...], dimension: int) -> str:
     *_, crc, media_type, data, data_crc = columns
     try:
         if row.crc != crc or len(row.vec) != 4 * dimension:
-            return "its row does not agree with its checksum"
+            return "its row does not match its checksum"
         if data_crc is not None and media_crc(media_type, data) != data_crc:
-            return "its image does not agree with its checksum"
-    except (TypeError, AttributeError):  # a column of another type than was written
+            return "its image does not match its checksum"
+    except (TypeError, AttributeError):  # a column has another type than was written
         return "a column of its row or image has a wrong type"
-    # The checksums hold, so what follows was written so: by other software, or by a defect of ours.
+    # The checksums match, so what follows was written like this: by other software, or by a bug of ours.
     try:
         if not row.text_id:
             return "its id is empty"
@@ -143,7 +143,7 @@ def _problem(row: Row, columns: tuple[Any, ...], dimension: int) -> str:
         return "its id or metadata cannot be read"
     except InvalidInput as error:
         return error.message
-    # Not a number is no norm near 1 either.
+    # The negation also catches NaN.
     if not abs(float(np.linalg.norm(row.vector)) - 1) <= _NORM_ERROR:
-        return "its vector has not norm 1"
+        return "its vector does not have norm 1"
     return ""

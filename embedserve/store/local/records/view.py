@@ -1,6 +1,6 @@
 """The items of a collection at one moment, read inside one transaction.
 
-Every row that is returned has been checked against its checksum.
+Every returned row has been compared with its checksum.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from embedserve.types import Eq, Exists, Filter, In, Include, Item, Media, Range
 _COLUMNS = "rid, CAST(id AS BLOB), sha, CAST(meta AS BLOB), vec, crc"
 _AMONG = "rid IN (SELECT value FROM json_each(?))"
 _IDS = 500
-"""Ids bound to one statement."""
+"""Maximum number of ids bound to one statement."""
 _ROWS = 4096
-"""Rows of a batch when many are read."""
+"""Rows per batch when many are read."""
 _FEW = 20_000
-"""Items with a value that are looked up one by one for a page; 10,000 took 25 ms."""
+"""Up to this many items with a value are looked up one by one for a page; 10,000 took 25 ms."""
 _LAST_RID = 2**63 - 1
 
 
@@ -37,10 +37,10 @@ class View:
     """What a read transaction sees.
 
     Args:
-        connection: inside a transaction.
+        connection: in a read transaction.
         path: of the database, for messages.
         dimension: D.
-        filter_keys: metadata keys whose values are in the table of facets.
+        filter_keys: metadata keys whose values are kept as facets.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class View:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """For reading what no other method reads, before the view ends."""
+        """The connection, for other queries; valid until the transaction ends."""
         return self._connection
 
     def seq(self) -> int:
@@ -68,15 +68,15 @@ class View:
         return self._seq
 
     def count(self) -> int:
-        """Items; reads the whole index of ids."""
+        """Number of items; reads the whole index of ids."""
         return int(self._connection.execute("SELECT COUNT(*) FROM item").fetchone()[0])
 
     def all_rids(self) -> NDArray[np.int64]:
-        """All row numbers, ascending: int64 [N]. Reads the index of ids only, not the rows."""
+        """All row numbers, ascending: int64 [N]. Reads only the index of ids, not the rows."""
         return row_numbers(self._connection, "SELECT rid FROM item INDEXED BY sqlite_autoindex_item_1")
 
     def vectors(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """All row numbers, ascending, and their vectors in batches: int64 [n], float32 [n, D].
+        """All row numbers, ascending, and their vectors, in batches: int64 [n], float32 [n, D].
 
         Raises:
             StoreError: a row is damaged; names the item.
@@ -86,7 +86,7 @@ class View:
     def rows_between(
         self, first: int, last: int
     ) -> Iterator[tuple[NDArray[np.int64], list[bytes], NDArray[np.float32]]]:
-        """The rows with numbers from ``first`` to ``last``, both included, ascending and in batches.
+        """The rows numbered ``first`` to ``last``, inclusive, ascending and in batches.
 
         Yields:
             Row numbers int64 [n], ids in UTF-8, vectors float32 [n, D].
@@ -103,44 +103,44 @@ class View:
                 yield rids, [row.id for _, row in rows], packed.reshape(len(rows), self._dimension)
 
     def matching(self, filter: Filter) -> NDArray[np.int64]:
-        """Row numbers of the items that a filter holds for, ascending: int64 [M]."""
+        """Row numbers of the items that match a filter, ascending: int64 [M]."""
         where = condition(filter, self._filter_keys)
         return row_numbers(self._connection, f"SELECT rid FROM item WHERE {where.sql}", where.values)
 
     def matching_between(self, filter: Filter, first: int, last: int) -> NDArray[np.int64]:
-        """Those of them from one row number to another, both included. Reads the metadata of all items there."""
+        """The same among the row numbers ``first`` to ``last``, inclusive. Reads the metadata of all these items."""
         where = condition(filter)
         query = f"SELECT rid FROM item WHERE rid BETWEEN ? AND ? AND {where.sql}"
         return row_numbers(self._connection, query, (first, last, *where.values))
 
     def matching_among(self, filter: Filter, rids: Sequence[int]) -> NDArray[np.int64]:
-        """Those of them with some row numbers. Reads the metadata of all items there."""
+        """The same among the given row numbers. Reads the metadata of all these items."""
         where = condition(filter)
         query = f"SELECT rid FROM item WHERE {_AMONG} AND {where.sql}"
         return row_numbers(self._connection, query, (_list(rids), *where.values))
 
     def with_facet(self, leaf: Leaf, first: int, last: int) -> NDArray[np.int64]:
-        """Row numbers of the items that a condition on a declared key holds for, ascending: int64 [M].
+        """Row numbers of the items that match a condition on a declared key, ascending: int64 [M].
 
-        Reads no item. An item with several values that it holds for comes several times.
+        Reads no items. An item with several matching values appears several times.
         """
         among = facet_condition(leaf, self._filter_keys)
         query = f"SELECT rid FROM facet WHERE {among.sql}"
         if isinstance(leaf, (Eq, In)):
             values = (*among.values, first, last)
             return row_numbers(self._connection, f"{query} AND rid BETWEEN ? AND ?", values)
-        # Row numbers are in order for each value only, so all values have to be read: once for all that ask.
+        # Row numbers are sorted only within each value, so all values must be read; once for all parts.
         if leaf not in self._ranges:
             self._ranges[leaf] = row_numbers(self._connection, query, among.values)
         rids = self._ranges[leaf]
         return rids[np.searchsorted(rids, first) : np.searchsorted(rids, last, "right")]
 
     def facets_within(self, leaf: Leaf, most: int) -> bool:
-        """True if ``with_facet`` reads at most this many values beside those that it returns."""
+        """True if ``with_facet`` reads at most ``most`` values besides those that it returns."""
         return isinstance(leaf, (Eq, In)) or leaf in self._ranges or self._facets(leaf, most + 1) <= most
 
     def rid(self, id: str) -> int | None:
-        """The row number of an item."""
+        """The row number of an item; None if there is no such item."""
         found = self._connection.execute("SELECT rid FROM item WHERE id = ?", (id,)).fetchone()
         return None if found is None else int(found[0])
 
@@ -149,7 +149,7 @@ class View:
         return dict(self._connection.execute(f"SELECT rid, CAST(id AS BLOB) FROM item WHERE {_AMONG}", (_list(rids),)))
 
     def groups(self, rids: Sequence[int], key: str) -> dict[int, Hashable]:
-        """By row number something that is equal for equal values of a metadata key; None for items without it."""
+        """By row number, a key that is equal for equal values of a metadata key; None for items without it."""
         query = f"SELECT rid, item.meta -> ? FROM item WHERE {_AMONG}"
         return {rid: _group(text) for rid, text in self._connection.execute(query, (path_of(key), _list(rids)))}
 
@@ -163,15 +163,15 @@ class View:
         return dict(self._row(columns) for columns in self._connection.execute(query, (_list(rids),)))
 
     def rows_of_hits(self, rids: Sequence[int]) -> dict[int, Row]:
-        """Rows by row number, all of which have to be there.
+        """Rows by row number; all of them must exist.
 
         Raises:
-            StoreError: a row is damaged, or cannot be found.
+            StoreError: a row is damaged or missing.
         """
         rows = self.rows(rids)
         for rid in rids:
             if rid not in rows:
-                raise damaged(self._path, f"row {rid}, which its index of ids has, is missing")
+                raise damaged(self._path, f"row {rid}, which its index of ids contains, is missing")
         return rows
 
     def items(self, ids: Sequence[str], include: Include) -> list[Item | None]:
@@ -190,7 +190,7 @@ class View:
         return [found.get(id) for id in ids]
 
     def page(self, after: str, size: int, filter: Filter | None, include: Include) -> list[Item]:
-        """The first ``size`` items whose ids come after one, in the order of their ids' bytes.
+        """The first ``size`` items whose ids come after ``after``, in the order of their ids' bytes.
 
         Raises:
             StoreError: a row is damaged; names the item.
@@ -201,15 +201,15 @@ class View:
         return [self._item(columns, include) for columns in self._connection.execute(query, values).fetchall()]
 
     def _few(self, leaf: Leaf) -> bool:
-        """True if few items have the value of a declared key.
+        """True if few items match a condition on a declared key.
 
-        Then all of them are looked up and sorted for one page. Of many a page is full sooner if items are read in the
-        order of their ids: of 1,000,000 items, 900,000 of which had the value, 100 came in 0.2 ms and not 310 ms.
+        Then all of them are looked up and sorted for one page. With many, a page fills sooner if items are read in the
+        order of their ids: of 1,000,000 items, 900,000 of which had the value, 100 came in 0.2 ms instead of 310 ms.
         """
         return self._facets(leaf, _FEW + 1) <= _FEW
 
     def _facets(self, leaf: Leaf, most: int) -> int:
-        """How many rows of the table a condition holds for; counts no further than ``most``."""
+        """How many facets match a condition, counted up to ``most``."""
         among = facet_condition(leaf, self._filter_keys)
         query = f"SELECT COUNT(*) FROM (SELECT 1 FROM facet WHERE {among.sql} LIMIT ?)"
         return int(self._connection.execute(query, (*among.values, most)).fetchone()[0])
@@ -230,7 +230,7 @@ class View:
             return None
         media_type, data, crc = found
         if media_crc(media_type, data) != crc:
-            raise self._damaged(id, "its image does not agree with its checksum")
+            raise self._damaged(id, "its image does not match its checksum")
         return Media(data=data, media_type=media_type)
 
     def _row(self, columns: tuple[Any, ...]) -> tuple[int, Row]:
@@ -238,11 +238,11 @@ class View:
         row = Row(id, sha, meta, vec)
         try:
             intact = row.crc == crc and len(vec) == 4 * self._dimension
-        except TypeError:  # a column of another type than was written
+        except TypeError:  # a column has another type than was written
             intact = False
         if not intact:
             name = id.decode(errors="replace") if isinstance(id, bytes) else f"in row {rid}"
-            raise self._damaged(name, "its row does not agree with its checksum")
+            raise self._damaged(name, "its row does not match its checksum")
         return rid, row
 
     def _damaged(self, id: str, what: str) -> StoreError:
@@ -257,9 +257,9 @@ def media_crc(media_type: str, data: bytes) -> int:
 def row_numbers(
     connection: sqlite3.Connection, query: str, values: Sequence[str | int | float | bytes] = ()
 ) -> NDArray[np.int64]:
-    """What a query for a column named rid finds, ascending: int64 [M]."""
-    # As one text, which NumPy parses: 1,000,000 numbers took 0.10 s, one row for each 0.30 s, and most of it is
-    # inside SQLite, which lets other threads run. SQLite's longest text holds about 100 million row numbers.
+    """The result of a query for a column named rid, ascending: int64 [M]."""
+    # As one text, which NumPy parses: 1,000,000 numbers took 0.10 s instead of 0.30 s with one row each, and most of
+    # it inside SQLite, which releases the interpreter lock. SQLite's longest text holds about 100 million row numbers.
     (text,) = connection.execute(f"SELECT group_concat(rid) FROM ({query})", values).fetchone()
     rids = np.empty(0, np.int64) if text is None else np.fromstring(text, np.int64, sep=",")
     rids.sort()
@@ -276,5 +276,5 @@ def _group(text: str | None) -> Hashable:
     value = from_json(f'{{"value":{text}}}')["value"]
     if isinstance(value, list):
         return list, tuple(value)
-    # 5 and 5.0 are one value, True and 1 are two, as in filters.
+    # As in filters, 5 and 5.0 are equal, True and 1 are not.
     return type(value) if isinstance(value, (str, bool)) else float, value

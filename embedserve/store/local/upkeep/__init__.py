@@ -1,1 +1,1 @@
-"""What is done to collections beside their use: sealing, checks, backups, restores."""
+"""Work on collections besides their use: sealing, checks, backups, restores."""

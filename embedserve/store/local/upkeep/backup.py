@@ -1,8 +1,8 @@
-"""A backup: one file with everything of a collection, made while the collection is used.
+"""A backup: one file with the whole collection, made while the collection is used.
 
-It is the SQLite database of the items at one moment, with one more table that says what the collection is, and behind
-the database one line with the sha256 of all bytes before it. SQLite does not mind the line, so the file can be looked
-into with any SQLite tool that opens it read-only.
+It is the SQLite database of the items at one moment, with an additional table that describes the collection, followed
+by one line with the sha256 of all bytes before it. SQLite ignores the line, so any SQLite tool that opens the file
+read-only can inspect it.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from typing import Any
 
 from embedserve.errors import EmbedserveError
 from embedserve.store.local.records.catalog import Entry, check_filter_keys
-from embedserve.store.local.records.database import connect, damaged, reported
+from embedserve.store.local.records.database import connect, damaged, translate_errors
 from embedserve.store.local.records.facets import Facets
-from embedserve.store.local.records.verify import examined, missing_facets
+from embedserve.store.local.records.verify import missing_facets, verify_rows
 from embedserve.types import Keep
 
 FORMAT = 1
-"""Of the document and the last line; the database has a version of its own."""
+"""Version of the document and of the last line; the database has its own."""
 
 TABLE = "CREATE TABLE backup (document TEXT NOT NULL)"
 
 _PAGES = 512
-"""Pages copied at a time, 4 or 8 MB. 160 MB beside a thread that writes took 0.2 s at 64, 512 and all pages at a time,
-and writes waited at most 25 ms. VACUUM INTO took twice as long and made one wait 80 ms."""
+"""Pages copied at a time, 4 or 8 MB. 160 MB beside a writing thread took 0.2 s with 64, 512 and all pages at a time,
+and writes waited at most 25 ms. VACUUM INTO took twice as long, and a write waited 80 ms."""
 _ROWS = 2048
 _STEPS = 10_000
-"""Of SQLite's virtual machine, about a millisecond."""
+"""Instructions of SQLite's virtual machine between two checks, about a millisecond."""
 _MAX_DIMENSION = 1 << 16
-"""What a backup may claim; memory is reserved by it."""
+"""Limit for the dimension that a backup states, since memory is allocated by it."""
 _LAST_LINE = b"embedserve backup, sha256 %b\n"
 LAST_LINE_BYTES = len(_LAST_LINE % bytes(64))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """What a backup says of itself."""
+    """What a backup says about itself."""
 
     entry: Entry
-    """Of the collection that it was made from."""
+    """The catalog entry of the collection that was backed up."""
     items: int
     seq: int
-    """Sequence number of the last write that is in it."""
+    """Sequence number of the last write in the backup."""
     made_unix_s: float
 
     def to_json(self) -> str:
@@ -77,10 +77,10 @@ class Document:
 
     @classmethod
     def from_json(cls, found: dict[str, Any], *, name: str, uid: str) -> Document:
-        """The same for a collection with another name.
+        """Parse a document, for a collection with another name and uid.
 
         Raises:
-            ValueError: a part is missing, or is nothing that a collection may have.
+            ValueError: a value is missing or not allowed.
         """
         try:
             entry = Entry(
@@ -111,24 +111,24 @@ class Document:
 
 
 def write_backup(source: Path, target: Path, entry: Entry, check: Callable[[], None]) -> None:
-    """Make a backup of the collection as it is now, and read every row of it once.
+    """Back up the collection as it is now, and verify every row of the backup.
 
     Args:
-        source: the database of the items, which others read and write meanwhile.
+        source: the database of the items, which may be read and written meanwhile.
         target: a new file.
-        entry: what the catalog knows of the collection.
-        check: called every few milliseconds; what it raises ends the work.
+        entry: what the catalog says about the collection.
+        check: called every few milliseconds; an exception from it ends the work.
 
     Raises:
         DiskFull: there is no room for ``target``.
-        StoreError: a row is damaged; names the item. Such a backup would hide the damage until it is needed.
+        StoreError: a row is damaged; names the item. A backup would hide the damage until it is needed.
     """
-    with reported(target):
+    with translate_errors(target):
         _copy(source, target, check)
         with closing(connect(target)) as copy:
-            # Nothing of this has to survive a power cut.
+            # The file need not survive a power cut.
             copy.execute("PRAGMA synchronous = OFF")
-            # One file, without a log beside it.
+            # A single file, without a log beside it.
             copy.execute("PRAGMA journal_mode = DELETE")
             copy.execute("PRAGMA journal_mode = MEMORY")
             problem = first_problem(copy, entry, check)
@@ -140,53 +140,53 @@ def write_backup(source: Path, target: Path, entry: Entry, check: Callable[[], N
             copy.execute("INSERT INTO backup (document) VALUES (?)", (document.to_json(),))
         digest = hashlib.sha256()
         with target.open("r+b") as file:
-            while part := file.read(1 << 22):
+            while chunk := file.read(1 << 22):
                 check()
-                digest.update(part)
+                digest.update(chunk)
             file.write(last_line(digest.hexdigest()))
 
 
 def last_line(digest: str) -> bytes:
-    """What stands behind the database, for its sha256 in hexadecimal."""
+    """The line after the database, with its sha256 in hexadecimal."""
     return _LAST_LINE % digest.encode()
 
 
 def first_problem(connection: sqlite3.Connection, entry: Entry, check: Callable[[], None]) -> str:
-    """What is wrong with a database of items that nobody writes to; empty if nothing is.
+    """The first problem in a database of items that is not being written; empty if there is none.
 
     Raises:
-        sqlite3.Error: its pages do not agree with each other.
+        sqlite3.Error: its pages are inconsistent.
     """
     with _interruptible(connection, check):
-        # The quick check would not see that the index of ids does not agree with the rows.
+        # The quick check would not compare the index of ids with the rows.
         (answer,) = connection.execute("PRAGMA integrity_check (1)").fetchone()
     if answer != "ok":
         return str(answer)
-    # The first version of the database had no facets, and no keys were declared.
+    # The first version of the database had neither facets nor declared keys.
     has_facets = connection.execute("PRAGMA user_version").fetchone()[0] > 1
     query = "SELECT number, key FROM facet_key ORDER BY number"
     if (connection.execute(query).fetchall() if has_facets else []) != list(enumerate(entry.filter_keys)):
         return "its filter keys are not those of its collection"
     facets, expected, after = Facets(entry.filter_keys), 0, 0
-    while batch := examined(connection, entry.dimension, after, _ROWS):
+    while batch := verify_rows(connection, entry.dimension, after, _ROWS):
         check()
         count, missing = missing_facets(connection, facets, batch)
         if batch.problems or missing:
             return [*batch.problems, *missing][0]
         expected, after = expected + count, batch.last_rid
     if has_facets and connection.execute("SELECT COUNT(*) FROM facet").fetchone() != (expected,):
-        return "filters would find items by metadata that they do not have"
+        return "filters would find items by metadata that they lack"
     with _interruptible(connection, check):
-        stray = connection.execute("PRAGMA foreign_key_check").fetchone()
-    if stray is not None:
+        orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
+    if orphan is not None:
         return "an image belongs to no item"
     highest = "SELECT max(seq) FROM item"
     states = connection.execute(f"SELECT seq, seq >= coalesce(({highest}), 0) FROM state").fetchall()
     if len(states) != 1 or states[0][1] != 1:
-        return "the table state does not agree with the rows"
+        return "the table state does not match the rows"
     numbered = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'item'").fetchall()
     if after and not (len(numbered) == 1 and type(numbered[0][0]) is int and numbered[0][0] >= after):
-        return "row numbers would be given out twice"
+        return "row numbers would be used twice"
     return ""
 
 
@@ -195,7 +195,7 @@ def _copy(source: Path, target: Path, check: Callable[[], None]) -> None:
         reader.execute("PRAGMA query_only = ON")
         writer.execute("PRAGMA journal_mode = OFF")
         writer.execute("PRAGMA synchronous = OFF")
-        # One moment for all pages: inside a read transaction the copy never starts again because of a write.
+        # All pages of one moment: inside a read transaction a write does not restart the copy.
         reader.execute("BEGIN")
         reader.execute("SELECT seq FROM state").fetchone()
         reader.backup(writer, pages=_PAGES, progress=lambda *_: check())
@@ -203,9 +203,9 @@ def _copy(source: Path, target: Path, check: Callable[[], None]) -> None:
 
 @contextmanager
 def _interruptible(connection: sqlite3.Connection, check: Callable[[], None]) -> Iterator[None]:
-    """Has ``check`` called while one statement runs; what it raises ends the statement and is raised here.
+    """Call ``check`` while a statement runs; an exception from it ends the statement and is raised here.
 
-    SQLite before 3.41 calls nothing while it looks at how the pages hang together, a third of its integrity check.
+    SQLite before 3.41 makes no calls while it checks the structure of pages, a third of its integrity check.
     """
     raised: list[BaseException] = []
 
@@ -229,5 +229,5 @@ def _interruptible(connection: sqlite3.Connection, check: Callable[[], None]) ->
 
 def _of(value: object, kind: type) -> Any:
     if type(value) is not kind:
-        raise TypeError(f"{value!r} is no {kind.__name__}")
+        raise TypeError(f"{value!r} is not a {kind.__name__}")
     return value

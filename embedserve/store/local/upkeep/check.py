@@ -1,8 +1,8 @@
-"""A check of a collection: all that is kept more than once is compared, while the collection is used.
+"""A check of a collection: everything that is stored redundantly is compared, while the collection is used.
 
-The items with their checksums, the index with the items, the files of the index with their hashes, and every item with
-what a search for its own vector finds. It reads a few rows at a time and rests as long as it works, so that calls
-hardly notice.
+The items with their checksums, the index with the items, the files of segments with their hashes, and every item with
+what a search for its own vector finds. The check reads a few rows at a time and rests as long as it works, so that
+calls hardly notice.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from embedserve.index.segment import Segment
 from embedserve.store.local.records.facets import Facets
 from embedserve.store.local.records.verify import (
     FIRST_FACET,
-    Examined,
     FacetRow,
-    examined,
+    VerifiedRows,
     missing_facets,
     surplus_facets,
+    verify_rows,
 )
+from embedserve.store.local.upkeep import sealing
 from embedserve.types import CheckProgress, CheckReport, Recall
 
 if TYPE_CHECKING:
@@ -36,16 +37,16 @@ if TYPE_CHECKING:
     from embedserve.index.snapshot import Snapshot
     from embedserve.store.local.collection.collection import Collection
 
-MOST_PROBLEMS = 100
-"""So many are told one by one."""
+MAX_PROBLEMS = 100
+"""Maximum number of problems in a report; the rest is counted."""
 
 _ROWS = 1024
 _QUERIES = 64
 _COMPARED = 4e11
-"""Numbers that the searches compare at most, some 20 s of one core; beyond it a part of the items is searched for.
-Every row without a structure is compared with every query, which would take hours for a million."""
+"""Maximum number of vector elements that the searches compare, some 20 s of one core; beyond it only some of the items
+are searched for. Every row without a structure is compared with every query, which would take hours for a million."""
 _HARDER = 8.0
-"""Approximate search may miss an item that it finds with so many times the effort for full recall."""
+"""An item that approximate search misses must be found with this multiplier and a target recall of 1."""
 _LONGEST_REST_S = 0.1
 
 
@@ -53,8 +54,8 @@ class Check:
     """One check of one collection.
 
     Args:
-        collection: it is not closed before ``run`` returns.
-        on_progress: called now and then; what it raises ends the check.
+        collection: not closed before ``run`` returns.
+        on_progress: called now and then; an exception from it ends the check.
     """
 
     def __init__(self, collection: Collection, on_progress: Callable[[CheckProgress], None]) -> None:
@@ -63,11 +64,11 @@ class Check:
         self._facets = Facets(collection.entry.filter_keys)
         self._on_progress = on_progress
         self._problems: list[str] = []
-        self._doubtful: set[str] = set()
+        self._to_rebuild: set[str] = set()
         self._worked_since = time.perf_counter()
 
     def run(self) -> CheckReport:
-        """All of it, in the calling thread.
+        """Do the whole check in the calling thread.
 
         Raises:
             StoreError: the collection is being closed or removed.
@@ -76,29 +77,29 @@ class Check:
         segments = self._check_segments()
         searched = self._check_search()
         recall = self._measure_recall()
-        problems = self._problems[:MOST_PROBLEMS]
-        if len(self._problems) > MOST_PROBLEMS:
-            problems.append(f"… and {len(self._problems) - MOST_PROBLEMS} more")
+        problems = self._problems[:MAX_PROBLEMS]
+        if len(self._problems) > MAX_PROBLEMS:
+            problems.append(f"… and {len(self._problems) - MAX_PROBLEMS} more")
         return CheckReport(items=items, segments=segments, searched=searched, recall=recall, problems=tuple(problems))
 
     # --- Items ----------------------------------------------------------------------
 
     def _check_items(self) -> int:
-        """Every row with its checksum and with the index; how many there were."""
+        """Compare every row with its checksum and with the index; the number of rows."""
         read = after = total = last = 0
-        with self._told(), self._collection.reading() as view:
+        with self._reporting(), self._collection.reading() as view:
             total, last = view.count(), int(view.all_rids().max(initial=0))
         self._progress("items", 0, total)
         for table in ("item", "media", "facet"):
-            with self._told(), self._collection.reading() as view:
+            with self._reporting(), self._collection.reading() as view:
                 found = view.connection.execute(f"PRAGMA integrity_check ({table})").fetchall()
                 self._problems += [f"{self._collection.path}: {what}" for (what,) in found if what != "ok"]
             self._rest()
-        # Rows that are written from now on are not older than the check.
+        # Rows that are written from now on are not checked.
         while after < last:
             batch = None
-            with self._told(), self._collection.reading() as view:
-                batch = examined(view.connection, self._dimension, after, _ROWS)
+            with self._reporting(), self._collection.reading() as view:
+                batch = verify_rows(view.connection, self._dimension, after, _ROWS)
                 if batch is not None:
                     self._problems += batch.problems + missing_facets(view.connection, self._facets, batch)[1]
             if batch is None:
@@ -111,92 +112,92 @@ class Check:
         return read
 
     def _check_other_tables(self) -> None:
-        """What belongs to no item, or to another one."""
+        """Find facets and images that belong to no item or to another one."""
         facet: FacetRow | None = FIRST_FACET
         while facet is not None:
             at, facet = facet, None
-            with self._told(), self._collection.reading() as view:
+            with self._reporting(), self._collection.reading() as view:
                 facet, problems = surplus_facets(view.connection, self._facets, at, _ROWS)
                 self._problems += problems
             self._rest()
-        with self._told(), self._collection.reading() as view:
+        with self._reporting(), self._collection.reading() as view:
             if view.connection.execute("PRAGMA foreign_key_check").fetchone() is not None:
                 self._problems.append(f"{self._collection.path}: an image belongs to no item")
 
-    def _compare_with_index(self, batch: Examined) -> None:
-        """A row never changes, so wherever the index has one of these it is the same."""
+    def _compare_with_index(self, batch: VerifiedRows) -> None:
+        """Rows never change, so each of these must be the same wherever the index has it."""
         for part in self._collection.snapshot.parts:
             positions = part.positions_of(batch.rids)
             if not len(positions):
                 continue
             places = np.searchsorted(batch.rids, part.rids[positions])
-            # Bit by bit: equal numbers may differ in sign, and one that is not a number equals nothing.
+            # Bit by bit: 0.0 equals −0.0, and NaN equals nothing.
             wrong = (part.vectors[positions].view(np.uint32) != batch.vectors[places].view(np.uint32)).any(axis=1)
             for position, place, differs in zip(positions.tolist(), places.tolist(), wrong.tolist(), strict=True):
                 if differs or part.ids[position] != batch.rows[place].id:
                     self._problems.append(f"item {batch.rows[place].text_id!r}: the index holds another vector or id")
-                    self._doubt(part)
+                    self._mark_for_rebuild(part)
 
     def _compare_row_numbers(self) -> None:
-        """The index holds all items that there are, and no others."""
-        with self._told(), self._collection.in_step() as (view, snapshot):
+        """Check that the index holds exactly the items that exist."""
+        with self._reporting(), self._collection.in_step() as (view, snapshot):
             stored = view.all_rids()
             parts = [part for part in snapshot.parts if len(part)]
             searched = [part.rids[part.live_positions()] for part in parts]
             missing = np.setdiff1d(stored, np.concatenate([*searched, np.empty(0, np.int64)]), assume_unique=True)
             names = view.ids(missing.tolist())
             self._problems += [
-                f"item {names[rid].decode(errors='replace')!r}: it is not in the index, so no search finds it"
+                f"item {names[rid].decode(errors='replace')!r}: it is missing from the index, so no search finds it"
                 for rid in missing.tolist()
             ]
             starts = np.array([part.rids[0] for part in parts], np.int64)
             for place in np.unique(np.searchsorted(starts, missing, side="right") - 1).tolist():
                 if place >= 0:
-                    self._doubt(parts[place])
+                    self._mark_for_rebuild(parts[place])
             for part, live in zip(parts, searched, strict=True):
                 for rid in np.setdiff1d(live, stored, assume_unique=True):
                     id = part.ids[int(np.searchsorted(part.rids, rid))].decode(errors="replace")
-                    self._problems.append(f"the index holds item {id!r}, which is not there")
-                    self._doubt(part)
+                    self._problems.append(f"the index holds item {id!r}, which does not exist")
+                    self._mark_for_rebuild(part)
 
-    def _doubt(self, part: Rows) -> None:
-        """Have a segment made again; what is in memory only is made again at every start."""
+    def _mark_for_rebuild(self, part: Rows) -> None:
+        """Have a segment rebuilt; deltas are rebuilt at every start."""
         if isinstance(part, Segment):
-            self._doubtful.add(part.uid)
+            self._to_rebuild.add(part.uid)
 
     # --- Segments -------------------------------------------------------------------
 
     def _check_segments(self) -> int:
-        """The files of every segment with their hashes; how many segments. Makes new ones where that is needed."""
+        """Compare the files of every segment with their hashes and rebuild damaged ones; the number of segments."""
         segments = self._collection.snapshot.segments
         self._progress("segments", 0, len(segments))
         for number, segment in enumerate(segments, 1):
             wrong = self._collection.files.problems(segment.uid)
-            # One that was merged meanwhile has lost its files, and is not used any more.
+            # A segment that was merged meanwhile has no files any more, and is not used.
             if segment.uid in {current.uid for current in self._collection.snapshot.segments}:
                 self._problems += wrong
-                if wrong or segment.uid in self._doubtful:
+                if wrong or segment.uid in self._to_rebuild:
                     self._rebuild(segment.uid)
             self._progress("segments", number, len(segments))
         return len(segments)
 
     def _rebuild(self, uid: str) -> None:
         try:
-            self._collection.rebuild(uid)
+            sealing.rebuild(self._collection, uid)
         except (StoreError, DiskFull) as error:
-            self._problems.append(f"segment {uid} could not be made again from the items: {error.message}")
+            self._problems.append(f"segment {uid} could not be rebuilt from the items: {error.message}")
         else:
-            self._problems.append(f"segment {uid} is made again from the items")
+            self._problems.append(f"segment {uid} is rebuilt from the items")
 
     # --- Search ---------------------------------------------------------------------
 
     def _check_search(self) -> int:
-        """Search for items by their own vectors; for how many."""
+        """Search for items by their own vectors; the number of searches."""
         snapshot = self._collection.snapshot
         exact_rows = sum(len(part) for part in snapshot.parts if _is_exact(part))
         most = max(int(_COMPARED / (self._dimension * max(exact_rows, 1))), 1)
         step = max(-(-snapshot.items // most), 1)
-        effort = self._collection.effort
+        params = self._collection.default_params
         chosen = [(part, part.live_positions()[::step]) for part in snapshot.parts]
         total = sum(len(positions) for _, positions in chosen)
         searched = missed = 0
@@ -204,10 +205,10 @@ class Check:
         for part, positions in chosen:
             for start in range(0, len(positions), _QUERIES):
                 some = positions[start : start + _QUERIES]
-                absent = _absent(snapshot, part, some, effort)
+                absent = _absent(snapshot, part, some, params)
                 missed += len(absent)
                 searched += len(some)
-                # One that the target recall allows to be missed is found with more effort.
+                # The target recall allows an item to be missed, but not with a higher ef or nprobe.
                 for position in _absent(
                     snapshot, part, absent, SearchParams(target_recall=1.0, multiplier=_HARDER)
                 ).tolist():
@@ -217,8 +218,8 @@ class Check:
         target = self._collection.entry.target_recall
         if missed > (1 - min(target, tuning.ENOUGH)) * searched:
             self._problems.append(
-                f"{missed} of {searched} items are not found by their own vectors with the usual effort, which is to "
-                f"find {target:.0%}"
+                f"{missed} of {searched} items are not found by their own vectors with the usual search parameters, "
+                f"which should find {target:.0%}"
             )
         return searched
 
@@ -237,15 +238,15 @@ class Check:
         self._rest()
 
     def _rest(self) -> None:
-        """Leave the interpreter and the cores to others for as long as was worked."""
-        if self._collection.gate.closed:
+        """Leave the interpreter and the cores to others for as long as the last work took."""
+        if self._collection.close_guard.closed:
             raise _Closed(f"collection {self._collection.entry.name!r} was closed while it was checked")
         time.sleep(min(time.perf_counter() - self._worked_since, _LONGEST_REST_S))
         self._worked_since = time.perf_counter()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What cannot be read is a problem to tell of; the check goes on with the rest."""
+    def _reporting(self) -> Iterator[None]:
+        """Report what cannot be read as a problem; the check continues with the rest."""
         try:
             yield
         except _Closed:
@@ -255,19 +256,19 @@ class Check:
 
 
 class _Closed(StoreError):
-    """The collection goes away."""
+    """The collection is being closed."""
 
 
 def _is_exact(part: Rows) -> bool:
     return not isinstance(part, Segment) or part.structure is None
 
 
-def _absent(snapshot: Snapshot, part: Rows, positions: NDArray[np.int64], effort: SearchParams) -> NDArray[np.int64]:
-    """Those of some rows of a part that a search for their own vectors does not find, nor a row that is as close."""
+def _absent(snapshot: Snapshot, part: Rows, positions: NDArray[np.int64], params: SearchParams) -> NDArray[np.int64]:
+    """Those of some rows of a part for which a search for their own vectors finds neither them nor a row as near."""
     if not len(positions):
         return positions
     vectors = part.vectors[positions]
-    rankings = snapshot.nearest(vectors, 1, effort=effort)
+    rankings = snapshot.nearest(vectors, 1, params=params)
     own_scores = exact_scores(vectors, np.arange(len(vectors)), vectors, np.arange(len(vectors)))
     absent = [
         rid not in ranking.rids and not (len(ranking.scores) and ranking.scores[0] >= own)

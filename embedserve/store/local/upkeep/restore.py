@@ -1,7 +1,7 @@
-"""From the bytes of a backup to the files of a collection, trusting none of them until all have been checked.
+"""From the bytes of a backup to the files of a collection; nothing is trusted until everything is verified.
 
-A backup comes from outside. It is opened read-only, with nothing in it allowed to run, and only if it has exactly the
-tables of a collection.
+A backup comes from outside. It is opened read-only, nothing in it may be executed, and it must have exactly the tables
+of a collection.
 """
 
 from __future__ import annotations
@@ -16,76 +16,76 @@ from pathlib import Path
 from urllib.parse import quote
 
 from embedserve.errors import InvalidInput
-from embedserve.store.local.records.database import connect, reported, schema_of
+from embedserve.store.local.records.database import connect, schema_of, translate_errors
 from embedserve.store.local.records.records import VERSION, schema
 from embedserve.store.local.upkeep.backup import FORMAT, LAST_LINE_BYTES, TABLE, Document, first_problem, last_line
 
 _MAGIC = b"SQLite format 3\x00"
-_AGAIN = "get the file again from where it was kept, or use another backup"
+_AGAIN = "get the file again from its origin, or use another backup"
 
 
 def receive(chunks: Iterable[bytes], path: Path, check: Callable[[], None]) -> None:
-    """Write a backup without its last line to a new file; on disk when it returns.
+    """Write a backup without its last line to a new file; on disk when this returns.
 
     Args:
-        chunks: of its bytes, of any sizes.
-        path: where to.
-        check: called for every chunk; what it raises ends the work.
+        chunks: the bytes of the backup, in pieces of any size.
+        path: the new file.
+        check: called for every chunk; an exception from it ends the work.
 
     Raises:
-        InvalidInput: the bytes are no backup, or not the bytes that were written when it was made.
-        DiskFull: there is no room.
+        InvalidInput: the bytes are not a backup, or have changed since it was made.
+        DiskFull: there is no room for it.
     """
-    digest, kept, whole = hashlib.sha256(), b"", False
-    with reported(path), path.open("xb") as file:
+    digest, kept, has_magic = hashlib.sha256(), b"", False
+    with translate_errors(path), path.open("xb") as file:
         for chunk in chunks:
             check()
             kept += chunk
-            if not whole:
+            if not has_magic:
                 if len(kept) < len(_MAGIC):
                     continue
                 if not kept.startswith(_MAGIC):
                     break
-                whole = True
-            # What may be the last line is held back.
+                has_magic = True
+            # Hold back what may be the last line.
             ready, kept = kept[:-LAST_LINE_BYTES], kept[-LAST_LINE_BYTES:]
             digest.update(ready)
             file.write(ready)
-        if not whole:
+        if not has_magic:
             raise InvalidInput(
-                "this is no backup of a collection", hint="make one with: embedserve collection backup NAME FILE"
+                "this is not a backup of a collection", hint="make one with: embedserve collection backup NAME FILE"
             )
         start, end = last_line("|").split(b"|")
         if not (kept.startswith(start) and kept.endswith(end)):
-            raise InvalidInput("this is no backup of a collection, or its end is missing", hint=_AGAIN)
+            raise InvalidInput("this is not a backup of a collection, or its end is missing", hint=_AGAIN)
         if kept != last_line(digest.hexdigest()):
-            raise InvalidInput("the backup is damaged: its bytes do not agree with its sha256", hint=_AGAIN)
+            raise InvalidInput("the backup is damaged: its bytes do not match its sha256", hint=_AGAIN)
         file.flush()
         os.fsync(file.fileno())
 
 
-def checked(path: Path, *, name: str, uid: str, check: Callable[[], None]) -> Document:
-    """What a received backup says of itself, after everything in it was compared with that.
+def verify(path: Path, *, name: str, uid: str, check: Callable[[], None]) -> Document:
+    """The document of a received backup, after everything in the backup was verified.
 
     Args:
         path: as ``receive`` wrote it.
-        name: of the collection that is to be made.
+        name: of the collection to be created.
         uid: of that collection.
-        check: called every few milliseconds; what it raises ends the work.
+        check: called every few milliseconds; an exception from it ends the work.
 
     Raises:
-        InvalidInput: it is of a newer release, or does not agree with itself.
+        InvalidInput: the backup was made by a newer release, or is inconsistent.
     """
     with _refused(), closing(_untrusted(path)) as connection:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         found = schema_of(connection)
         extra = frozenset({("table", "backup", "backup", TABLE)})
         if not extra <= found:
-            raise InvalidInput("the database is no backup of a collection", hint=_AGAIN)
+            raise InvalidInput("the database is not a backup of a collection", hint=_AGAIN)
         (text,) = connection.execute("SELECT document FROM backup").fetchone() or ("",)
         document = json.loads(text) if isinstance(text, str) else None
         if not isinstance(document, dict):
-            raise ValueError("the table backup holds no document")
+            raise ValueError("the table backup contains no document")
         if _number(document.get("format")) > FORMAT or version > VERSION:
             raise InvalidInput(
                 "the backup was made by a newer release of embedserve, which this one cannot read",
@@ -100,25 +100,25 @@ def checked(path: Path, *, name: str, uid: str, check: Callable[[], None]) -> Do
             raise ValueError(problem)
         items, seq = connection.execute("SELECT (SELECT COUNT(*) FROM item), (SELECT seq FROM state)").fetchone()
         if (items, seq) != (backup.items, backup.seq):
-            raise ValueError(f"it holds {items} items; it was made with {backup.items}")
+            raise ValueError(f"it contains {items} items, but was made with {backup.items}")
     return backup
 
 
 def strip(path: Path) -> None:
-    """Make a checked backup a database of items again, on disk when it returns."""
-    with reported(path), closing(connect(path)) as connection:
+    """Turn a verified backup into a database of items; on disk when this returns."""
+    with translate_errors(path), closing(connect(path)) as connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("DROP TABLE backup")
 
 
 def _number(value: object) -> int:
     if type(value) is not int:
-        raise ValueError("the table backup does not name its format")
+        raise ValueError("the table backup does not state its format")
     return value
 
 
 def _untrusted(path: Path) -> sqlite3.Connection:
-    # Immutable: no log beside the file is read, whatever its header asks for, and nothing is locked.
+    # Immutable: no log beside the file is read, whatever its header says, and nothing is locked.
     connection = sqlite3.connect(
         f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True, isolation_level=None, check_same_thread=False
     )

@@ -1,4 +1,4 @@
-"""Thresholds of the store made so small that a test of seconds reaches what otherwise takes a million items."""
+"""Small thresholds of the store, so that a test of seconds reaches what otherwise takes a million items."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SMALL: dict[str, object] = {
 }
 
 
-def make_small() -> None:
-    """For a process of its own, which ends with these values."""
+def lower() -> None:
+    """Set them for the rest of this process."""
     for path, value in SMALL.items():
         module, _, name = path.rpartition(".")
         found = importlib.import_module(module)
@@ -29,8 +29,8 @@ def make_small() -> None:
 
 
 @contextmanager
-def small_parts() -> Iterator[None]:
-    """For a block."""
+def lowered() -> Iterator[None]:
+    """Set them for a block."""
     with pytest.MonkeyPatch.context() as patch:
         for path, value in SMALL.items():
             patch.setattr(path, value)

@@ -1,4 +1,4 @@
-"""Several threads at work at the same time, until one fails or the time is over."""
+"""Threads that work concurrently until one fails or the time is over."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
-def run_together(*workers: Callable[[threading.Event], Any], seconds: float) -> list[Any]:
+def run_threads(*workers: Callable[[threading.Event], Any], seconds: float) -> list[Any]:
     """Run each worker in a thread until one fails or the time is over; their results."""
     stop = threading.Event()
 

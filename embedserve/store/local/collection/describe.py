@@ -1,0 +1,75 @@
+"""What a collection is and holds, for its users."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from embedserve.index import compaction
+from embedserve.index.compaction import WriteActivity
+from embedserve.index.snapshot import Snapshot
+from embedserve.store.local.collection.collection import Collection
+from embedserve.store.local.records.database import translate_errors
+from embedserve.types import CollectionInfo
+
+
+def describe(collection: Collection, aliases: Sequence[str]) -> CollectionInfo:
+    """What the collection is and holds.
+
+    Raises:
+        StoreError: its directory cannot be read.
+    """
+    entry, snapshot = collection.entry, collection.snapshot
+    could_build = compaction.next_step(snapshot.parts, entry.dimension, WriteActivity(idle=True, due=True))
+    return CollectionInfo(
+        name=entry.name,
+        fingerprint=entry.fingerprint,
+        encoder_name=entry.encoder_name,
+        dimension=entry.dimension,
+        keep=entry.keep,
+        created_unix_s=entry.created_unix_s,
+        items=snapshot.items,
+        aliases=tuple(sorted(aliases)),
+        index=_index_text(collection, snapshot),
+        disk_bytes=_disk_bytes(collection.directory),
+        uid=entry.uid,
+        index_spec=entry.index,
+        target_recall=entry.target_recall,
+        filter_keys=entry.filter_keys,
+        recall=collection.recall.last if snapshot.is_approximate else None,
+        building=collection.build_state.lock.locked() or could_build is not None,
+        segments=len(snapshot.segments),
+        unsealed=snapshot.unsealed,
+        deleted=snapshot.deleted,
+    )
+
+
+def _index_text(collection: Collection, snapshot: Snapshot) -> str:
+    """What answers searches, as in "hnsw, ef 64 for recall 0.95"."""
+    params = collection.default_params
+    by_kind: dict[str, list[int]] = {}
+    for segment in snapshot.segments:
+        if segment.structure is not None:
+            by_kind.setdefault(str(segment.spec), []).append(segment.param(params))
+    if not by_kind:
+        return "exact (flat inner product)"
+    texts = []
+    for kind, values in by_kind.items():
+        name = "ef" if kind.startswith("hnsw") else "nprobe"
+        between = f"{min(values)}" if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
+        texts.append(f"{kind}, {name} {between} for recall {collection.entry.target_recall:g}")
+    return "; ".join(texts)
+
+
+def _disk_bytes(directory: Path) -> int:
+    with translate_errors(directory):
+        # Not rglob: it fails where the directory of a segment is removed meanwhile.
+        return sum(_size(Path(path) / name) for path, _, names in os.walk(directory) for name in names)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size if file.is_file() else 0
+    except FileNotFoundError:  # removed meanwhile
+        return 0
