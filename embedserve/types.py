@@ -359,7 +359,7 @@ class CollectionInfo(CollectionIdentity):
     """Sealed parts of the index."""
     unsealed: int = 0
     """Items that are not in a sealed part yet; they are compared one by one."""
-    dead: int = 0
+    deleted: int = 0
     """Rows of the index whose items are gone; merging removes them."""
 
 

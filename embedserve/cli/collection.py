@@ -365,7 +365,8 @@ def remove(name: str, ids: tuple[str, ...], yes: bool, server: str) -> None:
 def _collection_document(info: CollectionInfo) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return asdict(info)
+    # The key stays "dead" for the programs that read it.
+    return {"dead" if key == "deleted" else key: value for key, value in asdict(info).items()}
 
 
 def _item_document(item: Item) -> dict[str, Any]:
@@ -443,7 +444,7 @@ def _parts_text(info: CollectionInfo) -> str:
     parts = [
         f"{info.segments} sealed parts",
         f"{info.unsealed:,} items compared one by one",
-        f"{info.dead:,} dead rows",
+        f"{info.deleted:,} deleted rows",
     ]
     return ", ".join([*parts, "being built"] if info.building else parts)
 

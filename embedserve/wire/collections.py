@@ -58,7 +58,7 @@ def collection_to_proto(info: CollectionInfo) -> collection_pb.Collection:
         building=info.building,
         segment_count=info.segments,
         unsealed_count=info.unsealed,
-        dead_count=info.dead,
+        dead_count=info.deleted,
     )
     message.created_at.FromMicroseconds(round(info.created_unix_s * 1e6))
     return message
@@ -85,7 +85,7 @@ def collection_from_proto(message: collection_pb.Collection) -> CollectionInfo:
         building=message.building,
         segments=message.segment_count,
         unsealed=message.unsealed_count,
-        dead=message.dead_count,
+        deleted=message.dead_count,
     )
 
 

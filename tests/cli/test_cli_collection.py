@@ -72,7 +72,7 @@ def test_a_collection_is_made_with_an_index_a_target_and_filter_keys(cli: Cli, c
     assert described["recall@10"] == "every search is exact; target 0.9"
     shown = cli("collection", "info", collection).out
     assert "filter keys  label, year" in shown
-    assert "in index     0 sealed parts, 0 items compared one by one, 0 dead rows" in shown
+    assert "in index     0 sealed parts, 0 items compared one by one, 0 deleted rows" in shown
 
 
 def test_a_collection_is_bound_to_an_encoder_that_the_server_does_not_run(

@@ -168,7 +168,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert info.unsealed == 0
             assert not info.building
             assert (info.segments > 0) >= (info.items > 0)
-            assert info.dead <= info.items
+            assert info.deleted <= info.items
         self.check_searches()
 
     @rule(damage=st.sampled_from(DAMAGE), where=st.integers(0, 10**6))

@@ -34,7 +34,7 @@ infos = st.builds(
     building=st.booleans(),
     segments=small,
     unsealed=counts,
-    dead=counts,
+    deleted=counts,
 )
 reports = st.builds(
     CheckReport,

@@ -289,7 +289,7 @@ class _Now(Collector):
                 "Items that are in no sealed part of the index yet; searches compare them one by one.",
                 lambda info: info.unsealed,
             ),
-            gauge("dead_rows", "Rows of the index whose items are gone.", lambda info: info.dead),
+            gauge("dead_rows", "Rows of the index whose items are gone.", lambda info: info.deleted),
             gauge("segments", "Sealed parts of the index.", lambda info: info.segments),
             gauge(
                 "building",

@@ -273,7 +273,7 @@ class StoreOfOne(VectorStore):
         building=True,
         segments=3,
         unsealed=20,
-        dead=7,
+        deleted=7,
     )
 
     def __init__(self) -> None:

@@ -115,7 +115,7 @@ def thinned(data: Data, full_directory: Path, tmp_path_factory: pytest.TempPathF
         for name in INDEXES:
             assert store.delete_items(name, [f"{n}" for n in np.flatnonzero(gone)]) == gone.sum()
             info = store.get_collection(name)
-            assert (info.segments, info.unsealed, info.dead) == (1, 0, gone.sum())
+            assert (info.segments, info.unsealed, info.deleted) == (1, 0, gone.sum())
         yield Sealed(store, data, ~gone)
 
 

@@ -170,7 +170,7 @@ def test_rows_that_were_removed_after_the_segment_was_made_are_dead_in_it(
     with opened(data) as store:
         assert segments_of(store) == [(1, 100), (101, 30)]
         info = store.get_collection("photos")
-        assert (info.items, info.dead, info.unsealed) == (131, 5, 6)
+        assert (info.items, info.deleted, info.unsealed) == (131, 5, 6)
         assert answers(store) == expected != right
 
 

@@ -112,10 +112,10 @@ def test_what_waits_is_sealed_and_merged_until_there_is_nothing_to_do(quiet: Loc
     quiet.maintain()
     info = quiet.get_collection("photos")
     assert (info.items, info.building) == (200, False)
-    assert info.dead <= info.items
+    assert info.deleted <= info.items
     quiet.delete_items("photos", list(expected))
     quiet.maintain()
-    assert (quiet.get_collection("photos").segments, quiet.get_collection("photos").dead) == (0, 0)
+    assert (quiet.get_collection("photos").segments, quiet.get_collection("photos").deleted) == (0, 0)
     assert [path.name for path in collection_of(quiet).files.directory.iterdir()] == ["CURRENT.json"]
 
 
@@ -158,7 +158,7 @@ def test_rows_that_are_removed_or_replaced_while_a_segment_is_built_stay_so(
     for query in random_units(5, D, 7):
         assert found(quiet, query, 100) == slow_search(left, query, SearchOptions(k=100))
     info = quiet.get_collection("photos")
-    assert (info.items, info.dead, info.unsealed, info.segments) == (68, 12, 20, 1)
+    assert (info.items, info.deleted, info.unsealed, info.segments) == (68, 12, 20, 1)
 
 
 def test_only_one_segment_of_a_collection_is_built_at_a_time(
@@ -257,7 +257,7 @@ def test_many_merges_leave_no_file_open_and_none_mapped(quiet: LocalStore) -> No
         info = quiet.get_collection("photos")
         directories = [path for path in collection_of(quiet).files.directory.iterdir() if path.is_dir()]
         assert len(directories) == info.segments <= 4
-        assert info.dead <= info.items
+        assert info.deleted <= info.items
     # Of each segment four files at most.
     assert most <= 4 * 4
 

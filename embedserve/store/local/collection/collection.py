@@ -205,7 +205,7 @@ class Collection:
             or self._next_step(snapshot, WriteActivity(idle=True, due=True)) is not None,
             segments=len(snapshot.segments),
             unsealed=snapshot.unsealed,
-            dead=snapshot.dead,
+            deleted=snapshot.dead,
         )
 
     def _index_words(self, snapshot: Snapshot) -> str:
