@@ -43,7 +43,7 @@ def test_the_collection_is_made_and_said_to_be_bound_to_the_encoder(
     cli: Cli, client: Client, collection: str, photos: Path
 ) -> None:
     outcome = cli("add", photos, "--collection", collection)
-    assert f"made collection {collection}, bound to encoder fake (fafafafafafa)" in outcome.err
+    assert f"created collection {collection}, bound to encoder fake (fafafafafafa)" in outcome.err
     assert client.get_collection(collection).fingerprint == "fa" * 32
 
 
@@ -132,7 +132,7 @@ def test_only_new_and_changed_files_are_sent(cli: Cli, client: Client, collectio
 def test_files_are_looked_up_block_by_block(
     cli: Cli, client: Client, collection: str, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(add, "_LOOKED_UP_TOGETHER", 2)
+    monkeypatch.setattr(add, "_LOOKUP_IDS", 2)
     cli("add", photos, "--collection", collection)
     (photos / "top.png").write_bytes(picture(77))
     outcome = cli("add", photos, "--collection", collection, "--json")
@@ -172,7 +172,7 @@ def test_a_run_that_broke_off_says_how_far_it_came_and_the_next_goes_on(
     assert outcome.exit_code == exit_code
     assert re.search(
         r"stopped: added 2, changed 0, known 0, failed 0, in [\d.]+ s \([\d.]+ images/s\);"
-        r" the same command goes on from here",
+        r" the same command continues from here",
         outcome.err,
     )
     assert said in outcome.err
@@ -327,7 +327,7 @@ def test_rows_that_name_no_image_are_counted(cli: Cli, collection: str, photos: 
     table.write_text("path,price\ntop.png,1\ngone.png,2\n")
     outcome = cli("add", photos, "--collection", collection, "--metadata", table)
     assert outcome.exit_code == 0
-    assert f"1 of 2 rows in {table} name no image, such as 'gone.png'" in outcome.err
+    assert f"1 of 2 rows in {table} match no image, such as 'gone.png'" in outcome.err
 
 
 def test_changed_metadata_are_a_change(cli: Cli, client: Client, collection: str, photos: Path, tmp_path: Path) -> None:
@@ -363,12 +363,12 @@ def test_a_run_without_the_table_leaves_its_metadata_alone(
     [
         (b"file,price\na.png,1\n", "has no column 'path'; its columns are 'file', 'price'"),
         (b"", "has no column 'path'; its columns are none"),
-        (b"path,price\na.png,1\na.png,2\n", "line 3: 'a.png' has a row already"),
-        (b"path,price\na.png,1,2\n", "line 2: there are not as many cells as columns"),
-        (b"path,price\na.png\n", "line 2: there are not as many cells as columns"),
+        (b"path,price\na.png,1\na.png,2\n", "line 3: 'a.png' already has a row"),
+        (b"path,price\na.png,1,2\n", "line 2: the number of cells differs from that of the columns"),
+        (b"path,price\na.png\n", "line 2: the number of cells differs from that of the columns"),
         (b"path,'price'\na.png,1\n", "metadata key \"'price'\" is not allowed"),
-        (b"path,price\na.png,\xff\n", "is no CSV file in UTF-8"),
-        (b'path,price\na.png,"1\n', "is no CSV file in UTF-8"),
+        (b"path,price\na.png,\xff\n", "is not a CSV file in UTF-8"),
+        (b'path,price\na.png,"1\n', "is not a CSV file in UTF-8"),
     ],
     ids=["no-path", "empty", "twice", "more-cells", "fewer-cells", "bad-key", "not-utf-8", "open-quote"],
 )
@@ -390,7 +390,7 @@ def test_images_are_not_sent_to_an_external_collection(cli: Cli, client: Client,
     client.create_collection(collection, external=True, dimension=DIMENSION)
     outcome = cli("add", photos, "--collection", collection)
     assert outcome.exit_code == 1
-    assert f"collection {collection} takes vectors from outside, not images" in outcome.err
+    assert f"collection {collection} takes external vectors, not images" in outcome.err
 
 
 def test_images_are_not_added_to_a_collection_of_another_encoder(cli: Cli, photos: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_search_and_upsert_leave_the_collection_as_it_was(cli: Cli, client: Clie
     for line in (["upsert"], ["upsert", "--vectors", "--per-call", "100"], ["search"], ["search", "--vectors"]):
         outcome = cli("bench", "serve", *QUICK, "--clients", "2", "--collection", collection, "--call", *line)
         assert outcome.exit_code == 0, outcome.err
-        assert ("removed the" in outcome.err) == ("upsert" in line)
+        assert ("deleted the" in outcome.err) == ("upsert" in line)
     assert client.get_collection(collection).items == 0
 
 
@@ -109,7 +109,7 @@ def test_search_and_upsert_leave_the_collection_as_it_was(cli: Cli, client: Clie
         (["--collection", "photos"], "takes no --collection"),
         (["--vectors"], "--vectors needs --call"),
         (["--stream", "--call", "search", "--collection", "c"], "no --call search"),
-        (["--size", "big"], "'big' is no size"),
+        (["--size", "big"], "'big' is not the size"),
         (["--size", "9999x9999"], "max_image_pixels"),
         (["--per-call", "65"], "max_images"),
     ],

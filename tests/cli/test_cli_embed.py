@@ -46,7 +46,7 @@ def test_an_array_holds_a_row_for_each_image_and_a_document_names_them(cli: Cli,
         assert vector == pytest.approx(expected(Path(path)), abs=1e-6)
     assert re.search(
         r"embedded 5 of 5 with fake \(fafafafafafa\), 16 numbers per image, in [\d.]+ s \([\d.]+ images/s\),"
-        rf" into {tmp_path}/out\.npy",
+        rf" to {tmp_path}/out\.npy",
         outcome.err,
     )
     assert outcome.out == ""

@@ -15,7 +15,8 @@ COMMANDS = [
     "bench serve",
     "completion",
     "collection",
-    *(f"collection {verb}" for verb in ("list", "info", "create", "delete", "alias", "items", "get", "remove")),
+    *(f"collection {verb}" for verb in ("list", "info", "create", "delete", "set-alias")),
+    *(f"collection {verb}" for verb in ("list-items", "get-items", "delete-items")),
     *(f"collection {verb}" for verb in ("check", "backup", "restore", "export", "import")),
 ]
 

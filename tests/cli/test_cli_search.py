@@ -140,8 +140,8 @@ def test_ids_and_metadata_cannot_steer_the_terminal(cli: Cli, client: Client, co
         (["QUERY", "--like", "a"], "give either IMAGE or --like ID"),
         (["QUERY", "-k", "0"], "0 is not in the range x>=1"),
         (["QUERY", "--min-score", "2"], "2.0 is not in the range -1<=x<=1"),
-        (["QUERY", "--where", "year>=old"], "'year>=old' compares with 'old', which is no number"),
-        (["QUERY", "--where", "=1"], "'=1' is no condition; write key=value"),
+        (["QUERY", "--where", "year>=old"], "'year>=old' compares with 'old', which is not a number"),
+        (["QUERY", "--where", "=1"], "'=1' is not a condition; write key=value"),
         (["gone.jpg"], "'gone.jpg' does not exist"),
     ],
 )

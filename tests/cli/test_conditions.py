@@ -68,14 +68,14 @@ def test_a_condition_becomes_a_filter(text: str, condition: Filter) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "  ", "=cat", "!", "!label", ">=3", "<>"])
-def test_what_is_no_condition_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="is no condition"):
+def test_a_malformed_condition_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="is not a condition"):
         parse_condition(text)
 
 
 @pytest.mark.parametrize("text", ["year>=old", "year<", "year>1,5"])
 def test_an_order_needs_a_number(text: str) -> None:
-    with pytest.raises(InvalidInput, match="which is no number"):
+    with pytest.raises(InvalidInput, match="which is not a number"):
         parse_condition(text)
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedserve import Client
-from embedserve.cli.parquet_file import CollectionFile
+from embedserve.cli.collection.parquet_file import CollectionFile
 from embedserve.client import ItemInput
 from embedserve.errors import CollectionNotFound
 from embedserve.types import Keep
@@ -182,7 +182,11 @@ def test_a_file_that_does_not_fit_the_collection_changes_nothing(
             (foreign(tmp_path / "1"), ["--external"], "is bound to fafafafafafa"),
             (foreign(tmp_path / "2", 5), ["--fingerprint", OURS], f"of 5 numbers; collection {filled} of 16"),
             (foreign(tmp_path / "3", fingerprint=[OURS] * 3), ["--fingerprint", "cd" * 32], "not of cdcdcdcdcdcd"),
-            (foreign(tmp_path / "4", metadata=["{}", "{}", "{"]), ["--fingerprint", OURS], "row 3: the metadata is no"),
+            (
+                foreign(tmp_path / "4", metadata=["{}", "{}", "{"]),
+                ["--fingerprint", OURS],
+                "row 3: the metadata is",
+            ),
         ]
     ):
         refused = cli("collection", "import", filled, path, *options)
