@@ -11,26 +11,21 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring.machine import cpu_model
+from measuring.document import document, write
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedserve.cores import usable_cores
 from embedserve.encoder.session import Encoder
 from embedserve.images import preprocess
 from embedserve.images.preprocess import PreprocessSpec
@@ -57,15 +52,13 @@ def main() -> None:
         "as it is": [as_jpeg(Image.open(path), path) for path in files],
         "8 megapixels": [as_jpeg(enlarged(Image.open(path)), None) for path in files],
     }
-    document: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/decode.py", *sys.argv[1:]]),
-        "hardware": {"cpu": cpu_model(), "cores": usable_cores()},
-        "versions": {name: version(name) for name in ("pillow", "simplejpeg", "opencv-python-headless", "numpy")},
-        "photos": [path.name for path in files],
-        "encoder": f"{encoder.metadata.backbone or encoder.metadata.name}, {spec.size_px} px",
-        "sizes": {},
-    }
+    results = document(
+        "decode.py",
+        versions={name: version(name) for name in ("pillow", "simplejpeg", "opencv-python-headless", "numpy")},
+        photos=[path.name for path in files],
+        encoder=f"{encoder.metadata.backbone or encoder.metadata.name}, {spec.size_px} px",
+        sizes={},
+    )
     for size, photos in sizes.items():
         ways = measure(spec, photos, encoder, arguments.rounds)
         scaling = side_by_side(spec, photos)
@@ -74,14 +67,12 @@ def main() -> None:
         for way in ways:
             print(f"  {way.name:44}{way.cpu_ms:6.1f}{statistics.mean(way.drift):33.1e}{max(way.drift):11.1e}")
         print("  images/s with threads: " + ", ".join(f"{n}: {rate:.0f}" for n, rate in scaling.items()))
-        document["sizes"][size] = {
+        results["sizes"][size] = {
             "mean_bytes": round(statistics.mean(map(len, photos))),
             "ways": [way.to_json() for way in ways],
             "images_per_s_by_threads": {str(n): round(rate, 1) for n, rate in scaling.items()},
         }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
-        print(f"written to {arguments.json}")
+    write(results, arguments.json)
 
 
 # --- Ways -----------------------------------------------------------------------------------------------------------

@@ -13,20 +13,16 @@ threads and the client compete for the cores. Exit code 1 if the server does not
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import shlex
-import sys
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from measuring.bare import PICTURES, encoder_of, jpeg
 from measuring.child import Child, fixed_time_server, real_server
-from measuring.machine import busy_s, cpu_model, cpu_s, memory_mb, versions
+from measuring.document import document, write
+from measuring.machine import cpu_s, memory_mb
+from measuring.meter import Meter, Spent
 
 from embedserve.client.access import access
-from embedserve.cores import usable_cores
 from embedserve.loadtest import Measurements, closed_loop, open_loop, percentiles, requests, run, senders
 
 FIXED = "fixed"
@@ -105,20 +101,17 @@ def main() -> None:
     violations = [
         f"{result.encoder}, queue {result.max_queue_images}: {v}" for result in results for v in result.violations
     ]
-    document = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/overload.py", *sys.argv[1:]]),
-        "hardware": {"cpu": cpu_model(), "cores": usable_cores(), "machine": platform.machine()},
-        "versions": versions(),
-        "times": arguments.times,
-        "seconds": arguments.seconds,
-        "deadline_ms": arguments.deadline_ms,
-        "violations": violations,
-        "results": [asdict(result) for result in results],
-    }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        print(f"written to {arguments.json}")
+    write(
+        document(
+            "overload.py",
+            times=arguments.times,
+            seconds=arguments.seconds,
+            deadline_ms=arguments.deadline_ms,
+            violations=violations,
+            results=[asdict(result) for result in results],
+        ),
+        arguments.json,
+    )
     for violation in violations:
         print(f"VIOLATION  {violation}")
     if violations:
@@ -142,7 +135,8 @@ async def measure(case: Case, arguments: argparse.Namespace) -> Result:
             patient = senders.unary(channels, load, target, timeout_s=30)
             most = await closed_loop(patient, min(CLIENTS, case.queue), max(arguments.seconds / 4, 2), warmup_s=2)
             memory = Memory(child)
-            before = cpu_s(child.process.pid), busy_s()
+            meter = Meter(lambda: {child.process.pid: cpu_s(child.process.pid)})
+            meter.read()
             hurried = senders.unary(channels, load, target, timeout_s=arguments.deadline_ms / 1000)
             measured = await open_loop(
                 hurried,
@@ -152,13 +146,10 @@ async def measure(case: Case, arguments: argparse.Namespace) -> Result:
                 max_outstanding=20_000,
                 watch=memory.look,
             )
-            after = cpu_s(child.process.pid), busy_s()
+            meter.read()
         finally:
             await senders.close(channels)
-    seconds = measured.seconds + measured.warmup_s
-    return result_of(
-        case, arguments, most, measured, memory, [(b - a) / seconds for a, b in zip(before, after, strict=True)]
-    )
+    return result_of(case, arguments, most, measured, memory, meter.spent())
 
 
 class Memory:
@@ -182,12 +173,11 @@ def result_of(
     most: Measurements,
     measured: Measurements,
     memory: Memory,
-    shares: list[float],
+    spent: Spent,
 ) -> Result:
     """The figures, and what is wrong with them."""
     answered, refused = measured.latencies_ms(), measured.latencies_ms("OVERLOADED")
     late = percentiles(measured.late_ms(), [50, 99])
-    server_share, all_share = shares
     quarter, end = memory.seen[len(memory.seen) // 4], max(memory.seen[-3:])
     goodput = measured.images_per_s / most.images_per_s
     p50, p99 = percentiles(answered, [50, 99])
@@ -217,8 +207,8 @@ def result_of(
         client_late_p50_ms=round(late[0], 2),
         client_late_p99_ms=round(late[1], 2),
         client_cpu_share=round(measured.client_cpu_share, 2),
-        server_cpu_share=round(server_share, 2),
-        others_share=round(max(all_share - server_share - measured.client_cpu_share, 0), 2),
+        server_cpu_share=round(spent.measured_s / spent.seconds, 2),
+        others_share=round(spent.foreign_cores, 2),
         codes=measured.codes(),
         messages=measured.messages,
         memory_mb=[memory.seen[0], quarter, end],

@@ -12,20 +12,17 @@ filters, and where the time of a search goes. See benchmarks/README.md for what 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
-import shlex
 import shutil
 import sys
-import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from measuring.bare import encoder_of
-from measuring.machine import busy_s, cpu_model, installed, versions
+from measuring.document import document, write
+from measuring.machine import installed, versions
+from measuring.meter import Meter
 from peers.search.embedserve_server import PARTS_PER_1000
 from searching import embedserve_alone, report
 from searching.catalogue import PEERS, Peer
@@ -33,7 +30,6 @@ from searching.comparison import Plan, build, compare
 from searching.data import DataSet, clustered
 from searching.embeddings import fashion
 from searching.processes import REPOSITORY, Place
-from searching.system import CORES
 
 CAVEAT = (
     "clients, libraries and servers share the cores, so queries/s contain the clients' work too; CPU time per query is"
@@ -57,18 +53,16 @@ def main() -> None:
         recall_queries=arguments.recall_queries,
         build_within_s=7200,
     )
-    document: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/search_peers.py", *sys.argv[1:]]),
-        "hardware": {"cpu": cpu_model(), "cores": CORES, "machine": platform.machine()},
-        "versions": versions() | {name: installed(Path(sys.executable))[name] for name in ("faiss-cpu",)},
-        "peer_versions": peer_versions,
-        "rounds": plan.rounds,
-        "seconds": plan.seconds,
-        "caveat": CAVEAT,
-        "skipped": skipped,
-        "data": [],
-    }
+    results = document(
+        "search_peers.py",
+        versions=versions() | {name: installed(Path(sys.executable))[name] for name in ("faiss-cpu",)},
+        peer_versions=peer_versions,
+        rounds=plan.rounds,
+        seconds=plan.seconds,
+        caveat=CAVEAT,
+        skipped=skipped,
+        data=[],
+    )
     for name in arguments.data:
         data = opened_data(name, arguments)
         if isinstance(data, str):
@@ -80,19 +74,17 @@ def main() -> None:
         compared = None
         if "peers" in arguments.part:
             compared = compare(systems, data, plan)
-            document["data"].append(compared)
+            results["data"].append(compared)
             report.print_comparison(compared)
         if name == arguments.data[0]:
-            document["embedserve"] = alone(folder, data, plan, compared, encoder, arguments)
-            report.print_alone(document["embedserve"])
+            results["embedserve"] = alone(folder, data, plan, compared, encoder, arguments)
+            report.print_alone(results["embedserve"])
         if not arguments.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    document["aims"] = report.aims(document)
-    report.print_aims(document["aims"], document.get("embedserve", {}).get("profile"))
+    results["aims"] = report.aims(results)
+    report.print_aims(results["aims"], results.get("embedserve", {}).get("profile"))
     print(f"\n{CAVEAT}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"written to {arguments.json}")
+    write(results, arguments.json)
 
 
 def parse() -> argparse.Namespace:
@@ -218,7 +210,8 @@ def alone(
     build(place, data, plan.build_within_s)
     for part in parts:
         print(f"embedserve: {part}", flush=True)
-        before = spent()
+        meter = Meter(lambda: {0: children_cpu_s()})
+        meter.read()
         if part == "restart":
             found[part] = embedserve_alone.restarts(place, data, plan.rounds)
         elif part == "profile":
@@ -229,15 +222,15 @@ def alone(
             create = {"create": {"filter_keys": [PARTS_PER_1000]}, "with_parts": True}
             with_parts = replace(place, folder=folder / "embedserve-with-parts", options=place.options | create)
             found[part] = embedserve_alone.filters(with_parts, data, plan, asked=min(plan.recall_queries, 200))
-        machine, ours, wall = (after - earlier for after, earlier in zip(spent(), before, strict=True))
-        found[part]["foreign_cores"] = round(max(machine - ours, 0.0) / wall, 2)
+        meter.read()
+        found[part]["foreign_cores"] = round(meter.spent().foreign_cores, 2)
     return found
 
 
-def spent() -> tuple[float, float, float]:
-    """CPU seconds of the machine, those of this process and of all that it started and that has ended, and the time."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return busy_s(), sum(usage.ru_utime + usage.ru_stime for usage in usages), time.perf_counter()
+def children_cpu_s() -> float:
+    """CPU seconds of all processes that this one started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

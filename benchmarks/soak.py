@@ -21,30 +21,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import platform
-import shlex
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measuring.bare import BUILT_IN, jpeg, make_encoder
 from measuring.child import Child, real_server
+from measuring.document import document, write
 from measuring.ledger import counted_calls, scrape, value_of
-from measuring.machine import cpu_model, memory_mb, versions
+from measuring.machine import memory_mb
 from measuring.traffic import Material, Traffic
 
 from embedserve import AsyncClient
 from embedserve.client.access import access
-from embedserve.cores import usable_cores
 from embedserve.encoder.session import Encoder
 from embedserve.errors import EncoderFileError
 from embedserve.images import preprocess
@@ -173,12 +168,10 @@ def main() -> None:
     if len(arguments.encoder or [0, 0]) != 2:
         parser.error("--encoder is given twice, or not at all")
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
-        document = asyncio.run(soak(arguments, Path(folder)))
-    print_report(document)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        print(f"written to {arguments.json}")
-    if document["violations"]:
+        results = asyncio.run(soak(arguments, Path(folder)))
+    print_report(results)
+    write(results, arguments.json)
+    if results["violations"]:
         raise SystemExit(1)
 
 
@@ -251,11 +244,7 @@ async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ]
     if exit_code:
         violations.append(f"SIGTERM ended it with exit code {exit_code}")
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/soak.py", *sys.argv[1:]]),
-        "hardware": {"cpu": cpu_model(), "cores": usable_cores(), "machine": platform.machine()},
-        "versions": versions(),
+    return document("soak.py") | {
         "minutes": arguments.minutes,
         "violations": violations,
         "replaced": replacing.count,
@@ -312,21 +301,21 @@ async def at_rest(child: Child, traffic: Traffic) -> tuple[list[str], str]:
     return wrong, metrics
 
 
-def print_report(document: dict[str, Any]) -> None:
+def print_report(results: dict[str, Any]) -> None:
     """What happened, and what should not have."""
-    good, left = document["good_calls"], document["left_by_their_caller"]
+    good, left = results["good_calls"], results["left_by_their_caller"]
     print(f"{sum(good.values()):,} good calls: " + ", ".join(f"{name} {count:,}" for name, count in good.items()))
-    print(f"{document['images_right']:,} vectors, each the right one of the encoder that the response names")
-    print(f"{sum(left.values()):,} calls left by their caller; asked to come again: {document['asked_to_come_again']}")
-    print(f"encoder replaced {document['replaced']} times; {document['broken_files_refused']} broken files refused")
-    for name, found in document["growth"].items():
+    print(f"{results['images_right']:,} vectors, each the right one of the encoder that the response names")
+    print(f"{sum(left.values()):,} calls left by their caller; asked to come again: {results['asked_to_come_again']}")
+    print(f"encoder replaced {results['replaced']} times; {results['broken_files_refused']} broken files refused")
+    for name, found in results["growth"].items():
         print(
             f"{name:<12} {found['first']:.0f} → {found['last']:.0f} (most {found['most']:.0f});"
             f" rise {found['rise']:+.1f}, noise {found['noise']:.1f}"
         )
-    for violation in document["violations"]:
+    for violation in results["violations"]:
         print(f"VIOLATION  {violation}")
-    print("nothing went wrong" if not document["violations"] else f"{len(document['violations'])} violations")
+    print("nothing went wrong" if not results["violations"] else f"{len(results['violations'])} violations")
 
 
 if __name__ == "__main__":

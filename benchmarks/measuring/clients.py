@@ -15,6 +15,7 @@ from typing import Protocol
 
 import grpc
 
+from embedserve.loadtest import CallFailed
 from embedserve.v1 import common_pb2
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1 import embedding_service_pb2_grpc as pb_grpc
@@ -23,16 +24,23 @@ PACKED = common_pb2.VECTOR_ENCODING_PACKED_F32
 BOUNDARY = b"embedserve-benchmark"
 
 
-class Refused(Exception):
-    """The server is full, or stops, and says so."""
+class _Unanswered(CallFailed):
+    """A call without an answer, counted by the name of its class."""
+
+    def __init__(self, message: str | None = "") -> None:
+        super().__init__(type(self).__name__, message or "")
 
 
-class TooLate(Exception):
+class Refused(_Unanswered):
+    """The server is full or stopping, and says so."""
+
+
+class TooLate(_Unanswered):
     """There was no answer in time."""
 
 
-class Failed(Exception):
-    """The server could not embed it, or the connection broke."""
+class Failed(_Unanswered):
+    """The server could not embed an image, or the connection broke."""
 
 
 class Client(Protocol):

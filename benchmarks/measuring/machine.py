@@ -8,10 +8,12 @@ import os
 import platform
 import re
 import subprocess
+import threading
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Self
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -128,3 +130,34 @@ def _descends(pid: int, ancestors: set[int], parents: dict[int, int]) -> bool:
             return False
         pid = parents[pid]
     return True
+
+
+class PeakMemory:
+    """The most memory that the processes of a system have had together, looked at now and then while a block runs."""
+
+    def __init__(self, tree: Tree, every_s: float = 0.5) -> None:
+        self.mb = 0.0
+        self._tree, self._every_s = tree, every_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._every_s):
+            self._look()
+
+    def _look(self) -> None:
+        self.mb = max(self.mb, self._tree.pss_mb())
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+
+
+def disk_mb(folder: Path) -> float:
+    """Disk space that the files of a folder take, in MB."""
+    return round(sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) / 1e6, 1)

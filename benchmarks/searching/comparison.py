@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import numpy as np
+from measuring.machine import PeakMemory, disk_mb
+from measuring.rounds import Figures, in_turns, ratios
 
 from searching.catalogue import Peer
 from searching.data import DataSet
-from searching.processes import Failed, Loaded, Opened, PeakMemory, Place, SystemProcess, disk_mb, opened
+from searching.processes import Failed, Opened, Place, SystemProcess, opened
 from searching.report import FOREIGN_CORES
 
 MODES = {"single": (1, 1), "eight": (8, 1), "batch": (1, 64)}
@@ -37,39 +38,20 @@ class Plan:
     build_within_s: float
 
 
-@dataclass
-class Leg:
-    """One kind of load on one system at one setting: a value for each round."""
-
-    qps: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
-    client_cpu_ms: list[float] = field(default_factory=list)
-    foreign_cores: list[float] = field(default_factory=list)
-    taken_ms: list[float] = field(default_factory=list)
-    """Of every call of all rounds."""
-
-    def add(self, loaded: Loaded) -> None:
-        """One more round."""
-        self.qps.append(loaded.qps)
-        self.cpu_ms.append(loaded.cpu_ms)
-        self.client_cpu_ms.append(loaded.client_cpu_ms)
-        self.foreign_cores.append(loaded.foreign_cores)
-        self.taken_ms += loaded.taken_ms
-
-    def to_json(self) -> dict[str, Any]:
-        """Medians over the rounds, percentiles over the calls."""
-        p50, p99 = np.percentile(self.taken_ms, [50, 99])
-        return {
-            "qps": round(median(self.qps), 1),
-            "cpu_ms": round(median(self.cpu_ms), 4),
-            "client_cpu_ms": round(median(self.client_cpu_ms), 4),
-            "p50_ms": round(float(p50), 3),
-            "p99_ms": round(float(p99), 3),
-            "calls": len(self.taken_ms),
-            "foreign_cores": round(max(self.foreign_cores), 2),
-            "disturbed": max(self.foreign_cores) > FOREIGN_CORES,
-            "by_round": {"qps": [round(qps, 1) for qps in self.qps]},
-        }
+def to_json(leg: Figures) -> dict[str, Any]:
+    """One kind of load: medians over the rounds, percentiles over the calls."""
+    foreign_cores = max(leg["foreign_cores"])
+    return {
+        "qps": leg.median("qps", 1),
+        "cpu_ms": leg.median("cpu_ms"),
+        "client_cpu_ms": leg.median("client_cpu_ms"),
+        "p50_ms": leg.percentile_ms(50),
+        "p99_ms": leg.percentile_ms(99),
+        "calls": len(leg.latencies_ms),
+        "foreign_cores": round(foreign_cores, 2),
+        "disturbed": foreign_cores > FOREIGN_CORES,
+        "by_round": leg.by_round("qps", digits=1),
+    }
 
 
 @dataclass
@@ -84,13 +66,11 @@ class Measured:
     """Setting → recall@10."""
     chosen: dict[str, str] = field(default_factory=dict)
     """Target → the first setting that reaches it."""
-    legs: dict[str, dict[str, Leg]] = field(default_factory=dict)
+    legs: dict[str, dict[str, Figures]] = field(default_factory=dict)
     """Target → kind of load → figures."""
-    open_s: list[float] = field(default_factory=list)
-    memory_mb: list[float] = field(default_factory=list)
-    """PSS of all processes after the load of a round."""
-    server_mb: list[float] = field(default_factory=list)
-    """Of that, what is not the clients'; 0 for a library."""
+    opened: Figures = field(default_factory=Figures)
+    """Of each round: ``open_s``; ``memory_mb``, PSS of all processes after the load; ``server_mb``, the part of it
+    that is not the clients', 0 for a library."""
     problem: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -101,15 +81,15 @@ class Measured:
             "about": self.told.get("about", ""),
             "build": {key: value for key, value in self.built.items() if key != "disk_mb"},
             "disk_mb": self.built.get("disk_mb"),
-            "open_s": round(median(self.open_s), 3) if self.open_s else None,
-            "memory_mb": round(median(self.memory_mb), 1) if self.memory_mb else None,
-            "server_mb": round(median(self.server_mb), 1) if any(self.server_mb) else None,
+            "open_s": self.opened.median("open_s", 3),
+            "memory_mb": self.opened.median("memory_mb", 1),
+            "server_mb": self.opened.median("server_mb", 1) if any(self.opened["server_mb"]) else None,
             "sweep": {setting: round(value, 4) for setting, value in self.sweep.items()},
             "targets": {
                 target: {
                     "setting": setting,
                     "recall": round(self.sweep[setting], 4),
-                    "modes": {mode: leg.to_json() for mode, leg in self.legs.get(target, {}).items()},
+                    "modes": {mode: to_json(leg) for mode, leg in self.legs.get(target, {}).items()},
                 }
                 for target, setting in self.chosen.items()
             },
@@ -122,12 +102,10 @@ def compare(systems: list[tuple[Peer, Place]], data: DataSet, plan: Plan) -> dic
     measured = [Measured(peer, place) for peer, place in systems]
     for one in measured:
         _attempt(one, lambda one=one: prepare(one, data, plan))
-    for number in range(plan.rounds):
-        shift = number % len(measured)
-        for one in measured[shift:] + measured[:shift]:
-            if not one.problem:
-                print(f"round {number + 1}: {one.peer.name}", flush=True)
-                _attempt(one, lambda one=one: turn(one, data, plan))
+    for number, one in in_turns(measured, plan.rounds):
+        if not one.problem:
+            print(f"round {number + 1}: {one.peer.name}", flush=True)
+            _attempt(one, lambda one=one: turn(one, data, plan))
     document = {one.peer.name: one.to_json() for one in measured}
     add_ratios(document, [one.peer.name for one in measured if one.peer.ceiling])
     return {**data.describe(), "systems": document}
@@ -193,17 +171,22 @@ def tuned(system: Opened, plan: Plan) -> tuple[dict[str, float], dict[str, str]]
 def turn(one: Measured, data: DataSet, plan: Plan) -> None:
     """Open it, put each kind of load on it at each setting, close it."""
     with opened(one.place, data.queries_file, data.truth_file) as system:
-        one.open_s.append(system.told["open_s"])
         for target, setting in one.chosen.items():
             legs = one.legs.setdefault(target, {})
             for mode, (clients, per_call) in MODES.items():
                 loaded = system.load(
                     setting, clients=clients, per_call=per_call, warmup_s=plan.warmup_s, seconds=plan.seconds
                 )
-                legs.setdefault(mode, Leg()).add(loaded)
-        memory, server = system.memory_mb()
-        one.memory_mb.append(memory)
-        one.server_mb.append(server)
+                leg = legs.setdefault(mode, Figures())
+                leg.add(
+                    qps=loaded.qps,
+                    cpu_ms=loaded.cpu_ms,
+                    client_cpu_ms=loaded.client_cpu_ms,
+                    foreign_cores=loaded.foreign_cores,
+                )
+                leg.latencies_ms += loaded.taken_ms
+        memory_mb, server_mb = system.memory_mb()
+        one.opened.add(open_s=system.told["open_s"], memory_mb=memory_mb, server_mb=server_mb)
 
 
 def add_ratios(systems: dict[str, Any], ceilings: list[str]) -> None:
@@ -241,5 +224,5 @@ def kind_of(words: str) -> str:
 
 
 def _ratio(own: list[float], other: list[float]) -> float | None:
-    ratios = [ours / theirs for ours, theirs in zip(own, other, strict=False) if theirs]
-    return round(median(ratios), 3) if ratios else None
+    found = ratios(own, other)
+    return round(median(found), 3) if found else None

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from measuring.child import Child, real_server, started
+from measuring.rounds import percentile
 
 from embedserve.client import Client
 from searching.comparison import Plan, build
@@ -157,12 +158,11 @@ def _one_by_one(system: Opened, data: DataSet, plan: Plan, *, searching: bool) -
     taken = writer.ask(
         "call", method="upsert_one_by_one", vectors=str(data.vectors_file), seconds=seconds, at=at + 0.3
     )["taken_ms"]
-    p50, p99 = np.percentile(taken, [50, 99])
-    result = {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3), "writes": len(taken)}
+    result = {"p50_ms": percentile(taken, 50), "p99_ms": percentile(taken, 99), "writes": len(taken)}
     if searching:
         loaded = searcher.answer(120)
         result["searches_per_s"] = round(loaded["qps"], 1)
-        result["search_p99_ms"] = round(float(np.percentile(loaded["taken_ms"], 99)), 3)
+        result["search_p99_ms"] = percentile(loaded["taken_ms"], 99)
     return result
 
 
@@ -192,8 +192,8 @@ def filters(place: Place, data: DataSet, plan: Plan, asked: int) -> dict[str, An
                 "short": int(((found >= 0).sum(axis=1) < (truth >= 0).sum(axis=1)).sum()),
                 "wrong": int((parts[found[found >= 0]] >= below).sum()),
                 "qps": round(answer["qps"], 1),
-                "p50_ms": round(float(np.percentile(taken, 50)), 3),
-                "p99_ms": round(float(np.percentile(taken, 99)), 3),
+                "p50_ms": percentile(taken, 50),
+                "p99_ms": percentile(taken, 99),
             }
     return results
 
@@ -276,11 +276,11 @@ def _ask_for(address: str, data: DataSet, clients: int, per_call: int, seconds: 
     """Load on a server for a while, from this process."""
     from peers.search.embedserve_server import Embedserve
 
-    from searching.loads import closed_loop
+    from searching.loads import search_loop
 
     system = Embedserve({})
     system.connect(address)
     try:
-        closed_loop(system.client, data.queries(), clients=clients, per_call=per_call, warmup_s=0.2, seconds=seconds)
+        search_loop(system.client, data.queries(), clients=clients, per_call=per_call, warmup_s=0.2, seconds=seconds)
     finally:
         system.close()

@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from measuring.machine import Tree, busy_s, pss_mb, spent_s
+from measuring.machine import Tree, pss_mb
+from measuring.meter import Meter
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _END_WITHIN_S = 60.0
@@ -201,8 +201,8 @@ class Opened:
         """A closed loop; the clients of a server are spread over its processes."""
         used = self.processes if clients > 1 else self.processes[:1]
         at = time.time() + 0.05
-        before, ours, busy, begun = self.cpu(), time.process_time(), busy_s(), time.perf_counter()
-        own_before = self.clients_cpu_s()
+        meter, clients_before_s = Meter(self.cpu), self.clients_cpu_s()
+        meter.read()
         for process in used:
             process.send(
                 "load",
@@ -214,16 +214,15 @@ class Opened:
                 at=at,
             )
         answers = [process.answer(120 + warmup_s + seconds) for process in used]
-        wall = time.perf_counter() - begun
-        spent = spent_s(before, self.cpu())
-        others = busy_s() - busy - spent - (time.process_time() - ours)
+        meter.read()
+        spent = meter.spent()
         queries = sum(answer["queries"] for answer in answers)
         return Loaded(
             qps=sum(answer["qps"] for answer in answers),
             taken_ms=[taken for answer in answers for taken in answer["taken_ms"]],
-            cpu_ms=1000 * spent / queries,
-            client_cpu_ms=1000 * (self.clients_cpu_s() - own_before) / queries,
-            foreign_cores=max(others, 0.0) / wall,
+            cpu_ms=1000 * spent.measured_s / queries,
+            client_cpu_ms=1000 * (self.clients_cpu_s() - clients_before_s) / queries,
+            foreign_cores=spent.foreign_cores,
         )
 
 
@@ -240,34 +239,3 @@ class Loaded:
     """Of that, what the processes of the clients took; of a library they are all there is."""
     foreign_cores: float
     """Cores that were busy with anything else."""
-
-
-class PeakMemory:
-    """The most memory that the processes of a system have had together, looked at now and then while a block runs."""
-
-    def __init__(self, tree: Tree, every_s: float = 0.5) -> None:
-        self.mb = 0.0
-        self._tree, self._every_s = tree, every_s
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def _watch(self) -> None:
-        while not self._over.wait(self._every_s):
-            self._look()
-
-    def _look(self) -> None:
-        self.mb = max(self.mb, self._tree.pss_mb())
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._look()
-
-
-def disk_mb(folder: Path) -> float:
-    """Disk space that the files of a folder take, in MB."""
-    return round(sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) / 1e6, 1)

@@ -38,8 +38,12 @@ def threaded_closed_loop(
     Raises:
         Exception: the first one that a client raised.
     """
-    ready = threading.Barrier(clients + 1)
     began_s = [0.0]
+
+    def begin() -> None:
+        began_s[0] = time.perf_counter()
+
+    ready = threading.Barrier(clients + 1, action=begin)  # the clock starts when all clients are ready
 
     def work(number: int) -> tuple[array[float], array[float], array[int]]:
         try:
@@ -65,7 +69,6 @@ def threaded_closed_loop(
     with ThreadPoolExecutor(clients) as pool:
         futures = [pool.submit(work, number) for number in range(clients)]
         time.sleep(max(begin_unix_s - time.time(), 0.0))
-        began_s[0] = time.perf_counter()
         with contextlib.suppress(threading.BrokenBarrierError):
             ready.wait()
     failures = [error for future in futures if (error := future.exception()) is not None]

@@ -25,8 +25,9 @@ from measuring.clients import (
     read_response,
 )
 from measuring.ledger import Ledger
-from measuring.loads import Call, Tally, closed_loop, images_within, open_loop, percentile_ms
+from measuring.loads import Images, closed, latencies_ms, offered
 from measuring.machine import Tree, spent_s
+from measuring.rounds import Figures, in_turns, percentile
 from measuring.tables import behaviour_cells
 from onnx import TensorProto, helper, numpy_helper
 from peers.shared import Settings
@@ -34,6 +35,7 @@ from peers.shared import Settings
 from embedserve.encoder import encoder_file
 from embedserve.encoder.encoder_file import EncoderMetadata
 from embedserve.images.preprocess import PreprocessSpec
+from embedserve.loadtest import Measurements, Reply
 from tests.encoders import write_encoder_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -137,40 +139,67 @@ class FakeClient:
         pass
 
 
-def test_a_call_counts_with_the_part_that_lies_within_the_window() -> None:
-    calls = [Call(0, 2, 16), Call(2, 4, 16), Call(10, 12, 16), Call(0, 1, 1)]
-    assert images_within(calls, 1, 3) == 8 + 8
-    assert images_within(calls, 5, 9) == 0
-
-
 def test_percentiles_of_nothing_are_nothing() -> None:
-    assert percentile_ms([], 99) is None
-    assert percentile_ms([0.001, 0.003], 50) == 2
+    assert percentile([], 99) is None
+    assert percentile([1, 3], 50) == 2
+
+
+def test_calls_carry_the_pictures_in_rotation() -> None:
+    images = Images([b"a", b"b"], 3)
+    assert [images.of(number) for number in range(2)] == [[b"a", b"b", b"a"], [b"b", b"a", b"b"]]
 
 
 def test_the_closed_loop_keeps_all_clients_busy_and_ends() -> None:
     client, edges = FakeClient(), []
-    window = asyncio.run(
-        closed_loop(client, [b"a", b"b"], clients=4, per_call=3, seconds=0.05, edge=lambda: edges.append(len(edges)))
+    measured = asyncio.run(
+        closed(client, Images([b"a", b"b"], 3), clients=4, seconds=0.05, edge=lambda: edges.append(len(edges)))
     )
     assert client.most == 4
     assert client.now == 0
     assert edges == [0, 1]
-    assert window.images > 0
-    assert all(call.images == 3 for call in window.calls)
+    assert measured.steady_images > 0
+    assert measured.all_images == 3 * len(measured)
+    assert len(latencies_ms(measured)) > 0
+
+
+def test_latencies_are_those_of_all_calls_if_each_is_longer_than_the_window() -> None:
+    measured = Measurements(warmup_s=1, seconds=0.5)
+    measured.add(due_s=0, sent_s=0, done_s=2, outcome=Reply())
+    assert latencies_ms(measured) == [2000]
+    measured.add(due_s=1.25, sent_s=1.25, done_s=1.75, outcome=Reply())
+    assert latencies_ms(measured) == [500]
+
+
+def test_a_failed_call_ends_a_closed_loop_with_its_error() -> None:
+    with pytest.raises(Refused):
+        asyncio.run(closed(FakeClient(at_once=2), Images([b"a"]), clients=4, seconds=60))
 
 
 def test_the_open_loop_tells_answers_refusals_and_late_ones_apart() -> None:
-    async def both() -> tuple[Tally, Tally]:
-        full, _ = await open_loop(FakeClient(0.05, at_once=2), [b"a"], per_s=500, seconds=0.1, within_s=1)
-        late, _ = await open_loop(FakeClient(0.5), [b"a"], per_s=100, seconds=0.05, within_s=0.01)
+    async def both() -> tuple[Measurements, Measurements]:
+        full = await offered(FakeClient(0.05, at_once=2), [b"a"], per_s=500, warmup_s=0, seconds=0.1, within_s=1)
+        late = await offered(FakeClient(0.5), [b"a"], per_s=100, warmup_s=0, seconds=0.05, within_s=0.01)
         return full, late
 
     full, late = asyncio.run(both())
-    assert full.outcomes["answered"] == len(full.good) >= 2
-    assert full.outcomes["Refused"] == len(full.refused_s) > 0
-    assert sum(full.outcomes.values()) == len(full.sent) == 50
-    assert dict(late.outcomes) == {"TooLate": 5}
+    assert full.codes()["OK"] == len(full.latencies_ms()) >= 2
+    assert full.codes()["Refused"] == len(full.latencies_ms("Refused")) > 0
+    assert sum(full.codes().values()) == len(full) == 50
+    assert late.codes() == {"TooLate": 5}
+
+
+def test_turns_move_on_by_one_or_are_reversed_in_every_second_round() -> None:
+    assert list(in_turns("abc", 2)) == [(0, "a"), (0, "b"), (0, "c"), (1, "b"), (1, "c"), (1, "a")]
+    assert list(in_turns("ab", 2, reverse=True)) == [(0, "a"), (0, "b"), (1, "b"), (1, "a")]
+
+
+def test_figures_are_medians_over_the_rounds_and_none_if_not_measured() -> None:
+    figures = Figures()
+    for rate in (3.0, 1.0, 2.0):
+        figures.add(rate=rate)
+    assert (figures.median("rate"), figures.median("other")) == (2, None)
+    assert figures.by_round("rate", "other") == {"rate": [3, 1, 2], "other": []}
+    assert figures.calls() == {"calls": 0, "p50_ms": None, "p99_ms": None}
 
 
 def test_the_poisoned_image_is_the_only_one_that_is_no_image() -> None:

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from measuring.machine import Tree
+from measuring.machine import PeakMemory, Tree
 from numpy.typing import NDArray
 from searching import data as search_data
 from searching import report
 from searching.comparison import OWN, Plan, add_ratios, kind_of, tuned
 from searching.data import Clusters, clustered, recall, true_neighbours
-from searching.loads import Calls, closed_loop, found_by
-from searching.processes import Failed, PeakMemory, Place, SystemProcess, opened
+from searching.loads import found_by, search_loop, to_json
+from searching.processes import Failed, Place, SystemProcess, opened
 
 from scripts import readme_tables
 from tests.encoders import write_encoder_file
@@ -94,7 +94,7 @@ def test_the_closed_loop_counts_the_calls_after_the_warm_up_of_all_its_clients()
         return search
 
     queries = np.zeros((7, 4), np.float32)
-    result = closed_loop(client, queries, clients=4, per_call=3, warmup_s=0.1, seconds=0.2)
+    result = to_json(search_loop(client, queries, clients=4, per_call=3, warmup_s=0.1, seconds=0.2))
     assert {size for _, size in sizes} == {3}
     assert len({name for name, _ in sizes}) == 4
     assert result["queries"] == 3 * len(sizes)
@@ -108,16 +108,36 @@ def test_a_client_that_cannot_begin_is_named_and_nobody_waits_for_it() -> None:
         raise ConnectionError("nobody there")
 
     with pytest.raises(ConnectionError, match="nobody there"):
-        closed_loop(client, np.zeros((1, 4), np.float32), clients=3, per_call=1, warmup_s=0, seconds=0.1)
+        search_loop(client, np.zeros((1, 4), np.float32), clients=3, per_call=1, warmup_s=0, seconds=0.1)
 
 
-def test_calls_per_second_run_from_the_first_begin_to_the_last_end() -> None:
-    calls = Calls()
-    assert calls.per_second() == 0
-    for begun in (10.0, 10.5, 11.0, 11.5):
-        calls.add(begun, begun + 0.5)
-    assert calls.per_second() == 2
-    assert calls.to_json(64)["qps"] == 128
+def test_queries_are_asked_in_rotation_and_each_client_begins_elsewhere() -> None:
+    asked: dict[str, list[list[float]]] = {}
+
+    def client(_threads: int) -> Any:
+        def search(queries: NDArray[np.float32]) -> NDArray[np.int64]:
+            asked.setdefault(threading.current_thread().name, []).append(queries[:, 0].tolist())
+            time.sleep(0.005)
+            return np.zeros((len(queries), 10), np.int64)
+
+        return search
+
+    queries = np.arange(5, dtype=np.float32)[:, None]
+    search_loop(client, queries, clients=2, per_call=2, warmup_s=0, seconds=0.05)
+    first, second = sorted(asked.values())
+    assert first[:4] == [[0, 1], [2, 3], [4, 0], [1, 2]]
+    assert second[:3] == [[2, 3], [4, 0], [1, 2]]
+
+
+def test_calls_longer_than_the_window_are_measured_all_the_same() -> None:
+    def client(_threads: int) -> Any:
+        return lambda queries: time.sleep(0.1)
+
+    result = to_json(
+        search_loop(client, np.zeros((4, 4), np.float32), clients=1, per_call=1, warmup_s=0.01, seconds=0.02)
+    )
+    assert min(result["taken_ms"]) >= 100
+    assert 0 < result["qps"] <= 10
 
 
 def test_hits_that_are_missing_are_no_rows() -> None:

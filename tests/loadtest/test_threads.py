@@ -77,3 +77,18 @@ def test_a_begin_in_the_future_is_waited_for() -> None:
 
     threaded_closed_loop(client, 1, 0.01, begin_unix_s=begin_unix_s)
     assert times[0] >= begin_unix_s - 0.005
+
+
+def test_the_run_begins_when_all_clients_are_ready() -> None:
+    def client(number: int) -> Callable[[int], int]:
+        time.sleep(0.2 * number)
+
+        def call(_: int) -> int:
+            time.sleep(0.001)
+            return 1
+
+        return call
+
+    measured = threaded_closed_loop(client, 2, 0.05)
+    assert len(measured.latencies_ms()) == len(measured)
+    assert 0 < measured.steady_images_per_s <= 2000

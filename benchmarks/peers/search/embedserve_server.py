@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from measuring.child import real_server
 from numpy.typing import NDArray
-from searching.loads import Calls
+from searching.loads import to_json
 from searching.system import Client, K, System
 
 from embedserve.client import Client as EmbedserveClient
 from embedserve.client import ItemInput, Query
 from embedserve.errors import EmbedserveError
+from embedserve.loadtest import threaded_closed_loop
 from embedserve.types import CollectionInfo, Filter, Metadata, Range
 
 ITEMS = "items"
@@ -104,17 +105,14 @@ class Embedserve(System):
     def upsert_one_by_one(self, vectors: str, seconds: float, at: float) -> dict[str, Any]:
         """Write single new items, each after the one before is acknowledged; milliseconds of each."""
         rows = np.load(vectors, mmap_mode="r")
-        _wait_until(at)
-        taken, begun, number = [], time.perf_counter(), 0
-        while time.perf_counter() - begun < seconds:
-            item = ItemInput(id=str(len(rows) + number), vector=rows[number % len(rows)])
-            started = time.perf_counter()
-            [result] = self._client.add(ITEMS, [item])
-            taken.append(round(1000 * (time.perf_counter() - started), 3))
+
+        def call(number: int) -> int:
+            [result] = self._client.add(ITEMS, [ItemInput(id=str(len(rows) + number), vector=rows[number % len(rows)])])
             if result.error is not None:
                 raise result.error
-            number += 1
-        return {"taken_ms": taken}
+            return 1
+
+        return {"taken_ms": to_json(threaded_closed_loop(lambda _: call, 1, seconds, begin_unix_s=at))["taken_ms"]}
 
     def filtered(self, queries: NDArray[np.float32], below: int, seconds: float) -> dict[str, Any]:
         """Search among the items with ``p`` below a number: what was found, −1 where nothing was, and the calls."""
@@ -127,14 +125,12 @@ class Embedserve(System):
         for row, query in enumerate(queries):
             rows = [int(hit.id) for hit in search(query)]
             found[row, : len(rows)] = rows
-        calls = Calls()
-        begun, number = time.perf_counter(), 0
-        while time.perf_counter() - begun < seconds:
-            started = time.perf_counter()
+
+        def call(number: int) -> int:
             search(queries[number % len(queries)])
-            calls.add(started, time.perf_counter())
-            number += 1
-        return {"found": found.tolist(), **calls.to_json(1)}
+            return 1
+
+        return {"found": found.tolist(), **to_json(threaded_closed_loop(lambda _: call, 1, seconds))}
 
     def timings(self, queries: NDArray[np.float32], per_call: int, calls: int) -> dict[str, Any]:
         """What the server says about calls of one client, and what the client sees: means in milliseconds."""
