@@ -1,10 +1,10 @@
-"""What it costs to turn a photograph into the encoder's square, and how far cheaper ways move its embedding.
+"""The cost of turning a photograph into the encoder's square, and how far cheaper ways move its embedding.
 
     python benchmarks/decode.py PHOTOS --encoder encoder.onnx --json out.json
 
-PHOTOS is a folder of real photographs: what is drawn has no detail to lose. Each is taken as it is (JPEG) or made a
-JPEG of quality 90, and once more enlarged to 8 megapixels, as a camera would give it. A thread's CPU time is measured,
-which what else the machine does hardly changes; every way in turns. simplejpeg and OpenCV have to be installed.
+PHOTOS is a folder of real photographs: drawn images have no detail to lose. Each is used as it is (JPEG) or as a JPEG
+of quality 90, and again enlarged to 8 megapixels, as from a camera. CPU time of the thread is measured, which other
+work on the machine hardly changes; the ways take turns. simplejpeg and OpenCV must be installed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from measuring.document import document, write
+from measuring.rounds import in_turns
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -39,7 +40,9 @@ def main() -> None:
     """Parse, measure, print, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description="Decode and resize: CPU time beside drift of the embedding.")
     parser.add_argument("photos", type=Path, help="folder of real photographs")
-    parser.add_argument("--encoder", type=Path, required=True, help="encoder file, whose rule and embeddings are used")
+    parser.add_argument(
+        "--encoder", type=Path, required=True, help="encoder file, whose preprocessing and embeddings are used"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each way (5)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything that was measured to this file")
     arguments = parser.parse_args()
@@ -79,7 +82,7 @@ def main() -> None:
 
 
 def pillow_full(spec: PreprocessSpec, data: bytes) -> NDArray[np.uint8]:
-    """All pixels decoded, then one antialiased resampling: what the others are compared with."""
+    """All pixels decoded, then one antialiased resampling: the reference for the others."""
     return preprocess.apply(spec, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
@@ -99,7 +102,7 @@ def simplejpeg_full(spec: PreprocessSpec, data: bytes) -> NDArray[np.uint8]:
 
 
 def ours(spec: PreprocessSpec, data: bytes) -> NDArray[np.uint8]:
-    """What embedserve does."""
+    """The way of embedserve."""
     return preprocess.load(spec, data)
 
 
@@ -162,17 +165,16 @@ def measure(spec: PreprocessSpec, photos: list[bytes], encoder: Encoder, rounds:
     for way in measured:
         got = encoder.encode(np.stack([WAYS[way.name](spec, data) for data in photos])).astype(np.float64)
         way.drift = [max(float(1 - cosine), 0.0) for cosine in (expected * got).sum(axis=1)]
-    for _ in range(rounds):
-        for way in measured:
-            begun = time.thread_time()
-            for data in photos:
-                WAYS[way.name](spec, data)
-            way.rounds_ms.append((time.thread_time() - begun) * 1000 / len(photos))
+    for _, way in in_turns(measured, rounds):
+        begun = time.thread_time()
+        for data in photos:
+            WAYS[way.name](spec, data)
+        way.rounds_ms.append((time.thread_time() - begun) * 1000 / len(photos))
     return measured
 
 
 def side_by_side(spec: PreprocessSpec, photos: list[bytes]) -> dict[int, float]:
-    """Images/s of embedserve's way in several threads."""
+    """Threads → images/s of embedserve's way."""
     rates = {}
     for threads in THREADS:
         with ThreadPoolExecutor(threads) as pool:

@@ -6,7 +6,7 @@
 
 Every system gets the same vectors and queries, and is tuned to the first setting that reaches a recall. Then they take
 turns: only one runs at a time, opened from its files in each round. Of embedserve alone: restarts, durable writes,
-filters, and where the time of a search goes. See benchmarks/README.md for what is measured how.
+filters, and the profile of a search. benchmarks/README.md describes the method.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from searching.processes import REPOSITORY, Place
 
 CAVEAT = (
     "clients, libraries and servers share the cores, so queries/s contain the clients' work too; CPU time per query is"
-    " that of all processes of a system, its clients with it"
+    " that of all processes of a system, including its clients"
 )
 ENVIRONMENT = REPOSITORY / ".venv-search-peers"
 PARTS = ("peers", "restart", "profile", "writes", "filters")
@@ -92,13 +92,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Search at the same recall: embedserve beside other systems, in turns."
     )
-    parser.add_argument("--data", action="append", choices=DATA, help="what to search in; may be repeated (both)")
+    parser.add_argument("--data", action="append", choices=DATA, help="data set; may be repeated (both)")
     parser.add_argument("--vectors", type=int, help="clustered vectors, or images of Fashion-MNIST (200,000; 60,000)")
     parser.add_argument("--dimension", type=int, default=256, help="numbers in a clustered vector (256)")
     parser.add_argument("--queries", type=int, help="held-out queries (2,000; 10,000 of Fashion-MNIST)")
-    parser.add_argument("--recall-queries", type=int, default=1000, help="of them, those that measure recall (1,000)")
+    parser.add_argument("--recall-queries", type=int, default=1000, help="queries that measure recall (1,000)")
     parser.add_argument(
-        "--large", action="store_true", help="a million clustered vectors; only systems that can be large"
+        "--large", action="store_true", help="a million clustered vectors; only the systems for that size"
     )
     parser.add_argument("--only", action="append", metavar="NAME", help=f"may be repeated: {', '.join(PEERS)}")
     parser.add_argument(
@@ -116,8 +116,8 @@ def parse() -> argparse.Namespace:
         "--embedder", type=Path, help="encoder file that embeds Fashion-MNIST (one is trained in a minute)"
     )
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help=f"of the peers ({ENVIRONMENT.name})")
-    parser.add_argument("--work", type=Path, default=REPOSITORY / "data/search-peers", help="where data sets are kept")
-    parser.add_argument("--keep", action="store_true", help="keep what was built, and take what was kept before")
+    parser.add_argument("--work", type=Path, default=REPOSITORY / "data/search-peers", help="folder for data sets")
+    parser.add_argument("--keep", action="store_true", help="keep what was built, and reuse what was kept")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything that was measured to this file")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -141,7 +141,7 @@ def parse() -> argparse.Namespace:
 
 
 def available(arguments: argparse.Namespace) -> tuple[list[Peer], dict[str, str], dict[str, str]]:
-    """The systems to measure, why others are left out, and the versions of what was installed for them."""
+    """The systems to measure, why others are skipped, and the versions of their packages."""
     chosen: list[Peer] = []
     skipped: dict[str, str] = {}
     found_versions: dict[str, str] = {}
@@ -170,7 +170,7 @@ def available(arguments: argparse.Namespace) -> tuple[list[Peer], dict[str, str]
 
 
 def opened_data(name: str, arguments: argparse.Namespace) -> DataSet | str:
-    """A data set, made if it is not there, or why there is none."""
+    """A data set, made if it does not exist; or why there is none."""
     if name == "clustered":
         count, asked = arguments.vectors or 200_000, arguments.queries or 2000
         return clustered(arguments.work, count, arguments.dimension, asked)
@@ -201,7 +201,7 @@ def alone(
     encoder: Path,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """What is measured of embedserve alone, if it is among what is measured."""
+    """The measurements of embedserve alone, if it is to be measured."""
     found: dict[str, Any] = {}
     parts = [part for part in arguments.part if part != "peers"]
     if not parts or (arguments.only and "embedserve" not in arguments.only):

@@ -1,11 +1,11 @@
-"""embedserve beside mosec, LitServe, BentoML, Ray Serve, MLServer and a bare grpc.aio server, under the bare loop.
+"""embedserve beside mosec, LitServe, BentoML, Ray Serve, MLServer and a bare grpc.aio server, below the bare loop.
 
     make serve-peers                                          installs the peers and runs all of it, in twenty minutes
     python benchmarks/serve_peers.py --quick --only embedserve --only mosec
 
-Every server gets the same encoder file, the same images and the same function that prepares them. They take turns: only
+Every server gets the same encoder file, the same images and the same preprocessing. They take turns: only
 one runs at a time, and right before each the bare loop is measured again. The peers run in an environment of their own;
-one that is not installed is left out with a line that says so. See benchmarks/README.md for what is measured how.
+one that is not installed is skipped with a message. benchmarks/README.md describes the method.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement (2)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind (3)")
     parser.add_argument("--quick", action="store_true", help="one round of short measurements, to see that it works")
-    parser.add_argument("--tune", action="store_true", help="measure each peer with every setting that it may have")
+    parser.add_argument("--tune", action="store_true", help="measure each peer with all settings of its list")
     parser.add_argument(
         "--environment", type=Path, default=ENVIRONMENT, help=f"where the peers are installed ({ENVIRONMENT.name})"
     )
@@ -118,7 +118,7 @@ def parse() -> argparse.Namespace:
 
 
 def describe(server: Server) -> dict[str, Any]:
-    """What a server is and how it is set up."""
+    """Protocol, licence and settings of a server."""
     return {
         "protocol": server.protocol,
         "licence": server.licence,
@@ -129,7 +129,7 @@ def describe(server: Server) -> dict[str, Any]:
 
 
 def shown(settings: Settings) -> dict[str, int]:
-    """Settings without what is the same for all."""
+    """Settings, without those that are the same for all."""
     return {name: value for name, value in asdict(settings).items() if name not in ("encoder", "port")}
 
 
@@ -196,7 +196,7 @@ class Bare:
 
 
 def add(leg: Figures, measured: Measurements, meter: Meter, bare: Bare) -> None:
-    """What was measured of a load in one round."""
+    """Add the measurements of one round to the figures of a load."""
     spent, images = meter.spent(), measured.steady_images
     server_cpu_ms = 1000 * spent.measured_s / images
     leg.add(
@@ -210,14 +210,14 @@ def add(leg: Figures, measured: Measurements, meter: Meter, bare: Bare) -> None:
 
 
 class Bench:
-    """The servers that were chosen, and how long each is measured."""
+    """The chosen servers, and how long each is measured."""
 
     def __init__(self, servers: list[Server], arguments: argparse.Namespace) -> None:
         self._servers, self._peers = servers, arguments.environment
         self._seconds, self._rounds, self._quick = arguments.seconds, arguments.rounds, arguments.quick
 
     async def throughput(self, name: str) -> dict[str, Any]:
-        """All servers with one encoder, in turns, printed and as a document."""
+        """All servers with one encoder, in turns; printed and returned as a document."""
         path, size, pictures, encoder = opened(name)
         metadata = encoder.metadata
         bytes_each = sum(map(len, pictures)) / len(pictures)
@@ -263,7 +263,7 @@ class Bench:
     async def _turn(
         self, server: Server, settings: Settings, pictures: list[bytes], bare: Bare, into: Measured
     ) -> None:
-        """Start it, put each kind of load on it, stop it."""
+        """Start the server, put each kind of load on it, stop it."""
         async with running(server, settings, self._peers, pictures[0]) as run:
             client = run.client()
             loads: dict[str, Callable[..., Awaitable[Measurements]]] = {
@@ -273,7 +273,7 @@ class Bench:
             if server.streams and isinstance(client, GrpcClient):
                 for key, per_message in (("stream", 1), ("stream_list", 16)):
                     loads[key] = partial(streamed, client, Images(pictures, per_message))
-            # Connections, threads and, in some, what they learn of their own speed.
+            # Warm up connections, threads and, in some servers, estimates of their own speed.
             await closed(client, Images(pictures), clients=16, seconds=0.5)
             for key, load in loads.items():
                 meter = Meter(run.tree.cpu)
@@ -292,7 +292,7 @@ class Bench:
             into.processes = len(run.tree.pids())
 
     async def behave(self, name: str) -> dict[str, Any]:
-        """What each server does with bad images, lost callers, bulk clients, too much load and SIGTERM."""
+        """How each server handles bad images, cancelled calls, bulk clients, overload and SIGTERM."""
         path, _, pictures, encoder = opened(name)
         loop, _ = best_bare(encoder, pictures)
         cpu_ms = Bare.of(loop, 16 * usable_cores()).cpu_ms_per_image
@@ -333,14 +333,14 @@ class Bench:
             into["cancel"] = await behaviour.cancel(run, client, pictures, cpu_ms)
             if whole:
                 into["fairness"] = await behaviour.fairness(client, pictures, times)
-                await behaviour.rest(run)  # calls that were given up may still be worked at
+                await behaviour.wait_until_idle(run)  # the server may still process calls that were given up
                 into["overload"] = await behaviour.overload(run, client, pictures, times)
-                await behaviour.rest(run)
+                await behaviour.wait_until_idle(run)
                 into["terminate"] = await behaviour.terminate(run, client, pictures)
             await client.close()
 
     async def tune(self, encoders: list[str]) -> None:
-        """Each peer with every setting that it may have, once."""
+        """Each peer with all settings of its list, once."""
         for name in encoders:
             path, _, pictures, encoder = opened(name)
             loop, speed = best_bare(encoder, pictures)
@@ -363,13 +363,13 @@ class Bench:
 
 
 def opened(name: str) -> tuple[Path, tuple[int, int], list[bytes], Encoder]:
-    """The encoder file, the size of its pictures, the pictures, and the encoder for the bare loop."""
+    """The encoder file, the size of its JPEGs, the JPEGs, and the encoder for the bare loop."""
     path, size = encoder_of(name)
     return path, size, [jpeg(*size, seed) for seed in range(PICTURES)], Encoder.open(path, device="cpu")
 
 
 async def problem_of(work: Awaitable[None]) -> str:
-    """What went wrong with a server, in words; nothing if nothing did."""
+    """What went wrong with a server, in words; empty if nothing did."""
     problem = ""
     try:
         await work

@@ -1,4 +1,4 @@
-"""What a server does when things go wrong: a bad image, callers that leave, a bulk client, too much load, SIGTERM."""
+"""How a server behaves under failure: a bad image, cancelled calls, a bulk client, overload, SIGTERM."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DROPPED_AFTER_S = 0.4
 BULK = 64
 OVERLOAD = 4.0
 CLIENTS = 16
-MOST_S = 3600.0
+HOUR_S = 3600.0
 """Longer than any measurement."""
 ACCEPTED_AFTER_S = 0.1
 """A call that was sent this long ago has reached the server."""
@@ -31,23 +31,23 @@ ACCEPTED_AFTER_S = 0.1
 
 @dataclass(frozen=True)
 class Times:
-    """How long each takes, in seconds."""
+    """Lengths of the measurements, in seconds."""
 
     window: float
     overload: float
 
 
 def truncated(image: bytes) -> bytes:
-    """The first half of an image: its header is right, its pixels end."""
+    """The first half of an image: the header is intact, the pixels are not."""
     return image[: len(image) // 2]
 
 
 async def poison(client: Client, pictures: list[bytes]) -> dict[str, Any]:
-    """16 good images and a truncated one at once, several times: how many good ones failed, and whether the bad did."""
+    """16 good images and a truncated one at once, several times: how many good ones failed, and if that one did."""
     failed, bad_answered = [], 0
     for _ in range(POISON_REPEATS):
         good = [pictures[number % len(pictures)] for number in range(16)]
-        # In the midst of the good ones, so that it may come into a batch with them.
+        # Among the good ones, so that it may share a batch with them.
         sent = [*good[:8], truncated(pictures[0]), *good[8:]]
         answers = await asyncio.gather(*[client.call([image]) for image in sent], return_exceptions=True)
         bad_answered += answers[8] is None
@@ -56,7 +56,7 @@ async def poison(client: Client, pictures: list[bytes]) -> dict[str, Any]:
 
 
 async def cancel(server: Running, client: Client, pictures: list[bytes], cpu_ms_per_image: float) -> dict[str, Any]:
-    """40 calls dropped at once after 0.4 s: CPU time burnt from then until the server rests again."""
+    """40 calls cancelled at once after 0.4 s: CPU time from then until the server is idle again."""
     await asyncio.sleep(1)
     before = server.tree.cpu()
     await asyncio.sleep(1.5)
@@ -67,7 +67,7 @@ async def cancel(server: Running, client: Client, pictures: list[bytes], cpu_ms_
         call.cancel()
     before, begun = server.tree.cpu(), time.perf_counter()
     answers = await asyncio.gather(*calls, return_exceptions=True)
-    await rest(server, idle_share)
+    await wait_until_idle(server, idle_share)
     burnt = max(spent_s(before, server.tree.cpu()) - idle_share * (time.perf_counter() - begun), 0.0)
     return {
         "dropped": sum(isinstance(answer, asyncio.CancelledError) for answer in answers),
@@ -78,10 +78,10 @@ async def cancel(server: Running, client: Client, pictures: list[bytes], cpu_ms_
     }
 
 
-async def rest(server: Running, idle_share: float = 0.05, most_s: float = 20.0) -> None:
-    """Wait until the server takes hardly more CPU time than without requests, but not for ever."""
+async def wait_until_idle(server: Running, idle_share: float = 0.05, limit_s: float = 20.0) -> None:
+    """Wait until the server takes hardly more CPU time than without requests, up to a limit."""
     last, begun = server.tree.cpu(), time.perf_counter()
-    while time.perf_counter() - begun < most_s:
+    while time.perf_counter() - begun < limit_s:
         await asyncio.sleep(0.5)
         now = server.tree.cpu()
         if spent_s(last, now) <= 0.5 * idle_share + 0.03:
@@ -95,7 +95,7 @@ async def fairness(client: Client, pictures: list[bytes], times: Times) -> dict[
     alone = await closed(client, single, clients=1, seconds=times.window)
     ended = asyncio.Event()
     send = Images(pictures, BULK).sender(client, 120)
-    bulk = asyncio.create_task(closed_loop(send, 2, MOST_S, stop=ended))
+    bulk = asyncio.create_task(closed_loop(send, 2, HOUR_S, stop=ended))
     try:
         await asyncio.sleep(1)
         beside = await closed(client, single, clients=1, seconds=2 * times.window)
@@ -131,11 +131,11 @@ async def overload(server: Running, client: Client, pictures: list[bytes], times
         client,
         pictures,
         per_s=OVERLOAD * most_images_per_s,
-        warmup_s=within_s,  # the window begins when the queue is full, which it is not at first
+        warmup_s=within_s,  # the window begins when the queue is full
         seconds=times.overload,
         within_s=within_s,
     )
-    # From when a call was sent: how late this process sends is no matter of the server.
+    # Latency from when a call was sent, without the time that this process was late.
     accepted_ms, refused_ms = (list(measured.latencies_ms(code, from_sent=True)) for code in (OK, Refused.__name__))
     return {
         "most_images_per_s": round(most_images_per_s, 2),
@@ -152,7 +152,7 @@ async def overload(server: Running, client: Client, pictures: list[bytes], times
 
 
 async def terminate(server: Running, client: Client, pictures: list[bytes]) -> dict[str, Any]:
-    """SIGTERM while 16 clients wait: calls sent 100 ms before or earlier have been accepted, and may not be lost."""
+    """SIGTERM while 16 clients wait: calls sent at least 100 ms before have been accepted, and must be answered."""
     sent: dict[int, float] = {}
     ended: dict[int, float] = {}
     outcomes: dict[int, str] = {}
@@ -183,7 +183,7 @@ async def terminate(server: Running, client: Client, pictures: list[bytes]) -> d
         await asyncio.wait_for(asyncio.shield(exited), 30)
     exit_s = time.perf_counter() - signalled
     stopped = True
-    await kill(everything, server.tree)  # as in a container, where the end of the first process is that of all
+    await kill(everything, server.tree)  # as in a container, which ends with its first process
     await asyncio.gather(*tasks)
     exited.cancel()
     accepted = [n for n, when in sent.items() if when < signalled - ACCEPTED_AFTER_S and ended[n] > signalled]

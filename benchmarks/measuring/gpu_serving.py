@@ -1,8 +1,8 @@
 """An encoder on a GPU: a bare onnxruntime loop, embedserve's encoder, and the whole server over gRPC.
 
 The bare loop copies each batch to the GPU, runs it through I/O binding and copies the vectors back, in as many threads
-as the encoder has runs in flight. It decodes nothing. What decoding alone allows is measured beside it: the server can
-be no faster than the slower of the two.
+as the encoder has runs in flight. It decodes nothing. Decoding alone is measured too: the server can be no faster than
+the slower of the two.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _START_WITHIN_S = 90.0
 
 
 def problem(device: str) -> str | None:
-    """Why nothing of this can be measured here, or None."""
+    """Why this cannot be measured on this machine, or None."""
     try:
         import grpc  # noqa: F401
         import onnx  # noqa: F401
@@ -70,8 +70,8 @@ def serving(
         size_px: side of its images.
         device: "cuda" or "cpu".
         seconds: how long each figure is measured; the server's three times as long.
-        until: nothing is begun later, on time.monotonic's clock.
-        gpu_memory_mib: memory of the GPU that is in use.
+        until: no part begins later than this, on time.monotonic's clock.
+        gpu_memory_mib: returns the memory in use on the GPU.
     """
     pictures = [jpeg(size_px * 8 // 7, size_px * 8 // 7, seed) for seed in range(PICTURES)]
     spec = preprocess.PreprocessSpec(size_px=size_px, resize_px=size_px * 8 // 7, filter="bicubic")
@@ -82,7 +82,7 @@ def serving(
             path = Path(folder) / f"{precision}.onnx"
             result: dict[str, Any] = {"case": case, "precision": precision, "device": device}
             if time.monotonic() > until:
-                yield {**result, "skipped": "there was no time left"}
+                yield {**result, "skipped": "no time was left"}
                 continue
             try:
                 _write(network, spec, precision, path)
@@ -97,7 +97,7 @@ def serving(
 
 
 def _write(network: Any, spec: preprocess.PreprocessSpec, precision: str, path: Path) -> None:
-    """Write the encoder file, with what PyTorch makes of the reference images."""
+    """Write the encoder file, with PyTorch's vectors of the reference images."""
     from embedserve_training.export.export import to_onnx
     from embedserve_training.export.precision import to_fp16
     from embedserve_training.run import served
@@ -226,7 +226,7 @@ async def _load(address: str, pictures: list[bytes], seconds: float) -> dict[str
 
 
 def _compare(result: dict[str, Any]) -> None:
-    """The server's images/s over what decoding and the GPU allow."""
+    """The server's images/s over the limit set by decoding and the GPU."""
     limit = min(result["decoding_images_per_s"], max(result["bare"].values()))
     result["limit_images_per_s"] = limit
     result["server_over_limit"] = {

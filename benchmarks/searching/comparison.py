@@ -21,14 +21,14 @@ MODES = {"single": (1, 1), "eight": (8, 1), "batch": (1, 64)}
 """Kind of load → clients, queries in a call."""
 
 OWN = "as it comes"
-"""The first step of a system that searches for the recall it is tuned to when nothing is said."""
+"""The first step of a system that, without search parameters, searches for the recall that it is tuned to."""
 
 _SWEEP_CALL = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long and how often is measured."""
+    """Length and number of the measurements."""
 
     rounds: int
     seconds: float
@@ -56,12 +56,12 @@ def to_json(leg: Figures) -> dict[str, Any]:
 
 @dataclass
 class Measured:
-    """All that is known of one system over one data set."""
+    """All measurements of one system over one data set."""
 
     peer: Peer
     place: Place
     built: dict[str, Any] = field(default_factory=dict)
-    told: dict[str, Any] = field(default_factory=dict)
+    described: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, float] = field(default_factory=dict)
     """Setting → recall@10."""
     chosen: dict[str, str] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Measured:
         return {
             "what": self.peer.what,
             "licence": self.peer.licence,
-            "about": self.told.get("about", ""),
+            "about": self.described.get("about", ""),
             "build": {key: value for key, value in self.built.items() if key != "disk_mb"},
             "disk_mb": self.built.get("disk_mb"),
             "open_s": self.opened.median("open_s", 3),
@@ -124,14 +124,14 @@ def prepare(one: Measured, data: DataSet, plan: Plan) -> None:
     print(f"building {one.peer.name}", flush=True)
     one.built = build(one.place, data, plan.build_within_s)
     with opened(one.place, data.queries_file, data.truth_file, clients=1) as system:
-        one.told = system.told
+        one.described = system.described
         one.sweep, one.chosen = tuned(system, plan)
     found = ", ".join(f"{target}: {step} ({one.sweep[step]:.3f})" for target, step in one.chosen.items())
     print(f"  {one.built['seconds']} s, {one.built['disk_mb']} MB on disk; {found or 'no target reached'}", flush=True)
 
 
 def build(place: Place, data: DataSet, within_s: float) -> dict[str, Any]:
-    """Fill a system in a process of its own: seconds, memory, disk space. What was built before is taken as it is."""
+    """Fill a system in a separate process: seconds, memory, disk space. A system that was built before is reused."""
     note = place.folder / "built.json"
     if note.exists():
         kept: dict[str, Any] = json.loads(note.read_text())
@@ -148,10 +148,10 @@ def build(place: Place, data: DataSet, within_s: float) -> dict[str, Any]:
 
 
 def tuned(system: Opened, plan: Plan) -> tuple[dict[str, float], dict[str, str]]:
-    """The settings that were tried with their recall, and the first that reaches each target."""
+    """The tried settings with their recall, and the first one that reaches each target."""
     sweep: dict[str, float] = {}
     chosen: dict[str, str] = {}
-    ladder = list(system.told["ladder"])
+    ladder = list(system.described["ladder"])
     for step in ladder:
         answer = system.first.ask(
             "recall", within_s=600, setting=step, per_call=_SWEEP_CALL, queries=plan.recall_queries
@@ -169,7 +169,7 @@ def tuned(system: Opened, plan: Plan) -> tuple[dict[str, float], dict[str, str]]
 
 
 def turn(one: Measured, data: DataSet, plan: Plan) -> None:
-    """Open it, put each kind of load on it at each setting, close it."""
+    """Open the system, put each kind of load on it at each setting, close it."""
     with opened(one.place, data.queries_file, data.truth_file) as system:
         for target, setting in one.chosen.items():
             legs = one.legs.setdefault(target, {})
@@ -186,14 +186,14 @@ def turn(one: Measured, data: DataSet, plan: Plan) -> None:
                 )
                 leg.latencies_ms += loaded.taken_ms
         memory_mb, server_mb = system.memory_mb()
-        one.opened.add(open_s=system.told["open_s"], memory_mb=memory_mb, server_mb=server_mb)
+        one.opened.add(open_s=system.described["open_s"], memory_mb=memory_mb, server_mb=server_mb)
 
 
 def add_ratios(systems: dict[str, Any], ceilings: list[str]) -> None:
-    """To each figure its ratio to the fastest bare FAISS at the same target; embedserve's also to that with its index.
+    """Add to each figure its ratio to the fastest bare FAISS at the same target; for embedserve also to its own index.
 
-    Ratios are medians of those within a round. What searches "as it comes" is compared at the highest target that its
-    recall reaches.
+    Ratios are medians of those within a round. A system that searches "as it comes" is compared at the highest
+    target that its recall reaches.
     """
     for name, one in systems.items():
         for target, reached in one["targets"].items():
@@ -218,7 +218,7 @@ def add_ratios(systems: dict[str, Any], ceilings: list[str]) -> None:
 
 
 def kind_of(words: str) -> str:
-    """The kind of index that some words are about."""
+    """The kind of index that a description names."""
     low = words.lower()
     return next((kind for kind in ("ivf", "hnsw") if kind in low), "flat")
 

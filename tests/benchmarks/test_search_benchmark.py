@@ -208,7 +208,7 @@ class Recalls:
     """Stands in the place of an opened system: settings with the recall that each has."""
 
     def __init__(self, recalls: dict[str, float]) -> None:
-        self.recalls, self.first, self.told = recalls, self, {"ladder": list(recalls)}
+        self.recalls, self.first, self.described = recalls, self, {"ladder": list(recalls)}
         self.asked: list[str] = []
 
     def ask(self, do: str, *, setting: str, **_: Any) -> dict[str, float]:
