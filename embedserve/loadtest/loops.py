@@ -274,7 +274,7 @@ class _Run:
         """Begin the window now, unless its time is known already."""
         if self._window_known.is_set():
             return
-        self._window_begins()  # before the clock is read: what it costs is no part of the window
+        self._window_begins()  # before the clock is read: its time is not part of the window
         seconds, self.measured.warmup_s = self.measured.seconds, self.now_s()
         self.ends_s = self.measured.warmup_s + seconds
         self._timers.append(self._loop.call_at(self._began + self.ends_s, self._window_ends))

@@ -127,7 +127,7 @@ def test_a_folder_without_labels_shows_only_whether_images_find_themselves(
     assert "has no labels" in outcome.err
 
 
-def test_the_supervised_row_is_there_only_when_asked_for(cli: Cli, runs: list[Path], labelled: Path) -> None:
+def test_the_supervised_row_is_shown_only_if_requested(cli: Cli, runs: list[Path], labelled: Path) -> None:
     assert "supervised" not in cli("evaluate", runs[0], labelled).out
     outcome = cli("evaluate", runs[0], labelled, "--supervised-epochs", "1")
     assert len(row_of(outcome.out, "supervised")) == 9

@@ -40,7 +40,7 @@ from embedserve.types import And, Eq, Exists, Filter, Not, Range
         ("it's", "it's"),
     ],
 )
-def test_a_value_is_typed_by_its_looks(text: str, value: object) -> None:
+def test_a_value_is_typed_by_its_spelling(text: str, value: object) -> None:
     parsed = parse_value(text)
     assert (type(parsed), parsed) == (type(value), value)
 

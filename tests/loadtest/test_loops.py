@@ -334,7 +334,7 @@ def test_failures_are_counted_by_code_with_their_first_message() -> None:
     assert measured.messages["Http"] == "reset"
 
 
-def test_a_call_with_a_failed_image_is_no_answered_call_but_its_other_images_are_answered() -> None:
+def test_a_call_with_a_failed_image_counts_as_failed_and_its_other_images_as_answered() -> None:
     async def send(number: int) -> Reply:
         await asyncio.sleep(0.1)
         return Reply(images=7, failed={"IMAGE_UNDECODABLE": 1}) if number == 3 else Reply(images=8)

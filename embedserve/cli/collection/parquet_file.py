@@ -139,7 +139,7 @@ class CollectionFile:
 
     Raises:
         SetupError: pyarrow is not installed.
-        DataError: it cannot be read, is no Parquet file, or has no ids and vectors.
+        DataError: it cannot be read, is not a Parquet file, or has no ids and vectors.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is said of a collection, in words: its encoder, its index, its recall, its size."""
+"""Descriptions of a collection: its encoder, index, recall, times and size."""
 
 from __future__ import annotations
 

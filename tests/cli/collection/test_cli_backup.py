@@ -33,13 +33,13 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         source = b"".join(chunks).decode().removeprefix("all of ")
         if not source:
             raise InvalidInput("the bytes are no backup")
-        bound = store.bound(source)
+        identity = store.bound(source)
         return store.create_collection(
             name,
-            fingerprint=bound.fingerprint,
-            encoder_name=bound.encoder_name,
-            dimension=bound.dimension,
-            keep=bound.keep,
+            fingerprint=identity.fingerprint,
+            encoder_name=identity.encoder_name,
+            dimension=identity.dimension,
+            keep=identity.keep,
         )
 
     monkeypatch.setattr(LocalStore, "backup_collection", back_up)
@@ -68,7 +68,9 @@ def test_a_backup_is_one_file_and_is_restored_under_another_name(
 
 
 @pytest.mark.usefixtures("scripted")
-def test_a_backup_replaces_no_file_unasked(cli: Cli, client: Client, collection: str, tmp_path: Path) -> None:
+def test_a_backup_does_not_replace_a_file_without_overwrite(
+    cli: Cli, client: Client, collection: str, tmp_path: Path
+) -> None:
     client.create_collection(collection)
     path = tmp_path / "photos.backup"
     path.write_bytes(b"of last week")
@@ -81,7 +83,7 @@ def test_a_backup_replaces_no_file_unasked(cli: Cli, client: Client, collection:
 
 
 @pytest.mark.usefixtures("scripted")
-def test_a_file_that_is_no_backup_makes_nothing(cli: Cli, client: Client, collection: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_backup_creates_nothing(cli: Cli, client: Client, collection: str, tmp_path: Path) -> None:
     path = tmp_path / "empty"
     path.touch()
     refused = cli("collection", "restore", collection, path)

@@ -32,7 +32,7 @@ def report(monkeypatch: pytest.MonkeyPatch, found: CheckReport) -> None:
     monkeypatch.setattr(LocalStore, "check_collection", check)
 
 
-def test_a_check_without_problems_says_what_was_looked_at(
+def test_a_check_without_problems_lists_what_was_checked(
     cli: Cli, client: Client, collection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.create_collection(collection)
@@ -75,7 +75,7 @@ def test_a_check_that_finds_problems_exits_with_1(
     }
 
 
-def test_a_check_of_what_is_not_there_fails(cli: Cli) -> None:
+def test_a_check_of_an_unknown_collection_fails(cli: Cli) -> None:
     outcome = cli("collection", "check", "nowhere")
     assert outcome.exit_code == 1
     assert "there is no collection 'nowhere'" in outcome.err

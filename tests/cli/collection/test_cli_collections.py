@@ -82,7 +82,7 @@ def test_a_collection_is_bound_to_an_encoder_that_the_server_does_not_run(
         (["--encoder-fingerprint", "cd" * 32], "needs a dimension"),
     ],
 )
-def test_what_no_collection_can_be_is_refused(
+def test_impossible_collections_are_refused(
     cli: Cli, client: Client, collection: str, options: list[str], why: str
 ) -> None:
     refused = cli("collection", "create", collection, *options)
@@ -116,7 +116,7 @@ def test_collections_are_listed_in_a_table_and_as_json(cli: Cli, filled: str) ->
     assert document["items"] == 3
 
 
-def test_where_there_is_no_collection_the_next_step_is_named(cli: Cli, client: Client) -> None:
+def test_without_collections_the_next_step_is_named(cli: Cli, client: Client) -> None:
     assert client.list_collections() == []
     outcome = cli("collection", "list")
     assert (outcome.exit_code, outcome.out) == (0, "")

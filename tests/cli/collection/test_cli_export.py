@@ -91,7 +91,7 @@ def test_an_import_that_is_repeated_changes_nothing(
         assert everything(client, other)[1].tobytes() == vectors.tobytes()
 
 
-def test_an_export_does_not_replace_a_file_unasked(cli: Cli, filled: str, tmp_path: Path) -> None:
+def test_an_export_does_not_replace_a_file_without_overwrite(cli: Cli, filled: str, tmp_path: Path) -> None:
     path = tmp_path / "photos.parquet"
     path.write_bytes(b"of last week")
     refused = cli("collection", "export", filled, path)
@@ -109,7 +109,7 @@ def test_an_export_that_fails_leaves_no_file(cli: Cli, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_item_that_is_there_all_the_time_is_exported_once_while_others_are_written(
+def test_an_item_that_exists_all_the_time_is_exported_once_while_others_are_written(
     cli: Cli, server: str, filled: str, tmp_path: Path
 ) -> None:
     stopping = threading.Event()
@@ -148,7 +148,7 @@ def foreign(path: Path, dimension: int = DIMENSION, **more: Any) -> Path:
     return path
 
 
-def test_a_file_of_another_program_needs_to_be_told_what_made_its_vectors(
+def test_a_file_of_another_program_needs_the_encoder_of_its_vectors(
     cli: Cli, client: Client, other: str, tmp_path: Path
 ) -> None:
     path = foreign(tmp_path / "f.parquet", price=[1, 2, 3])

@@ -69,7 +69,7 @@ def test_a_program_gets_vectors_only_if_it_asks(cli: Cli, filled: str) -> None:
     assert with_vector["vector"] == [0.6, 0.8] + [0.0] * (DIMENSION - 2)
 
 
-def test_an_item_that_is_not_there_is_named_and_the_others_are_shown(cli: Cli, filled: str) -> None:
+def test_a_missing_item_is_named_and_the_others_are_shown(cli: Cli, filled: str) -> None:
     outcome = cli("collection", "get-items", filled, "gone", "b.png", "--json")
     assert outcome.exit_code == 1
     assert outcome.err == f"failed  gone: collection {filled} has no item with this id\n"

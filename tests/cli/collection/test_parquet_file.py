@@ -81,7 +81,7 @@ def test_items_come_back_as_they_were(tmp_path: Path) -> None:
         assert item.vector.tobytes() == given.vector.tobytes()
 
 
-def test_a_file_says_what_its_collection_was_made_with(tmp_path: Path) -> None:
+def test_a_file_holds_the_settings_of_its_collection(tmp_path: Path) -> None:
     with CollectionFile(write(tmp_path / "f.parquet", [Item(id="a", vector=vector(1))])) as file:
         header = file.header
         assert file.fingerprint() == "ab" * 32
@@ -147,7 +147,7 @@ def test_files_of_other_programs_need_ids_and_vectors_only(tmp_path: Path, vecto
         assert (file.header, file.fingerprint(), file.dimension, file.ignored) == (None, "", 3, ["price"])
 
 
-def test_a_fingerprint_may_stand_in_the_rows_alone(tmp_path: Path) -> None:
+def test_a_fingerprint_may_be_in_the_rows_only(tmp_path: Path) -> None:
     path = foreign(tmp_path / "f.parquet", id=["a"], vector=[[1.0]], fingerprint=["cd" * 32])
     with CollectionFile(path) as file:
         assert file.fingerprint() == "cd" * 32
