@@ -1,36 +1,32 @@
-"""What it costs to turn a photograph into the encoder's square, and how far cheaper ways move its embedding.
+"""The cost of turning a photograph into the encoder's square, and how far cheaper ways move its embedding.
 
     python benchmarks/decode.py PHOTOS --encoder encoder.onnx --json out.json
 
-PHOTOS is a folder of real photographs: what is drawn has no detail to lose. Each is taken as it is (JPEG) or made a
-JPEG of quality 90, and once more enlarged to 8 megapixels, as a camera would give it. A thread's CPU time is measured,
-which what else the machine does hardly changes; every way in turns. simplejpeg and OpenCV have to be installed.
+PHOTOS is a folder of real photographs: drawn images have no detail to lose. Each is used as it is (JPEG) or as a JPEG
+of quality 90, and again enlarged to 8 megapixels, as from a camera. CPU time of the thread is measured, which other
+work on the machine hardly changes; the ways take turns. simplejpeg and OpenCV must be installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring.machine import cpu_model
+from measuring.document import document, write
+from measuring.rounds import in_turns
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedserve.cores import usable_cores
 from embedserve.encoder.session import Encoder
 from embedserve.images import preprocess
 from embedserve.images.preprocess import PreprocessSpec
@@ -44,7 +40,9 @@ def main() -> None:
     """Parse, measure, print, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description="Decode and resize: CPU time beside drift of the embedding.")
     parser.add_argument("photos", type=Path, help="folder of real photographs")
-    parser.add_argument("--encoder", type=Path, required=True, help="encoder file, whose rule and embeddings are used")
+    parser.add_argument(
+        "--encoder", type=Path, required=True, help="encoder file, whose preprocessing and embeddings are used"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each way (5)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything that was measured to this file")
     arguments = parser.parse_args()
@@ -57,15 +55,13 @@ def main() -> None:
         "as it is": [as_jpeg(Image.open(path), path) for path in files],
         "8 megapixels": [as_jpeg(enlarged(Image.open(path)), None) for path in files],
     }
-    document: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/decode.py", *sys.argv[1:]]),
-        "hardware": {"cpu": cpu_model(), "cores": usable_cores()},
-        "versions": {name: version(name) for name in ("pillow", "simplejpeg", "opencv-python-headless", "numpy")},
-        "photos": [path.name for path in files],
-        "encoder": f"{encoder.metadata.backbone or encoder.metadata.name}, {spec.size_px} px",
-        "sizes": {},
-    }
+    results = document(
+        "decode.py",
+        versions={name: version(name) for name in ("pillow", "simplejpeg", "opencv-python-headless", "numpy")},
+        photos=[path.name for path in files],
+        encoder=f"{encoder.metadata.backbone or encoder.metadata.name}, {spec.size_px} px",
+        sizes={},
+    )
     for size, photos in sizes.items():
         ways = measure(spec, photos, encoder, arguments.rounds)
         scaling = side_by_side(spec, photos)
@@ -74,21 +70,19 @@ def main() -> None:
         for way in ways:
             print(f"  {way.name:44}{way.cpu_ms:6.1f}{statistics.mean(way.drift):33.1e}{max(way.drift):11.1e}")
         print("  images/s with threads: " + ", ".join(f"{n}: {rate:.0f}" for n, rate in scaling.items()))
-        document["sizes"][size] = {
+        results["sizes"][size] = {
             "mean_bytes": round(statistics.mean(map(len, photos))),
             "ways": [way.to_json() for way in ways],
             "images_per_s_by_threads": {str(n): round(rate, 1) for n, rate in scaling.items()},
         }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
-        print(f"written to {arguments.json}")
+    write(results, arguments.json)
 
 
 # --- Ways -----------------------------------------------------------------------------------------------------------
 
 
 def pillow_full(spec: PreprocessSpec, data: bytes) -> NDArray[np.uint8]:
-    """All pixels decoded, then one antialiased resampling: what the others are compared with."""
+    """All pixels decoded, then one antialiased resampling: the reference for the others."""
     return preprocess.apply(spec, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
@@ -108,7 +102,7 @@ def simplejpeg_full(spec: PreprocessSpec, data: bytes) -> NDArray[np.uint8]:
 
 
 def ours(spec: PreprocessSpec, data: bytes) -> NDArray[np.uint8]:
-    """What embedserve does."""
+    """The way of embedserve."""
     return preprocess.load(spec, data)
 
 
@@ -171,17 +165,16 @@ def measure(spec: PreprocessSpec, photos: list[bytes], encoder: Encoder, rounds:
     for way in measured:
         got = encoder.encode(np.stack([WAYS[way.name](spec, data) for data in photos])).astype(np.float64)
         way.drift = [max(float(1 - cosine), 0.0) for cosine in (expected * got).sum(axis=1)]
-    for _ in range(rounds):
-        for way in measured:
-            begun = time.thread_time()
-            for data in photos:
-                WAYS[way.name](spec, data)
-            way.rounds_ms.append((time.thread_time() - begun) * 1000 / len(photos))
+    for _, way in in_turns(measured, rounds):
+        begun = time.thread_time()
+        for data in photos:
+            WAYS[way.name](spec, data)
+        way.rounds_ms.append((time.thread_time() - begun) * 1000 / len(photos))
     return measured
 
 
 def side_by_side(spec: PreprocessSpec, photos: list[bytes]) -> dict[int, float]:
-    """Images/s of embedserve's way in several threads."""
+    """Threads → images/s of embedserve's way."""
     rates = {}
     for threads in THREADS:
         with ThreadPoolExecutor(threads) as pool:

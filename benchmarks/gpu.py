@@ -3,16 +3,16 @@
     python benchmarks/gpu.py [--out results.json] [--seconds 8] [--only serving]
 
 Needs torch, numpy and pillow. torchvision's ResNet-18 is used where it is installed, else the same network built here;
-encoding runs in onnxruntime where that has CUDA and the onnx packages are there, else in torch. Downloads nothing: the
+encoding runs in onnxruntime if that has CUDA and the onnx packages are installed, else in torch. Downloads nothing: the
 images are synthetic, drawn on this machine, and say nothing about accuracy.
 Without a CUDA GPU it prints one line and exits 0.
 
 "Step only" trains on one batch of views that is already on the GPU: no loading, no augmentation. It is the ceiling.
 "End to end" is what the trainer does in a step: take a batch from the decoded images, draw its views, step. An image
-counts once, not once per view. All five methods run in bf16 with the plan's choices for one GPU; two of them once more
-with the network compiled. Results are written as they come.
+counts once, not once per view. All five methods run in bf16 with the plan's choices for one GPU; two of them again with
+the network compiled. Results are written as they become available.
 
-Serving is measured where onnxruntime has CUDA and the packages of the server are there: a bare onnxruntime loop with
+Serving is measured if onnxruntime has CUDA and the packages of the server are installed: a bare onnxruntime loop with
 I/O binding, embedserve's encoder, and the whole server over gRPC with calls of 16 images and with a stream, in fp32 and
 fp16. Clients and server share the machine. `--device cpu` runs this part on the CPU, to see that it works.
 """
@@ -53,7 +53,7 @@ class Case:
     cached_px: int
     """Side of a decoded image."""
     compiled: tuple[str, ...]
-    """Methods that are measured compiled as well: compiling takes longer than measuring."""
+    """Methods that are also measured compiled: compiling takes longer than measuring."""
 
 
 CASES = [
@@ -62,14 +62,14 @@ CASES = [
 ]
 ON_THE_CPU = Case("small-cnn, 32 px", "small-cnn", 32, 32, compiled=())
 SERVING_S = 90
-"""No part of serving is begun later: most of it is finding the fastest algorithms for each size of batch."""
+"""No part of serving begins later than this: most of its time goes to finding the fastest algorithms for each batch."""
 ENOUGH_S = 270
-"""No network is compiled later, so that `make gpu` stays below ten minutes."""
+"""No network is compiled later than this, so that `make gpu` stays below ten minutes."""
 ENCODE_BATCHES = (1, 8, 64, 256)
 
 
 def main() -> int:
-    """Run what this machine can run and print it."""
+    """Run and print what this machine can run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
     parser.add_argument("--seconds", type=float, default=1.5, help="measured seconds per repeat (default 1.5)")
@@ -96,7 +96,7 @@ def main() -> int:
     }
 
     def add(kind: str, result: dict[str, Any]) -> None:
-        # At once: what was measured is kept if the time runs out.
+        # Written at once, so that results are kept if the time runs out.
         results[kind].append(result)
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
@@ -124,7 +124,7 @@ def main() -> int:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine of the measurement."""
     import os
 
     import torch
@@ -141,7 +141,7 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of the packages that compute."""
     import importlib.metadata
 
     import torch
@@ -156,7 +156,7 @@ def versions() -> dict[str, str]:
 
 
 def measure(step: Callable[[], Any], images_per_step: int, seconds: float) -> dict[str, float]:
-    """Images per second over REPEATS stretches of ``seconds``, after a warm-up: median, least and greatest."""
+    """Images per second over REPEATS windows of ``seconds``, after a warm-up: median, least and greatest."""
     import torch
 
     for _ in range(20):
@@ -194,7 +194,7 @@ def synthetic(side: int) -> Any:
 
 
 def network(name: str, size_px: int) -> Any:
-    """The backbone; where torchvision is missing, the same ResNet-18 out of our own residual block."""
+    """The backbone; without torchvision, the same ResNet-18 made of our own residual block."""
     import torch
     from torch import nn
 
@@ -334,7 +334,7 @@ def serving(case: Case, device: str, seconds: float, until: float) -> Iterator[d
         from measuring import gpu_serving
 
         why_not = gpu_serving.problem(device)
-    except ImportError as error:  # a machine that trains has not all that a server needs
+    except ImportError as error:  # a machine for training may lack packages of the server
         why_not = f"{error.name} is not installed"
     if why_not is not None:
         print(f"{case.name}, serving: skipped: {why_not}", file=sys.stderr)
@@ -346,7 +346,7 @@ def serving(case: Case, device: str, seconds: float, until: float) -> Iterator[d
         return (total - free) / 2**20
 
     if device == "cuda":
-        torch.cuda.empty_cache()  # what training has left would not be there for the server
+        torch.cuda.empty_cache()  # the server needs the memory that training has cached
     yield from gpu_serving.serving(
         case.name,
         ServedEncoder(network(case.backbone, case.size_px)).eval(),
@@ -359,7 +359,7 @@ def serving(case: Case, device: str, seconds: float, until: float) -> Iterator[d
 
 
 def onnx_session(served: Any, size_px: int) -> tuple[Any, str]:
-    """The network in onnxruntime on CUDA, or None and why it cannot be had here."""
+    """The network in onnxruntime on CUDA, or None and the reason."""
     try:
         import onnx  # noqa: F401
         import onnxruntime

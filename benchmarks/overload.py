@@ -1,41 +1,37 @@
-"""What a server does with four times as many calls as it can answer.
+"""A server under four times the load that it can answer.
 
     python benchmarks/overload.py                          a fixed-time encoder and a real one, in two minutes
     python benchmarks/overload.py --encoder my.onnx --times 8 --json out.json
 
-First a closed loop says how much the server answers at most; then an open loop sends four times as many calls a second,
-each with a deadline, whatever becomes of those before. Counted are images answered in time (the goodput), latencies of
-what was answered and of what was refused, from when each call was due, and the server's memory. With the fixed-time
-encoder hardly any CPU time is spent beside the server's own and the client's; with a real one, the server's worker
-threads and the client compete for the cores. Exit code 1 if the server does not keep what docs/serving.md says.
+First a closed loop measures the capacity of the server; then an open loop sends four times as many calls per second,
+each with a deadline, whatever the answers. Measured are images answered in time (the goodput), latencies of answers and
+of refusals, from when each call was due, and the server's memory. With the fixed-time encoder almost all CPU time is
+that of the server and the client; with a real one, the server's worker threads and the client compete for the cores.
+Exit code 1 if the server does not keep the promises of docs/serving.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import shlex
-import sys
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from measuring.bare import PICTURES, encoder_of, jpeg
 from measuring.child import Child, fixed_time_server, real_server
-from measuring.machine import busy_s, cpu_model, cpu_s, memory_mb, versions
+from measuring.document import document, write
+from measuring.machine import cpu_s, memory_mb
+from measuring.meter import Meter, Spent
 
 from embedserve.client.access import access
-from embedserve.cores import usable_cores
 from embedserve.loadtest import Measurements, closed_loop, open_loop, percentiles, requests, run, senders
 
 FIXED = "fixed"
 CLIENTS = 32
 CONNECTIONS = 4
-LEAST_GOODPUT = 0.9
-MOST_REFUSAL_MS = 50.0
-MOST_GROWTH_MB = 32.0
-"""Allowed growth from the first quarter of the overload to its end: noise of the allocator, of a process of 100 MB."""
+MIN_GOODPUT = 0.9
+MAX_REFUSAL_MS = 50.0
+MAX_GROWTH_MB = 32.0
+"""Allowed growth from the first quarter of the overload to its end: noise of the allocator in a process of 100 MB."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Case:
 
 @dataclass(kw_only=True)
 class Result:
-    """What one server did. Times in milliseconds; None of nothing."""
+    """The results of one server. Times in milliseconds; None if there were no calls."""
 
     encoder: str
     max_queue_images: int
@@ -58,7 +54,7 @@ class Result:
     offered_images_per_s: float
     goodput_images_per_s: float
     goodput: float
-    """Share of the most."""
+    """Share of the capacity."""
     accepted_p50_ms: float | None
     accepted_p99_ms: float | None
     refused_p50_ms: float | None
@@ -66,7 +62,7 @@ class Result:
     refused_share_within_50_ms: float | None
     client_late_p50_ms: float
     client_late_p99_ms: float
-    """How late the client sent its calls, which is part of all latencies above."""
+    """How late the client sent its calls, which is included in the latencies above."""
     client_cpu_share: float
     server_cpu_share: float
     others_share: float
@@ -75,16 +71,16 @@ class Result:
     messages: dict[str, str]
     """The first of each code."""
     memory_mb: list[float | None]
-    """At the start of the overload, after its first quarter, at its end; twice a second in between are not listed."""
+    """At the start of the overload, after its first quarter, and at its end."""
     peak_memory_mb: float | None
     violations: list[str]
 
 
 def main() -> None:
     """Parse the arguments, measure, print, and write JSON if asked to."""
-    parser = argparse.ArgumentParser(description="A server under several times the load that it can take.")
+    parser = argparse.ArgumentParser(description="A server under several times the load that it can answer.")
     parser.add_argument("--encoder", action="append", metavar="fixed|heavy|FILE", help="may be repeated (fixed, heavy)")
-    parser.add_argument("--times", type=float, default=4.0, help="load, as a multiple of what is possible (4)")
+    parser.add_argument("--times", type=float, default=4.0, help="load, as a multiple of the capacity (4)")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the overload (20)")
     parser.add_argument("--deadline-ms", type=float, default=1000.0, help="deadline of a call (1000)")
     parser.add_argument("--max-queue-images", type=int, action="append", help="may be repeated (1024, 32)")
@@ -105,20 +101,17 @@ def main() -> None:
     violations = [
         f"{result.encoder}, queue {result.max_queue_images}: {v}" for result in results for v in result.violations
     ]
-    document = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/overload.py", *sys.argv[1:]]),
-        "hardware": {"cpu": cpu_model(), "cores": usable_cores(), "machine": platform.machine()},
-        "versions": versions(),
-        "times": arguments.times,
-        "seconds": arguments.seconds,
-        "deadline_ms": arguments.deadline_ms,
-        "violations": violations,
-        "results": [asdict(result) for result in results],
-    }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        print(f"written to {arguments.json}")
+    write(
+        document(
+            "overload.py",
+            times=arguments.times,
+            seconds=arguments.seconds,
+            deadline_ms=arguments.deadline_ms,
+            violations=violations,
+            results=[asdict(result) for result in results],
+        ),
+        arguments.json,
+    )
     for violation in violations:
         print(f"VIOLATION  {violation}")
     if violations:
@@ -142,7 +135,8 @@ async def measure(case: Case, arguments: argparse.Namespace) -> Result:
             patient = senders.unary(channels, load, target, timeout_s=30)
             most = await closed_loop(patient, min(CLIENTS, case.queue), max(arguments.seconds / 4, 2), warmup_s=2)
             memory = Memory(child)
-            before = cpu_s(child.process.pid), busy_s()
+            meter = Meter(lambda: {child.process.pid: cpu_s(child.process.pid)})
+            meter.read()
             hurried = senders.unary(channels, load, target, timeout_s=arguments.deadline_ms / 1000)
             measured = await open_loop(
                 hurried,
@@ -152,17 +146,14 @@ async def measure(case: Case, arguments: argparse.Namespace) -> Result:
                 max_outstanding=20_000,
                 watch=memory.look,
             )
-            after = cpu_s(child.process.pid), busy_s()
+            meter.read()
         finally:
             await senders.close(channels)
-    seconds = measured.seconds + measured.warmup_s
-    return result_of(
-        case, arguments, most, measured, memory, [(b - a) / seconds for a, b in zip(before, after, strict=True)]
-    )
+    return result_of(case, arguments, most, measured, memory, meter.spent())
 
 
 class Memory:
-    """The server's resident memory, looked at while the load goes on."""
+    """The server's resident memory, sampled during the load."""
 
     def __init__(self, child: Child) -> None:
         self._pid = child.process.pid
@@ -182,24 +173,23 @@ def result_of(
     most: Measurements,
     measured: Measurements,
     memory: Memory,
-    shares: list[float],
+    spent: Spent,
 ) -> Result:
-    """The figures, and what is wrong with them."""
+    """The figures, and the promises that they break."""
     answered, refused = measured.latencies_ms(), measured.latencies_ms("OVERLOADED")
     late = percentiles(measured.late_ms(), [50, 99])
-    server_share, all_share = shares
     quarter, end = memory.seen[len(memory.seen) // 4], max(memory.seen[-3:])
     goodput = measured.images_per_s / most.images_per_s
     p50, p99 = percentiles(answered, [50, 99])
     refused_p50, refused_p99 = percentiles(refused, [50, 99])
     violations = []
-    if goodput < LEAST_GOODPUT:
-        violations.append(f"goodput {goodput:.2f} of the most; at least {LEAST_GOODPUT} is promised")
+    if goodput < MIN_GOODPUT:
+        violations.append(f"goodput {goodput:.2f} of the capacity; at least {MIN_GOODPUT} is promised")
     if not p99 <= arguments.deadline_ms:
-        violations.append(f"p99 of what was accepted is {p99:.0f} ms; the deadline is {arguments.deadline_ms:.0f} ms")
-    if not refused_p50 <= MOST_REFUSAL_MS:
-        violations.append(f"a refusal takes {refused_p50:.0f} ms (p50); {MOST_REFUSAL_MS:.0f} ms are promised")
-    if end - quarter > MOST_GROWTH_MB:
+        violations.append(f"p99 of accepted calls is {p99:.0f} ms; the deadline is {arguments.deadline_ms:.0f} ms")
+    if not refused_p50 <= MAX_REFUSAL_MS:
+        violations.append(f"a refusal takes {refused_p50:.0f} ms (p50); {MAX_REFUSAL_MS:.0f} ms are promised")
+    if end - quarter > MAX_GROWTH_MB:
         violations.append(f"memory grew from {quarter:.0f} to {end:.0f} MB")
     return Result(
         encoder=case.encoder,
@@ -213,12 +203,12 @@ def result_of(
         accepted_p99_ms=shown(p99),
         refused_p50_ms=shown(refused_p50),
         refused_p99_ms=shown(refused_p99),
-        refused_share_within_50_ms=round(float((refused <= MOST_REFUSAL_MS).mean()), 4) if len(refused) else None,
+        refused_share_within_50_ms=round(float((refused <= MAX_REFUSAL_MS).mean()), 4) if len(refused) else None,
         client_late_p50_ms=round(late[0], 2),
         client_late_p99_ms=round(late[1], 2),
         client_cpu_share=round(measured.client_cpu_share, 2),
-        server_cpu_share=round(server_share, 2),
-        others_share=round(max(all_share - server_share - measured.client_cpu_share, 0), 2),
+        server_cpu_share=round(spent.measured_s / spent.seconds, 2),
+        others_share=round(spent.foreign_cores, 2),
         codes=measured.codes(),
         messages=measured.messages,
         memory_mb=[memory.seen[0], quarter, end],
@@ -228,7 +218,7 @@ def result_of(
 
 
 def shown(value: float) -> float | None:
-    """NaN, which JSON does not have, as None."""
+    """The value for JSON, which has no NaN: None instead."""
     return None if value != value else round(value, 2)
 
 

@@ -1,16 +1,16 @@
-"""What the five methods reach on Fashion-MNIST: 60,000 images without labels to learn from, 10,000 to ask with.
+"""What the five methods reach on Fashion-MNIST: 60,000 images without labels to learn from, 10,000 as queries.
 
     make dataset
     python benchmarks/quality.py [data/fashion-mnist] [--out results.json]
 
 Each method trains small-cnn with the recipe that `embedserve train` chooses on a CPU, for a number of epochs that takes
 five to thirteen minutes on two idle cores (EPOCHS). `cpu_minutes` is the time of the processor, which a busy
-machine does not change much; two runs go side by side with one thread each, which keeps two cores busier than two
-threads do. The figures are those of the last checkpoint. A run folder that is finished is not trained again, so the
-same line goes on where it was stopped.
+machine does not change much; two runs execute side by side with one thread each, which keeps two cores busier than two
+threads of one run. The figures are those of the last checkpoint. A finished run folder is not trained again, so the
+same command continues where it stopped.
 
-Beside the methods stand the baselines of `embedserve evaluate`: the same network before training, raw pixels, PCA, each
-whitened as well, and the same network trained on all 60,000 labels.
+The baselines are those of `embedserve evaluate`: the same network before training, raw pixels, PCA, each also whitened,
+and the same network trained on all 60,000 labels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -29,20 +28,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "training")]  # so that it runs from a checkout without an installation
 
+from measuring.machine import cpu_model  # noqa: E402
+
 EPOCHS = {"simclr": 14, "moco": 4, "barlow-twins": 8, "instance-discrimination": 14, "cpc": 3}
 """Five to thirteen minutes each on two idle cores."""
 SUPERVISED_EPOCHS = 6
 
 
 def main() -> int:
-    """Train what is not trained yet, measure all, write the results."""
+    """Train the missing runs, measure all, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, nargs="?", default=Path("data/fashion-mnist"), help="made by make dataset")
     parser.add_argument("--methods", default=",".join(EPOCHS), help="some of them, separated by commas")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method, with seeds 0, 1, … (default 1)")
     parser.add_argument("--share", type=float, default=1.0, help="share of the epochs of each method (default 1)")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default 2)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/quality"), help="where run folders go")
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"), help="folder of the run folders")
     parser.add_argument("--backbone", default="small-cnn", help="another network, as in resnet18, best on a GPU")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; on cuda one run at a time (default cpu)")
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
@@ -68,12 +69,12 @@ def main() -> int:
 
 
 def run_folder(method: str, seed: int, arguments: argparse.Namespace) -> Path:
-    """Where a run is kept."""
+    """The folder of a run."""
     return Path(arguments.runs) / f"{method}-{arguments.backbone}-{seed}"
 
 
 def train(method: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run, by the command that a user gives; its settings and the time that it took."""
+    """One run, by the command of a user; its settings and its time."""
     out = run_folder(method, seed, arguments)
     epochs = max(round(EPOCHS[method] * arguments.share), 1)
     command = [sys.executable, "-m", "embedserve", "train", str((arguments.images / "train").resolve())]
@@ -84,7 +85,7 @@ def train(method: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     if arguments.device == "cpu":
         environment["OMP_NUM_THREADS"] = "1"
     document, cpu_minutes = run(command, environment, f"{method} seed {seed}")
-    # Of a run that failed or was stopped on the way, only the time since it went on is known.
+    # Of a run that failed or was stopped, only the time since it was resumed is known.
     note = out / "cpu_minutes.json"
     spent = (json.loads(note.read_text()) if note.exists() else 0.0) + cpu_minutes
     if document["status"] == "finished before":
@@ -102,7 +103,7 @@ def train(method: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
 
 
 def run(command: list[str], environment: dict[str, str], name: str) -> tuple[dict[str, Any], float]:
-    """The JSON document that a command prints, and the minutes of processor time that it took.
+    """The JSON document that a command prints, and its minutes of processor time.
 
     Raises:
         SystemExit: it failed.
@@ -125,7 +126,7 @@ def run(command: list[str], environment: dict[str, str], name: str) -> tuple[dic
 
 
 def measure(methods: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The figures of all runs beside the baselines, from `evaluate`; those of a method are kept beside its runs."""
+    """The figures of all runs and the baselines, from `evaluate`; those of a method are cached beside its runs."""
     found = [measure_method(method, arguments, baselines=method == methods[0]) for method in methods]
     own = [row for evaluation in found for row in evaluation["rows"] if row["method"]]
     baselines = [row for evaluation in found for row in evaluation["rows"] if not row["method"]]
@@ -156,8 +157,8 @@ def measure_method(method: str, arguments: argparse.Namespace, *, baselines: boo
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """What the figures were measured on."""
-    found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "cpu": cpu_name(), "device": device}
+    """The machine of the measurement."""
+    found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "cpu": cpu_model(), "device": device}
     if device == "cuda":
         import torch
 
@@ -165,16 +166,8 @@ def hardware(device: str) -> dict[str, Any]:
     return found
 
 
-def cpu_name() -> str:
-    """The processor as Linux names it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of the packages that compute."""
     from embedserve_training.run.run import versions as of_run
 
     return of_run()

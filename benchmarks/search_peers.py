@@ -6,26 +6,23 @@
 
 Every system gets the same vectors and queries, and is tuned to the first setting that reaches a recall. Then they take
 turns: only one runs at a time, opened from its files in each round. Of embedserve alone: restarts, durable writes,
-filters, and where the time of a search goes. See benchmarks/README.md for what is measured how.
+filters, and the profile of a search. benchmarks/README.md describes the method.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
-import shlex
 import shutil
 import sys
-import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from measuring.bare import encoder_of
-from measuring.machine import busy_s, cpu_model, installed, versions
+from measuring.document import document, write
+from measuring.machine import installed, versions
+from measuring.meter import Meter
 from peers.search.embedserve_server import PARTS_PER_1000
 from searching import embedserve_alone, report
 from searching.catalogue import PEERS, Peer
@@ -33,11 +30,10 @@ from searching.comparison import Plan, build, compare
 from searching.data import DataSet, clustered
 from searching.embeddings import fashion
 from searching.processes import REPOSITORY, Place
-from searching.system import CORES
 
 CAVEAT = (
     "clients, libraries and servers share the cores, so queries/s contain the clients' work too; CPU time per query is"
-    " that of all processes of a system, its clients with it"
+    " that of all processes of a system, including its clients"
 )
 ENVIRONMENT = REPOSITORY / ".venv-search-peers"
 PARTS = ("peers", "restart", "profile", "writes", "filters")
@@ -57,18 +53,16 @@ def main() -> None:
         recall_queries=arguments.recall_queries,
         build_within_s=7200,
     )
-    document: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/search_peers.py", *sys.argv[1:]]),
-        "hardware": {"cpu": cpu_model(), "cores": CORES, "machine": platform.machine()},
-        "versions": versions() | {name: installed(Path(sys.executable))[name] for name in ("faiss-cpu",)},
-        "peer_versions": peer_versions,
-        "rounds": plan.rounds,
-        "seconds": plan.seconds,
-        "caveat": CAVEAT,
-        "skipped": skipped,
-        "data": [],
-    }
+    results = document(
+        "search_peers.py",
+        versions=versions() | {name: installed(Path(sys.executable))[name] for name in ("faiss-cpu",)},
+        peer_versions=peer_versions,
+        rounds=plan.rounds,
+        seconds=plan.seconds,
+        caveat=CAVEAT,
+        skipped=skipped,
+        data=[],
+    )
     for name in arguments.data:
         data = opened_data(name, arguments)
         if isinstance(data, str):
@@ -80,19 +74,17 @@ def main() -> None:
         compared = None
         if "peers" in arguments.part:
             compared = compare(systems, data, plan)
-            document["data"].append(compared)
+            results["data"].append(compared)
             report.print_comparison(compared)
         if name == arguments.data[0]:
-            document["embedserve"] = alone(folder, data, plan, compared, encoder, arguments)
-            report.print_alone(document["embedserve"])
+            results["embedserve"] = alone(folder, data, plan, compared, encoder, arguments)
+            report.print_alone(results["embedserve"])
         if not arguments.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    document["aims"] = report.aims(document)
-    report.print_aims(document["aims"], document.get("embedserve", {}).get("profile"))
+    results["aims"] = report.aims(results)
+    report.print_aims(results["aims"], results.get("embedserve", {}).get("profile"))
     print(f"\n{CAVEAT}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"written to {arguments.json}")
+    write(results, arguments.json)
 
 
 def parse() -> argparse.Namespace:
@@ -100,13 +92,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Search at the same recall: embedserve beside other systems, in turns."
     )
-    parser.add_argument("--data", action="append", choices=DATA, help="what to search in; may be repeated (both)")
+    parser.add_argument("--data", action="append", choices=DATA, help="data set; may be repeated (both)")
     parser.add_argument("--vectors", type=int, help="clustered vectors, or images of Fashion-MNIST (200,000; 60,000)")
     parser.add_argument("--dimension", type=int, default=256, help="numbers in a clustered vector (256)")
     parser.add_argument("--queries", type=int, help="held-out queries (2,000; 10,000 of Fashion-MNIST)")
-    parser.add_argument("--recall-queries", type=int, default=1000, help="of them, those that measure recall (1,000)")
+    parser.add_argument("--recall-queries", type=int, default=1000, help="queries that measure recall (1,000)")
     parser.add_argument(
-        "--large", action="store_true", help="a million clustered vectors; only systems that can be large"
+        "--large", action="store_true", help="a million clustered vectors; only the systems for that size"
     )
     parser.add_argument("--only", action="append", metavar="NAME", help=f"may be repeated: {', '.join(PEERS)}")
     parser.add_argument(
@@ -124,8 +116,8 @@ def parse() -> argparse.Namespace:
         "--embedder", type=Path, help="encoder file that embeds Fashion-MNIST (one is trained in a minute)"
     )
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help=f"of the peers ({ENVIRONMENT.name})")
-    parser.add_argument("--work", type=Path, default=REPOSITORY / "data/search-peers", help="where data sets are kept")
-    parser.add_argument("--keep", action="store_true", help="keep what was built, and take what was kept before")
+    parser.add_argument("--work", type=Path, default=REPOSITORY / "data/search-peers", help="folder for data sets")
+    parser.add_argument("--keep", action="store_true", help="keep what was built, and reuse what was kept")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything that was measured to this file")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -149,7 +141,7 @@ def parse() -> argparse.Namespace:
 
 
 def available(arguments: argparse.Namespace) -> tuple[list[Peer], dict[str, str], dict[str, str]]:
-    """The systems to measure, why others are left out, and the versions of what was installed for them."""
+    """The systems to measure, why others are skipped, and the versions of their packages."""
     chosen: list[Peer] = []
     skipped: dict[str, str] = {}
     found_versions: dict[str, str] = {}
@@ -178,7 +170,7 @@ def available(arguments: argparse.Namespace) -> tuple[list[Peer], dict[str, str]
 
 
 def opened_data(name: str, arguments: argparse.Namespace) -> DataSet | str:
-    """A data set, made if it is not there, or why there is none."""
+    """A data set, made if it does not exist; or why there is none."""
     if name == "clustered":
         count, asked = arguments.vectors or 200_000, arguments.queries or 2000
         return clustered(arguments.work, count, arguments.dimension, asked)
@@ -209,7 +201,7 @@ def alone(
     encoder: Path,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """What is measured of embedserve alone, if it is among what is measured."""
+    """The measurements of embedserve alone, if it is to be measured."""
     found: dict[str, Any] = {}
     parts = [part for part in arguments.part if part != "peers"]
     if not parts or (arguments.only and "embedserve" not in arguments.only):
@@ -218,7 +210,8 @@ def alone(
     build(place, data, plan.build_within_s)
     for part in parts:
         print(f"embedserve: {part}", flush=True)
-        before = spent()
+        meter = Meter(lambda: {0: children_cpu_s()})
+        meter.read()
         if part == "restart":
             found[part] = embedserve_alone.restarts(place, data, plan.rounds)
         elif part == "profile":
@@ -229,15 +222,15 @@ def alone(
             create = {"create": {"filter_keys": [PARTS_PER_1000]}, "with_parts": True}
             with_parts = replace(place, folder=folder / "embedserve-with-parts", options=place.options | create)
             found[part] = embedserve_alone.filters(with_parts, data, plan, asked=min(plan.recall_queries, 200))
-        machine, ours, wall = (after - earlier for after, earlier in zip(spent(), before, strict=True))
-        found[part]["foreign_cores"] = round(max(machine - ours, 0.0) / wall, 2)
+        meter.read()
+        found[part]["foreign_cores"] = round(meter.spent().foreign_cores, 2)
     return found
 
 
-def spent() -> tuple[float, float, float]:
-    """CPU seconds of the machine, those of this process and of all that it started and that has ended, and the time."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return busy_s(), sum(usage.ru_utime + usage.ru_stime for usage in usages), time.perf_counter()
+def children_cpu_s() -> float:
+    """CPU seconds of all processes that this one started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

@@ -1,25 +1,21 @@
-"""embedserve beside mosec, LitServe, BentoML, Ray Serve, MLServer and a bare grpc.aio server, under the bare loop.
+"""embedserve beside mosec, LitServe, BentoML, Ray Serve, MLServer and a bare grpc.aio server, below the bare loop.
 
     make serve-peers                                          installs the peers and runs all of it, in twenty minutes
     python benchmarks/serve_peers.py --quick --only embedserve --only mosec
 
-Every server gets the same encoder file, the same images and the same function that prepares them. They take turns: only
+Every server gets the same encoder file, the same images and the same preprocessing. They take turns: only
 one runs at a time, and right before each the bare loop is measured again. The peers run in an environment of their own;
-one that is not installed is left out with a line that says so. See benchmarks/README.md for what is measured how.
+one that is not installed is skipped with a message. benchmarks/README.md describes the method.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,16 +23,20 @@ from typing import Any
 
 from measuring import behaviour
 from measuring.bare import BUILT_IN, PICTURES, BareLoop, best_bare, encoder_of, jpeg
-from measuring.clients import Client, Failed, GrpcClient, Refused, TooLate
-from measuring.loads import Window, closed_loop, percentile_ms, stream_loop
-from measuring.machine import busy_s, cpu_model, installed, spent_s, versions
-from measuring.servers import REPOSITORY, SERVERS, Running, Server, running
+from measuring.clients import Failed, GrpcClient, Refused, TooLate
+from measuring.document import document, write
+from measuring.loads import Images, closed, latencies_ms, streamed
+from measuring.machine import installed
+from measuring.meter import Meter
+from measuring.rounds import Figures, in_turns
+from measuring.servers import REPOSITORY, SERVERS, Server, running
 from measuring.tables import print_behaviour, print_throughput
 from peers.shared import Settings
 
 from embedserve.cores import usable_cores
 from embedserve.encoder.session import Encoder
 from embedserve.errors import EmbedserveError
+from embedserve.loadtest import Measurements
 
 CAVEAT = (
     "clients and servers share the cores, so images/s contain the clients' work too;"
@@ -64,33 +64,28 @@ def main() -> None:
             peer_versions |= {name: found[name] for name in server.packages}
     if not chosen:
         raise SystemExit("nothing left to measure")
-    document: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/serve_peers.py", *sys.argv[1:]]),
-        "hardware": {"cpu": cpu_model(), "cores": usable_cores(), "machine": platform.machine()},
-        "versions": versions(),
-        "peer_versions": peer_versions,
-        "seconds": arguments.seconds,
-        "rounds": arguments.rounds,
-        "caveat": CAVEAT,
-        "skipped": skipped,
-        "servers": {server.name: describe(server) for server in chosen},
-    }
+    results = document(
+        "serve_peers.py",
+        peer_versions=peer_versions,
+        seconds=arguments.seconds,
+        rounds=arguments.rounds,
+        caveat=CAVEAT,
+        skipped=skipped,
+        servers={server.name: describe(server) for server in chosen},
+    )
     bench = Bench(chosen, arguments)
     try:
         if arguments.tune:
             asyncio.run(bench.tune(arguments.encoder))
             return
         if "throughput" in arguments.part:
-            document["encoders"] = [asyncio.run(bench.throughput(name)) for name in arguments.encoder]
+            results["encoders"] = [asyncio.run(bench.throughput(name)) for name in arguments.encoder]
         if "behaviour" in arguments.part:
-            document["behaviour"] = asyncio.run(bench.behave(arguments.encoder[0]))
+            results["behaviour"] = asyncio.run(bench.behave(arguments.encoder[0]))
     except EmbedserveError as error:
         raise SystemExit(error.message) from None
     print(f"\n{CAVEAT}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
-        print(f"written to {arguments.json}")
+    write(results, arguments.json)
 
 
 def parse() -> argparse.Namespace:
@@ -104,7 +99,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement (2)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind (3)")
     parser.add_argument("--quick", action="store_true", help="one round of short measurements, to see that it works")
-    parser.add_argument("--tune", action="store_true", help="measure each peer with every setting that it may have")
+    parser.add_argument("--tune", action="store_true", help="measure each peer with all settings of its list")
     parser.add_argument(
         "--environment", type=Path, default=ENVIRONMENT, help=f"where the peers are installed ({ENVIRONMENT.name})"
     )
@@ -123,7 +118,7 @@ def parse() -> argparse.Namespace:
 
 
 def describe(server: Server) -> dict[str, Any]:
-    """What a server is and how it is set up."""
+    """Protocol, licence and settings of a server."""
     return {
         "protocol": server.protocol,
         "licence": server.licence,
@@ -134,70 +129,54 @@ def describe(server: Server) -> dict[str, Any]:
 
 
 def shown(settings: Settings) -> dict[str, int]:
-    """Settings without what is the same for all."""
+    """Settings, without those that are the same for all."""
     return {name: value for name, value in asdict(settings).items() if name not in ("encoder", "port")}
 
 
 # --- What is measured -----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Leg:
-    """One kind of load on one server, and what was measured of it, one value for each round."""
+BY_ROUND = ("images_per_s", "ratio", "server_cpu_ms", "cpu_ratio", "client_cpu_ms", "others_share")
+"""Figures of a kind of load. ``ratio``: images/s over those of the bare loop right before. ``server_cpu_ms``: CPU time
+per image of all processes of the server. ``cpu_ratio``: CPU time of the bare loop right before ÷ that of the server,
+the part of the ceiling that it can be expected to reach with clients elsewhere, and the figure that varies least on a
+busy machine. ``client_cpu_ms``: CPU time per image of this process. ``others_share``: share of the machine's cores that
+other processes took, 0–1."""
 
-    images_per_s: list[float] = field(default_factory=list)
-    ratio: list[float] = field(default_factory=list)
-    """Of the bare loop right before."""
-    server_cpu_ms: list[float] = field(default_factory=list)
-    """CPU time of all processes of the server, per image."""
-    cpu_ratio: list[float] = field(default_factory=list)
-    """CPU time of the bare loop right before ÷ that of the server: the part of the ceiling that it can be expected to
-    reach with clients elsewhere, and the figure that changes least on a busy machine."""
-    client_cpu_ms: list[float] = field(default_factory=list)
-    """CPU time of this process, per image."""
-    others_share: list[float] = field(default_factory=list)
-    """Share of the machine's cores that other processes took, 0–1."""
-    latencies_s: list[float] = field(default_factory=list)
-    """Of every call of all rounds."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Medians over the rounds, percentiles over the calls, and the values of each round."""
-        by_round = ("images_per_s", "ratio", "server_cpu_ms", "cpu_ratio", "client_cpu_ms", "others_share")
-        return {
-            "images_per_s": round(median(self.images_per_s), 3),
-            "ratio": round(median(self.ratio), 4),
-            "server_cpu_ms_per_image": round(median(self.server_cpu_ms), 4),
-            "cpu_ratio": round(median(self.cpu_ratio), 4),
-            "client_cpu_ms_per_image": round(median(self.client_cpu_ms), 4),
-            "others_share": round(median(self.others_share), 4),
-            "calls": len(self.latencies_s),
-            "p50_ms": percentile_ms(self.latencies_s, 50),
-            "p99_ms": percentile_ms(self.latencies_s, 99),
-            "by_round": {name: [round(value, 4) for value in getattr(self, name)] for name in by_round},
-        }
+def to_json(leg: Figures) -> dict[str, Any]:
+    """Medians over the rounds, percentiles over the calls, and the values of each round."""
+    return {
+        "images_per_s": leg.median("images_per_s", 3),
+        "ratio": leg.median("ratio"),
+        "server_cpu_ms_per_image": leg.median("server_cpu_ms"),
+        "cpu_ratio": leg.median("cpu_ratio"),
+        "client_cpu_ms_per_image": leg.median("client_cpu_ms"),
+        "others_share": leg.median("others_share"),
+        **leg.calls(),
+        "by_round": leg.by_round(*BY_ROUND),
+    }
 
 
 @dataclass
 class Measured:
     """All that was measured of one server with one encoder."""
 
-    legs: dict[str, Leg] = field(default_factory=dict)
-    start_s: list[float] = field(default_factory=list)
-    memory_mb: list[float] = field(default_factory=list)
-    """PSS of all its processes after the load of a round."""
+    legs: dict[str, Figures] = field(default_factory=dict)
+    server: Figures = field(default_factory=Figures)
+    """Of each round: ``start_s``; ``memory_mb``, PSS of all its processes after the load; ``idle_cpu_share``, cores
+    that it takes without any request."""
     processes: int = 0
-    idle_cpu_share: list[float] = field(default_factory=list)
-    """Cores that it takes without any request."""
     problem: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Medians over the rounds."""
         return {
-            "legs": {key: leg.to_json() for key, leg in self.legs.items() if leg.ratio},
-            "start_s": round(median(self.start_s), 2) if self.start_s else None,
-            "memory_mb": round(median(self.memory_mb), 1) if self.memory_mb else None,
+            "legs": {key: to_json(leg) for key, leg in self.legs.items() if leg["ratio"]},
+            "start_s": self.server.median("start_s", 2),
+            "memory_mb": self.server.median("memory_mb", 1),
             "processes": self.processes,
-            "idle_cpu_share": round(median(self.idle_cpu_share), 4) if self.idle_cpu_share else None,
+            "idle_cpu_share": self.server.median("idle_cpu_share"),
             "problem": self.problem,
         }
 
@@ -216,40 +195,29 @@ class Bare:
         return cls(count / seconds, 1000 * (time.process_time() - cpu) / count)
 
 
-class Meter:
-    """CPU time between the two edges of a window: the server's, this process's and that of all others."""
-
-    def __init__(self, server: Running) -> None:
-        self._server = server
-        self._edges: list[tuple[dict[int, float], float, float, float]] = []
-
-    def edge(self) -> None:
-        """Read the counters."""
-        self._edges.append((self._server.tree.cpu(), time.process_time(), busy_s(), time.perf_counter()))
-
-    def add_to(self, leg: Leg, window: Window, bare: Bare) -> None:
-        """What the window says."""
-        (tree, ours, machine, begun), (tree_after, ours_after, machine_after, ended) = self._edges
-        server, client = spent_s(tree, tree_after), ours_after - ours
-        others = machine_after - machine - server - client
-        leg.images_per_s.append(window.images_per_s)
-        leg.ratio.append(window.images_per_s / bare.images_per_s)
-        leg.server_cpu_ms.append(1000 * server / window.images)
-        leg.cpu_ratio.append(bare.cpu_ms_per_image / leg.server_cpu_ms[-1])
-        leg.client_cpu_ms.append(1000 * client / window.images)
-        leg.others_share.append(max(others, 0.0) / (ended - begun) / usable_cores())
-        leg.latencies_s += window.latencies_s
+def add(leg: Figures, measured: Measurements, meter: Meter, bare: Bare) -> None:
+    """Add the measurements of one round to the figures of a load."""
+    spent, images = meter.spent(), measured.steady_images
+    server_cpu_ms = 1000 * spent.measured_s / images
+    leg.add(
+        images_per_s=measured.steady_images_per_s,
+        ratio=measured.steady_images_per_s / bare.images_per_s,
+        server_cpu_ms=server_cpu_ms,
+        cpu_ratio=bare.cpu_ms_per_image / server_cpu_ms,
+        client_cpu_ms=1000 * spent.own_s / images,
+        others_share=spent.foreign_cores / usable_cores(),
+    )
 
 
 class Bench:
-    """The servers that were chosen, and how long each is measured."""
+    """The chosen servers, and how long each is measured."""
 
     def __init__(self, servers: list[Server], arguments: argparse.Namespace) -> None:
         self._servers, self._peers = servers, arguments.environment
         self._seconds, self._rounds, self._quick = arguments.seconds, arguments.rounds, arguments.quick
 
     async def throughput(self, name: str) -> dict[str, Any]:
-        """All servers with one encoder, in turns, printed and as a document."""
+        """All servers with one encoder, in turns; printed and returned as a document."""
         path, size, pictures, encoder = opened(name)
         metadata = encoder.metadata
         bytes_each = sum(map(len, pictures)) / len(pictures)
@@ -263,19 +231,17 @@ class Bench:
         count = max(round(speed * self._seconds / unit), 1) * unit
         measured = {server.name: Measured() for server in self._servers}
         bares: list[Bare] = []
-        for number in range(self._rounds):
-            shift = number % len(self._servers)
-            for server in self._servers[shift:] + self._servers[:shift]:
-                if measured[server.name].problem:
-                    continue
-                bares.append(Bare.of(loop, count))
-                print(f"round {number + 1}: {server.name}", flush=True)
-                settings = replace(server.settings(name), encoder=str(path))
-                turn = self._turn(server, settings, pictures, bares[-1], measured[server.name])
-                if problem := await problem_of(turn):
-                    measured[server.name].problem = problem
-                    print(f"{server.name} is left out: {problem}", file=sys.stderr)
-        document = {
+        for number, server in in_turns(self._servers, self._rounds):
+            if measured[server.name].problem:
+                continue
+            bares.append(Bare.of(loop, count))
+            print(f"round {number + 1}: {server.name}", flush=True)
+            settings = replace(server.settings(name), encoder=str(path))
+            turn = self._turn(server, settings, pictures, bares[-1], measured[server.name])
+            if problem := await problem_of(turn):
+                measured[server.name].problem = problem
+                print(f"{server.name} is left out: {problem}", file=sys.stderr)
+        found = {
             "encoder": name if name in BUILT_IN else metadata.name,
             "backbone": metadata.backbone,
             "size_px": metadata.preprocess.size_px,
@@ -291,46 +257,42 @@ class Bench:
             },
             "servers": {name: one.to_json() for name, one in measured.items()},
         }
-        print_throughput(document)
-        return document
+        print_throughput(found)
+        return found
 
     async def _turn(
         self, server: Server, settings: Settings, pictures: list[bytes], bare: Bare, into: Measured
     ) -> None:
-        """Start it, put each kind of load on it, stop it."""
+        """Start the server, put each kind of load on it, stop it."""
         async with running(server, settings, self._peers, pictures[0]) as run:
-            into.start_s.append(run.started_s)
             client = run.client()
-            loads: dict[str, Callable[[Meter], Awaitable[Window]]] = {
-                "single": partial(self._closed, client, pictures, 16, 1),
-                "list": partial(self._closed, client, pictures, 4, 16),
+            loads: dict[str, Callable[..., Awaitable[Measurements]]] = {
+                "single": partial(closed, client, Images(pictures), clients=16),
+                "list": partial(closed, client, Images(pictures, 16), clients=4),
             }
             if server.streams and isinstance(client, GrpcClient):
                 for key, per_message in (("stream", 1), ("stream_list", 16)):
-                    loads[key] = partial(self._stream, client, pictures, per_message)
-            # Connections, threads and, in some, what they learn of their own speed.
-            await closed_loop(client, pictures, clients=16, per_call=1, seconds=0.5)
+                    loads[key] = partial(streamed, client, Images(pictures, per_message))
+            # Warm up connections, threads and, in some servers, estimates of their own speed.
+            await closed(client, Images(pictures), clients=16, seconds=0.5)
             for key, load in loads.items():
-                meter = Meter(run)
-                window = await load(meter)
-                meter.add_to(into.legs.setdefault(key, Leg()), window, bare)
-            into.memory_mb.append(run.tree.pss_mb())
+                meter = Meter(run.tree.cpu)
+                measured = await load(seconds=self._seconds, edge=meter.read)
+                leg = into.legs.setdefault(key, Figures())
+                add(leg, measured, meter, bare)
+                leg.latencies_ms += latencies_ms(measured)
+            memory_mb = run.tree.pss_mb()
             await client.close()
-            before, begun = run.tree.cpu(), time.perf_counter()
+            meter = Meter(run.tree.cpu)
+            meter.read()
             await asyncio.sleep(1)
-            into.idle_cpu_share.append(spent_s(before, run.tree.cpu()) / (time.perf_counter() - begun))
+            meter.read()
+            idle = meter.spent()
+            into.server.add(start_s=run.started_s, memory_mb=memory_mb, idle_cpu_share=idle.measured_s / idle.seconds)
             into.processes = len(run.tree.pids())
 
-    async def _closed(self, client: Client, pictures: list[bytes], clients: int, per_call: int, meter: Meter) -> Window:
-        return await closed_loop(
-            client, pictures, clients=clients, per_call=per_call, seconds=self._seconds, edge=meter.edge
-        )
-
-    async def _stream(self, client: GrpcClient, pictures: list[bytes], per_message: int, meter: Meter) -> Window:
-        return await stream_loop(client, pictures, per_message=per_message, seconds=self._seconds, edge=meter.edge)
-
     async def behave(self, name: str) -> dict[str, Any]:
-        """What each server does with bad images, lost callers, bulk clients, too much load and SIGTERM."""
+        """How each server handles bad images, cancelled calls, bulk clients, overload and SIGTERM."""
         path, _, pictures, encoder = opened(name)
         loop, _ = best_bare(encoder, pictures)
         cpu_ms = Bare.of(loop, 16 * usable_cores()).cpu_ms_per_image
@@ -366,19 +328,19 @@ class Bench:
     ) -> None:
         async with running(server, settings, self._peers, pictures[0]) as run:
             client = run.client()
-            await closed_loop(client, pictures, clients=16, per_call=1, seconds=0.5)
+            await closed(client, Images(pictures), clients=16, seconds=0.5)
             into["poison"] = await behaviour.poison(client, pictures)
             into["cancel"] = await behaviour.cancel(run, client, pictures, cpu_ms)
             if whole:
                 into["fairness"] = await behaviour.fairness(client, pictures, times)
-                await behaviour.rest(run)  # calls that were given up may still be worked at
+                await behaviour.wait_until_idle(run)  # the server may still process calls that were given up
                 into["overload"] = await behaviour.overload(run, client, pictures, times)
-                await behaviour.rest(run)
+                await behaviour.wait_until_idle(run)
                 into["terminate"] = await behaviour.terminate(run, client, pictures)
             await client.close()
 
     async def tune(self, encoders: list[str]) -> None:
-        """Each peer with every setting that it may have, once."""
+        """Each peer with all settings of its list, once."""
         for name in encoders:
             path, _, pictures, encoder = opened(name)
             loop, speed = best_bare(encoder, pictures)
@@ -392,21 +354,22 @@ class Bench:
                         print(f"{name} {server.name} {shown(settings)}: {problem}")
                         continue
                     said = ", ".join(
-                        f"{key} {leg.images_per_s[0]:.1f} images/s ({leg.ratio[0]:.2f}, by CPU {leg.cpu_ratio[0]:.2f},"
-                        f" {leg.server_cpu_ms[0]:.2f} CPU ms, p99 {percentile_ms(leg.latencies_s, 99):.0f} ms)"
+                        f"{key} {leg['images_per_s'][0]:.1f} images/s ({leg['ratio'][0]:.2f}, by CPU"
+                        f" {leg['cpu_ratio'][0]:.2f}, {leg['server_cpu_ms'][0]:.2f} CPU ms, p99"
+                        f" {leg.percentile_ms(99):.0f} ms)"
                         for key, leg in measured.legs.items()
                     )
                     print(f"{name} {server.name} {shown(settings)}: {said}", flush=True)
 
 
 def opened(name: str) -> tuple[Path, tuple[int, int], list[bytes], Encoder]:
-    """The encoder file, the size of its pictures, the pictures, and the encoder for the bare loop."""
+    """The encoder file, the size of its JPEGs, the JPEGs, and the encoder for the bare loop."""
     path, size = encoder_of(name)
     return path, size, [jpeg(*size, seed) for seed in range(PICTURES)], Encoder.open(path, device="cpu")
 
 
 async def problem_of(work: Awaitable[None]) -> str:
-    """What went wrong with a server, in words; nothing if nothing did."""
+    """What went wrong with a server, in words; empty if nothing did."""
     problem = ""
     try:
         await work

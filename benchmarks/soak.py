@@ -1,50 +1,45 @@
-"""Mixed traffic for ten minutes, good and bad, while the encoder is replaced every 20 seconds: nothing may go wrong.
+"""Mixed and hostile traffic for ten minutes while the encoder is replaced every 20 seconds: nothing may go wrong.
 
     make soak                                     ten minutes with two light encoders
     python benchmarks/soak.py --minutes 1 --encoder a.onnx --encoder b.onnx --json out.json
 
-`embedserve serve` runs in a process of its own, with collections and tokens. Its callers embed, stream, write, search
-and delete; others cancel, run out of time, hang up in the middle, send bad images or no HTTP/2 at all. The encoder file
-is replaced in turn by a call of AdminService and by SIGHUP, and sometimes by a broken file. What is checked:
+`embedserve serve` runs in a separate process, with collections and tokens. Some clients embed, stream, write, search
+and delete; others cancel, time out, disconnect during a call, send bad images or something other than HTTP/2. The
+encoder file is replaced alternately by AdminService and by SIGHUP, and sometimes by a broken file. Checked are:
 
-- every good call is answered, and rightly: vectors are those of the one encoder that the response names;
-- memory, descriptors and threads, read every second, do not grow after the warm-up: the line through them rises by no
-  more than noise, which is twice their deviation from it, or the allowance in ALLOWED if that is more;
-- the server's counters are the client's own count, by method and code; only a call that its client left may be counted
-  as OK, RESOURCE_EXHAUSTED, CANCELLED, DEADLINE_EXCEEDED or not at all;
-- at the end nothing is in flight, no image has failed by a fault of the server, and SIGTERM ends it with exit code 0.
+- every good call is answered correctly: the vectors are those of the encoder that the response names;
+- memory, descriptors and threads, sampled every second, do not grow after the warm-up: the line through them rises by
+  no more than noise, which is twice their deviation from it, or the allowance in ALLOWED if that is more;
+- the server's counters equal the client's own count, by method and code; only a call that its client abandoned may be
+  counted as OK, RESOURCE_EXHAUSTED, CANCELLED, DEADLINE_EXCEEDED or not at all;
+- at the end nothing is in flight, no image has failed through a fault of the server, and SIGTERM ends it with code 0.
 
-Exit code 1 if anything of that does not hold.
+Exit code 1 if a check fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import platform
-import shlex
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measuring.bare import BUILT_IN, jpeg, make_encoder
 from measuring.child import Child, real_server
+from measuring.document import document, write
 from measuring.ledger import counted_calls, scrape, value_of
-from measuring.machine import cpu_model, memory_mb, versions
+from measuring.machine import memory_mb
 from measuring.traffic import Material, Traffic
 
 from embedserve import AsyncClient
 from embedserve.client.access import access
-from embedserve.cores import usable_cores
 from embedserve.encoder.session import Encoder
 from embedserve.errors import EncoderFileError
 from embedserve.images import preprocess
@@ -53,22 +48,22 @@ TOKEN = "soak-soak-soak-soak"
 PICTURES = 24
 REPLACED_WITHIN_S = 15.0
 LEAST_MINUTES = 2.0
-"""A shorter run is all warm-up: it says nothing of growth."""
+"""A shorter run is all warm-up, and shows nothing about growth."""
 ALLOWED = {"memory_mb": 16.0, "descriptors": 3.0, "threads": 2.0}
-"""Rise over the run that is never taken for growth. A run can break these without a leak that is known: segments of a
-collection's index were seen to make 12 to 15 MB of difference, and asyncio's pool starts up to six threads as it needs
-them. That there is no slow growth besides was not shown, so the bounds stay where they tell of it."""
+"""Rise over the run that is not taken for growth. A run can exceed these without a leak: segments of a collection's
+index made 12 to 15 MB of difference, and asyncio's pool starts up to six threads on demand. The absence of slow growth
+was not shown, so the bounds are tight enough to report it."""
 
 
 @dataclass
 class Samples:
-    """The server's process, looked at every second."""
+    """The server's process, sampled every second."""
 
     at_s: list[float] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in ALLOWED})
 
     async def watch(self, pid: int) -> None:
-        """Until it is cancelled."""
+        """Sample until cancelled."""
         begun = time.monotonic()
         while True:
             self.at_s.append(time.monotonic() - begun)
@@ -78,7 +73,7 @@ class Samples:
             await asyncio.sleep(1)
 
     def growth(self, name: str, warmup_s: float) -> dict[str, float]:
-        """Rise of the line through the samples after the warm-up, and the noise."""
+        """Rise of the line through the samples after the warm-up, and the noise around it."""
         times, values = np.array(self.at_s), np.array(self.values[name])
         after = times >= min(warmup_s, times[-1] / 2)
         times, values = times[after], values[after]
@@ -95,7 +90,7 @@ class Samples:
 
 @dataclass
 class Replacing:
-    """Replaces the encoder file in turn by another, in both ways."""
+    """Replaces the encoder file by the other one, alternately by AdminService and by SIGHUP."""
 
     child: Child
     client: AsyncClient
@@ -109,7 +104,7 @@ class Replacing:
     wrong: list[str] = field(default_factory=list)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Until it is stopped."""
+        """Replace until stopped."""
         while not stopping.is_set():
             try:
                 await asyncio.wait_for(stopping.wait(), self.every_s)
@@ -139,11 +134,11 @@ class Replacing:
         self.count += 1
 
     async def try_broken(self) -> None:
-        """A file that cannot be used changes nothing."""
+        """Check that a broken file changes nothing."""
         self._put(self.files[self.material.serving].read_bytes()[:-1000])
         try:
             await self.client.replace_encoder()
-            self.wrong.append("a broken encoder file was taken")
+            self.wrong.append("a broken encoder file was accepted")
         except EncoderFileError:
             self.refused += 1
             self.calls["ReplaceEncoder", "FAILED_PRECONDITION"] += 1
@@ -173,17 +168,15 @@ def main() -> None:
     if len(arguments.encoder or [0, 0]) != 2:
         parser.error("--encoder is given twice, or not at all")
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
-        document = asyncio.run(soak(arguments, Path(folder)))
-    print_report(document)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        print(f"written to {arguments.json}")
-    if document["violations"]:
+        results = asyncio.run(soak(arguments, Path(folder)))
+    print_report(results)
+    write(results, arguments.json)
+    if results["violations"]:
         raise SystemExit(1)
 
 
 def light_encoders(folder: Path) -> list[Path]:
-    """Two encoders with different random weights."""
+    """Two encoder files with different random weights."""
     backbone, size_px, _ = BUILT_IN["light"]
     paths = [folder / "a.onnx", folder / "b.onnx"]
     for seed, path in enumerate(paths):
@@ -192,7 +185,7 @@ def light_encoders(folder: Path) -> list[Path]:
 
 
 def material_of(paths: list[Path]) -> tuple[Material, dict[str, Path]]:
-    """Pictures, and their vectors by both encoders."""
+    """Images, and their vectors by both encoders."""
     pictures = [jpeg(160, 120, seed) for seed in range(PICTURES)]
     vectors, files = {}, {}
     for path in paths:
@@ -205,7 +198,7 @@ def material_of(paths: list[Path]) -> tuple[Material, dict[str, Path]]:
 
 
 async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The run, as a document."""
+    """The run; returns its document."""
     material, files = material_of(arguments.encoder or light_encoders(folder))
     served, tokens = folder / "served.onnx", folder / "tokens"
     material.serving = next(iter(files))
@@ -236,7 +229,7 @@ async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         exit_code = child.stop()
     ledger = traffic.findings.ledger
     ledger.known.update(calls)
-    # Not waited for: what the typed client asked beside its calls; it is no part of the traffic.
+    # The typed client calls it on its own; it is not part of the traffic.
     counted = counted_calls(metrics)
     for method in ("GetServerInfo",):
         for key in [key for key in counted if key[0] == method]:
@@ -251,11 +244,7 @@ async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ]
     if exit_code:
         violations.append(f"SIGTERM ended it with exit code {exit_code}")
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/soak.py", *sys.argv[1:]]),
-        "hardware": {"cpu": cpu_model(), "cores": usable_cores(), "machine": platform.machine()},
-        "versions": versions(),
+    return document("soak.py") | {
         "minutes": arguments.minutes,
         "violations": violations,
         "replaced": replacing.count,
@@ -278,7 +267,7 @@ async def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 async def progress(seconds: float, traffic: Traffic, samples: Samples, running: list[asyncio.Task[None]]) -> None:
-    """Wait, saying now and then how it goes; not on, if something breaks."""
+    """Wait and print progress; ends early if a task fails."""
     ends = time.monotonic() + seconds
     while (left := ends - time.monotonic()) > 0:
         done, _ = await asyncio.wait(running, timeout=min(left, 30), return_when=asyncio.FIRST_COMPLETED)
@@ -294,7 +283,7 @@ async def progress(seconds: float, traffic: Traffic, samples: Samples, running: 
 
 
 async def at_rest(child: Child, traffic: Traffic) -> tuple[list[str], str]:
-    """What is not as it should be when nobody calls any more, and the metrics then."""
+    """Violations when no client calls any more, and the metrics then."""
     gauges = ("embedserve_requests_in_flight", "embedserve_queue_images", "embedserve_queue_bytes")
     metrics = ""
     for _ in range(100):
@@ -305,28 +294,29 @@ async def at_rest(child: Child, traffic: Traffic) -> tuple[list[str], str]:
         await asyncio.sleep(0.1)
     wrong = [f"{name} is {value:g} at the end" for name, value in busy.items()]
     if failed := value_of(metrics, 'embedserve_images_total{outcome="failed"}'):
-        wrong.append(f"{failed:g} images failed by a fault of the server")
+        wrong.append(f"{failed:g} images failed through a fault of the server")
     embedded = value_of(metrics, 'embedserve_images_total{outcome="embedded"}')
     if embedded < traffic.findings.images:
         wrong.append(f"the server counts {embedded:g} embedded images, the client got {traffic.findings.images}")
     return wrong, metrics
 
 
-def print_report(document: dict[str, Any]) -> None:
-    """What happened, and what should not have."""
-    good, left = document["good_calls"], document["left_by_their_caller"]
+def print_report(results: dict[str, Any]) -> None:
+    """Print the results and the violations."""
+    good, left = results["good_calls"], results["left_by_their_caller"]
     print(f"{sum(good.values()):,} good calls: " + ", ".join(f"{name} {count:,}" for name, count in good.items()))
-    print(f"{document['images_right']:,} vectors, each the right one of the encoder that the response names")
-    print(f"{sum(left.values()):,} calls left by their caller; asked to come again: {document['asked_to_come_again']}")
-    print(f"encoder replaced {document['replaced']} times; {document['broken_files_refused']} broken files refused")
-    for name, found in document["growth"].items():
+    print(f"{results['images_right']:,} vectors, each the right one of the encoder that the response names")
+    shed = results["asked_to_come_again"]
+    print(f"{sum(left.values()):,} calls abandoned by their client; refused with a retry time: {shed}")
+    print(f"encoder replaced {results['replaced']} times; {results['broken_files_refused']} broken files refused")
+    for name, found in results["growth"].items():
         print(
             f"{name:<12} {found['first']:.0f} → {found['last']:.0f} (most {found['most']:.0f});"
             f" rise {found['rise']:+.1f}, noise {found['noise']:.1f}"
         )
-    for violation in document["violations"]:
+    for violation in results["violations"]:
         print(f"VIOLATION  {violation}")
-    print("nothing went wrong" if not document["violations"] else f"{len(document['violations'])} violations")
+    print("nothing went wrong" if not results["violations"] else f"{len(results['violations'])} violations")
 
 
 if __name__ == "__main__":

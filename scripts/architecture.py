@@ -168,7 +168,12 @@ _COLOURS = {"embedserve": ("#e8f0fb", "#3b6ea5"), "embedserve_training": ("#f9ef
 
 
 def draw(rooms: Graph) -> str:
-    """The picture as SVG: each floor a row, those who import above what they import."""
+    """The picture as SVG: each floor a row, those who import above what they import.
+
+    Raises:
+        ValueError: rooms import each other in a circle; it names them.
+    """
+    floors(rooms)
     drawn = without_implied({room: others - {WORDS} for room, others in rooms.items() if room != WORDS})
     level = floors(drawn)
     rows, links = _rows_with_bends(drawn, level)

@@ -1,9 +1,9 @@
 """Write docs/cli.md, every command and option of the command line, from the commands themselves.
 
     python scripts/cli_doc.py                 write it into this repository
-    python scripts/cli_doc.py --out FILE      write it elsewhere, as the test that compares both does
+    python scripts/cli_doc.py --out FILE      write it elsewhere, as the test does that compares both
 
-Made from what click knows and not from what `--help` prints: that is wrapped, and differs between versions of click.
+Made from click's objects and not from the output of `--help`, which is wrapped and differs between versions of click.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ OUT = Path(__file__).resolve().parents[1] / "docs/cli.md"
 HEADER = """\
 # The command line
 
-Made from the help texts of the commands by `python scripts/cli_doc.py`; change those, not this page.
+Generated from the help texts of the commands by `python scripts/cli_doc.py`; change those, not this page.
 `embedserve COMMAND --help` shows the same.
 
 Results are printed on standard output, everything else on standard error. Exit codes: 0 done, 1 failed, 2 wrong usage
-or bad input, 130 interrupted. An error is one sentence with a hint what to do.
+or bad input, 130 interrupted. An error is one sentence, with a hint about what to do.
 
-Every option can also be set by an environment variable: `EMBEDSERVE_`, the command, the option, in capitals with `_`
-for spaces and hyphens, as in `EMBEDSERVE_SERVE_PORT` for `embedserve serve --port`; options that several commands share
-have a shorter one, named below. A flag on the line wins. `EMBEDSERVE_DEBUG=1` shows where a bug happened.
+Every option can also be set by an environment variable: `EMBEDSERVE_`, the command and the option in capitals, with `_`
+for spaces and hyphens, as in `EMBEDSERVE_SERVE_PORT` for `embedserve serve --port`. Options that several commands share
+have a shorter one, named below. A flag on the command line overrides it. `EMBEDSERVE_DEBUG=1` prints the traceback of a
+bug.
 """
-NOT_RUN = "<!-- not run: examples, with files of yours -->"
+NOT_RUN = "<!-- not run: examples with your own files -->"
 
 
 def main() -> None:
@@ -47,18 +48,33 @@ def render(root: click.Command) -> str:
     commands = [(name, command) for name, command in walk(root, "embedserve") if command is not root]
     overview = ["| command | what it does |", "|---|---|"]
     overview += [f"| [`{name}`](#{anchor(name)}) | {first_sentence(command)} |" for name, command in commands]
-    sections = [HEADER, "\n".join(overview) + "\n"]
+    sections = [HEADER, "\n".join(overview) + "\n", *deprecated(root)]
     sections += ["\n".join(section(name, command)) for name, command in commands]
     return "\n".join(sections)
 
 
 def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    """A command and all below it, each with its full name, in the order in which they were added."""
+    """A command and its subcommands, each with its full name, in the order in which they were added."""
     yield name, command
     if isinstance(command, click.Group):
         for short, child in command.commands.items():
             if not child.hidden:
                 yield from walk(child, f"{name} {short}")
+
+
+def deprecated(root: click.Command) -> Iterator[str]:
+    """The old names of commands, with the new ones."""
+    names = [
+        (f"{name} {short}", child.deprecated)
+        for name, group in walk(root, "embedserve")
+        if isinstance(group, click.Group)
+        for short, child in group.commands.items()
+        if child.deprecated
+    ]
+    if names:
+        yield "Old names still work in this release, with a warning on standard error:\n\n| old name | |\n|---|---|"
+        yield from (f"| `{name}` | {hint} |" for name, hint in names)
+        yield ""
 
 
 def section(name: str, command: click.Command) -> Iterator[str]:
@@ -79,7 +95,7 @@ def section(name: str, command: click.Command) -> Iterator[str]:
 
 
 def paragraphs(command: click.Command) -> Iterator[tuple[str, bool]]:
-    """The help text, and of each paragraph whether it is an example, which keeps its lines."""
+    """The paragraphs of the help text, and whether each is an example, which keeps its lines."""
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         if paragraph.startswith("\b"):
             yield paragraph.removeprefix("\b\n"), True
@@ -88,33 +104,33 @@ def paragraphs(command: click.Command) -> Iterator[tuple[str, bool]]:
 
 
 def examples(command: click.Command) -> list[str]:
-    """The lines of the help text that may be typed, without the explanations behind them."""
+    """The commands in the examples of the help text, without their explanations."""
     blocks = [text for text, is_example in paragraphs(command) if is_example]
     return [line.split("  ")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
 def first_sentence(command: click.Command) -> str:
-    """What the command does, in short."""
+    """The first sentence of the help text."""
     text, _ = next(paragraphs(command))
     return cell(text.split(". ")[0].split("; ")[0].rstrip(".:"))
 
 
 def argument_text(argument: click.Argument) -> str:
-    """An argument as it stands in the usage line."""
+    """An argument as in the usage line."""
     name = (argument.metavar or (argument.name or "").upper()).removesuffix("...")
     repeated = "..." if argument.nargs == -1 else ""
     return f"{name}{repeated}" if argument.required else f"[{name}]{repeated}"
 
 
 def option_text(option: click.Option) -> str:
-    """The names of an option and what it takes."""
+    """The names of an option and its value."""
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
     value = "" if option.is_flag or option.count else f" {cell(value_text(option))}"
     return names + value
 
 
 def value_text(option: click.Option) -> str:
-    """What an option takes."""
+    """The value of an option: its metavar, choices, range or type."""
     if option.metavar:
         return option.metavar
     kind = option.type
@@ -128,7 +144,7 @@ def value_text(option: click.Option) -> str:
 
 
 def meaning(option: click.Option) -> str:
-    """The help of an option, its default, and where else it may come from."""
+    """The help of an option, with its default and its environment variable."""
     text = " ".join((option.help or "").split())
     notes = [*["required"] * option.required, *["may be repeated"] * option.multiple]
     default = plain_default(option)
@@ -140,7 +156,7 @@ def meaning(option: click.Option) -> str:
 
 
 def plain_default(option: click.Option) -> str:
-    """The default of an option as it would be typed; empty if there is none to speak of."""
+    """The default of an option as it would be typed; empty if there is none."""
     value: Any = option.default
     if option.secondary_opts:
         return (option.opts if value else option.secondary_opts)[0]
@@ -150,12 +166,12 @@ def plain_default(option: click.Option) -> str:
 
 
 def anchor(heading: str) -> str:
-    """The name by which a heading is linked to."""
+    """The anchor of a heading."""
     return heading.lower().replace(" ", "-")
 
 
 def cell(text: str) -> str:
-    """Text that may stand in a table."""
+    """Text escaped for a table cell."""
     return text.replace("\\|", "|").replace("|", "\\|")
 
 

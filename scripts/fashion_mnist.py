@@ -1,10 +1,10 @@
-"""Fashion-MNIST as class folders of PNGs: the whole of it, or the sample that the repository carries.
+"""Fashion-MNIST as class folders of PNGs: all of it, or the sample in the repository.
 
     python scripts/fashion_mnist.py data/fashion-mnist   60,000 training and 10,000 test images
     python scripts/fashion_mnist.py --sample             write examples/fashion-mnist-sample.zip again
 
-Layout of both: train/CLASS/00001.png and test/CLASS/00001.png, numbered within the class in the order of the original.
-The images are read from Debian's package dataset-fashion-mnist where it is installed, else downloaded by torchvision
+Layout of both: train/CLASS/00001.png and test/CLASS/00001.png, numbered within the class in the original order. The
+images are read from Debian's package dataset-fashion-mnist if it is installed, else downloaded by torchvision
 (30 MB). Licence of the images: MIT, see examples/NOTICE.
 """
 
@@ -37,7 +37,7 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 def main() -> None:
     """Parse the arguments and write."""
     parser = argparse.ArgumentParser(description="Write Fashion-MNIST as class folders of PNGs.")
-    parser.add_argument("folder", type=Path, nargs="?", help="where to write; made if it does not exist")
+    parser.add_argument("folder", type=Path, nargs="?", help="folder to write; created if it does not exist")
     parser.add_argument("--sample", action="store_true", help="write the sample archive in examples/ instead")
     parser.add_argument("--source", type=Path, help="folder with the four .gz files in IDX format")
     arguments = parser.parse_args()
@@ -65,7 +65,7 @@ def find_source(scratch: Path) -> Path:
 
 
 def write_folders(source: Path, folder: Path) -> None:
-    """Every image as a PNG below ``folder``. What is there already is written over with the same bytes."""
+    """Write every image as a PNG below ``folder``; existing files are overwritten with the same bytes."""
     for part in PARTS:
         count = 0
         for name, pixels in numbered(source, part):
@@ -77,7 +77,7 @@ def write_folders(source: Path, folder: Path) -> None:
 
 
 def write_sample(source: Path, archive: Path) -> None:
-    """The first images of each class as one archive, whose bytes depend only on the images and the zlib in use."""
+    """Write the first images of each class as one archive; its bytes depend only on the images and on zlib."""
     entries: dict[str, bytes] = {}
     for part, per_class in SAMPLE_PER_CLASS.items():
         for name, pixels in numbered(source, part, per_class):
@@ -85,14 +85,14 @@ def write_sample(source: Path, archive: Path) -> None:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as out:  # PNGs are compressed already
         for name in sorted(entries):
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-            entry.create_system = 3  # Unix, wherever it is made
+            entry.create_system = 3  # Unix, on every system
             entry.external_attr = 0o100644 << 16
             out.writestr(entry, entries[name])
     print(f"{archive}: {len(entries)} images, {archive.stat().st_size / 1e6:.1f} MB")
 
 
 def numbered(source: Path, part: str, per_class: int | None = None) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Name within the layout and pixels (uint8 [28, 28]) of every image, or of the first so many of each class."""
+    """Name in the layout and pixels (uint8 [28, 28]) of every image, or of the first ``per_class`` of each class."""
     images, labels = read_part(source, part)
     seen = [0] * len(CLASSES)
     for pixels, label in zip(images, labels, strict=True):
@@ -113,7 +113,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """The array in a gzipped IDX file of bytes: two zeros, type 8, number of axes, big-endian sizes, data."""
     data = gzip.decompress(path.read_bytes())
     if data[:3] != b"\0\0\x08":
-        sys.exit(f"error: {path} is no IDX file of bytes")
+        sys.exit(f"error: {path} is not an IDX file of bytes")
     axes = data[3]
     shape = np.frombuffer(data, dtype=">u4", count=axes, offset=4)
     return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape.astype(np.int64))

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Run all that needs a CUDA GPU: the tests marked "gpu", then benchmarks/gpu.py. Downloads and installs nothing.
+# Run everything that needs a CUDA GPU: the tests marked "gpu", then benchmarks/gpu.py. Downloads and installs nothing.
 # Usage: [GPU=0] scripts/gpu.sh [arguments of benchmarks/gpu.py]
 #
-# Takes python3 if its PyTorch sees a GPU (a machine where PyTorch came with the image), else .venv if its does.
+# Uses python3 if its PyTorch sees a GPU (a machine whose image comes with PyTorch), else .venv if its PyTorch does.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,8 +35,8 @@ if ! "$python" -c 'import pytest' 2>/dev/null; then
 elif [ "${#files[@]}" -eq 0 ]; then
     echo "SKIP: GPU tests, since no file under tests/ has any"
 else
-    # Without the settings in pyproject.toml: plug-ins that they name may be missing here, and warnings of versions that
-    # the project is not developed with are no failures.
+    # Without the settings in pyproject.toml: its plug-ins may be missing here, and warnings of other versions of the
+    # packages are not failures.
     timeout 230 "$python" -m pytest -c /dev/null --rootdir . -o "markers=gpu: needs a CUDA GPU" -m gpu "${files[@]}" ||
         failed=$?
     if [ "$failed" -eq 5 ]; then failed=0; fi # nothing was selected

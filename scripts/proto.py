@@ -1,7 +1,7 @@
-"""Write what is made from protos/: the Python code in embedserve/v1 and the reference docs/wire.md.
+"""Generate from protos/: the Python code in embedserve/v1 and the reference docs/wire.md.
 
     python scripts/proto.py                      write both into this repository
-    python scripts/proto.py --root FOLDER        write both below another folder, as the test that compares them does
+    python scripts/proto.py --root FOLDER        write both below another folder, as the test does
     python scripts/proto.py --image image.binpb  write only a descriptor set with comments, which buf lint reads
 
 Needs grpcio-tools and mypy-protobuf in the versions pinned in pyproject.toml: the result is compared byte for byte.

@@ -1,4 +1,4 @@
-"""Draws the README's picture: images of a served collection, each with what the search finds for it.
+"""Draws the README's picture: images of a served collection, each with the hits of a search for it.
 
 embedserve demo                     # in another terminal
 python scripts/readme_picture.py docs/search.png
@@ -20,7 +20,7 @@ INK, FAINT, RIGHT, WRONG = (24, 24, 27), (113, 113, 122), (22, 120, 70), (190, 5
 
 
 def main() -> None:
-    """Draw one row for each of some labels."""
+    """Draw a row for each of some labels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--server", default="localhost:50051")
@@ -56,11 +56,11 @@ def main() -> None:
                 left = MARGIN_PX + column * (CELL_PX + GAP_PX) + (2 * GAP_PX if column else 0)
                 [item] = client.get_items(arguments.collection, [item_id], include_media=True)
                 if item is None or item.media is None:
-                    raise SystemExit(f"{arguments.collection} keeps no picture of {item_id}")
+                    raise SystemExit(f"{arguments.collection} keeps no image of {item_id}")
                 picture = Image.open(io.BytesIO(item.media.data)).convert("RGB")
                 canvas.paste(picture.resize((CELL_PX, CELL_PX), Image.Resampling.LANCZOS), (left, top))
                 draw.text((left, top + CELL_PX + 2), text, colour, ImageFont.load_default(11))
-    canvas.quantize(64).save(arguments.out, optimize=True)  # the pictures are grey, the text has three colours
+    canvas.quantize(64).save(arguments.out, optimize=True)  # the images are grey, the text has three colours
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Writes the tables of the READMEs from results and recipes, so that text and data cannot part.
+"""Generates the tables of the READMEs from results and recipes, so that text and data cannot diverge.
 
-python scripts/readme_tables.py            # rewrite what stands between the markers
+python scripts/readme_tables.py            # rewrite the text between the markers
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def with_tables(text: str, tables: dict[str, Callable[[], str]]) -> str:
-    """The text with each table between its markers made anew."""
+    """The text with the tables between the markers regenerated."""
     for name, make in tables.items():
         table = make()
         begin, end = f"<!-- {name}: made by scripts/readme_tables.py -->", f"<!-- end of {name} -->"
@@ -150,7 +150,7 @@ def peers_table() -> str:
 
 
 def behaviour_table() -> str:
-    """What the servers do when things go wrong."""
+    """Behaviour of the servers under failure."""
     from benchmarks.measuring.tables import behaviour_cells
 
     result = _read("serve_peers.json", missing_ok=True)
@@ -255,7 +255,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
 
 
 def _percent(figure: dict[str, Any] | None) -> str:
-    """The mean and, of several seeds, the spread of a figure of `evaluate`."""
+    """Mean and, for several seeds, spread of a figure of `evaluate`."""
     if figure is None:
         return "–"
     spread = "" if figure["spread"] is None else f" ± {100 * figure['spread']:.1f}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make a virtual environment and install embedserve with one extra into it, from this folder, editable.
+# Create a virtual environment and install embedserve from this folder into it, editable, with extras.
 # Usage: scripts/venv.sh FOLDER train|dev|train,dev,peers          PYTHON and PIP_ARGS: see the Makefile
 set -euo pipefail
 
@@ -23,9 +23,9 @@ find_python() {
     return 1
 }
 
-# An environment whose interpreter was removed or is too old cannot be repaired by pip.
+# pip cannot repair an environment whose interpreter was removed or is too old.
 if [ -e "$venv" ] && ! suitable "$venv/bin/python"; then
-    echo "$venv has no working Python 3.11 or newer; it is made anew"
+    echo "$venv has no working Python 3.11 or newer; it is created again"
     rm -rf "$venv"
 fi
 
@@ -39,7 +39,7 @@ if [ "$(uname -s)" = Linux ]; then
 else
     torch="PyTorch without CUDA, some hundreds of MB, once"
 fi
-echo "Installing embedserve[$extra] into $venv from the Python package index; what is there already is not fetched again:"
+echo "Installing embedserve[$extra] into $venv from the Python package index; existing packages are not downloaded again:"
 echo "  the serving part (onnxruntime, FAISS, gRPC, Pillow): about 500 MB on disk"
 case $extra in
 train) echo "  $torch" ;;
@@ -49,12 +49,12 @@ esac
 
 if [ -n "$python" ] && ! "$python" -m venv "$venv"; then
     rm -rf "$venv"
-    echo "error: $python cannot make a virtual environment" >&2
+    echo "error: $python cannot create a virtual environment" >&2
     echo "hint:  on Debian and Ubuntu: apt install python3-venv" >&2
     exit 1
 fi
 
-quiet=--quiet # in a log; a person wants to see how far a download of this size is
+quiet=--quiet # in a log; on a terminal, show the progress of such a download
 [ -t 1 ] && quiet=
 # shellcheck disable=SC2086 # both are lists of words
 "$venv/bin/python" -m pip install --disable-pip-version-check $quiet ${PIP_ARGS:-} --editable ".[$extra]"

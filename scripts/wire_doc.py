@@ -18,7 +18,7 @@ from embedserve import errors
 
 PACKAGE = "embedserve.v1"
 ORDER = ("embedding_service", "search_service", "collection_service", "common")
-"""The order in which a reader needs the files."""
+"""Files in the order of the page."""
 
 HEADER = f"""\
 # The wire: `{PACKAGE}`
@@ -33,7 +33,7 @@ Both kinds of error use the same codes:
 """
 
 _NOT_FROM_A_SERVER = (
-    errors.ImageError,  # never raised itself
+    errors.ImageError,  # only its subclasses are raised
     errors.DataError,
     errors.TrainingError,
     errors.ExportError,

@@ -1,1 +1,1 @@
-"""What the benchmarks of serving share: the bare loop, the machine, clients and servers."""
+"""The harness of the benchmarks: loads, turns and figures, meters, machine facts, clients and servers."""

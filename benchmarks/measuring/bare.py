@@ -1,4 +1,4 @@
-"""The ceiling: decoding and onnxruntime in a loop on all cores, with the encoders and pictures that are measured."""
+"""The ceiling: decoding and onnxruntime in a loop on all cores, with the encoders and JPEGs of the benchmarks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from embedserve.encoder.session import Encoder
 from embedserve.images import preprocess
 
 BUILT_IN = {"light": ("small-cnn", 28, (160, 120)), "heavy": ("resnet18", 224, (640, 480))}
-"""Encoder → backbone with random weights, its side in pixels, and the size of the JPEGs that it is sent."""
+"""Encoder → backbone with random weights, its side in pixels, and the size of the JPEGs sent to it."""
 
 PICTURES = 64
 BARE_BATCHES = (1, 4, 16)
-"""Tried by the bare loop; the best one is the ceiling."""
+"""Batches of the bare loop; the best one is the ceiling."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class BareLoop:
     batch: int
 
     def run(self, count: int) -> float:
-        """Embed ``count`` images; the seconds it took."""
+        """Embed ``count`` images; returns the seconds."""
         starts, lock = iter(range(0, count, self.batch)), threading.Lock()
         spec = self.encoder.metadata.preprocess
 
@@ -63,8 +63,8 @@ class BareLoop:
 def best_bare(encoder: Encoder, pictures: list[bytes]) -> tuple[BareLoop, float]:
     """The bare loop with the batch that takes the least CPU time, and its images/s.
 
-    By CPU time, since that depends less than the clock on what else the machine does. A larger batch has to save 3 %:
-    at the end of a measurement some cores wait for the last batch of others.
+    By CPU time, which other work on the machine changes less than elapsed time. A larger batch must save 3 %: at the
+    end of a measurement some cores wait for the last batch of others.
     """
     best: tuple[float, BareLoop, float] | None = None
     for batch in BARE_BATCHES:
@@ -84,7 +84,7 @@ def best_bare(encoder: Encoder, pictures: list[bytes]) -> tuple[BareLoop, float]
 
 
 def encoder_of(name: str) -> tuple[Path, tuple[int, int]]:
-    """The encoder file, made if it is one of ours, and the size of the pictures for it."""
+    """The encoder file, created if it is a built-in one, and the size of the JPEGs for it."""
     if name not in BUILT_IN:
         return Path(name), (640, 480)
     backbone, size_px, picture_px = BUILT_IN[name]
@@ -92,21 +92,21 @@ def encoder_of(name: str) -> tuple[Path, tuple[int, int]]:
         from embedserve_training.export import export
         from embedserve_training.networks import backbones
     except ModuleNotFoundError:
-        raise SystemExit(f"the {name} encoder is made with PyTorch: pip install 'embedserve[train]'") from None
-    # Made again when another network or another graph would come out.
+        raise SystemExit(f"the {name} encoder is created with PyTorch: pip install 'embedserve[train]'") from None
+    # Created again if the network or the exported graph would differ.
     sources = b"".join(Path(inspect.getfile(module)).read_bytes() for module in (backbones, export))
     key = hashlib.sha256(sources + version("torch").encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"embedserve-benchmarks-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{backbone}-{size_px}-{key}.onnx"
     if not path.exists():
-        print(f"making {path}", flush=True)
+        print(f"creating {path}", flush=True)
         make_encoder(backbone, size_px, path)
     return path, picture_px
 
 
 def make_encoder(backbone: str, size_px: int, path: Path, *, seed: int = 0) -> None:
-    """Write an encoder with random weights: its speed is that of a trained one."""
+    """Write an encoder with random weights, as fast as a trained one."""
     import torch
 
     from embedserve_training.export.export import to_onnx

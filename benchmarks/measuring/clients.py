@@ -1,7 +1,7 @@
-"""Clients that cost little: one for the gRPC servers, one for the HTTP servers. Both send a list of encoded images.
+"""Clients with little overhead for gRPC servers and HTTP servers. Both send a list of encoded images.
 
-The HTTP client is written here, on the streams of asyncio, because the ready ones take more CPU time per call than some
-of the servers that they are to measure.
+The HTTP client is our own, on the streams of asyncio, because libraries take more CPU time per call than some of the
+servers under test.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Protocol
 
 import grpc
 
+from embedserve.loadtest import CallFailed
 from embedserve.v1 import common_pb2
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1 import embedding_service_pb2_grpc as pb_grpc
@@ -23,20 +24,27 @@ PACKED = common_pb2.VECTOR_ENCODING_PACKED_F32
 BOUNDARY = b"embedserve-benchmark"
 
 
-class Refused(Exception):
-    """The server is full, or stops, and says so."""
+class _Unanswered(CallFailed):
+    """A call without an answer, counted by the name of its class."""
+
+    def __init__(self, message: str | None = "") -> None:
+        super().__init__(type(self).__name__, message or "")
 
 
-class TooLate(Exception):
+class Refused(_Unanswered):
+    """The server is full or stopping, and says so."""
+
+
+class TooLate(_Unanswered):
     """There was no answer in time."""
 
 
-class Failed(Exception):
-    """The server could not embed it, or the connection broke."""
+class Failed(_Unanswered):
+    """The server could not embed an image, or the connection broke."""
 
 
 class Client(Protocol):
-    """Something that embeds."""
+    """A client of a server that embeds images."""
 
     async def call(self, images: list[bytes], timeout_s: float = 60.0) -> None:
         """One call, answered in full.
@@ -46,7 +54,7 @@ class Client(Protocol):
         """
 
     async def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
 
 
 # --- gRPC -----------------------------------------------------------------------------------------------------------
@@ -75,7 +83,7 @@ class GrpcClient:
             _unpack(result)
 
     async def stream(self, messages: AsyncIterator[list[bytes]], answered: Callable[[int], None]) -> None:
-        """One EmbedStream, written as fast as the server reads it; ``answered`` is told the images of each answer."""
+        """One EmbedStream, written as fast as the server reads it; ``answered`` receives the images of each answer."""
 
         async def requests() -> AsyncIterator[pb.EmbedStreamRequest]:
             number = 0
@@ -91,14 +99,14 @@ class GrpcClient:
             answered(len(results))
 
     async def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         await self._channel.close()
 
 
 class InferenceClient:
     """The Open Inference Protocol (KServe V2) over one channel, as MLServer and Triton speak it.
 
-    Its messages are few enough to be written by hand, and the answer is not taken apart.
+    The request is encoded by hand; the response is not parsed.
     """
 
     def __init__(self, address: str) -> None:
@@ -116,7 +124,7 @@ class InferenceClient:
             raise Failed(f"{len(response)} bytes for {len(images)} images")
 
     async def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         await self._channel.close()
 
 
@@ -161,11 +169,11 @@ def _unpack(result: pb.EmbedResult) -> None:
 _HTTP_REFUSALS = (429, 503)
 _HTTP_LATE = (408, 504)
 _IDLE_S = 1.0
-"""A connection that rested longer is not used again: servers close them, uvicorn after 5 s."""
+"""A connection that was idle for longer is not reused: servers close them, uvicorn after 5 s."""
 
 
 class HttpClient:
-    """POST over connections that are kept; as many as there are calls at once."""
+    """POST over kept-alive connections, one for each concurrent call."""
 
     def __init__(self, address: str, path: str, encode: Callable[[list[bytes]], tuple[bytes, list[bytes]]]) -> None:
         self._host, port = address.rsplit(":", 1)
@@ -188,7 +196,7 @@ class HttpClient:
             raise TooLate(str(status))
         if status != 200:
             raise Failed(f"{status}: {body[:200].decode(errors='replace')}")
-        # Vectors are float32 one after the other, or, from BentoML with batches, a JSON list of lists.
+        # Vectors are consecutive float32, or, from BentoML with batches, a JSON list of lists.
         if len(body) < 4 * len(images):
             raise Failed(f"{len(body)} bytes for {len(images)} images")
 
@@ -203,7 +211,7 @@ class HttpClient:
             writer.write(b"".join([head, *parts]))
             await writer.drain()
             status, keep, body = await read_response(reader)
-        except BaseException:  # a cancelled call too: the server sees that nobody waits any more
+        except BaseException:  # also of a cancelled call: the server sees that its client has gone
             writer.transport.abort()
             raise
         if keep:
@@ -221,7 +229,7 @@ class HttpClient:
         return await asyncio.open_connection(self._host, self._port)
 
     async def close(self) -> None:
-        """End the connections that no call uses."""
+        """Close the idle connections."""
         for _, _, writer in self._idle:
             writer.close()
             with contextlib.suppress(OSError):
@@ -233,7 +241,7 @@ async def read_response(reader: asyncio.StreamReader) -> tuple[int, bool, bytes]
     """Status, whether the connection stays open, and body of an HTTP/1.1 response.
 
     Raises:
-        asyncio.IncompleteReadError: the connection ended before.
+        asyncio.IncompleteReadError: the connection was closed early.
     """
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     status = int(head[9:12])

@@ -1,8 +1,8 @@
-"""An embedserve server whose encoder takes a fixed time and no CPU: what is left is the server itself.
+"""An embedserve server whose encoder takes a fixed time and no CPU, so that only the server itself is measured.
 
     python benchmarks/measuring/fixed_time_server.py --ms 10 --runs 2 [--max-queue-images N] [--max-queue-mib N]
 
-Says the same line as `embedserve serve` when it is ready, and stops on SIGTERM.
+Prints the same line as `embedserve serve` when it is ready, and stops on SIGTERM.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SIZE_PX, DIMENSION = 32, 128
 
 
 class FixedTimeEncoder:
-    """Sleeps for each image, and gives one vector to all.
+    """Sleeps for each image, and returns the same vector for all.
 
     Args:
-        ms_per_image: how long.
-        parallel_runs: how many images are encoded at a time.
+        ms_per_image: milliseconds of sleep.
+        parallel_runs: images encoded at a time.
     """
 
     provider = "CPUExecutionProvider"

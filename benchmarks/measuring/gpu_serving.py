@@ -1,8 +1,8 @@
 """An encoder on a GPU: a bare onnxruntime loop, embedserve's encoder, and the whole server over gRPC.
 
 The bare loop copies each batch to the GPU, runs it through I/O binding and copies the vectors back, in as many threads
-as the encoder has runs in flight. It decodes nothing. What decoding alone allows is measured beside it: the server can
-be no faster than the slower of the two.
+as the encoder has runs in flight. It decodes nothing. Decoding alone is measured too: the server can be no faster than
+the slower of the two.
 """
 
 from __future__ import annotations
@@ -10,18 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import os
-import re
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,20 +26,22 @@ from embedserve.encoder import encoder_file, providers, reference
 from embedserve.encoder.session import Encoder
 from embedserve.errors import EmbedserveError
 from embedserve.images import preprocess
+from embedserve.loadtest import CallFailed, threaded_closed_loop
 from measuring.bare import jpeg
+from measuring.child import StartFailed, real_server
 from measuring.machine import memory_mb
+from measuring.rounds import Figures, in_turns, percentile, ratios
 
 BATCHES = (1, 8, 32, 64)
 PRECISIONS = ("fp32", "fp16")
 PICTURES = 64
 TURNS = 3
 CLIENTS, PER_CALL = 32, 16
-_START_S = 90
-REPOSITORY = Path(__file__).resolve().parents[2]
+_START_WITHIN_S = 90.0
 
 
 def problem(device: str) -> str | None:
-    """Why nothing of this can be measured here, or None."""
+    """Why this cannot be measured on this machine, or None."""
     try:
         import grpc  # noqa: F401
         import onnx  # noqa: F401
@@ -75,8 +70,8 @@ def serving(
         size_px: side of its images.
         device: "cuda" or "cpu".
         seconds: how long each figure is measured; the server's three times as long.
-        until: nothing is begun later, on time.monotonic's clock.
-        gpu_memory_mib: memory of the GPU that is in use.
+        until: no part begins later than this, on time.monotonic's clock.
+        gpu_memory_mib: returns the memory in use on the GPU.
     """
     pictures = [jpeg(size_px * 8 // 7, size_px * 8 // 7, seed) for seed in range(PICTURES)]
     spec = preprocess.PreprocessSpec(size_px=size_px, resize_px=size_px * 8 // 7, filter="bicubic")
@@ -87,7 +82,7 @@ def serving(
             path = Path(folder) / f"{precision}.onnx"
             result: dict[str, Any] = {"case": case, "precision": precision, "device": device}
             if time.monotonic() > until:
-                yield {**result, "skipped": "there was no time left"}
+                yield {**result, "skipped": "no time was left"}
                 continue
             try:
                 _write(network, spec, precision, path)
@@ -95,14 +90,14 @@ def serving(
                 result |= _in_process(path, squares, device, seconds)
                 result["server"] = _server(path, pictures, device, 3 * seconds, gpu_memory_mib)
                 _compare(result)
-            except (EmbedserveError, OSError, RuntimeError, ValueError, ExceptionGroup) as error:
+            except (EmbedserveError, OSError, RuntimeError, ValueError, CallFailed, StartFailed) as error:
                 result["skipped"] = f"{type(error).__name__}: {error}"
             print(f"{case}, {precision}: {result}", file=sys.stderr)
             yield result
 
 
 def _write(network: Any, spec: preprocess.PreprocessSpec, precision: str, path: Path) -> None:
-    """Write the encoder file, with what PyTorch makes of the reference images."""
+    """Write the encoder file, with PyTorch's vectors of the reference images."""
     from embedserve_training.export.export import to_onnx
     from embedserve_training.export.precision import to_fp16
     from embedserve_training.run import served
@@ -135,14 +130,12 @@ def _in_process(path: Path, squares: Any, device: str, seconds: float) -> dict[s
             "session_run": [partial(session.run, None, {"images": images})] * threads,
             "encoder": [partial(encoder.encode, images)] * threads,
         }
-        rates: dict[str, list[float]] = {name: [] for name in legs}
-        for _ in range(TURNS):
-            for name, runs in legs.items():
-                rates[name].append(_rate_of(runs, batch, seconds / TURNS))
-        for name, measured in rates.items():
-            found[name][str(batch)] = round(statistics.median(measured), 1)
-        ratios = [ours / bare for ours, bare in zip(rates["encoder"], rates["bare"], strict=True)]
-        found["encoder_over_bare"][str(batch)] = round(statistics.median(ratios), 3)
+        rates = Figures()
+        for _, name in in_turns(list(legs), TURNS):
+            rates.add(**{name: _rate_of(legs[name], batch, seconds / TURNS)})
+        for name in legs:
+            found[name][str(batch)] = rates.median(name, 1)
+        found["encoder_over_bare"][str(batch)] = round(statistics.median(ratios(rates["encoder"], rates["bare"])), 3)
     return found
 
 
@@ -181,23 +174,20 @@ def _rate(run: Callable[[], Any], threads: int, batch: int, seconds: float) -> f
 
 
 def _rate_of(runs: list[Callable[[], Any]], batch: int, seconds: float) -> float:
-    """Images/s of these runs, each in a thread, over and over. Runs of before all are warm do not count."""
-    warm = threading.Barrier(len(runs))
-    times: list[tuple[float, float, int]] = []
+    """Images/s of these runs, each repeated in a thread, once all of them are warm."""
 
-    def work(run: Callable[[], Any]) -> None:
+    def client(number: int) -> Callable[[int], int]:
+        run = runs[number]
         for _ in range(3):
             run()
-        warm.wait()
-        begun, count = time.perf_counter(), 0
-        while time.perf_counter() - begun < seconds:
-            run()
-            count += 1
-        times.append((begun, time.perf_counter(), count))
 
-    with ThreadPoolExecutor(len(runs)) as pool:
-        list(pool.map(work, runs))
-    return sum(count * batch / (end - begun) for begun, end, count in times)
+        def call(_: int) -> int:
+            run()
+            return batch
+
+        return call
+
+    return threaded_closed_loop(client, len(runs), seconds).steady_images_per_s
 
 
 def _server(
@@ -206,12 +196,12 @@ def _server(
     """Images/s of `embedserve serve` with calls of 16 images and with a stream, and its memory."""
     before = gpu_memory_mib() if gpu_memory_mib else 0.0
     begun = time.perf_counter()
-    with _serving(path, device) as (process, address):
+    with real_server(path, device=device, start_within_s=_START_WITHIN_S) as server:
         started_s = time.perf_counter() - begun
-        found = asyncio.run(_load(address, pictures, seconds))
+        found = asyncio.run(_load(server.address, pictures, seconds))
         found |= {
             "seconds_to_ready": round(started_s, 1),
-            "peak_memory_mb": memory_mb(process.pid, "VmHWM"),
+            "peak_memory_mb": memory_mb(server.process.pid, "VmHWM"),
             "gpu_memory_mib": round(gpu_memory_mib() - before) if gpu_memory_mib else None,
         }
     return found
@@ -219,65 +209,24 @@ def _server(
 
 async def _load(address: str, pictures: list[bytes], seconds: float) -> dict[str, Any]:
     from measuring.clients import GrpcClient
-    from measuring.loads import closed_loop, percentile_ms, stream_loop
+    from measuring.loads import Images, closed, latencies_ms, streamed
 
-    client = GrpcClient(address)
+    client, images = GrpcClient(address), Images(pictures, PER_CALL)
     try:
-        calls = await closed_loop(client, pictures, clients=CLIENTS, per_call=PER_CALL, seconds=seconds)
-        stream = await stream_loop(client, pictures, per_message=PER_CALL, seconds=seconds)
+        calls = await closed(client, images, clients=CLIENTS, seconds=seconds)
+        stream = await streamed(client, images, seconds=seconds)
     finally:
         await client.close()
     return {
-        f"{PER_CALL}_per_call": round(calls.images_per_s, 1),
-        "p50_ms": percentile_ms(calls.latencies_s, 50),
-        "p99_ms": percentile_ms(calls.latencies_s, 99),
-        "stream": round(stream.images_per_s, 1),
+        f"{PER_CALL}_per_call": round(calls.steady_images_per_s, 1),
+        "p50_ms": percentile(latencies_ms(calls), 50),
+        "p99_ms": percentile(latencies_ms(calls), 99),
+        "stream": round(stream.steady_images_per_s, 1),
     }
 
 
-@contextmanager
-def _serving(path: Path, device: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server that is ready, and its address.
-
-    Raises:
-        RuntimeError: it did not become ready; with the last that it said.
-    """
-    command = [sys.executable, "-m", "embedserve", "serve", str(path), "--port", "0", "--http-port", "0"]
-    parts = [str(REPOSITORY), str(REPOSITORY / "training"), os.environ.get("PYTHONPATH", "")]
-    process = subprocess.Popen(
-        [*command, "--device", device],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, parts)), "PYTHONUNBUFFERED": "1"},
-    )
-    too_late = threading.Timer(_START_S, process.kill)
-    too_late.start()
-    try:
-        said: list[str] = []
-        assert process.stderr is not None
-        for line in process.stderr:
-            said.append(line.strip())
-            if ready := re.search(r"gRPC on (\S+:\d+)", line):
-                break
-        else:
-            raise RuntimeError(f"the server did not start: {' / '.join(said[-3:])}")
-        too_late.cancel()
-        # Whatever else it says must not fill the pipe.
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield process, ready[1].rstrip(",;")
-    finally:
-        too_late.cancel()
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
 def _compare(result: dict[str, Any]) -> None:
-    """The server's images/s over what decoding and the GPU allow."""
+    """The server's images/s over the limit set by decoding and the GPU."""
     limit = min(result["decoding_images_per_s"], max(result["bare"].values()))
     result["limit_images_per_s"] = limit
     result["server_over_limit"] = {

@@ -1,4 +1,4 @@
-"""What a client saw of its calls, and whether a server's metrics say the same."""
+"""Calls as their client saw them, compared with the server's metrics."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 OPEN_ENDS = ("OK", "RESOURCE_EXHAUSTED", "CANCELLED", "DEADLINE_EXCEEDED")
-"""What a server may have counted of a call that its client left: answered or refused already, noticed in time, noticed
-by the deadline. Or it never saw it."""
+"""Codes under which a server may count a call that its client abandoned: answered or refused before, cancellation
+noticed, deadline noticed. Or it never saw the call."""
 
 
 @dataclass
@@ -19,13 +19,13 @@ class Ledger:
     known: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Calls with a status from the server."""
     left: Counter[str] = field(default_factory=Counter)
-    """By method, calls that the client left or gave up before it had a status."""
+    """By method, calls that the client abandoned before it had a status."""
     lost: Counter[str] = field(default_factory=Counter)
     """By method, calls whose status grpc.aio's client lost: it was writing to the stream when the server ended it."""
 
     def differences(self, counted: Counter[tuple[str, str]]) -> list[str]:
-        """Where a server's count cannot be the same calls: for each method and code it has those that are known, of
-        the calls that were left at most all, under one of OPEN_ENDS, and those that were lost under any code."""
+        """Where a server's count cannot be of the same calls. For each method and code it must have the known calls; it
+        may have abandoned calls under one of OPEN_ENDS; and it must have the lost ones, under any code."""
         found = []
         for method in sorted({method for method, _ in [*self.known, *counted]} | set(self.left) | set(self.lost)):
             codes = {code for other, code in [*self.known, *counted] if other == method}
@@ -55,7 +55,7 @@ def scrape(http_url: str, token: str) -> str:
 
 
 def counted_calls(metrics: str) -> Counter[tuple[str, str]]:
-    """Calls by method and code; those that never happened are left out."""
+    """Calls by method and code, without zeros."""
     pattern = r'^embedserve_requests_total\{code="(\w+)",method="(\w+)"\} (\S+)$'
     found = re.findall(pattern, metrics, re.MULTILINE)
     return Counter({(method, code): int(float(value)) for code, method, value in found if float(value)})
@@ -65,7 +65,7 @@ def value_of(metrics: str, sample: str) -> float:
     """One sample, such as ``embedserve_images_total{outcome="failed"}``.
 
     Raises:
-        LookupError: there is none.
+        LookupError: the metrics do not have it.
     """
     found = re.search(rf"^{re.escape(sample)} (\S+)$", metrics, re.MULTILINE)
     if found is None:

@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is started, asked and set up, and what it is."""
+"""The servers of the comparison: how each is started, called and configured."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ class Server:
 
     name: str
     command: Callable[[str, Settings], list[str]]
-    """Interpreter of the peers and settings → what to start."""
+    """Interpreter of the peers and settings → command line."""
     client: Callable[[str], Client]
     """Address → a client."""
     protocol: str
     licence: str
     packages: tuple[str, ...]
-    """What has to be installed, the first being the server itself."""
+    """Required packages, the server itself first."""
     best: dict[str, Settings] = field(default_factory=dict)
-    """Encoder → the settings that gave most images/s for the least CPU time; found with --tune."""
+    """Encoder → the settings with the most images/s for the least CPU time; found with --tune."""
     tried: tuple[Settings, ...] = ()
     batching: Settings | None = None
-    """Settings under which requests of several clients share a batch; None: it has no batches, or always."""
+    """Settings under which requests of several clients share a batch; None: it never or always batches."""
     folder: str | None = ""
-    """Where it is installed, within the environment of the peers; None: in the environment of embedserve."""
+    """Its subfolder in the environment of the peers; None: it runs in the environment of embedserve."""
     environment: Callable[[Settings], dict[str, str]] = lambda _: {}
-    """More variables for its process."""
+    """Additional environment variables of its process."""
     streams: bool = False
     note: str = ""
 
@@ -66,7 +66,7 @@ class Server:
         return Path(sys.executable) if self.folder is None else peers / self.folder / "bin/python"
 
     def settings(self, encoder: str) -> Settings:
-        """The settings for an encoder; those for the heavy one where it is another file."""
+        """The settings for an encoder; for another file, those for the heavy one."""
         return self.best.get(encoder) or self.best.get("heavy") or Settings()
 
 
@@ -115,7 +115,7 @@ SIDE_BY_SIDE = Settings(workers=2, intra_op=1)
 ONE_BATCHED = Settings(workers=1, intra_op=2, max_batch=8, max_wait_ms=2)
 TWO_BATCHED = Settings(workers=2, intra_op=1, max_batch=8, max_wait_ms=2)
 TRIED = (SIDE_BY_SIDE, ONE_BATCHED, TWO_BATCHED)
-# Batches cost images/s with the heavy encoder, and save the passing of requests between processes with the light one.
+# Batches cost images/s with the heavy encoder; with the light one they save hand-overs between processes.
 BEST = {"heavy": SIDE_BY_SIDE, "light": TWO_BATCHED}
 ALWAYS_SINGLE = {"heavy": SIDE_BY_SIDE, "light": SIDE_BY_SIDE}
 
@@ -210,7 +210,7 @@ SERVERS = {
 
 @dataclass
 class Running:
-    """A server that answers."""
+    """A server that is ready."""
 
     server: Server
     settings: Settings
@@ -227,9 +227,9 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(server: Server, settings: Settings, peers: Path, image: bytes) -> AsyncIterator[Running]:
-    """The server in a process of its own, from its first answer on; at the end nothing of it is left.
+    """The server in a separate process, from its first answer on; at the end all its processes are killed.
 
-    ``peers`` is the environment that the peers are installed in.
+    ``peers`` is the environment in which the peers are installed.
 
     Raises:
         Failed: it did not answer within START_WITHIN_S.
@@ -248,7 +248,7 @@ async def running(server: Server, settings: Settings, peers: Path, image: bytes)
         "EMBEDSERVE_BENCHMARK": mark,
     }
     address = f"127.0.0.1:{settings.port}"
-    # The folder takes what a server leaves in the way of sockets, logs and uploaded files.
+    # The folder receives the sockets, logs and uploads that a server leaves behind.
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="peer", ignore_cleanup_errors=True) as own:
         environment |= {"TMPDIR": own, "RAY_TMPDIR": own}
         begun = time.perf_counter()
@@ -275,7 +275,7 @@ async def running(server: Server, settings: Settings, peers: Path, image: bytes)
 
 
 async def _first_answer(server: Server, address: str, process: asyncio.subprocess.Process, image: bytes) -> None:
-    """Ask until there is an answer."""
+    """Send an image until it is answered."""
     last: Exception | None = None
     deadline = time.perf_counter() + START_WITHIN_S
     while time.perf_counter() < deadline:
@@ -303,7 +303,7 @@ def _listens(address: str) -> bool:
 
 
 async def _stop(process: asyncio.subprocess.Process, tree: Tree) -> None:
-    """SIGTERM, then whatever of its processes is left is killed."""
+    """SIGTERM, then SIGKILL for the processes that are left."""
     everything = set(tree.pids())
     if process.returncode is None:
         process.send_signal(signal.SIGTERM)
@@ -315,7 +315,7 @@ async def _stop(process: asyncio.subprocess.Process, tree: Tree) -> None:
 
 
 async def kill(everything: set[int], tree: Tree) -> None:
-    """End what is left of a server: the processes that were found before, and those that carry its mark."""
+    """Kill what is left of a server: the processes found before, and those that carry its mark."""
     for _ in range(50):
         left = [pid for pid in everything | set(tree.pids()) if _is_of(pid, tree, everything)]
         if not left:
@@ -327,7 +327,7 @@ async def kill(everything: set[int], tree: Tree) -> None:
 
 
 def _is_of(pid: int, tree: Tree, everything: set[int]) -> bool:
-    """Whether a process lives and is one of the server's: found before it was stopped, or marked."""
+    """Whether a process is alive and belongs to the server: it was found before, or is marked."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -336,7 +336,7 @@ def _is_of(pid: int, tree: Tree, everything: set[int]) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """A free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

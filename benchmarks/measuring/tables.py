@@ -1,4 +1,4 @@
-"""What serve_peers.py prints, from the document that it writes."""
+"""The tables that serve_peers.py prints, made from its document."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _WIDTHS = (18, 23, 22, 15, 12, 17)
 
 
 def behaviour_cells(one: dict[str, Any]) -> list[str]:
-    """The cells of a line of the behaviour table; – for what was not measured."""
+    """The cells of a line of the behaviour table; – if not measured."""
     cells = ["–"] * 6
     if poison := one.get("poison"):
         failed = poison["failed"]

@@ -1,4 +1,4 @@
-"""Mixed traffic for a server, good and bad, that knows the right answer to each of its calls."""
+"""Mixed traffic for a server, well-behaved and hostile, that knows the right answer to each of its calls."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _RESPONSES: dict[str, Any] = {
 
 @dataclass
 class Material:
-    """What is sent, and what is right."""
+    """The images that are sent, and the right answers."""
 
     pictures: list[bytes]
     vectors: dict[str, NDArray[np.float32]]
@@ -53,34 +53,34 @@ class Material:
     collections: dict[str, str] = field(default_factory=dict)
     """Fingerprint → the collection that is bound to it."""
     serving: str = ""
-    """Fingerprint that the server runs now."""
+    """Fingerprint of the encoder that the server runs."""
     replaced: int = 0
-    """Counts up before and after each replacement: a call during which it changed may meet either encoder."""
+    """Incremented before and after each replacement: a call during which it changed may meet either encoder."""
     bad: bytes = b""
 
 
 @dataclass
 class Findings:
-    """What came of it."""
+    """The results of the calls."""
 
     ledger: Ledger = field(default_factory=Ledger)
     good: Counter[str] = field(default_factory=Counter)
-    """Calls by kind that were answered as they should."""
+    """Calls by kind that were answered correctly."""
     shed: Counter[str] = field(default_factory=Counter)
-    """Calls that the server asked to send again later."""
+    """Calls that the server refused with a retry time."""
     images: int = 0
-    """Images whose vectors came and were right."""
+    """Images whose vectors were right."""
     wrong: list[str] = field(default_factory=list)
-    """Everything that should not have been, the first hundred."""
+    """The first hundred violations."""
 
     def fail(self, what: str) -> None:
-        """Note what should not have been."""
+        """Record a violation."""
         if len(self.wrong) < 100:
             self.wrong.append(what)
 
 
 class Traffic:
-    """Callers of one server, each with its own kind of call, until they are stopped."""
+    """Clients of one server, each with its own kind of call, until they are stopped."""
 
     def __init__(self, server: Access, material: Material, seed: int) -> None:
         self.findings = Findings()
@@ -90,7 +90,7 @@ class Traffic:
         self._next = itertools.count()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """All kinds of callers at once; ends when they have their last answers."""
+        """All kinds of clients at once; returns when they have their last answers."""
         kinds: list[tuple[Callable[[grpc.aio.Channel], Awaitable[None]], int]] = [
             (self._embed_one, 3),
             (self._embed_many, 2),
@@ -111,7 +111,7 @@ class Traffic:
             while not stopping.is_set():
                 try:
                     await kind(self._channels[next(self._next) % len(self._channels)])
-                except Exception as error:  # a bug of this program is a finding too, and not the end of it
+                except Exception as error:  # a bug of this program is a finding too, and does not end it
                     self.findings.fail(f"{kind.__name__}: {type(error).__name__}: {error}")
                 await asyncio.sleep(self._random.uniform(0, 0.05))
 
@@ -121,12 +121,12 @@ class Traffic:
                     group.create_task(caller(kind))
         await asyncio.gather(*(channel.close() for channel in self._channels))
 
-    # --- Calls ------------------------------------------------------------------------------------------------------
+    # --- Calls --------------------------------------------------------------------------------------------------------
 
     async def call(
         self, channel: grpc.aio.Channel, method: str, request: Any, *, allowed: tuple[str, ...] = ()
     ) -> Any | None:
-        """One call that should be answered; None where it was not. ``allowed`` are codes of errors that may come."""
+        """One call that should be answered; None if it was not. ``allowed`` are codes of permitted errors."""
         unary = channel.unary_unary(method, response_deserializer=_RESPONSES[method].FromString)
         try:
             response = await unary(request.SerializeToString(), timeout=TIMEOUT_S)
@@ -150,7 +150,7 @@ class Traffic:
     async def _stream(
         self, channel: grpc.aio.Channel, method: str, requests: list[Any], *, allowed: tuple[str, ...] = ()
     ) -> list[Any] | None:
-        """All answers of a stream that should be answered to its end."""
+        """All answers of a stream that should be answered in full; None if it was not."""
 
         async def sent() -> AsyncIterator[bytes]:
             for request in requests:
@@ -169,12 +169,12 @@ class Traffic:
         return [self._random.randrange(len(self._material.pictures)) for _ in range(count)]
 
     def _embed_request(self, picked: list[int]) -> embedding_pb.EmbedRequest:
-        """Position −1 stands for the bad image."""
+        """−1 stands for the bad image."""
         images = [self._material.bad if number < 0 else self._material.pictures[number] for number in picked]
         return embedding_pb.EmbedRequest(images=images, vector_encoding=wire.PACKED_F32)
 
     def _check(self, kind: str, picked: list[int], results: Any, fingerprint: str) -> None:
-        """Every result is the vector of its picture, by the one encoder that the response names; or the bad image's."""
+        """Check that each result is the vector of its image by the encoder of the response, or the expected error."""
         expected = self._material.vectors.get(fingerprint)
         if expected is None or len(results) != len(picked):
             self.findings.fail(f"{kind}: {len(results)} results of {fingerprint[:12]!r} for {len(picked)} images")
@@ -192,7 +192,7 @@ class Traffic:
                     self.findings.fail(f"{kind}: not the vector of {fingerprint[:12]}: cosine {cosine:.5f}")
                 self.findings.images += 1
 
-    # --- Good callers -----------------------------------------------------------------------------------------------
+    # --- Well-behaved clients -----------------------------------------------------------------------------------------
 
     async def _embed_one(self, channel: grpc.aio.Channel) -> None:
         await self._embed(channel, "embed one", self._pick(1))
@@ -232,13 +232,13 @@ class Traffic:
             self._check("embed stream", picked, response.results, response.encoder.fingerprint)
         self.findings.good["embed stream"] += 1
 
-    def _bound(self) -> tuple[str, str, tuple[str, ...], int]:
-        """Fingerprint and collection of the encoder that runs, the errors that may come, the state of replacements."""
+    def _serving(self) -> tuple[str, str, tuple[str, ...], int]:
+        """Fingerprint and collection of the current encoder, the permitted errors, and the count of replacements."""
         material = self._material
         return material.serving, material.collections[material.serving], ("ENCODER_MISMATCH",), material.replaced
 
     def _expect_same(self, before: int, kind: str, answered: bool, shed: int) -> None:
-        """A mismatch of encoders is right only where the encoder was replaced meanwhile."""
+        """An encoder mismatch is right only if the encoder was replaced meanwhile."""
         if answered:
             self.findings.good[kind] += 1
         elif before % 2 == 0 and before == self._material.replaced and shed == self._shed():
@@ -254,7 +254,7 @@ class Traffic:
         ]
 
     async def _upsert(self, channel: grpc.aio.Channel) -> None:
-        _, collection, allowed, before = self._bound()
+        _, collection, allowed, before = self._serving()
         shed = self._shed()
         request = collection_pb.UpsertRequest(collection=collection, items=self._items(4))
         response = await self.call(channel, COLLECTIONS + "Upsert", request, allowed=allowed)
@@ -263,7 +263,7 @@ class Traffic:
         self._expect_same(before, "upsert", response is not None, shed)
 
     async def _upsert_stream(self, channel: grpc.aio.Channel) -> None:
-        _, collection, allowed, before = self._bound()
+        _, collection, allowed, before = self._serving()
         shed = self._shed()
         requests = [
             collection_pb.UpsertStreamRequest(collection=collection, items=self._items(4))
@@ -277,7 +277,7 @@ class Traffic:
         self._expect_same(before, "upsert stream", responses is not None, shed)
 
     async def _search(self, channel: grpc.aio.Channel) -> None:
-        fingerprint, collection, allowed, before = self._bound()
+        fingerprint, collection, allowed, before = self._serving()
         shed = self._shed()
         [number] = self._pick(1)
         kind = self._random.choice(["image", "vector", "id"])
@@ -294,12 +294,12 @@ class Traffic:
         response = await self.call(channel, SEARCH + "Search", request, allowed=allowed if kind == "image" else ())
         if response is not None and response.results[0].HasField("error"):
             code = wire.error_from_status(response.results[0].error).code
-            if (kind, code) != ("id", "ITEM_NOT_FOUND"):  # it is deleted now and then
+            if (kind, code) != ("id", "ITEM_NOT_FOUND"):  # it may be deleted
                 self.findings.fail(f"search by {kind}: {code}")
         self._expect_same(before, f"search by {kind}", response is not None, shed)
 
     async def _delete_and_list(self, channel: grpc.aio.Channel) -> None:
-        _, collection, _, _ = self._bound()
+        _, collection, _, _ = self._serving()
         ids = [f"i{self._random.randrange(IDS)}" for _ in range(5)]
         request = collection_pb.DeleteItemsRequest(collection=collection, ids=ids)
         if await self.call(channel, COLLECTIONS + "DeleteItems", request) is not None:
@@ -309,10 +309,10 @@ class Traffic:
             self.findings.good["list"] += 1
         await asyncio.sleep(0.2)
 
-    # --- Bad ones: whatever becomes of their calls is right, if all others go on ------------------------------------
+    # --- Hostile clients: any outcome of their calls is right, as long as the others are served -----------------------
 
     async def _cancelled(self, channel: grpc.aio.Channel) -> None:
-        """Hangs up after up to 50 ms."""
+        """Cancels after up to 50 ms."""
         method = EMBEDDING + "Embed"
         unary = channel.unary_unary(method, response_deserializer=embedding_pb.EmbedResponse.FromString)
         call = unary(self._embed_request(self._pick(16)).SerializeToString(), timeout=TIMEOUT_S)
@@ -321,14 +321,14 @@ class Traffic:
         await self._note_end(method, call)
 
     async def _hurried(self, channel: grpc.aio.Channel) -> None:
-        """Waits no longer than up to 50 ms."""
+        """Has a deadline of up to 50 ms."""
         method = EMBEDDING + "Embed"
         unary = channel.unary_unary(method, response_deserializer=embedding_pb.EmbedResponse.FromString)
         call = unary(self._embed_request(self._pick(8)).SerializeToString(), timeout=self._random.uniform(0.001, 0.05))
         await self._note_end(method, call)
 
     async def _dropped(self, _: grpc.aio.Channel) -> None:
-        """Its connection ends in the middle of a call of 64 images and of a stream that goes on."""
+        """Closes its connection during a call of 64 images and an endless stream."""
         channel = self._server.open(grpc.aio, own_connection=True)
 
         async def endless() -> AsyncIterator[bytes]:
@@ -349,7 +349,7 @@ class Traffic:
         await asyncio.sleep(0.3)
 
     async def _raw(self, _: grpc.aio.Channel) -> None:
-        """Connects without a word, with garbage, or with the beginning of HTTP/2, and goes away."""
+        """Connects, sends nothing, garbage or the beginning of HTTP/2, and disconnects."""
         host, _, port = self._server.target.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         said = self._random.choice([b"", b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes(1000)])
@@ -365,7 +365,7 @@ class Traffic:
         await asyncio.sleep(0.3)
 
     async def _note_end(self, method: str, call: Any) -> None:
-        """A call that was left: its status if the server gave one, or none."""
+        """Record an abandoned call: with its status if the server sent one."""
         try:
             code = await call.code()
         except asyncio.CancelledError:
@@ -378,7 +378,7 @@ class Traffic:
         else:
             self.findings.ledger.left[_name(method)] += 1
         if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INVALID_ARGUMENT):
-            self.findings.fail(f"{_name(method)}, left by its caller: {code.name}: {await call.details()}")
+            self.findings.fail(f"{_name(method)}, abandoned by its client: {code.name}: {await call.details()}")
 
 
 def _name(method: str) -> str:
@@ -386,5 +386,5 @@ def _name(method: str) -> str:
 
 
 def _is_ours(metadata: Any) -> bool:
-    """Whether a status came from the server's code, by its details."""
+    """Whether a status came from the server's own code: it has details."""
     return any(key == "grpc-status-details-bin" for key, _ in metadata or ())

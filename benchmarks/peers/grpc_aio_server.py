@@ -1,4 +1,4 @@
-"""The bare server that one writes in an afternoon: grpc.aio, a pool of threads, onnxruntime. No queue, no batches."""
+"""A bare server: grpc.aio, a thread pool, onnxruntime. No queue, no batches."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ SETTINGS = Settings.of_environment()
 
 
 class Embed(ls.LitAPI):
-    """Takes the body as bytes; with a batch, LitServe passes what `batch` makes of several requests."""
+    """Takes the body as bytes; with batching, LitServe passes the result of `batch`."""
 
     def setup(self, device: str) -> None:
         self.encoder = Encoder(SETTINGS)
 
-    # The annotations are read by FastAPI, so they may not be postponed.
+    # FastAPI reads the annotations, so they must not be postponed.
     def decode_request(self, request: Annotated[bytes, Body(media_type="application/msgpack")]) -> list[bytes]:
         return msgpack.unpackb(request)
 
@@ -47,5 +47,5 @@ if __name__ == "__main__":
     server = ls.LitServer(
         api, accelerator="cpu", devices=1, workers_per_device=SETTINGS.workers, timeout=False, fast_queue=True
     )
-    # One HTTP process is enough for two cores, and more of them take the cores from the workers.
+    # One HTTP process is enough for two cores; more would take the cores from the workers.
     server.run(host="127.0.0.1", port=SETTINGS.port, num_api_servers=1, log_level="warning", generate_client_file=False)

@@ -1,4 +1,4 @@
-"""The encoder behind MLServer: a custom runtime in a pool of worker processes, asked by the Open Inference Protocol."""
+"""The encoder behind MLServer: a custom runtime in a pool of worker processes, called by Open Inference Protocol."""
 
 from __future__ import annotations
 

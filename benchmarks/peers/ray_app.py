@@ -51,5 +51,5 @@ if __name__ == "__main__":
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     stop.wait()
-    serve.shutdown()  # waits for the replicas to finish what they have
+    serve.shutdown()  # waits for the replicas to finish their requests
     ray.shutdown()

@@ -1,4 +1,4 @@
-"""What every peer has in common: the encoder file, how an image is prepared, and its settings from the environment.
+"""What the peers share: the encoder file, the preprocessing, and their settings from the environment.
 
 A peer differs only in how requests reach `embed` and how answers come back. Requests are a msgpack list of encoded
 images; answers are the vectors as float32, one after the other.
@@ -24,7 +24,7 @@ __all__ = ["PREFIX", "Encoder", "ImageError", "Settings"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a peer is set up; each is the environment variable PEER_ and its name."""
+    """Settings of a peer; each is an environment variable, PEER_ and its name."""
 
     encoder: str = ""
     """The encoder file."""
@@ -34,9 +34,9 @@ class Settings:
     intra_op: int = 1
     """onnxruntime threads of one run."""
     max_batch: int = 1
-    """Most requests in a batch; 1: none are batched."""
+    """Requests in a batch at most; 1: no batches."""
     max_wait_ms: int = 0
-    """How long a batch waits for more."""
+    """How long a batch waits for more requests."""
 
     @classmethod
     def of_environment(cls) -> Settings:
@@ -51,7 +51,7 @@ class Settings:
 
 
 class Encoder:
-    """The encoder file in an onnxruntime session, without spinning threads, and its rule of preparing images."""
+    """The encoder file in an onnxruntime session, without spinning threads, and its preprocessing."""
 
     def __init__(self, settings: Settings) -> None:
         import onnxruntime

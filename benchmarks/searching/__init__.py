@@ -1,1 +1,1 @@
-"""What search_peers.py is made of: data, loads, the processes that systems run in, and tables."""
+"""The parts of search_peers.py: data, the systems and their processes, the comparison, and its tables."""

@@ -1,4 +1,4 @@
-"""The systems that are compared: where each is implemented, what it needs and what kind of thing it is."""
+"""The systems of the comparison: implementation, packages, licence and kind of each."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ class Peer:
     implementation: str
     """MODULE:CLASS below benchmarks/."""
     packages: tuple[str, ...]
-    """What has to be installed, as package registries name it."""
+    """Required packages, by their names in the registry."""
     licence: str
     what: str
     """How it is reached: what a query crosses on its way."""
     ours: bool = False
-    """True: runs in the environment of embedserve."""
+    """True: it runs in the environment of embedserve."""
     large: bool = False
-    """True: also measured with a million vectors."""
+    """True: it is also measured with a million vectors."""
     ceiling: bool = False
-    """True: what others are compared with."""
+    """True: the others are compared with it."""
 
     def python(self, environment: Path) -> Path:
-        """The interpreter of the environment that it runs in."""
+        """The interpreter of its environment."""
         return Path(sys.executable) if self.ours else environment / "bin/python"
 
 

@@ -9,25 +9,26 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import numpy as np
+from measuring.machine import PeakMemory, disk_mb
+from measuring.rounds import Figures, in_turns, ratios
 
 from searching.catalogue import Peer
 from searching.data import DataSet
-from searching.processes import Failed, Loaded, Opened, PeakMemory, Place, SystemProcess, disk_mb, opened
+from searching.processes import Failed, Opened, Place, SystemProcess, opened
 from searching.report import FOREIGN_CORES
 
 MODES = {"single": (1, 1), "eight": (8, 1), "batch": (1, 64)}
 """Kind of load → clients, queries in a call."""
 
 OWN = "as it comes"
-"""The first step of a system that searches for the recall it is tuned to when nothing is said."""
+"""The first step of a system that, without search parameters, searches for the recall that it is tuned to."""
 
 _SWEEP_CALL = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long and how often is measured."""
+    """Length and number of the measurements."""
 
     rounds: int
     seconds: float
@@ -37,60 +38,39 @@ class Plan:
     build_within_s: float
 
 
-@dataclass
-class Leg:
-    """One kind of load on one system at one setting: a value for each round."""
-
-    qps: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
-    client_cpu_ms: list[float] = field(default_factory=list)
-    foreign_cores: list[float] = field(default_factory=list)
-    taken_ms: list[float] = field(default_factory=list)
-    """Of every call of all rounds."""
-
-    def add(self, loaded: Loaded) -> None:
-        """One more round."""
-        self.qps.append(loaded.qps)
-        self.cpu_ms.append(loaded.cpu_ms)
-        self.client_cpu_ms.append(loaded.client_cpu_ms)
-        self.foreign_cores.append(loaded.foreign_cores)
-        self.taken_ms += loaded.taken_ms
-
-    def to_json(self) -> dict[str, Any]:
-        """Medians over the rounds, percentiles over the calls."""
-        p50, p99 = np.percentile(self.taken_ms, [50, 99])
-        return {
-            "qps": round(median(self.qps), 1),
-            "cpu_ms": round(median(self.cpu_ms), 4),
-            "client_cpu_ms": round(median(self.client_cpu_ms), 4),
-            "p50_ms": round(float(p50), 3),
-            "p99_ms": round(float(p99), 3),
-            "calls": len(self.taken_ms),
-            "foreign_cores": round(max(self.foreign_cores), 2),
-            "disturbed": max(self.foreign_cores) > FOREIGN_CORES,
-            "by_round": {"qps": [round(qps, 1) for qps in self.qps]},
-        }
+def to_json(leg: Figures) -> dict[str, Any]:
+    """One kind of load: medians over the rounds, percentiles over the calls."""
+    foreign_cores = max(leg["foreign_cores"])
+    return {
+        "qps": leg.median("qps", 1),
+        "cpu_ms": leg.median("cpu_ms"),
+        "client_cpu_ms": leg.median("client_cpu_ms"),
+        "p50_ms": leg.percentile_ms(50),
+        "p99_ms": leg.percentile_ms(99),
+        "calls": len(leg.latencies_ms),
+        "foreign_cores": round(foreign_cores, 2),
+        "disturbed": foreign_cores > FOREIGN_CORES,
+        "by_round": leg.by_round("qps", digits=1),
+    }
 
 
 @dataclass
 class Measured:
-    """All that is known of one system over one data set."""
+    """All measurements of one system over one data set."""
 
     peer: Peer
     place: Place
     built: dict[str, Any] = field(default_factory=dict)
-    told: dict[str, Any] = field(default_factory=dict)
+    described: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, float] = field(default_factory=dict)
     """Setting → recall@10."""
     chosen: dict[str, str] = field(default_factory=dict)
     """Target → the first setting that reaches it."""
-    legs: dict[str, dict[str, Leg]] = field(default_factory=dict)
+    legs: dict[str, dict[str, Figures]] = field(default_factory=dict)
     """Target → kind of load → figures."""
-    open_s: list[float] = field(default_factory=list)
-    memory_mb: list[float] = field(default_factory=list)
-    """PSS of all processes after the load of a round."""
-    server_mb: list[float] = field(default_factory=list)
-    """Of that, what is not the clients'; 0 for a library."""
+    opened: Figures = field(default_factory=Figures)
+    """Of each round: ``open_s``; ``memory_mb``, PSS of all processes after the load; ``server_mb``, the part of it
+    that is not the clients', 0 for a library."""
     problem: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -98,18 +78,18 @@ class Measured:
         return {
             "what": self.peer.what,
             "licence": self.peer.licence,
-            "about": self.told.get("about", ""),
+            "about": self.described.get("about", ""),
             "build": {key: value for key, value in self.built.items() if key != "disk_mb"},
             "disk_mb": self.built.get("disk_mb"),
-            "open_s": round(median(self.open_s), 3) if self.open_s else None,
-            "memory_mb": round(median(self.memory_mb), 1) if self.memory_mb else None,
-            "server_mb": round(median(self.server_mb), 1) if any(self.server_mb) else None,
+            "open_s": self.opened.median("open_s", 3),
+            "memory_mb": self.opened.median("memory_mb", 1),
+            "server_mb": self.opened.median("server_mb", 1) if any(self.opened["server_mb"]) else None,
             "sweep": {setting: round(value, 4) for setting, value in self.sweep.items()},
             "targets": {
                 target: {
                     "setting": setting,
                     "recall": round(self.sweep[setting], 4),
-                    "modes": {mode: leg.to_json() for mode, leg in self.legs.get(target, {}).items()},
+                    "modes": {mode: to_json(leg) for mode, leg in self.legs.get(target, {}).items()},
                 }
                 for target, setting in self.chosen.items()
             },
@@ -122,12 +102,10 @@ def compare(systems: list[tuple[Peer, Place]], data: DataSet, plan: Plan) -> dic
     measured = [Measured(peer, place) for peer, place in systems]
     for one in measured:
         _attempt(one, lambda one=one: prepare(one, data, plan))
-    for number in range(plan.rounds):
-        shift = number % len(measured)
-        for one in measured[shift:] + measured[:shift]:
-            if not one.problem:
-                print(f"round {number + 1}: {one.peer.name}", flush=True)
-                _attempt(one, lambda one=one: turn(one, data, plan))
+    for number, one in in_turns(measured, plan.rounds):
+        if not one.problem:
+            print(f"round {number + 1}: {one.peer.name}", flush=True)
+            _attempt(one, lambda one=one: turn(one, data, plan))
     document = {one.peer.name: one.to_json() for one in measured}
     add_ratios(document, [one.peer.name for one in measured if one.peer.ceiling])
     return {**data.describe(), "systems": document}
@@ -146,14 +124,14 @@ def prepare(one: Measured, data: DataSet, plan: Plan) -> None:
     print(f"building {one.peer.name}", flush=True)
     one.built = build(one.place, data, plan.build_within_s)
     with opened(one.place, data.queries_file, data.truth_file, clients=1) as system:
-        one.told = system.told
+        one.described = system.described
         one.sweep, one.chosen = tuned(system, plan)
     found = ", ".join(f"{target}: {step} ({one.sweep[step]:.3f})" for target, step in one.chosen.items())
     print(f"  {one.built['seconds']} s, {one.built['disk_mb']} MB on disk; {found or 'no target reached'}", flush=True)
 
 
 def build(place: Place, data: DataSet, within_s: float) -> dict[str, Any]:
-    """Fill a system in a process of its own: seconds, memory, disk space. What was built before is taken as it is."""
+    """Fill a system in a separate process: seconds, memory, disk space. A system that was built before is reused."""
     note = place.folder / "built.json"
     if note.exists():
         kept: dict[str, Any] = json.loads(note.read_text())
@@ -170,10 +148,10 @@ def build(place: Place, data: DataSet, within_s: float) -> dict[str, Any]:
 
 
 def tuned(system: Opened, plan: Plan) -> tuple[dict[str, float], dict[str, str]]:
-    """The settings that were tried with their recall, and the first that reaches each target."""
+    """The tried settings with their recall, and the first one that reaches each target."""
     sweep: dict[str, float] = {}
     chosen: dict[str, str] = {}
-    ladder = list(system.told["ladder"])
+    ladder = list(system.described["ladder"])
     for step in ladder:
         answer = system.first.ask(
             "recall", within_s=600, setting=step, per_call=_SWEEP_CALL, queries=plan.recall_queries
@@ -191,26 +169,31 @@ def tuned(system: Opened, plan: Plan) -> tuple[dict[str, float], dict[str, str]]
 
 
 def turn(one: Measured, data: DataSet, plan: Plan) -> None:
-    """Open it, put each kind of load on it at each setting, close it."""
+    """Open the system, put each kind of load on it at each setting, close it."""
     with opened(one.place, data.queries_file, data.truth_file) as system:
-        one.open_s.append(system.told["open_s"])
         for target, setting in one.chosen.items():
             legs = one.legs.setdefault(target, {})
             for mode, (clients, per_call) in MODES.items():
                 loaded = system.load(
                     setting, clients=clients, per_call=per_call, warmup_s=plan.warmup_s, seconds=plan.seconds
                 )
-                legs.setdefault(mode, Leg()).add(loaded)
-        memory, server = system.memory_mb()
-        one.memory_mb.append(memory)
-        one.server_mb.append(server)
+                leg = legs.setdefault(mode, Figures())
+                leg.add(
+                    qps=loaded.qps,
+                    cpu_ms=loaded.cpu_ms,
+                    client_cpu_ms=loaded.client_cpu_ms,
+                    foreign_cores=loaded.foreign_cores,
+                )
+                leg.latencies_ms += loaded.taken_ms
+        memory_mb, server_mb = system.memory_mb()
+        one.opened.add(open_s=system.described["open_s"], memory_mb=memory_mb, server_mb=server_mb)
 
 
 def add_ratios(systems: dict[str, Any], ceilings: list[str]) -> None:
-    """To each figure its ratio to the fastest bare FAISS at the same target; embedserve's also to that with its index.
+    """Add to each figure its ratio to the fastest bare FAISS at the same target; for embedserve also to its own index.
 
-    Ratios are medians of those within a round. What searches "as it comes" is compared at the highest target that its
-    recall reaches.
+    Ratios are medians of those within a round. A system that searches "as it comes" is compared at the highest
+    target that its recall reaches.
     """
     for name, one in systems.items():
         for target, reached in one["targets"].items():
@@ -235,11 +218,11 @@ def add_ratios(systems: dict[str, Any], ceilings: list[str]) -> None:
 
 
 def kind_of(words: str) -> str:
-    """The kind of index that some words are about."""
+    """The kind of index that a description names."""
     low = words.lower()
     return next((kind for kind in ("ivf", "hnsw") if kind in low), "flat")
 
 
 def _ratio(own: list[float], other: list[float]) -> float | None:
-    ratios = [ours / theirs for ours, theirs in zip(own, other, strict=False) if theirs]
-    return round(median(ratios), 3) if ratios else None
+    found = ratios(own, other)
+    return round(median(found), 3) if found else None

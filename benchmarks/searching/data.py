@@ -1,4 +1,4 @@
-"""Vectors to search in, vectors to ask with, and the true neighbours; made once and kept as .npy files."""
+"""Vectors to search in, queries, and the true neighbours; made once and kept as .npy files."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from numpy.typing import NDArray
 
 K = 10
 CHUNK = 20_000
-"""Rows that are made, or compared with the queries, at a time: memory stays bounded with a million of them."""
+"""Rows made, or compared with the queries, at a time: it bounds the memory with a million rows."""
 
 _CANDIDATES = 4 * K
-"""Rows that are ranked again in float64; what float32 puts beyond them is not among the ten closest."""
+"""Rows that are ranked again in float64; rows that float32 ranks below them are not among the ten closest."""
 
 CLUSTERS, LATENT = 2000, 48
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set in its files: what is searched, what is asked, and the true answers."""
+    """The files of a data set: vectors, queries and true neighbours."""
 
     folder: Path
     name: str
     about: str
-    """In a sentence: where the vectors come from."""
+    """The origin of the vectors, in a sentence."""
 
     @property
     def vectors_file(self) -> Path:
@@ -47,7 +47,7 @@ class DataSet:
         return self.folder / "truth.npy"
 
     def vectors(self) -> NDArray[np.float32]:
-        """The vectors, read from the file as they are used."""
+        """The vectors, memory-mapped."""
         found: NDArray[np.float32] = np.load(self.vectors_file, mmap_mode="r")
         return found
 
@@ -81,7 +81,7 @@ def kept(
     write_vectors: Callable[[Path], None],
     queries: Callable[[], NDArray[np.float32]],
 ) -> DataSet:
-    """The data set in ``folder``, made if it is not there as a whole."""
+    """The data set in ``folder``, made if it does not exist."""
     data = DataSet(folder, name, about)
     if folder.exists():
         return data
@@ -108,7 +108,7 @@ class Clusters:
     """A mixture of clusters with sizes by Zipf's law, bent by a tanh layer and blurred by noise.
 
     Points lie near a curved surface of ``LATENT`` dimensions, as embeddings do; uniform or Gaussian vectors would be
-    harder than anything that is searched in practice, and separate clusters without the bend easier.
+    harder than real ones, and separate clusters without the bend easier.
     """
 
     dimension: int
@@ -126,7 +126,7 @@ class Clusters:
         return self.draw(count, stream=1 << 20)
 
     def draw(self, count: int, *, stream: int) -> NDArray[np.float32]:
-        """``count`` unit vectors, the same ones for the same stream."""
+        """``count`` unit vectors, the same for the same stream."""
         fixed = np.random.default_rng([self.seed, 0])
         centres = fixed.standard_normal((CLUSTERS, LATENT), np.float32)
         spread = fixed.uniform(0.35, 0.75, (CLUSTERS, 1)).astype(np.float32)
@@ -166,7 +166,7 @@ def true_neighbours(
     Args:
         vectors: float32 [N, D].
         queries: float32 [Q, D].
-        k: how many.
+        k: neighbours of each query.
         rows: only these rows count, int64 [M], ascending; None: all.
     """
     wanted = max(_CANDIDATES, 4 * k)
@@ -191,10 +191,10 @@ def true_neighbours(
 
 
 def recall(found: NDArray[np.int64], truth: NDArray[np.int32]) -> float:
-    """The mean share of the true neighbours that were found, 0–1; −1 in ``truth`` are none.
+    """The mean share of the true neighbours that were found, 0–1; −1 in ``truth`` is ignored.
 
     Args:
-        found: [Q, k] rows in any order, −1 where there was no hit.
+        found: [Q, k] rows in any order, −1 for no hit.
         truth: [Q, k].
     """
     hits = (found[:, :, None] == truth[:, None, :]) & (truth[:, None, :] >= 0)
@@ -205,7 +205,7 @@ def recall(found: NDArray[np.int64], truth: NDArray[np.int32]) -> float:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How hard a data set is to search, over some queries."""
+    """How hard a data set is to search."""
 
     top1_cosine: float
     """Mean cosine of a query and its closest vector."""
@@ -232,7 +232,7 @@ class Difficulty:
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each row at unit norm."""
+    """Each row scaled to unit norm."""
     scaled: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return scaled
 

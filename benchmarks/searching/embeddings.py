@@ -1,4 +1,4 @@
-"""Fashion-MNIST through an encoder that the project trained and exported: embeddings as people search them."""
+"""Fashion-MNIST through an encoder that the project trained and exported: real embeddings."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from searching.data import DataSet, kept, unit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MINUTES = 1.0
-"""Of training: enough that pictures of one kind lie together, which is what makes embeddings easier than noise."""
+"""Of training: enough that images of one label lie together, which makes embeddings easier than noise."""
 
 _BATCH = 256
 
 
 def fashion(work: Path, *, searched: int, asked: int, encoder: Path | None = None) -> DataSet | str:
-    """The first training images, to be searched with the first test images; or why there are none.
+    """The first training images, with the first test images as queries; or why there are none.
 
     Args:
-        work: where it is kept.
-        searched: at most 60,000.
-        asked: at most 10,000.
+        work: folder that keeps it.
+        searched: training images, at most 60,000.
+        asked: test images, at most 10,000.
         encoder: an encoder file; None: one is trained for ``MINUTES``.
     """
     from scripts.fashion_mnist import DEBIAN
@@ -53,7 +53,7 @@ def fashion(work: Path, *, searched: int, asked: int, encoder: Path | None = Non
 
 
 def embedded(encoder: Encoder, source: Path, part: str, count: int) -> NDArray[np.float32]:
-    """Unit vectors of the first images of a part, through the same preparation as the server's."""
+    """Unit vectors of the first images of a part, with the preprocessing of the server."""
     from scripts.fashion_mnist import png, read_part
 
     spec = encoder.metadata.preprocess
@@ -66,7 +66,7 @@ def embedded(encoder: Encoder, source: Path, part: str, count: int) -> NDArray[n
 
 
 def trained(work: Path) -> Path:
-    """An encoder trained on the training images by the commands that a user gives; kept below ``work``."""
+    """An encoder trained on the training images by the commands of a user; kept below ``work``."""
     file = work / "encoder" / f"fashion-{MINUTES:g}.onnx"
     if file.exists():
         return file

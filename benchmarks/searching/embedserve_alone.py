@@ -1,4 +1,4 @@
-"""What is measured of embedserve alone: restarts, writes, filters, and where the time of a search goes."""
+"""Measurements of embedserve alone: restarts, writes, filters, and the profile of a search."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from measuring.child import Child, real_server, started
+from measuring.rounds import percentile
 
 from embedserve.client import Client
 from searching.comparison import Plan, build
@@ -25,20 +26,20 @@ from searching.data import DataSet, recall, true_neighbours
 from searching.processes import Opened, Place, opened
 
 BELOW = {"100 %": 1000, "50 %": 500, "10 %": 100, "1 %": 10, "0.1 %": 1}
-"""Selectivity → the number below which ``p`` lies, of 0 to 999."""
+"""Selectivity → the bound below which ``p`` lies, of 0 to 999."""
 
 PER_CALL = 256
 PROFILED = 12
-"""Functions of the profile that are shown."""
+"""Functions shown of the profile."""
 
 Functions: TypeAlias = dict[tuple[str, int, str], tuple[Any, ...]]
-"""File, line and name of a function → its calls and seconds, as pstats has them."""
+"""File, line and name of a function → its calls and seconds, as in pstats."""
 
 
 def restarts(place: Place, data: DataSet, rounds: int) -> dict[str, Any]:
-    """Seconds from the start of the process until it is ready and until its first hit, with the items and with none.
+    """Seconds from the start of the process until it is ready and until its first hit, with the items and without any.
 
-    What is in files is in the page cache, as after a restart of the process, not of the machine.
+    The files are in the page cache, as after a restart of the process, not of the machine.
     """
     query = data.queries()[0]
     times: dict[str, list[float]] = {"empty_ready_s": [], "ready_s": [], "first_hit_s": []}
@@ -83,7 +84,7 @@ def _first_hit(child: Child, query: Any) -> None:
 
 
 def writes(place: Place, data: DataSet, plan: Plan, rows: int) -> dict[str, Any]:
-    """Durable writes of ready vectors beside the items that are there, and single ones while others search."""
+    """Durable writes of vectors beside existing items, and single writes while others search."""
     dimension = data.vectors().shape[1]
     rows = min(rows, len(data.vectors()))
     results: dict[str, Any] = {"rows": rows, "per_call": PER_CALL}
@@ -111,7 +112,7 @@ def writes(place: Place, data: DataSet, plan: Plan, rows: int) -> dict[str, Any]
 
 @contextlib.contextmanager
 def _copy_of(place: Place) -> Iterator[Place]:
-    """What was built stays as it is: writes go to a copy beside it."""
+    """A copy for the writes, so that the built system stays unchanged."""
     folder = place.folder.with_name(place.folder.name + "-written")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(place.folder, folder)
@@ -122,7 +123,7 @@ def _copy_of(place: Place) -> Iterator[Place]:
 
 
 def _upserted(system: Opened, data: DataSet, collection: str, rows: int, clients: int, per_call: int) -> float:
-    """Seconds from the begin of the first client to the end of the last; each writes its part of the rows."""
+    """Seconds from the start of the first client to the end of the last; each writes its part of the rows."""
     at, part = time.time() + 0.5, rows // clients
     used = system.processes[:clients]
     for number, process in enumerate(used):
@@ -141,13 +142,13 @@ def _upserted(system: Opened, data: DataSet, collection: str, rows: int, clients
 
 
 def _one_by_one(system: Opened, data: DataSet, plan: Plan, *, searching: bool) -> dict[str, Any]:
-    """Milliseconds until a single item is acknowledged."""
+    """Latency of single durable writes, in milliseconds."""
     writer, searcher = system.processes
     at, seconds = time.time() + 0.5, max(plan.seconds, 1.0)
     if searching:
         searcher.send(
             "load",
-            setting=system.told["ladder"][0],
+            setting=system.described["ladder"][0],
             clients=4,
             per_call=1,
             warmup_s=0.3,
@@ -157,12 +158,11 @@ def _one_by_one(system: Opened, data: DataSet, plan: Plan, *, searching: bool) -
     taken = writer.ask(
         "call", method="upsert_one_by_one", vectors=str(data.vectors_file), seconds=seconds, at=at + 0.3
     )["taken_ms"]
-    p50, p99 = np.percentile(taken, [50, 99])
-    result = {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3), "writes": len(taken)}
+    result = {"p50_ms": percentile(taken, 50), "p99_ms": percentile(taken, 99), "writes": len(taken)}
     if searching:
         loaded = searcher.answer(120)
         result["searches_per_s"] = round(loaded["qps"], 1)
-        result["search_p99_ms"] = round(float(np.percentile(loaded["taken_ms"], 99)), 3)
+        result["search_p99_ms"] = percentile(loaded["taken_ms"], 99)
     return result
 
 
@@ -170,7 +170,7 @@ def _one_by_one(system: Opened, data: DataSet, plan: Plan, *, searching: bool) -
 
 
 def filters(place: Place, data: DataSet, plan: Plan, asked: int) -> dict[str, Any]:
-    """Search among some of the items: recall, queries/s, and how many queries got fewer hits than there are."""
+    """Filtered search: recall, queries/s, and how many queries got fewer hits than min(k, matches)."""
     from peers.search.embedserve_server import part_of
 
     vectors, queries = data.vectors(), data.queries()[:asked]
@@ -192,17 +192,17 @@ def filters(place: Place, data: DataSet, plan: Plan, asked: int) -> dict[str, An
                 "short": int(((found >= 0).sum(axis=1) < (truth >= 0).sum(axis=1)).sum()),
                 "wrong": int((parts[found[found >= 0]] >= below).sum()),
                 "qps": round(answer["qps"], 1),
-                "p50_ms": round(float(np.percentile(taken, 50)), 3),
-                "p99_ms": round(float(np.percentile(taken, 99)), 3),
+                "p50_ms": percentile(taken, 50),
+                "p99_ms": percentile(taken, 99),
             }
     return results
 
 
-# --- Where the time goes --------------------------------------------------------------------------------------------
+# --- Profile --------------------------------------------------------------------------------------------
 
 
 def profile(place: Place, data: DataSet, plan: Plan, comparison: dict[str, Any] | None) -> dict[str, Any]:
-    """The way of a search: what the client waits, what the server says, CPU time, and its event loop under cProfile."""
+    """A search in detail: latency at the client, timings of the server, CPU time, and its event loop under cProfile."""
     result: dict[str, Any] = {}
     with opened(place, data.queries_file, data.truth_file) as system:
         for mode, per_call in (("single", 1), ("batch", 64)):
@@ -210,7 +210,7 @@ def profile(place: Place, data: DataSet, plan: Plan, comparison: dict[str, Any] 
             result[mode] = system.first.ask(
                 "call", method="timings", queries=len(data.queries()), per_call=per_call, calls=calls
             )
-        setting = system.told["ladder"][0]
+        setting = system.described["ladder"][0]
         for mode, clients, per_call in (("eight", 8, 1), ("batch", 1, 64)):
             loaded = system.load(
                 setting, clients=clients, per_call=per_call, warmup_s=plan.warmup_s, seconds=plan.seconds
@@ -230,7 +230,7 @@ def profile(place: Place, data: DataSet, plan: Plan, comparison: dict[str, Any] 
 
 
 def _cpu_of_faiss(comparison: dict[str, Any] | None, name: str, mode: str) -> float | None:
-    """CPU time of a query in bare FAISS with the kind of index that embedserve has, at the first target."""
+    """CPU time of a query in bare FAISS with the same kind of index as embedserve, at the first target."""
     from searching.comparison import kind_of
 
     if comparison is None or name not in comparison["systems"]:
@@ -244,9 +244,9 @@ def _cpu_of_faiss(comparison: dict[str, Any] | None, name: str, mode: str) -> fl
 
 
 def _event_loop(asked: Functions, idle: Functions) -> list[dict[str, Any]]:
-    """Own time of the functions of the server's main thread, less what they took in a server that was not asked.
+    """Own time of the functions of the server's main thread, minus that in a server without requests.
 
-    cProfile makes all of them slower, those that are called often the most.
+    cProfile slows all functions down, those that are called often the most.
     """
     found = [
         {
@@ -273,14 +273,14 @@ def _profiled(place: Place, ask: Callable[[str], None]) -> Functions:
 
 
 def _ask_for(address: str, data: DataSet, clients: int, per_call: int, seconds: float) -> None:
-    """Load on a server for a while, from this process."""
+    """Put load on a server from this process."""
     from peers.search.embedserve_server import Embedserve
 
-    from searching.loads import closed_loop
+    from searching.loads import search_loop
 
     system = Embedserve({})
     system.connect(address)
     try:
-        closed_loop(system.client, data.queries(), clients=clients, per_call=per_call, warmup_s=0.2, seconds=seconds)
+        search_loop(system.client, data.queries(), clients=clients, per_call=per_call, warmup_s=0.2, seconds=seconds)
     finally:
         system.close()

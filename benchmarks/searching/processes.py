@@ -1,4 +1,4 @@
-"""A system in processes of its own, from the side that measures: starting, asking, CPU time, memory, ending."""
+"""A system in separate processes: starting, requests, CPU time, memory, ending."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,14 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from measuring.machine import Tree, busy_s, pss_mb, spent_s
+from measuring.machine import Tree, pss_mb
+from measuring.meter import Meter
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _END_WITHIN_S = 60.0
 
 
 class Failed(Exception):
-    """A system did not do what it was asked to."""
+    """A system failed, or did not answer in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,12 @@ class Place:
     implementation: str
     """MODULE:CLASS."""
     folder: Path
-    """What it is built into."""
+    """Folder that it is built into."""
     options: dict[str, Any] = field(default_factory=dict)
 
 
 class SystemProcess:
-    """One process that runs a system, or is a client of one."""
+    """A process that runs a system, or is a client of one."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -75,7 +75,7 @@ class SystemProcess:
         self._unread = b""
 
     def send(self, do: str, **arguments: Any) -> None:
-        """Ask for something without waiting for it."""
+        """Send a request without waiting for the answer."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
@@ -84,7 +84,7 @@ class SystemProcess:
             raise Failed(f"{self.place.name} has ended: {self.said()}") from None
 
     def answer(self, within_s: float) -> dict[str, Any]:
-        """The answer to what was asked.
+        """The answer to the oldest request.
 
         Raises:
             Failed: it is an error, or did not come in time.
@@ -106,17 +106,17 @@ class SystemProcess:
         return answer
 
     def ask(self, do: str, within_s: float = 120.0, **arguments: Any) -> dict[str, Any]:
-        """Ask and wait."""
+        """Send a request and wait for the answer."""
         self.send(do, **arguments)
         return self.answer(within_s)
 
     def said(self) -> str:
-        """The last of what it wrote to standard error."""
+        """The end of its standard error."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace")[-2000:]
 
     def end(self) -> None:
-        """No more requests; whatever of it lives after a while is killed."""
+        """Close its input; processes that are alive after a while are killed."""
         everything = set(self.tree.pids())
         with contextlib.suppress(BrokenPipeError):
             assert self._process.stdin is not None
@@ -149,16 +149,16 @@ def opened(place: Place, queries: Path, truth: Path, *, clients: int = 2) -> Ite
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(SystemProcess(place))
         first.ask("ask_with", queries=str(queries), truth=str(truth))
-        told = first.ask("open", within_s=600)
+        described = first.ask("open", within_s=600)
         others = []
-        if told["own_processes"]:
+        if described["own_processes"]:
             for _ in range(clients - 1):
                 other = stack.enter_context(SystemProcess(place))
                 other.ask("ask_with", queries=str(queries), truth=str(truth))
-                other.ask("connect", address=told["address"])
+                other.ask("connect", address=described["address"])
                 others.append(other)
         try:
-            yield Opened(first, others, told)
+            yield Opened(first, others, described)
         finally:
             for process in (*others, first):
                 with contextlib.suppress(Failed):
@@ -167,17 +167,17 @@ def opened(place: Place, queries: Path, truth: Path, *, clients: int = 2) -> Ite
 
 @dataclass
 class Opened:
-    """A system that answers."""
+    """A system that is ready."""
 
     first: SystemProcess
-    """Holds the library, or has started the server and is one of its clients."""
+    """Holds the library; or has started the server and is one of its clients."""
     others: list[SystemProcess]
-    told: dict[str, Any]
-    """What it said of itself when it was opened."""
+    described: dict[str, Any]
+    """Its description from when it was opened."""
 
     @property
     def processes(self) -> list[SystemProcess]:
-        """Those that search."""
+        """The processes that search."""
         return [self.first, *self.others]
 
     def cpu(self) -> dict[int, float]:
@@ -188,21 +188,21 @@ class Opened:
         return spent
 
     def clients_cpu_s(self) -> float:
-        """CPU seconds of the processes that search; of a library that is all of them."""
+        """CPU seconds of the processes that search; for a library these are all."""
         return sum(process.tree.cpu().get(process.tree.root, 0.0) for process in self.processes)
 
     def memory_mb(self) -> tuple[float, float]:
-        """Memory of all processes, and of those of them that do not search: the server's; 0 for a library."""
+        """Memory of all processes, and of those that do not search: the server's; 0 for a library."""
         searching = [process.tree.root for process in self.processes]
         sizes = {pid: pss_mb(pid) for process in self.processes for pid in process.tree.pids()}
         return sum(sizes.values()), sum(size for pid, size in sizes.items() if pid not in searching)
 
     def load(self, setting: str, *, clients: int, per_call: int, warmup_s: float, seconds: float) -> Loaded:
-        """A closed loop; the clients of a server are spread over its processes."""
+        """A closed loop; the clients of a server are spread over its client processes."""
         used = self.processes if clients > 1 else self.processes[:1]
         at = time.time() + 0.05
-        before, ours, busy, begun = self.cpu(), time.process_time(), busy_s(), time.perf_counter()
-        own_before = self.clients_cpu_s()
+        meter, clients_before_s = Meter(self.cpu), self.clients_cpu_s()
+        meter.read()
         for process in used:
             process.send(
                 "load",
@@ -214,60 +214,28 @@ class Opened:
                 at=at,
             )
         answers = [process.answer(120 + warmup_s + seconds) for process in used]
-        wall = time.perf_counter() - begun
-        spent = spent_s(before, self.cpu())
-        others = busy_s() - busy - spent - (time.process_time() - ours)
+        meter.read()
+        spent = meter.spent()
         queries = sum(answer["queries"] for answer in answers)
         return Loaded(
             qps=sum(answer["qps"] for answer in answers),
             taken_ms=[taken for answer in answers for taken in answer["taken_ms"]],
-            cpu_ms=1000 * spent / queries,
-            client_cpu_ms=1000 * (self.clients_cpu_s() - own_before) / queries,
-            foreign_cores=max(others, 0.0) / wall,
+            cpu_ms=1000 * spent.measured_s / queries,
+            client_cpu_ms=1000 * (self.clients_cpu_s() - clients_before_s) / queries,
+            foreign_cores=spent.foreign_cores,
         )
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a closed loop gave."""
+    """The results of a closed loop."""
 
     qps: float
     taken_ms: list[float]
-    """Of each call that counts."""
+    """Milliseconds of each call of the window."""
     cpu_ms: float
-    """CPU time of all processes of the system, its clients with it, for each query."""
+    """CPU time per query of all processes of the system, including its clients."""
     client_cpu_ms: float
-    """Of that, what the processes of the clients took; of a library they are all there is."""
+    """Of that, the client processes; for a library these are all."""
     foreign_cores: float
-    """Cores that were busy with anything else."""
-
-
-class PeakMemory:
-    """The most memory that the processes of a system have had together, looked at now and then while a block runs."""
-
-    def __init__(self, tree: Tree, every_s: float = 0.5) -> None:
-        self.mb = 0.0
-        self._tree, self._every_s = tree, every_s
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def _watch(self) -> None:
-        while not self._over.wait(self._every_s):
-            self._look()
-
-    def _look(self) -> None:
-        self.mb = max(self.mb, self._tree.pss_mb())
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._look()
-
-
-def disk_mb(folder: Path) -> float:
-    """Disk space that the files of a folder take, in MB."""
-    return round(sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) / 1e6, 1)
+    """Cores that other processes kept busy."""

@@ -1,11 +1,11 @@
-"""What search_peers.py prints, from the document that it writes; benchmarks/README.md has the same lines."""
+"""The tables that search_peers.py prints, made from its document; benchmarks/README.md has the same rows."""
 
 from __future__ import annotations
 
 from typing import Any
 
 FOREIGN_CORES = 0.2
-"""Where more cores than this were busy with something else, a figure is marked."""
+"""A figure is marked if other processes kept more cores than this busy."""
 
 MODES = {"single": "1 client", "eight": "8 clients", "batch": "batches of 64"}
 
@@ -20,13 +20,13 @@ HEADER = [
     "MB (server)",
     "disk MB",
 ]
-"""``of FAISS`` is for each kind of load, CPU and latency are those of 8 clients."""
+"""``of FAISS`` is for each kind of load; CPU time and latency are those of 8 clients."""
 
 _WIDTHS = (8, 20, 21, 25, 22, 9, 18, 9, 14, 13, 9)
 
 
 def rows_of(data: dict[str, Any], target: str) -> list[tuple[str, list[str]]]:
-    """One line for each system that reaches a target, the fastest with 8 clients first; – for what was not measured."""
+    """One line for each system that reaches a target, the fastest with 8 clients first; – if not measured."""
     lines = []
     for name, one in data["systems"].items():
         reached = one["targets"].get(target)
@@ -51,13 +51,13 @@ def rows_of(data: dict[str, Any], target: str) -> list[tuple[str, list[str]]]:
 
 
 def targets_of(data: dict[str, Any]) -> dict[str, str]:
-    """The targets that any system reaches → how they are called."""
+    """The targets that any system reaches → their titles."""
     targets = sorted({target for one in data["systems"].values() for target in one["targets"]})
     return {target: f"recall ≥ {target}" if target[0].isdigit() else f"embedserve {target}" for target in targets}
 
 
 def notes(data: dict[str, Any]) -> list[str]:
-    """What is to be known of the lines of a data set: who is left out, and what was disturbed."""
+    """Notes on the rows of a data set: systems that are missing, and disturbed measurements."""
     found = [f"{name}: {one['problem']}" for name, one in data["systems"].items() if one["problem"]]
     reached = [reached for one in data["systems"].values() for reached in one["targets"].values()]
     if any(leg["disturbed"] for one in reached for leg in one["modes"].values()):
@@ -83,7 +83,7 @@ def print_comparison(data: dict[str, Any]) -> None:
 
 
 def restart_line(found: dict[str, Any]) -> str:
-    """How long a restart takes."""
+    """The time of a restart, in a sentence."""
     return (
         f"restart with {found['items']:,} items: ready after {found['ready_s']:.2f} s, of which the collections take"
         f" {found['store_s']:.2f} s; first hit after {found['first_hit_s']:.2f} s; after kill -9 ready after"
@@ -92,7 +92,7 @@ def restart_line(found: dict[str, Any]) -> str:
 
 
 def write_lines(found: dict[str, Any]) -> list[str]:
-    """How fast is written."""
+    """The speed of writes."""
     lines = []
     for name, result in found.items():
         if not isinstance(result, dict):
@@ -124,7 +124,7 @@ FILTER_HEADER = ["filter holds for", "matches", "recall", "too few hits", "queri
 
 
 def print_alone(alone: dict[str, Any]) -> None:
-    """What was measured of embedserve alone."""
+    """Print the measurements of embedserve alone."""
     if found := alone.get("restart"):
         print(restart_line(found))
     if found := alone.get("writes"):
@@ -142,7 +142,7 @@ def print_alone(alone: dict[str, Any]) -> None:
 
 
 def aims(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the project aims at, what was measured, and whether that is reached; only of what was measured."""
+    """The project's aims, the measurements, and whether the aims are reached; only those that were measured."""
     found = [aim for data in document["data"] for aim in _aims_of(data)]
     alone = document.get("embedserve", {})
     if one := alone.get("restart"):
@@ -188,22 +188,22 @@ def _aims_of(data: dict[str, Any], target: str = "0.95") -> list[dict[str, Any]]
 
 
 def crosses(name: str, what: str) -> bool:
-    """Whether a peer's query crosses a process or a language on its way that a C++ library's does not."""
+    """Whether a query of the peer crosses a process or language boundary, unlike that of a C++ library."""
     return not name.startswith("embedserve") and not what.startswith("library")
 
 
 def print_aims(found: list[dict[str, Any]], profile: dict[str, Any] | None) -> None:
-    """One line for each, and the profile beside those that fall short."""
+    """One line for each aim, with the profile of those that fall short."""
     profile = dict(profile or {})
     for one in found:
         print(f"{'reached' if one['reached'] else 'falls short':<13}{one['aim']}: {one['measured']}")
-        where = profile.pop(one["mode"], None)  # it is one profile for all data sets
+        where = profile.pop(one["mode"], None)  # one profile for all data sets
         if not one["reached"] and where:
             print("\n".join(f"             {line}" for line in profile_lines(where)))
 
 
 def profile_lines(where: dict[str, Any]) -> list[str]:
-    """Where the time of a kind of load goes."""
+    """The profile of a kind of load."""
     lines = [", ".join(f"{key} {value}" for key, value in where.items() if key != "event_loop")]
     lines += [f"{row['own_s']:>8.3f} s {row['calls']:>8} calls  {row['function']}" for row in where["event_loop"]]
     return lines

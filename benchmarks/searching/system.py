@@ -1,4 +1,4 @@
-"""What a system is asked to do: be filled, opened and tuned, and answer. Every peer imports it: it needs only NumPy."""
+"""The interface of a system: build, open, tune, search. Every peer imports it; it needs only NumPy."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ Client: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
 
 class System:
-    """A library or a server with vectors, whose ids are their rows 0 to N − 1, to be searched by cosine."""
+    """A library or server that searches vectors by cosine; their ids are their rows, 0 to N − 1."""
 
     ladder: tuple[str, ...] = ()
-    """Settings of the search, from the fastest to the most accurate."""
+    """Search parameters, from the fastest to the most accurate."""
     own_processes = False
-    """True for a server: its clients are processes of their own."""
+    """True for a server: its clients are separate processes."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
 
     def build(self, vectors: NDArray[np.float32], folder: Path) -> dict[str, Any]:
-        """Take the vectors and leave all that a search needs in ``folder``; seconds of parts of it, if known."""
+        """Write everything that a search needs to ``folder``; returns the seconds of its parts, if known."""
         raise NotImplementedError
 
     def open(self, folder: Path) -> str:
-        """Make ready what ``build`` left; the address at which other processes can ask, or nothing."""
+        """Make the built system ready; returns the address for other processes, or an empty string."""
         raise NotImplementedError
 
     def connect(self, address: str) -> None:
-        """Be a client of what another process has opened."""
+        """Become a client of the system that another process has opened."""
         raise NotImplementedError
 
     def about(self) -> str:
-        """The index and how it was built, in words."""
+        """A description of the index and its construction."""
         raise NotImplementedError
 
     def tune(self, value: str) -> None:
-        """Search from now on with this setting of the ladder."""
+        """Use this setting of the ladder for the next searches."""
         raise NotImplementedError
 
     def client(self, threads: int) -> Client:
-        """What one thread searches with. Called in that thread; a batch may use as many threads as are given."""
+        """The search function of one thread, called in that thread; a batch may use ``threads`` threads."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give back what was opened."""
+        """Release what was opened."""

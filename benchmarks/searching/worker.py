@@ -1,8 +1,8 @@
-"""The process in which one system runs: reads what to do as lines of JSON, answers with lines of JSON.
+"""The process in which one system runs: reads requests as lines of JSON, answers with lines of JSON.
 
     python -m searching.worker peers.search.hnswlib_index:Hnswlib FOLDER OPTIONS
 
-What a library prints goes to standard error. An error is an answer too, and the process goes on.
+What a library prints goes to standard error. An error is an answer too; the process continues.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from searching.data import recall
-from searching.loads import closed_loop, found_by
+from searching.loads import found_by, search_loop, to_json
 from searching.system import System
 
 
 class Worker:
-    """Does what it is asked to, one request after the other."""
+    """Handles requests one after the other."""
 
     def __init__(self, system: System, folder: Path) -> None:
         self._system, self._folder = system, folder
@@ -42,7 +42,7 @@ class Worker:
         return {}
 
     def open(self) -> dict[str, Any]:
-        """Make the system ready, until its first answer."""
+        """Make the system ready, up to its first answer."""
         begun = time.perf_counter()
         address = self._system.open(self._folder)
         opened = time.perf_counter()
@@ -58,29 +58,29 @@ class Worker:
         }
 
     def connect(self, address: str) -> dict[str, Any]:
-        """Be a client of another process."""
+        """Become a client of the server that another process has started."""
         self._system.connect(address)
         return {}
 
     def recall(self, setting: str, per_call: int, queries: int) -> dict[str, Any]:
-        """recall@10 of a setting, with some of the queries."""
+        """recall@10 of a setting, over some of the queries."""
         self._system.tune(setting)
         found = found_by(self._system.client, self._queries[:queries], per_call)
         return {"recall": recall(found, self._truth[:queries])}
 
     def load(self, setting: str, **how: Any) -> dict[str, Any]:
-        """A closed loop, see ``loads.closed_loop``."""
+        """A closed loop; ``how`` as for ``loads.search_loop``."""
         self._system.tune(setting)
-        return closed_loop(self._system.client, self._queries, **how)
+        return to_json(search_loop(self._system.client, self._queries, **how))
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:
-        """What only this system has; ``queries`` is how many of them it gets."""
+        """A method that only this system has; ``queries`` is the number of queries it gets."""
         if "queries" in arguments:
             arguments["queries"] = self._queries[: arguments["queries"]]
         return getattr(self._system, method)(**arguments) or {}
 
     def close(self) -> dict[str, Any]:
-        """Give back what was opened."""
+        """Release what was opened."""
         self._system.close()
         return {}
 

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. One module for each command; heavy imports wait until a command runs."""
+"""The command line: parse, call, print. A module or folder for each command; slow imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CONTEXT = {
 @click.group(context_settings=_CONTEXT)
 @click.version_option(embedserve.__version__, "--version", prog_name="embedserve", message="%(prog)s %(version)s")
 def main() -> None:
-    """Train an image encoder on your own unlabelled pictures and serve it.
+    """Train an image encoder on your own unlabelled images and serve it.
 
     \b
     embedserve train photos/ -o runs/photos       learn from a folder of images
@@ -34,15 +34,15 @@ def main() -> None:
 
 
 def run() -> None:
-    """Entry point: like ``main``, with every error turned into one sentence and an exit code.
+    """Entry point: ``main``, with every error as one sentence and an exit code.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 interrupted.
     """
     try:
-        # Not standalone, click gives the code of an Exit back instead of ending the process; a command gives None.
+        # With standalone_mode=False click returns the code of an Exit instead of ending the process.
         sys.exit(main.main(standalone_mode=False))
     except EmbedserveError as error:
-        _say_error(error.message, error.hint)
+        _print_error(error.message, error.hint)
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
@@ -54,21 +54,21 @@ def run() -> None:
     except Exception as error:
         if os.environ.get("EMBEDSERVE_DEBUG"):
             traceback.print_exc()
-        _say_error(
+        _print_error(
             f"this is a bug in embedserve: {type(error).__name__}: {error}",
-            "EMBEDSERVE_DEBUG=1 shows where; please report it with the output of: embedserve doctor",
+            "EMBEDSERVE_DEBUG=1 prints the traceback; please report it with the output of: embedserve doctor",
         )
         sys.exit(1)
 
 
-def _say_error(message: str, hint: str) -> None:
+def _print_error(message: str, hint: str) -> None:
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
     if hint:
         click.echo(f"{click.style('hint:', bold=True)}  {hint}", err=True)
 
 
 def _add_commands() -> None:
-    # Every command module imports only click and the standard library at its top.
+    # Modules of commands import only click and light modules at their top; subcommands of `collection` come later.
     from embedserve.cli import (
         add,
         bench,

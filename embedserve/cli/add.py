@@ -1,4 +1,4 @@
-"""`embedserve add`: the images of folders into a collection; the same line again goes on where it stopped."""
+"""`embedserve add`: the images of folders into a collection; the same command again continues where it stopped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.options import collection_option, json_option, server_option
+from embedserve.cli.terminal.options import collection_option, json_option, server_option
 from embedserve.errors import (
     CollectionNotFound,
     DataError,
@@ -21,20 +21,20 @@ from embedserve.errors import (
 )
 
 if TYPE_CHECKING:
-    from embedserve.cli.output import Progress
+    from embedserve.cli.terminal.output import Progress
     from embedserve.client import Client, ItemInput
     from embedserve.types import CollectionInfo, Item
 
-_LOOKED_UP_TOGETHER = 500
-"""Ids in one question for what the collection holds already."""
+_LOOKUP_IDS = 500
+"""Ids in one lookup of what the collection holds."""
 
-_HASHED_AT_ONCE = 4
-"""Files that are compared side by side with what the collection holds."""
+_HASH_THREADS = 4
+"""Threads that hash files."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """An image file and what it is to become."""
+    """An image file, and the id and metadata of its item."""
 
     id: str
     path: Path
@@ -42,8 +42,8 @@ class _File:
 
 
 @dataclass
-class _Tally:
-    """What became of the files."""
+class _Counts:
+    """What happened to the files."""
 
     added: int = 0
     changed: int = 0
@@ -52,7 +52,7 @@ class _Tally:
 
     @property
     def sent(self) -> int:
-        """Images that the collection has now and had not before."""
+        """Images that were sent and written."""
         return self.added + self.changed
 
     def fail(self, path: Path, error: EmbedserveError, id: str = "") -> None:
@@ -76,7 +76,7 @@ class _Tally:
 @click.option(
     "--keep",
     type=click.Choice(["none", "thumbnails", "originals"]),
-    help="What a collection that is made now keeps of images; thumbnails if nothing is said.",
+    help="What a collection that is created now keeps of images.  [default: thumbnails]",
 )
 @click.option(
     "--metadata",
@@ -86,18 +86,18 @@ class _Tally:
     help="Metadata of the images: a column `path`, relative to the folder, and a column for each key.",
 )
 @server_option
-@json_option("One JSON document: how many were added, changed, known already, and which failed.")
+@json_option("One JSON document: how many were added, changed or known already, and which failed.")
 def command(
     folders: tuple[Path, ...], collection: str, keep: str | None, table: Path | None, server: str, as_json: bool
 ) -> None:
-    """Add all images in folders to a collection, which is made if it is not there.
+    """Add all images in folders to a collection, which is created if it does not exist.
 
     An item's id is the path of its file within FOLDER. Its metadata are `folder`, the path without the file's name,
-    `label`, the first part of that, and what the table says. Files that the collection holds already, unchanged, are
-    not sent again, so that the same line goes on where an earlier one stopped. Metadata that an item has and this
-    line does not name stays.
+    `label`, the first part of that, and the columns of the table. Files that the collection already holds unchanged are
+    not sent again, so the same command continues where an earlier one stopped. Other metadata of existing items is
+    kept.
 
-    A file that cannot be used is named and left out; the exit code is then 1.
+    Files that cannot be used are named and skipped; the exit code is then 1.
 
     \b
     embedserve add photos/ --collection photos
@@ -105,51 +105,51 @@ def command(
     """
     import time
 
-    from embedserve.cli.options import connect
-    from embedserve.cli.output import pace, print_json, progress, say, say_failed
+    from embedserve.cli.terminal.options import connect
+    from embedserve.cli.terminal.output import print_json, progress, rate_text, say, say_failed
 
-    tally = _Tally()
-    files = _find(folders, tally)
+    counts = _Counts()
+    files = _find(folders, counts)
     if table is not None:
         files = _with_table(files, table)
     begun = time.monotonic()
-    with connect(server, timeout_s=120) as client:  # so long a server may be away before this is given up
+    with connect(server, timeout_s=120) as client:  # survives a restart of the server
         info = _collection(client, collection, keep)
         try:
             with progress(f"adding to {info.name}", len(files)) as bar:
-                _add(client, info, files, tally, bar)
+                _add(client, info, files, counts, bar)
         except (EmbedserveError, KeyboardInterrupt):
-            if tally.sent:
-                so_far = pace(tally.sent, time.monotonic() - begun)
-                say(f"stopped: {tally}, {so_far}; the same command goes on from here")
+            if counts.sent:
+                so_far = rate_text(counts.sent, time.monotonic() - begun)
+                say(f"stopped: {counts}, {so_far}; the same command continues from here")
             raise
     seconds = time.monotonic() - begun
-    for failure in tally.failed:
+    for failure in counts.failed:
         say_failed(failure["path"], failure["error"])
-    say(f"{tally}, {pace(tally.sent, seconds)}")
+    say(f"{counts}, {rate_text(counts.sent, seconds)}")
     if as_json:
         print_json(
             {
                 "collection": info.name,
-                "added": tally.added,
-                "changed": tally.changed,
-                "known": tally.known,
-                "failed": tally.failed,
+                "added": counts.added,
+                "changed": counts.changed,
+                "known": counts.known,
+                "failed": counts.failed,
                 "seconds": round(seconds, 3),
-                "images_per_s": round(tally.sent / seconds, 1),
+                "images_per_s": round(counts.sent / seconds, 1),
             }
         )
-    elif not tally.failed:
+    elif not counts.failed:
         say(f"search them: embedserve search IMAGE --collection {collection}")
-    if tally.failed:
+    if counts.failed:
         sys.exit(1)
 
 
-# --- Which files, with which metadata ---
+# --- Files and their metadata ---
 
 
-def _find(folders: Sequence[Path], tally: _Tally) -> list[_File]:
-    """The images of the folders, in the order of folders and paths.
+def _find(folders: Sequence[Path], counts: _Counts) -> list[_File]:
+    """The images of the folders, sorted by folder and path.
 
     Raises:
         DataError: a folder has no images.
@@ -163,7 +163,7 @@ def _find(folders: Sequence[Path], tally: _Tally) -> list[_File]:
         if not found.images and not found.unreadable:
             raise no_images(folder, found)
         for path, why in found.unreadable:
-            tally.fail(path, DataError(f"{path} cannot be read: {why}"))
+            counts.fail(path, DataError(f"{path} cannot be read: {why}"))
         for path in found.images:
             relative = path.relative_to(folder)
             file = _File(relative.as_posix(), path, _metadata_of(relative))
@@ -171,7 +171,7 @@ def _find(folders: Sequence[Path], tally: _Tally) -> list[_File]:
             if other is not file:
                 raise InvalidInput(
                     f"{other.path} and {path} would both get the id {file.id!r}",
-                    hint="add the folder that holds both folders, or add them to two collections",
+                    hint="add the folder that contains both folders, or use two collections",
                 )
     return list(files.values())
 
@@ -183,28 +183,28 @@ def _metadata_of(relative: Path) -> dict[str, str]:
 
 
 def _with_table(files: Sequence[_File], table: Path) -> list[_File]:
-    """The files with the metadata that the table has for them, which wins over what folders say.
+    """The files with the metadata of the table, which overrides that of the folders.
 
     Raises:
-        InvalidInput: the table cannot be understood.
+        InvalidInput: the table is malformed.
     """
     from dataclasses import replace
 
-    from embedserve.cli.output import printable, say
+    from embedserve.cli.terminal.output import printable, say
 
     rows = _read_table(table)
     unused = rows.keys() - {file.id for file in files}
     if unused:
-        say(f"{len(unused)} of {len(rows)} rows in {table} name no image, such as {printable(min(unused))!r}")
+        say(f"{len(unused)} of {len(rows)} rows in {table} match no image, such as {printable(min(unused))!r}")
     return [replace(file, metadata={**file.metadata, **rows.get(file.id, {})}) for file in files]
 
 
 def _read_table(table: Path) -> dict[str, dict[str, Any]]:
-    """Path → metadata; a cell that is empty gives no key."""
+    """Path → metadata; an empty cell sets no key."""
     import csv
     from pathlib import PurePosixPath
 
-    from embedserve.cli.conditions import parse_value
+    from embedserve.cli.terminal.conditions import parse_value
     from embedserve.types import check_metadata_key
 
     rows: dict[str, dict[str, Any]] = {}
@@ -222,15 +222,15 @@ def _read_table(table: Path) -> dict[str, dict[str, Any]]:
             for row in reader:
                 where = f"{table}, line {reader.line_num}"
                 if None in row or None in row.values():
-                    raise InvalidInput(f"{where}: there are not as many cells as columns")
+                    raise InvalidInput(f"{where}: the number of cells differs from that of the columns")
                 path = PurePosixPath(row.pop("path")).as_posix()
                 if path in rows:
-                    raise InvalidInput(f"{where}: {path!r} has a row already")
+                    raise InvalidInput(f"{where}: {path!r} already has a row")
                 rows[path] = {key: parse_value(cell) for key, cell in row.items() if cell}
     except OSError as error:
         raise DataError(f"{table} cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{table} is no CSV file in UTF-8: {error}") from error
+        raise InvalidInput(f"{table} is not a CSV file in UTF-8: {error}") from error
     return rows
 
 
@@ -238,25 +238,25 @@ def _read_table(table: Path) -> dict[str, dict[str, Any]]:
 
 
 def _collection(client: Client, name: str, keep: str | None) -> CollectionInfo:
-    """The collection, made if it is missing."""
-    from embedserve.cli.output import say
+    """The collection, created if it does not exist."""
+    from embedserve.cli.terminal.output import say
 
     try:
         info = client.get_collection(name)
     except CollectionNotFound:
         info = client.create_collection(name, keep=keep or "thumbnails")
-        say(f"made collection {info.name}, bound to encoder {info.encoder_name} ({info.fingerprint[:12]})")
+        say(f"created collection {info.name}, bound to encoder {info.encoder_name} ({info.fingerprint[:12]})")
     encoder = client.encoder()
     if not info.external and info.fingerprint != encoder.fingerprint:
-        # Also where every file is known already: nobody could search them with this server.
+        # Even if no file has to be sent: this server could not search the collection by image.
         raise EncoderMismatch(
             f"collection {info.name!r} is bound to encoder {info.encoder_name} ({info.fingerprint[:12]});"
             f" this server runs {encoder.name} ({encoder.fingerprint[:12]})",
-            hint="add the images to a new collection, and point an alias to it: embedserve collection alias --help",
+            hint="add the images to a new collection, and point an alias to it: embedserve collection set-alias --help",
         )
     if info.external:
         raise FailedPrecondition(
-            f"collection {info.name} takes vectors from outside, not images",
+            f"collection {info.name} takes external vectors, not images",
             hint="add the images to another collection",
         )
     if keep is not None and keep != info.keep:
@@ -264,45 +264,45 @@ def _collection(client: Client, name: str, keep: str | None) -> CollectionInfo:
     return info
 
 
-def _add(client: Client, info: CollectionInfo, files: Sequence[_File], tally: _Tally, bar: Progress) -> None:
-    """Send what the collection does not hold yet, and count what became of it."""
+def _add(client: Client, info: CollectionInfo, files: Sequence[_File], counts: _Counts, bar: Progress) -> None:
+    """Send what the collection does not hold yet, and count the results."""
     import time
 
     sent: dict[str, tuple[_File, bool]] = {}
     begun = time.monotonic()
-    for result in client.add_each(info.name, _to_send(client, info, files, tally, bar, sent)):
+    for result in client.add_each(info.name, _to_send(client, info, files, counts, bar, sent)):
         file, is_change = sent.pop(result.id)
         if result.error is not None:
-            tally.fail(file.path, result.error, file.id)
+            counts.fail(file.path, result.error, file.id)
         elif is_change:
-            tally.changed += 1
+            counts.changed += 1
         else:
-            tally.added += 1
+            counts.added += 1
         bar.advance()
-        bar.note(f"{tally.sent / (time.monotonic() - begun):.0f} images/s")
+        bar.note(f"{counts.sent / (time.monotonic() - begun):.0f} images/s")
 
 
 def _to_send(
     client: Client,
     info: CollectionInfo,
     files: Sequence[_File],
-    tally: _Tally,
+    counts: _Counts,
     bar: Progress,
     sent: dict[str, tuple[_File, bool]],
 ) -> Iterator[ItemInput]:
-    """The items that are new or changed; ``sent`` gets the file of each, and whether it is a change."""
+    """The new and changed items; ``sent`` receives the file of each, and whether it is a change."""
     from concurrent.futures import ThreadPoolExecutor
 
     from embedserve.client import ItemInput
 
-    with ThreadPoolExecutor(_HASHED_AT_ONCE, thread_name_prefix="hash") as pool:
+    with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash") as pool:
         try:
-            for start in range(0, len(files), _LOOKED_UP_TOGETHER):
-                block = files[start : start + _LOOKED_UP_TOGETHER]
+            for start in range(0, len(files), _LOOKUP_IDS):
+                block = files[start : start + _LOOKUP_IDS]
                 items = _look_up(client, info.name, block)
                 for file, item, is_same in zip(block, items, pool.map(_is_same, block, items), strict=True):
                     if is_same:
-                        tally.known += 1
+                        counts.known += 1
                         bar.advance()
                         continue
                     sent[file.id] = file, item is not None
@@ -313,14 +313,14 @@ def _to_send(
 
 
 def _look_up(client: Client, collection: str, block: Sequence[_File]) -> list[Item | None]:
-    """What the collection holds under the ids of the files."""
-    askable = [file.id for file in block if _is_text(file.id)]
-    found = dict(zip(askable, client.get_items(collection, askable), strict=True))
+    """The items that the collection has under the ids of the files."""
+    ids = [file.id for file in block if _is_text(file.id)]
+    found = dict(zip(ids, client.get_items(collection, ids), strict=True))
     return [found.get(file.id) for file in block]
 
 
 def _is_text(id: str) -> bool:
-    """False for a file name with bytes that are no UTF-8; that file fails by itself when it is sent."""
+    """False for a file name that is not UTF-8; that file fails alone when it is sent."""
     try:
         id.encode()
     except UnicodeEncodeError:
@@ -329,7 +329,7 @@ def _is_text(id: str) -> bool:
 
 
 def _is_same(file: _File, item: Item | None) -> bool:
-    """Whether the collection holds this very file, with all the metadata that it is to have."""
+    """Whether the collection holds this very file with all its metadata."""
     import hashlib
 
     if item is None:
@@ -343,4 +343,4 @@ def _is_same(file: _File, item: Item | None) -> bool:
         with file.path.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").digest() == item.content_sha256
     except OSError:
-        return False  # sending it says why it cannot be read
+        return False  # sending it reports the error

@@ -1,4 +1,4 @@
-"""`embedserve bench serve`: load on a server, and what it makes of it."""
+"""`embedserve bench serve`: throughput and latency of a server under load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.options import server_option
+from embedserve.cli.terminal.options import server_option
 from embedserve.errors import DataError, EmbedserveError, all_errors
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _DEFAULT_CLIENTS = (1, 4, 16)
 
 
 class _List(click.ParamType[Any]):
-    """Several values with commas between, as in ``1,4,16``."""
+    """Values separated by commas, as in ``1,4,16``."""
 
     name = "list"
 
@@ -37,7 +37,7 @@ class _List(click.ParamType[Any]):
         self._what, self._pattern = what, re.compile(pattern, re.IGNORECASE)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The words, each of which fits the pattern."""
+        """The words, each of which matches the pattern."""
         if not isinstance(value, str):
             return value
         words = [word.strip() for word in value.split(",")]
@@ -57,7 +57,7 @@ _CODES = _List(
 
 @click.group("bench")
 def command() -> None:
-    """Measure how fast things are on your machines.
+    """Measure speed on your own machines.
 
     \b
     embedserve bench serve --server localhost:50051
@@ -71,15 +71,15 @@ def command() -> None:
     "--clients",
     type=_CLIENTS,
     metavar="N,…",
-    help="Closed loop: so many clients, each of which makes its next call when the one before is answered."
+    help="Closed loop: N clients, each of which makes its next call when the previous one is answered."
     " One run for each number. [default: 1,4,16, unless --rate gives numbers only]",
 )
 @click.option(
     "--rate",
     type=_RATES,
     metavar="R,…",
-    help="Open loop: so many images a second at random times, whatever the answers. 80% is a share of the most that"
-    " the closed loops before reached. One run for each.",
+    help="Open loop: R images per second at random times, independent of the answers. 80% is a share of the highest"
+    " rate of the closed loops, which run first. One run for each.",
 )
 @click.option("--seconds", default=10.0, type=click.FloatRange(0.1, 86_400), help="Length of each run.")
 @click.option("--warmup-s", default=2.0, type=click.FloatRange(0, 3600), help="Seconds of load before each run.")
@@ -91,31 +91,31 @@ def command() -> None:
 @click.option("--collection", metavar="NAME", help="Collection to search, or to write to.")
 @click.option("--vectors", is_flag=True, help="Search for, or write, random vectors instead of images.")
 @click.option("-k", default=10, type=click.IntRange(1), help="Hits of each search.")
-@click.option("--size", default="640x480", metavar="WxH", help="Pixels of the images drawn where none are given.")
+@click.option("--size", default="640x480", metavar="WxH", help="Size in pixels of the drawn images.")
 @click.option("--sample", is_flag=True, help="Send the sample images (28 × 28) instead of drawn ones.")
-@click.option("--connections", default=1, type=click.IntRange(1, 1000), help="TCP connections, used in turn.")
+@click.option("--connections", default=1, type=click.IntRange(1, 1000), help="TCP connections, used in rotation.")
 @click.option("--timeout-s", default=30.0, type=click.FloatRange(0.001, 3600), help="Deadline of each call.")
 @click.option(
     "--max-outstanding",
     default=1000,
     type=click.IntRange(1, 100_000),
-    help="Calls under way in an open loop. One that is due beyond is not sent, and counted as NOT_SENT.",
+    help="Limit on calls in flight in an open loop. Calls due beyond it are not sent, and counted as NOT_SENT.",
 )
-@click.option("--max-calls", default=2_000_000, type=click.IntRange(1), help="Calls of a run at most.")
+@click.option("--max-calls", default=2_000_000, type=click.IntRange(1), help="Limit on the calls of a run.")
 @click.option("--seed", default=0, help="Seed of the times, drawn images and vectors.")
 @click.option(
     "--allow",
     default=(),
     type=_CODES,
     metavar="CODE,…",
-    help="Failures that leave the exit code at 0, as in OVERLOADED,DEADLINE_EXCEEDED.",
+    help="Failures that do not change the exit code, as in OVERLOADED,DEADLINE_EXCEEDED.",
 )
 @click.option("--json", "json_out", metavar="FILE", help='Write everything measured as JSON; "-" prints it instead.')
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write the latencies as a picture, NAME.svg, or with the table as NAME.html.",
+    help="Write a plot of the latencies, NAME.svg, or plot and table, NAME.html.",
 )
 def serve(
     server: str,
@@ -134,13 +134,13 @@ def serve(
     allow: tuple[str, ...],
     json_out: str | None,
     plot: Path | None,
-    **bounds: Any,
+    **plan_options: Any,
 ) -> None:
-    """Put load on a server, and say how many images a second it does and how long calls wait.
+    """Put load on a server, and measure its images per second and the latency of calls.
 
     IMAGES are files or folders; without them, JPEGs are drawn that take as long to decode as photographs. Closed loops
-    find the most that the server does. Open loops say how long calls wait at a given rate; a call's time counts from
-    when it was due. Exits with 1 if a call failed and --allow does not name its code.
+    measure the capacity of the server. Open loops measure the latency at a given rate, from when each call was due.
+    Exits with 1 if a call failed with a code that --allow does not name.
 
     \b
     embedserve bench serve --server localhost:50051
@@ -161,8 +161,8 @@ def serve(
 
     from embedserve import loadtest
     from embedserve.cli import bench_inputs
-    from embedserve.cli.options import connect, connection
-    from embedserve.cli.output import say
+    from embedserve.cli.terminal.options import connect, connection
+    from embedserve.cli.terminal.output import say
     from embedserve.client.access import access
     from embedserve.client.target import address, is_this_machine
     from embedserve.loadtest.report import Report
@@ -176,7 +176,7 @@ def serve(
         rates=rates,
         stream=stream,
         seed=seed,
-        **bounds,
+        **plan_options,
     )
     inputs = bench_inputs.Inputs(
         call=call,
@@ -209,12 +209,12 @@ def serve(
         allowed=frozenset(code.upper() for code in allow),
         same_machine=is_this_machine(address(server)),
     )
-    _give(report, json_out, plot)
+    _output(report, json_out, plot)
     sys.exit(_exit_code(report))
 
 
 async def _runs(server: Access, load: Load, plan: Plan) -> list[Run]:
-    """All runs; Ctrl-C ends them with what was measured until then, and a second one the program."""
+    """All runs; Ctrl-C ends them and keeps what was measured, and a second one ends the program."""
     import asyncio
     import signal
 
@@ -238,7 +238,7 @@ def _bar(name: str, plan: Plan) -> Iterator[Watch]:
     """A progress bar of the seconds of one run."""
     import time
 
-    from embedserve.cli.output import progress
+    from embedserve.cli.terminal.output import progress
 
     total = max(1, round(plan.warmup_s + plan.seconds))
     begun, shown = time.monotonic(), 0
@@ -256,21 +256,21 @@ def _bar(name: str, plan: Plan) -> Iterator[Watch]:
 
 
 def _remove(client: Client, collection: str, ids: Sequence[str]) -> None:
-    """Take out again what was written."""
-    from embedserve.cli.output import say
+    """Delete the items that the runs wrote."""
+    from embedserve.cli.terminal.output import say
 
     try:
-        say(f"removed the {client.delete_items(collection, ids):,} items that were written to {collection}")
+        say(f"deleted the {client.delete_items(collection, ids):,} items that were written to {collection}")
     except EmbedserveError as error:
-        say(f"the items written to {collection} are still there, {ids[0]} to {ids[-1]}: {error.message}")
+        say(f"the items written to {collection} were not deleted, {ids[0]} to {ids[-1]}: {error.message}")
 
 
-# --- What is said ---
+# --- Output ---
 
 
-def _give(report: Report, json_out: str | None, plot: Path | None) -> None:
-    """Print and write everything."""
-    from embedserve.cli.output import print_json, print_line, print_table
+def _output(report: Report, json_out: str | None, plot: Path | None) -> None:
+    """Print and write the results."""
+    from embedserve.cli.terminal.output import print_json, print_line, print_table
 
     if json_out == "-":
         print_json(report.document(["embedserve", *sys.argv[1:]]))
@@ -291,26 +291,26 @@ def _give(report: Report, json_out: str | None, plot: Path | None) -> None:
 
 
 def _exit_code(report: Report) -> int:
-    """The exit code, after it was said why it is not 0."""
-    from embedserve.cli.output import say
+    """The exit code; prints the reason if it is not 0."""
+    from embedserve.cli.terminal.output import say
 
     if report.interrupted:
-        say("interrupted: the last run is shorter than was asked for")
+        say("interrupted: the last run is shorter than requested")
         return _INTERRUPTED
     failed = report.not_allowed()
     if failed:
         names = ", ".join(f"{count:,} with {code}" for code, count in failed.items())
-        say(f"calls failed: {names}; hence exit code 1, unless --allow {','.join(failed)} accepts them")
+        say(f"calls failed: {names}; the exit code is 1 unless --allow {','.join(failed)} accepts them")
     return 1 if failed else 0
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a result.
+    """Write a result to a file.
 
     Raises:
         DataError: the file cannot be written.
     """
-    from embedserve.cli.output import say
+    from embedserve.cli.terminal.output import say
 
     try:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")

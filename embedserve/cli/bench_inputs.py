@@ -1,4 +1,4 @@
-"""What `embedserve bench serve` sends: images of the user, the sample or drawn ones, or vectors; as ready calls."""
+"""What `embedserve bench serve` sends, as ready calls: images of the user, of the sample or drawn, or vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from embedserve.types import Limits
     from embedserve.v1.common_pb2 import Vector
 
-MOST_IMAGES = 1000
+MAX_IMAGES = 1000
 DRAWN_IMAGES = 24
 VECTORS = 256
 ITEM_PREFIX = "embedserve-bench-"
@@ -25,7 +25,7 @@ ITEM_PREFIX = "embedserve-bench-"
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What was asked for."""
+    """The options that say what to send."""
 
     call: str
     """"embed", "search" or "upsert"."""
@@ -42,10 +42,10 @@ class Inputs:
 
 
 def ready(inputs: Inputs, client: Client) -> tuple[Load, str]:
-    """The calls to make, and in words what they carry.
+    """The calls to make, and a description of their content.
 
     Raises:
-        LimitExceeded: more in a call than the server takes.
+        LimitExceeded: a call exceeds a limit of the server.
         DataError: no image can be read.
         CollectionNotFound: there is no such collection.
     """
@@ -101,12 +101,12 @@ def _images(inputs: Inputs, limits: Limits) -> tuple[list[bytes], str]:
 
 
 def _drawn(size: str, seed: int, limits: Limits) -> list[bytes]:
-    from embedserve.cli.output import progress
+    from embedserve.cli.terminal.output import progress
     from embedserve.loadtest.pictures import draw
 
     found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
     if found is None or not int(found[1]) * int(found[2]):
-        raise InvalidInput(f"{size!r} is no size of an image", hint="width and height in pixels: --size 640x480")
+        raise InvalidInput(f"{size!r} is not the size of an image", hint="width and height in pixels: --size 640x480")
     width, height = int(found[1]), int(found[2])
     limits.check("max_image_pixels", width * height, "pixels in an image")
     images = []
@@ -133,14 +133,14 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _read(files: Sequence[Path], limits: Limits) -> list[bytes]:
-    """The bytes of at most MOST_IMAGES files, taken evenly; one that cannot be read is named and left out."""
-    from embedserve.cli.output import say_failed
+    """The bytes of at most MAX_IMAGES files, taken evenly; files that cannot be read are named and skipped."""
+    from embedserve.cli.terminal.output import say_failed
     from embedserve.images.codec import read_file
     from embedserve.loadtest.requests import MAX_BYTES
 
     images: list[bytes] = []
     size_bytes = 0
-    for path in files[:: -(-len(files) // MOST_IMAGES)]:
+    for path in files[:: -(-len(files) // MAX_IMAGES)]:
         try:
             image = read_file(path, limits)
         except (EmbedserveError, OSError) as error:

@@ -1,4 +1,4 @@
-"""`embedserve completion`: the script that lets a shell complete commands and options."""
+"""`embedserve completion`: the script by which a shell completes commands and options."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _PLACES = {
 @click.argument("shell", type=click.Choice(sorted(_PLACES)))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
-    """Print the completion script of a shell, and say where to put it.
+    """Print the completion script for a shell, and where to put it.
 
     \b
     embedserve completion bash > ~/.local/share/bash-completion/completions/embedserve
     """
     from click.shell_completion import get_completion_class
 
-    from embedserve.cli.output import say
+    from embedserve.cli.terminal.output import say
 
     kind = get_completion_class(shell)
-    assert kind is not None, "click completes the three shells that can be chosen"
+    assert kind is not None, "click supports the three shells"
     script = kind(context.find_root().command, {}, "embedserve", "_EMBEDSERVE_COMPLETE").source()
     click.echo(script)
     path, first = _PLACES[shell]
-    say(f"# put it into {path}, and open a new shell:")
+    say(f"# save it as {path}, and open a new shell:")
     say(f"#   {first}")
     say(f"#   embedserve completion {shell} > {path}")

@@ -1,10 +1,8 @@
-"""`embedserve demo`: the whole path on real images, as the commands that a person would type."""
+"""`embedserve demo`: the whole path on real images, as the commands that a user would type."""
 
 from __future__ import annotations
 
 import re
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,36 +14,41 @@ import click
 from embedserve.errors import EmbedserveError, SetupError
 
 if TYPE_CHECKING:
+    import subprocess
+
     from embedserve.client import Client
 
-_MOST_ITEMS = 1000
-"""Items whose neighbours are counted; comparing raw pixels takes the square of it."""
-_SHOWN = 3
+_MAX_ITEMS = 1000
+"""Items whose neighbours are counted; the comparison of raw pixels grows with the square."""
+_SHOWN_SEARCHES = 3
 
 
 @click.command("demo")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Where everything is made.  [default: demo, or demo-NAME]"
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for everything it creates.  [default: demo, or demo-NAME]",
 )
 @click.option("--minutes", default=3.0, type=click.FloatRange(min=0, min_open=True), help="Minutes of training.")
 @click.option("--port", default=50051, type=click.IntRange(1, 65535), help="gRPC port of the server.")
-@click.option("--fresh", is_flag=True, help="Train anew even if there is a run already.")
-@click.option("--once", is_flag=True, help="Stop at the end instead of serving on.")
+@click.option("--fresh", is_flag=True, help="Start over even if there is a run already.")
+@click.option("--once", is_flag=True, help="Stop at the end instead of serving.")
 @click.pass_context
 def command(
     context: click.Context, folder: Path | None, out: Path | None, minutes: float, port: int, fresh: bool, once: bool
 ) -> None:
     """Train, evaluate, export, serve, add and search: the whole path, on a sample or on your own FOLDER.
 
-    Without a folder it runs on a sample of Fashion-MNIST: 3,000 images to train with and 1,000 to search among. Each
-    step is the command that you would type, and is printed. Run again, it goes on with what is there.
+    Without a folder it runs on a sample of Fashion-MNIST: 3,000 images to train on and 1,000 to search in. Each step is
+    the command that you would type, and is printed. Run again, it continues with what exists.
 
     \b
     embedserve demo
     embedserve demo photos/ --minutes 20 --once
     """
-    from embedserve.cli.output import say
+    from embedserve.cli.terminal.output import say
 
     if folder is None:
         from embedserve.cli.sample import NAME, unpack
@@ -65,11 +68,11 @@ def command(
     held_out: list[str | Path] = [] if folder else ["--test", add_folder]
     _run("evaluate", run, train_folder, *held_out)
     _run("export", run, "-o", encoder)
-    # A collection for each encoder, and an alias for whoever searches: so a new encoder takes over at once.
+    # A collection for each encoder, and an alias for clients: a new encoder takes over at once.
     collection = f"{_as_collection_name(name)}-{encoder_file.read(encoder).fingerprint[:8]}"
     with _serving(encoder, out / "data", port) as process:
         _run("add", add_folder, "--collection", collection, "--server", server)
-        _run("collection", "alias", "demo", collection, "--server", server)
+        _run("collection", "set-alias", "demo", collection, "--server", server)
         from embedserve.client import Client
 
         with Client(server) as client:
@@ -85,15 +88,15 @@ def command(
 
 
 def _as_collection_name(folder_name: str) -> str:
-    """A folder may have any name, a collection only letters, digits and ``._-``; with room for what follows."""
+    """A name for a collection: letters, digits and ``._-``, short enough for the suffix that follows."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder_name).strip("._-")[:50] or "images"
 
 
 def _check_port(port: int) -> None:
-    """Refuse a port that is taken before the training and not after it; it may be another server's.
+    """Check before the training that the port is free; another server may use it.
 
     Raises:
-        SetupError: something listens there.
+        SetupError: the port is taken.
     """
     import socket
 
@@ -112,11 +115,13 @@ def _has_labels(folder: Path) -> bool:
 
 
 def _run(*words: str | Path) -> None:
-    """Run a command of ours as a person would.
+    """Run an embedserve command as a user would.
 
     Raises:
-        Exit: it failed, and has said why.
+        Exit: it failed, and has printed why.
     """
+    import subprocess
+
     _announce(words)
     done = subprocess.run([sys.executable, "-m", "embedserve", *map(str, words)], check=False)
     if done.returncode:
@@ -124,12 +129,16 @@ def _run(*words: str | Path) -> None:
 
 
 def _announce(words: Sequence[str | Path]) -> None:
+    import shlex
+
     click.echo(f"\n{click.style('$ ' + shlex.join(['embedserve', *map(str, words)]), bold=True)}", err=True)
 
 
 @contextmanager
 def _serving(encoder: Path, data: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A server of our own, ready; it is told to stop at the end, and waited for."""
+    """Start a server, wait until it is ready, and stop it at the end."""
+    import subprocess
+
     from embedserve.client import Client
 
     words: list[str | Path] = ["serve", encoder, "--data", data, "--port", str(port), "--no-http"]
@@ -143,13 +152,13 @@ def _serving(encoder: Path, data: Path, port: int) -> Iterator[subprocess.Popen[
                     ready = True
                 except EmbedserveError:
                     ready = False
-                if process.poll() is not None:  # whoever answers, it is not ours
-                    raise SetupError("the server did not start", hint="it has said why, above")
+                if process.poll() is not None:  # another server may have answered
+                    raise SetupError("the server did not start", hint="its error is printed above")
                 if ready:
                     break
         yield process
     except KeyboardInterrupt:
-        pass  # the server has been told as well, and drains
+        pass  # the server has received it as well, and drains
     finally:
         if process.poll() is None:
             process.terminate()
@@ -158,12 +167,12 @@ def _serving(encoder: Path, data: Path, port: int) -> Iterator[subprocess.Popen[
 
 def _show_searches(client: Client, server: str, folder: Path) -> None:
     items = [item.id for item in client.list_items("demo")]
-    for item in items[:: max(len(items) // _SHOWN, 1)][:_SHOWN]:
+    for item in items[:: max(len(items) // _SHOWN_SEARCHES, 1)][:_SHOWN_SEARCHES]:
         _run("search", folder / item, "--collection", "demo", "-k", "5", "--server", server)
 
 
 def _show_agreement(client: Client, encoder: Path, folder: Path) -> None:
-    """How often the ten nearest neighbours have the query's label, beside raw pixels on the same images."""
+    """Share of the ten nearest neighbours with the query's label, beside that of raw pixels on the same images."""
     import numpy as np
 
     from embedserve.client import Query
@@ -172,7 +181,7 @@ def _show_agreement(client: Client, encoder: Path, folder: Path) -> None:
     from embedserve_training.evaluate import raw_pixels
 
     items = list(client.list_items("demo"))
-    items = items[:: -(-len(items) // _MOST_ITEMS)]
+    items = items[:: -(-len(items) // _MAX_ITEMS)]
     labels = np.array([str(item.metadata.get("label", "")) for item in items])
     shares = []
     for label, hits in zip(

@@ -1,4 +1,4 @@
-"""`embedserve doctor`: what this machine can do, and whether an encoder file still computes what it promises."""
+"""`embedserve doctor`: checks of this machine, of an encoder file, or of a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from embedserve.cli.options import connection_options
+from embedserve.cli.terminal.options import connection_options
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class _Finding:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
 def command(encoder: Path | None, device: str, server: str | None, wait_s: float, as_json: bool) -> None:
-    """Say what this machine can do, or check an encoder file or a server. One line each.
+    """Check this machine, an encoder file or a server, and print one line for each finding.
 
     With an encoder file, its eight reference images are embedded again and compared with the vectors in the file.
-    Exits with 1 if something is wrong.
+    Exits with 1 if a check fails.
 
     \b
     embedserve doctor
     embedserve doctor encoder.onnx
     embedserve doctor --server localhost:50051 --wait 30
     """
-    from embedserve.cli.output import print_json
+    from embedserve.cli.terminal.output import print_json
 
     if encoder is not None and server is not None:
         raise click.UsageError("give an encoder file or --server, not both")
@@ -87,7 +87,7 @@ def _gpu() -> _Finding:
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        return _Finding("gpu", f"the NVIDIA driver does not answer: {error}", ok=False)
+        return _Finding("gpu", f"the NVIDIA driver does not respond: {error}", ok=False)
     return _Finding("gpu", "; ".join(answer.stdout.strip().splitlines()))
 
 
@@ -119,14 +119,14 @@ def _training() -> _Finding:
     try:
         found = [f"{package} {version(package)}" for package in ("torch", "torchvision", "onnx", "onnxscript")]
     except PackageNotFoundError as error:
-        # Serving works without it, so that is no failure.
+        # Serving works without it, so it is not a failure.
         return _Finding("training", f"not installed ({error.name} is missing); pip install 'embedserve[train]'")
     return _Finding("training", ", ".join(found))
 
 
 def _server(address: str, wait_s: float) -> list[_Finding]:
     import embedserve
-    from embedserve.cli.options import connect
+    from embedserve.cli.terminal.options import connect
 
     with connect(address) as client:
         if wait_s:
@@ -138,7 +138,7 @@ def _server(address: str, wait_s: float) -> list[_Finding]:
             _Finding("encoder", f"{info.encoder.name}, {info.encoder.dimension} numbers per image"),
             _Finding("fingerprint", info.encoder.fingerprint),
             _Finding("provider", info.provider),
-            _Finding("in work", f"{info.images_in_flight} of at most {info.limits.max_queue_images} images"),
+            _Finding("in flight", f"{info.images_in_flight} of at most {info.limits.max_queue_images} images"),
         ]
         if not info.has_collections:
             return [*findings, _Finding("collections", "none: the server was started without --data")]
@@ -147,7 +147,9 @@ def _server(address: str, wait_s: float) -> list[_Finding]:
     findings.append(_Finding("collections", f"{len(collections)} with {items:,} items"))
     for collection in collections:
         if not collection.external and collection.fingerprint != info.encoder.fingerprint:
-            text = f"{collection.name} is bound to another encoder: it answers ids and vectors, not images"
+            text = (
+                f"{collection.name} is bound to another encoder: it can be searched by id and by vector, not by image"
+            )
             findings.append(_Finding("binding", text))
     return findings
 

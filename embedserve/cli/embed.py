@@ -1,8 +1,7 @@
-"""`embedserve embed`: files and folders to vectors, by a server or in this process."""
+"""`embedserve embed`: files and folders → vectors, by a server or in this process."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.options import server_option
+from embedserve.cli.terminal.options import server_option
 from embedserve.errors import DataError, EmbedserveError
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Embedder:
-    """Whoever makes the vectors."""
+    """What embeds: a server, or an encoder in this process."""
 
     name: str
     fingerprint: str
@@ -38,7 +37,7 @@ class _Embedder:
     "--out",
     required=True,
     metavar="OUT",
-    help="OUT.npy: float32 [N, D], with OUT.json beside it that names the rows and the encoder."
+    help="OUT.npy: float32 [N, D], and OUT.json beside it with the paths of the rows and the encoder."
     ' OUT.jsonl: path, vector and encoder on each line; "-" prints the same lines.',
 )
 @server_option
@@ -52,7 +51,7 @@ class _Embedder:
 def command(paths: tuple[Path, ...], out: str, server: str, encoder_path: Path | None) -> None:
     """Embed images: files, or all images in folders.
 
-    A file that cannot be used is named and left out; the exit code is then 1.
+    Files that cannot be used are named and skipped; the exit code is then 1.
 
     \b
     embedserve embed photos/ -o photos.npy
@@ -62,7 +61,7 @@ def command(paths: tuple[Path, ...], out: str, server: str, encoder_path: Path |
     if out != "-" and Path(out).suffix not in (".npy", ".jsonl"):
         raise click.BadParameter(f"{out!r} is neither NAME.npy, NAME.jsonl nor -", param_hint="'-o'")
 
-    from embedserve.cli.output import pace, progress, say, say_failed
+    from embedserve.cli.terminal.output import progress, rate_text, say, say_failed
 
     images, unreadable = _find(paths)
     begun = time.monotonic()
@@ -89,7 +88,8 @@ def command(paths: tuple[Path, ...], out: str, server: str, encoder_path: Path |
     except (EmbedserveError, KeyboardInterrupt):
         if named:
             kept = "" if out == "-" else "; nothing was written"
-            say(f"stopped: embedded {len(named)} of {len(images)}, {pace(len(named), time.monotonic() - begun)}{kept}")
+            rate = rate_text(len(named), time.monotonic() - begun)
+            say(f"stopped: embedded {len(named)} of {len(images)}, {rate}{kept}")
         raise
     seconds = time.monotonic() - begun
     for name, _code, why in failed:
@@ -98,15 +98,15 @@ def command(paths: tuple[Path, ...], out: str, server: str, encoder_path: Path |
         _write_npy(Path(out), rows, named, failed, embedder)
     say(
         f"embedded {len(named)} of {len(named) + len(failed)} with {embedder.name} ({embedder.fingerprint[:12]}),"
-        f" {embedder.dimension} numbers per image, {pace(len(named), seconds)}"
-        + ("" if out == "-" else f", into {out}")
+        f" {embedder.dimension} numbers per image, {rate_text(len(named), seconds)}"
+        + ("" if out == "-" else f", to {out}")
     )
     if failed:
         sys.exit(1)
 
 
 def _find(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The files to embed, each once, and folders that could not be looked into.
+    """The files to embed, each once, and folders that could not be read.
 
     Raises:
         DataError: a folder has no images.
@@ -145,7 +145,7 @@ def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
             lambda images: offline.embed(encoder, [partial(read_file, path) for path in images]),
         )
         return
-    from embedserve.cli.options import connect
+    from embedserve.cli.terminal.options import connect
 
     with connect(server) as client:
         info = client.encoder()
@@ -162,9 +162,9 @@ def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
 
 @contextmanager
 def _lines(out: str) -> Iterator[Callable[[str, NDArray[np.float32], str], None] | None]:
-    """A function that writes one line for an image; None where no lines are asked for."""
+    """A function that writes one line for an image; None if the output is not lines."""
     from embedserve.atomic_write import atomic_write
-    from embedserve.cli.output import print_json, shortest
+    from embedserve.cli.terminal.output import print_json, shortest
 
     def document(path: str, vector: NDArray[np.float32], fingerprint: str) -> dict[str, Any]:
         return {"path": path, "vector": shortest(vector), "encoder_fingerprint": fingerprint}
@@ -199,4 +199,6 @@ def _write_npy(
 
 
 def _write_json(file: IO[bytes], document: dict[str, Any]) -> None:
+    import json
+
     file.write(json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")

@@ -1,4 +1,4 @@
-"""`embedserve evaluate`: encoders beside raw pixels, PCA, the untrained and the supervised network."""
+"""`embedserve evaluate`: encoders beside raw pixels, PCA, the untrained network and a supervised one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LABELLED = {
     "same_label_top10": "same in\ntop 10",
 }
 _ITSELF = {"self_recall_1": "itself\n@1", "self_mrr": "itself\nMRR"}
-"""The figures that are shown, and their headings."""
+"""Figure → heading of its column."""
 
 
 @click.command("evaluate")
@@ -30,18 +30,18 @@ _ITSELF = {"self_recall_1": "itself\n@1", "self_mrr": "itself\nMRR"}
     "--test",
     "test_folder",
     type=click.Path(path_type=Path),
-    help="Labelled folder to ask with.  [default: a fifth of FOLDER, held out]",
+    help="Labelled folder with the queries.  [default: a fifth of FOLDER, held out]",
 )
 @click.option(
     "--augmentation",
     metavar="NAME",
-    help="Preset by which images are changed before they look for themselves.  [default: that of the first run]",
+    help="Preset that augments the images of self-retrieval.  [default: that of the first run]",
 )
 @click.option(
     "--supervised-epochs",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Also train the same network on the labels, with N passes over FOLDER, and show its row.",
+    help="Also train the same network on the labels, for N epochs over FOLDER, and show its row.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
 def command(
@@ -55,19 +55,18 @@ def command(
     """Measure encoders on a folder of images, with labels and without.
 
     If FOLDER has a subfolder for each label, each test image searches in FOLDER. kNN: its 200 nearest neighbours vote
-    for its label, weighted by exp(cosine / 0.1). Linear: a linear classifier on the vectors names it. Recall at k: at
-    least one of the k nearest has its label. mAP: mean average precision of the whole ranking. In any case up to 2,000
-    images are augmented and have to find their originals in FOLDER, which needs no labels. The same is done with raw
-    pixels, with PCA of them and with the untrained network, so that the figures can be read; whitened too, as the
-    encoder itself is. Runs that differ only in
-    their seed become one row: mean ± standard deviation.
+    for its label, weighted by exp(cosine / 0.1). Linear: a linear classifier on the vectors predicts it. Recall at k:
+    at least one of the k nearest has its label. mAP: mean average precision of the whole ranking. Self-retrieval needs
+    no labels: up to 2,000 augmented images search for their originals in FOLDER. For comparison the same is done with
+    raw pixels, with their PCA and with the untrained network, whitened as the encoder is. Runs that differ only in the
+    seed become one row: mean ± standard deviation.
 
     \b
     embedserve evaluate runs/photos photos/
     embedserve evaluate encoder.onnx labelled/train --test labelled/test
     embedserve evaluate runs/seed0 runs/seed1 runs/seed2 labelled/ --supervised-epochs 20
     """
-    from embedserve.cli.output import print_json, say
+    from embedserve.cli.terminal.output import print_json, say
     from embedserve.cli.training import training_installed
 
     with training_installed():
@@ -88,8 +87,8 @@ def command(
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """The table of an evaluation and what its figures mean, on stdout."""
-    from embedserve.cli.output import print_line, print_table
+    """Print the table of an evaluation, and what its figures mean, on stdout."""
+    from embedserve.cli.terminal.output import print_line, print_table
 
     shown = {**(_LABELLED if evaluation.labels else {}), **(_ITSELF if evaluation.augmentation else {})}
     lines: list[list[str]] = []
@@ -122,12 +121,12 @@ def _meaning(evaluation: Evaluation) -> list[str]:
     lines = []
     if evaluation.labels:
         lines.append(
-            f"{evaluation.test_images:,} images of {evaluation.labels} labels search in {evaluation.train_images:,};"
+            f"{evaluation.test_images:,} images with {evaluation.labels} labels search in {evaluation.train_images:,};"
             f" kNN: {evaluation.neighbours} neighbours, temperature {evaluation.temperature:g}"
         )
     if evaluation.augmentation:
         lines.append(
-            f"itself: {evaluation.self_queries:,} images, augmented ({evaluation.augmentation}), find their"
+            f"itself: {evaluation.self_queries:,} images, augmented ({evaluation.augmentation}), search for their"
             f" originals among {evaluation.self_images:,}"
         )
     else:

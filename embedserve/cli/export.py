@@ -1,4 +1,4 @@
-"""`embedserve export`: a run → one encoder file that was checked against PyTorch."""
+"""`embedserve export`: a run → an encoder file that is verified against PyTorch."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ import click
     "--precision",
     default="fp32",
     type=click.Choice(["fp32", "fp16", "int8"]),
-    help="Of the network: fp16 is for GPUs, int8 for CPUs.",
+    help="Precision of the network: fp16 is for GPUs, int8 for CPUs.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Images with which fp16 and int8 are compared and int8 is calibrated.  [default: the run's own folder]",
+    help="Images to compare fp16 and int8 on, and to calibrate int8 with.  [default: the run's own folder]",
 )
-@click.option("--force", is_flag=True, help="Write fp16 or int8 even if it has lost more than it should.")
+@click.option("--force", is_flag=True, help="Write fp16 or int8 even if it loses more accuracy than allowed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document about the encoder.")
 def command(run: Path, out: Path, precision: str, calibration: Path | None, force: bool, as_json: bool) -> None:
     """Write the encoder of a run to one self-describing ONNX file.
 
-    Before anything is written, the ONNX graph is compared with PyTorch on images of the run. In fp16 and int8 its
-    vectors, neighbours and speed are compared too, and printed. To a server they are other encoders than the fp32 one.
+    Before anything is written, the ONNX graph is compared with PyTorch on images of the run. For fp16 and int8 the
+    vectors, neighbours and speed are compared too, and printed. To a server they are different encoders from the fp32
+    one.
 
     \b
     embedserve export runs/photos -o encoder.onnx
     embedserve export runs/photos -o encoder-int8.onnx --precision int8
     """
-    from embedserve.cli.output import print_json, say
+    from embedserve.cli.terminal.output import print_json, say
     from embedserve.cli.training import training_installed
 
     with training_installed():

@@ -12,24 +12,23 @@ from embedserve.errors import DataError
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder holds, as far as names tell."""
+    """What a folder contains, judged by file names."""
 
     images: Sequence[Path]
-    """Files whose names end like an image's, sorted; hidden ones are left out."""
+    """Files with the suffix of an image, sorted; without hidden ones."""
     others: Sequence[Path]
     """All other files that are not hidden, sorted."""
     unreadable: Sequence[tuple[Path, str]]
-    """Folders inside that could not be looked into, and why."""
+    """Folders inside that could not be read, and why."""
 
 
 def scan(folder: Path) -> Folder:
-    """Look through a folder and all folders in it.
+    """List a folder and all folders in it.
 
-    Links are followed, but each folder is looked into once, and first where it really is; a link in a circle
-    therefore ends.
+    Links are followed, but each folder is read once, by its real path if that is inside; circular links therefore end.
 
     Raises:
-        DataError: the folder itself cannot be looked into.
+        DataError: the folder itself cannot be read.
     """
     from embedserve.images.codec import SUFFIXES
 
@@ -40,7 +39,7 @@ def scan(folder: Path) -> Folder:
     waiting = [folder]
     links: list[Path] = []
     while waiting or links:
-        # Links come last, so that a file is named by its real place if that is inside.
+        # Links come last, so that a file has its real path if that is inside.
         current = waiting.pop() if waiting else links.pop(0)
         try:
             entries = _entries(current, seen)
@@ -56,13 +55,13 @@ def scan(folder: Path) -> Folder:
             elif path.suffix.lower() not in SUFFIXES:
                 others.append(path)
             elif entry.is_file() or entry.is_symlink():
-                # A link that leads nowhere is kept, to be named when it cannot be read; a pipe would be waited for.
+                # A broken link is kept, so that it is reported when it is read; a pipe would block.
                 images.append(path)
     return Folder(sorted(images), sorted(others), sorted(unreadable))
 
 
 def no_images(folder: Path, found: Folder) -> DataError:
-    """Says that there are no images in a folder, and what there is instead."""
+    """The error for a folder without images; names what it has instead."""
     from embedserve.images.codec import SUFFIXES
 
     seen = ""
@@ -74,7 +73,7 @@ def no_images(folder: Path, found: Folder) -> DataError:
 
 
 def _entries(folder: Path, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
-    """What lies in a folder, sorted, without hidden names; nothing if it was looked into before."""
+    """The entries of a folder, sorted, without hidden ones; none if it was read before."""
     stat = folder.stat()
     if (stat.st_dev, stat.st_ino) in seen:
         return []

@@ -1,4 +1,4 @@
-"""`embedserve preview`: what training sees of a folder of images, as one picture."""
+"""`embedserve preview`: the views that training draws of a folder of images, as one picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from embedserve.cli.training import setting_option
 @click.command("preview")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), default=Path("preview.png"), help="PNG to write; replaced if there."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("preview.png"),
+    help="PNG to write; replaced if it exists.",
 )
 @setting_option("augmentation")
 @click.option("--all", "every_preset", is_flag=True, help="One group of rows for each preset.")
@@ -23,7 +27,9 @@ from embedserve.cli.training import setting_option
 @click.option("--images", type=click.IntRange(1, 64), help="Images, one in each row.  [default: 8, or 2 with --all]")
 @click.option("--views", type=click.IntRange(1, 32), default=6, help="Views of each image.")
 @setting_option("seed")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of train, as crop_min.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of train, such as crop_min."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document about the picture.")
 def command(
     folder: Path,
@@ -35,18 +41,18 @@ def command(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Draw images of a folder and views of them: what the encoder will learn to take for the same.
+    """Draw images of a folder and views of them, which the encoder will learn to map to similar vectors.
 
-    Each row is an image as training keeps it, then augmented views of it. Without --augmentation they are those that
-    `embedserve train` would use for the folder. What sets your images apart has to survive in every view; what does
-    not matter should vary. If it does not, try another preset.
+    Each row is an image as training stores it, then augmented views of it. Without --augmentation they are those that
+    `embedserve train` would use for the folder. What distinguishes your images must survive in every view; what does
+    not matter should vary. Otherwise try another preset.
 
     \b
     embedserve preview photos/ -o preview.png
     embedserve preview scans/ --augmentation xray --set crop_min=0.5
     embedserve preview photos/ --all --images 3
     """
-    from embedserve.cli.output import print_json, say
+    from embedserve.cli.terminal.output import print_json, say
     from embedserve.cli.training import make_config, training_installed
 
     if every_preset and flags["augmentation"]:

@@ -1,4 +1,4 @@
-"""The sample images: 3,000 training and 1,000 test pictures of Fashion-MNIST in class folders, unpacked on demand."""
+"""The sample images: 3,000 training and 1,000 test images of Fashion-MNIST in class folders, unpacked on demand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAME = "fashion-mnist-sample"
 
 
 def unpack(directory: Path) -> tuple[Path, Path]:
-    """The folders of the training and of the test images below ``directory``, unpacked if they are not there yet.
+    """The folders of the training and the test images below ``directory``, unpacked if they do not exist.
 
     Raises:
         DataError: the archive is missing, or the directory is not writable.
@@ -31,8 +31,8 @@ def unpack(directory: Path) -> tuple[Path, Path]:
 
 def _archive() -> Path:
     package = Path(__file__).parents[1]
-    # Installed, the archive lies in the package; in a checkout, among the examples.
+    # In the package if it is installed; among the examples in a checkout.
     for path in (package / "sample_data" / f"{NAME}.zip", package.parent / "examples" / f"{NAME}.zip"):
         if path.exists():
             return path
-    raise DataError("the sample images are not part of this installation", hint="name a folder of your own images")
+    raise DataError("the sample images are not part of this installation", hint="give a folder of your own images")

@@ -1,4 +1,4 @@
-"""`embedserve search`: the items of a collection that look like a picture."""
+"""`embedserve search`: the items of a collection that look most like an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from embedserve.cli.options import collection_option, json_option, server_option, where_option
+from embedserve.cli.terminal.options import collection_option, json_option, server_option, where_option
 
 
 @click.command("search")
@@ -23,12 +23,10 @@ from embedserve.cli.options import collection_option, json_option, server_option
 @click.option(
     "--target-recall",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Of the ten nearest items, the part that approximate search is to find; without it the collection's own.",
+    help="Share of the ten nearest items that approximate search finds.  [default: the collection's]",
 )
-@click.option(
-    "--ef", type=click.IntRange(1, 65536), help="Where the index is HNSW: candidates to keep while it searches."
-)
-@click.option("--nprobe", type=click.IntRange(1, 65536), help="Where the index is IVF: lists to look through.")
+@click.option("--ef", type=click.IntRange(1, 65536), help="HNSW only: candidates to keep during the search.")
+@click.option("--nprobe", type=click.IntRange(1, 65536), help="IVF only: lists to scan.")
 @server_option
 @json_option("One JSON document: the hits with rank, id, score and metadata.")
 def command(
@@ -49,7 +47,7 @@ def command(
     """Find the items that look most like IMAGE; "-" reads the image from standard input.
 
     The score is the cosine similarity, from -1 to 1; higher is closer. At most one of --exact, --target-recall, --ef
-    and --nprobe says how hard to search.
+    and --nprobe sets how much of the index is examined.
 
     \b
     embedserve search query.jpg --collection photos
@@ -62,9 +60,9 @@ def command(
     if exact + sum(given is not None for given in (target_recall, ef, nprobe)) > 1:
         raise click.UsageError("give at most one of --exact, --target-recall, --ef and --nprobe")
 
-    from embedserve.cli.conditions import all_of
-    from embedserve.cli.options import connect
-    from embedserve.cli.output import metadata_text, print_json, print_table, say
+    from embedserve.cli.terminal.conditions import all_of
+    from embedserve.cli.terminal.options import connect
+    from embedserve.cli.terminal.output import metadata_text, print_json, print_table, say
 
     data: bytes | Path | None = None
     if image is not None:

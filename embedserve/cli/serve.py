@@ -1,4 +1,4 @@
-"""`embedserve serve`: the server, until it is told to stop."""
+"""`embedserve serve`: the server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _FILE = click.Path(path_type=Path)
     "more_limits",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Any other limit by the name that errors and GetServerInfo give it, such as max_images=16; may be repeated.",
+    help="Any other limit, by its name in errors and GetServerInfo, such as max_images=16; may be repeated.",
 )
 @click.option("--grace-s", default=30.0, type=click.FloatRange(0), help=_HELP["grace_s"])
 @click.option("--reflection/--no-reflection", default=True, help=_HELP["reflection"])
@@ -88,21 +88,21 @@ def command(
 ) -> None:
     """Serve embeddings and search over gRPC.
 
-    Stops on SIGTERM or Ctrl-C after the running calls have been answered.
+    SIGTERM or Ctrl-C stops it after the calls in flight have been answered.
 
     \b
     embedserve serve encoder.onnx --data data/
     embedserve serve encoder.onnx                  embeddings only, no collections
     embedserve serve encoder.onnx --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --tokens tokens.txt
     """
-    # Otherwise every stranger who fails to shake hands writes a line of gRPC's into our log.
+    # Otherwise gRPC logs a line for every client whose handshake fails.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    # Every search keeps to one thread, and there are as many as cores: threads that OpenMP and OpenBLAS would start
-    # beside them take cores from the encoder. Both are read once, when FAISS and numpy are loaded.
+    # Each search uses one thread, with one search per core: more threads of OpenMP and OpenBLAS would take cores from
+    # the encoder. Both variables are read once, when FAISS and numpy are loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-    from embedserve.cli.output import say
+    from embedserve.cli.terminal.output import say
     from embedserve.server.process import run
     from embedserve.server.telemetry import logs
 
@@ -141,7 +141,7 @@ def _parse(limits: tuple[str, ...]) -> dict[str, int]:
     """Name → value.
 
     Raises:
-        BadParameter: one is no limit, or has no number.
+        BadParameter: an unknown limit, or a value that is not an integer.
     """
     import difflib
 
@@ -156,6 +156,6 @@ def _parse(limits: tuple[str, ...]) -> dict[str, int]:
             meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise click.BadParameter(f"there is no limit {name!r}; {meant}", param_hint="--limit")
         if not value.isdecimal():
-            raise click.BadParameter(f"{name} is {value!r}, which is no whole number", param_hint="--limit")
+            raise click.BadParameter(f"{name} is {value!r}, which is not an integer", param_hint="--limit")
         parsed[name] = int(value)
     return parsed

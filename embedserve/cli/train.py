@@ -18,9 +18,9 @@ from embedserve.cli.training import setting_options
 )
 @setting_options
 @click.option("--dry-run", is_flag=True, help="Print the plan, each value with its source, and stop.")
-@click.option("--fresh", is_flag=True, help="Begin anew even if the run folder holds a run.")
+@click.option("--fresh", is_flag=True, help="Start over even if the run folder holds a run.")
 @click.option(
-    "--stop-on-collapse", is_flag=True, help="End the run if its embeddings collapse; without it that is only said."
+    "--stop-on-collapse", is_flag=True, help="End the run if its embeddings collapse; without it a warning is printed."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document about the run at the end.")
 def command(
@@ -35,9 +35,9 @@ def command(
 ) -> None:
     """Train an encoder on a folder of images, without labels.
 
-    The folder may be flat or nested. Files that cannot be read are named and left out. The plan is printed first.
-    Ctrl-C stops with a checkpoint; the same line again goes on from there. Started by torchrun, as in torchrun
-    --nproc-per-node 2 -m embedserve train photos/, several processes train together.
+    The folder may be flat or nested. Files that cannot be read are named and skipped. The plan is printed first.
+    Ctrl-C stops with a checkpoint; the same command continues from there. Started by torchrun, as in torchrun
+    --nproc-per-node 2 -m embedserve train photos/, several processes train one encoder.
 
     \b
     embedserve train photos/ --minutes 20 -o runs/photos
@@ -45,7 +45,7 @@ def command(
     """
     from dataclasses import asdict
 
-    from embedserve.cli.output import print_json, say
+    from embedserve.cli.terminal.output import print_json, say
     from embedserve.cli.training import read_settings, training_installed
 
     config, from_environment = read_settings(flags, settings)
@@ -63,7 +63,7 @@ def command(
         stop_on_collapse=stop_on_collapse,
         from_environment=from_environment,
     )
-    if result.rank:  # process 0 speaks for all
+    if result.rank:  # process 0 reports for all
         sys.exit(130 if result.status == "stopped" else 0)
     if as_json:
         print_json(

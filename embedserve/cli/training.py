@@ -1,4 +1,4 @@
-"""What the training commands share: the optional dependency, and settings that are flags."""
+"""What the training commands share: the optional dependency, and settings as flags."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _FLAGS = (
     "workers",
     "seed",
 )
-"""Settings that have a flag of their own; all others are reached through ``--set``."""
+"""Settings with a flag of their own; all others are set by ``--set``."""
 
 
 @contextmanager
 def training_installed() -> Iterator[None]:
-    """Turns a missing training dependency into one sentence.
+    """Turn a missing training dependency into one sentence.
 
     Raises:
-        SetupError: PyTorch, or what is exported with, is not installed.
+        SetupError: PyTorch or a package for export is not installed.
     """
     try:
         yield
@@ -54,7 +54,7 @@ def training_installed() -> Iterator[None]:
 
 
 def setting_options(command: _CommandT) -> _CommandT:
-    """A flag for each of the common settings, and ``--set`` for the rest; help texts are those of the settings."""
+    """A flag for each common setting, and ``--set`` for the rest; the help texts are those of the settings."""
     config = _config_class()
     rest = ", ".join(entry.name for entry in fields(config) if entry.name not in _FLAGS)
     command = click.option(
@@ -83,10 +83,10 @@ def setting_option(name: str) -> Callable[[_CommandT], _CommandT]:
 
 
 def make_config(flags: dict[str, Any], settings: Sequence[str]) -> Any:
-    """The TrainConfig of flags and ``--set`` texts; what was not given keeps its default.
+    """The TrainConfig of flags and ``--set`` texts; other settings keep their defaults.
 
     Raises:
-        InvalidInput: a text is not KEY=VALUE, a key is not known, or a value is not of its type.
+        InvalidInput: a text is not KEY=VALUE, a key is unknown, or a value has the wrong type.
     """
     config = _config_class()
     known = {entry.name for entry in fields(config)}
@@ -102,9 +102,10 @@ def make_config(flags: dict[str, Any], settings: Sequence[str]) -> Any:
 
 
 def read_settings(flags: dict[str, Any], settings: Sequence[str]) -> tuple[Any, frozenset[str]]:
-    """Like ``make_config``, and the names of those settings that an environment variable gave.
+    """Like ``make_config``, with the names of the settings that came from environment variables.
 
-    A flag on the line wins over a ``--set`` in the environment, and a ``--set`` on the line over any flag.
+    A flag on the command line overrides a ``--set`` from the environment; a ``--set`` on the command line overrides
+    any flag.
 
     Raises:
         InvalidInput: as ``make_config``.
@@ -126,7 +127,7 @@ def _key(text: str) -> str:
 def _parsed(key: str, text: str) -> Any:
     kind = _type_of(key)
     if kind is bool:
-        # bool("false") is True: the texts are named one by one.
+        # bool("false") is True, so the texts are listed.
         known = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
         if text.lower() not in known:
             raise InvalidInput(f"{key} is {text!r}", hint="say yes or no")
@@ -134,11 +135,11 @@ def _parsed(key: str, text: str) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise InvalidInput(f"{key} is {text!r}, which is no {kind.__name__}") from None
+        raise InvalidInput(f"{key} is {text!r}, which is not of type {kind.__name__}") from None
 
 
 def _config_class() -> Any:
-    # Imports only the standard library, and so is cheap enough for `--help`.
+    # Imports only the standard library: cheap enough for `--help`.
     from embedserve_training.plan.config import TrainConfig
 
     return TrainConfig

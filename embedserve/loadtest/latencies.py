@@ -1,4 +1,4 @@
-"""Percentiles and histograms of latencies. Exact: nothing is put into buckets before it is asked for."""
+"""Percentiles and histograms of latencies. Exact: values are put into buckets only for a histogram."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ BUCKETS_PER_DECADE = 20
 
 
 def percentiles(values: NDArray[np.float64], percents: Sequence[float]) -> list[float]:
-    """For each percent, the smallest value that so many percent of all values do not exceed (nearest rank).
+    """For each percent, the smallest value that this percentage of all values does not exceed (nearest rank).
 
-    Always one of the values, so "p99" is the latency of a call that was made. NaN where there are no values.
+    Always one of the values, so "p99" is the latency of an actual call. NaN if there are no values.
     """
     if not len(values):
         return [math.nan] * len(percents)
@@ -26,7 +26,7 @@ def percentiles(values: NDArray[np.float64], percents: Sequence[float]) -> list[
 
 
 def histogram(values: NDArray[np.float64]) -> list[tuple[float, int]]:
-    """The upper bound and the number of values of every bucket that has any, ascending; bounds are geometric."""
+    """Upper bound and count of every bucket that is not empty, ascending; the bounds are geometric."""
     if not len(values):
         return []
     tiny = 10.0**-6  # zero has no logarithm

@@ -1,4 +1,4 @@
-"""What a run of calls gave: each call as a row of columns, and what follows from them."""
+"""The calls of a run, each a row of columns, and the figures derived from them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from embedserve.errors import EmbedserveError
 OK = "OK"
 """Code of a call whose images were all answered."""
 NOT_SENT = "NOT_SENT"
-"""Code of a call that was due while as many calls as allowed were under way."""
+"""Code of a call that was due while the limit on calls in flight was reached."""
 UNANSWERED = "UNANSWERED"
-"""Code of a call that was given up when the run had long ended."""
+"""Code of a call that was given up after the end of the run."""
 STOPPED = "stopped"
-"""Why a run was cut short that a person ended."""
+"""Why a run was cut short that the user ended."""
 
 PARTS = ("decode", "queue", "inference", "store", "total")
-"""Parts of a call's time on the server, as its response names them."""
+"""Parts of a call's time on the server, as named in its response."""
 
 
 class CallFailed(Exception):
-    """Raised by a ``send`` whose call failed, as an HTTP client may do: ``CallFailed("HTTP_503", "busy")``.
+    """Raised by a ``send`` whose call failed, for example over HTTP: ``CallFailed("HTTP_503", "busy")``.
 
     Args:
-        code: what the failure is counted as.
+        code: the failure is counted under it.
         message: shown once for each code.
     """
 
@@ -42,14 +42,14 @@ class CallFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What an answered call gave."""
+    """The answer to a call."""
 
     images: int = 1
     """Images that were answered."""
     failed: Mapping[str, int] = field(default_factory=dict)
     """Images of the same call that failed, by code."""
     server_ms: tuple[float, float, float, float, float] | None = None
-    """Where the time went on the server, in the order of PARTS; None if it does not say."""
+    """Time on the server, in the order of PARTS; None if the server does not report it."""
 
 
 _UNKNOWN = (math.nan,) * len(PARTS)
@@ -57,7 +57,7 @@ _NOTHING = Reply(images=0)
 
 
 def code_of(error: BaseException) -> str:
-    """What a failure is counted as: the code of ours, of a gRPC status or of ``CallFailed``; else its class name."""
+    """The code of a failure: of an embedserve error, a gRPC status or ``CallFailed``; else the name of its class."""
     if isinstance(error, (EmbedserveError, CallFailed)):
         return error.code
     if isinstance(error, TimeoutError):
@@ -72,16 +72,16 @@ def code_of(error: BaseException) -> str:
 class Measurements:
     """The calls of one run. Times are seconds from its start.
 
-    Latency is counted from the moment a call was due, not from when it could be sent. What is derived looks at the
-    calls that were due in the window, which begins after the warm-up; throughput, at the answers that came in it.
+    Latency counts from when a call was due, not from when it could be sent. Figures are of the calls that were due in
+    the window, which begins after the warm-up; throughput is of the answers that came in the window.
     """
 
     def __init__(self, *, warmup_s: float, seconds: float) -> None:
         self.warmup_s = warmup_s
         self.seconds = seconds
-        """Length of the window; less than was asked for if the run was cut short."""
+        """Length of the window; shorter than requested if the run was cut short."""
         self.cut_short = ""
-        """Why the run ended before its time; empty if it did not."""
+        """Why the run ended early; empty if it did not."""
         self.client_cpu_s = 0.0
         """CPU time of this process within the window."""
         self.messages: dict[str, str] = {}
@@ -93,11 +93,11 @@ class Measurements:
         self._failed_images: list[tuple[float, str, int]] = []
 
     def add(self, *, due_s: float, sent_s: float, done_s: float, outcome: Reply | BaseException | str) -> None:
-        """One call that is over: its reply, the error that it failed with, or NOT_SENT or UNANSWERED."""
+        """Record a finished call: its reply, its error, NOT_SENT or UNANSWERED."""
         reply = _NOTHING
         if isinstance(outcome, Reply):
             reply = outcome
-            # One image is enough to make it a call that was not fully answered.
+            # One failed image is enough for the call to count as failed.
             code = next(iter(reply.failed), OK)
             self._failed_images += [(due_s, failure, count) for failure, count in reply.failed.items()]
         elif isinstance(outcome, BaseException):
@@ -116,53 +116,81 @@ class Measurements:
             column.append(part)
 
     def __len__(self) -> int:
-        """Calls, those of the warm-up too."""
+        """Calls, including those of the warm-up."""
         return len(self._due_s)
 
     # --- Derived ---
 
     @property
     def calls_per_s(self) -> float:
-        """Calls a second whose images were all answered, by the answers within the window."""
+        """Fully answered calls per second, by the answers within the window."""
         return int((self._came_in_window() & self._has(OK)).sum()) / self.seconds if self.seconds else 0
 
     @property
     def images_per_s(self) -> float:
-        """Images a second that were answered within the window: the goodput."""
+        """Images per second that were answered within the window: the goodput."""
         return int(_view(self._images)[self._came_in_window()].sum()) / self.seconds if self.seconds else 0
 
     @property
+    def steady_images(self) -> float:
+        """Images answered in the window, each call spread evenly over the time from its sending to its answer.
+
+        In a closed loop with a steady load this is exact in the mean; unlike a count of answers it does not jump if
+        calls are long.
+        """
+        sent_s, done_s = _view(self._sent_s), _view(self._done_s)
+        overlap_s = np.minimum(done_s, self.warmup_s + self.seconds) - np.maximum(sent_s, self.warmup_s)
+        inside = overlap_s > 0
+        return float((_view(self._images)[inside] * overlap_s[inside] / (done_s - sent_s)[inside]).sum())
+
+    @property
+    def steady_images_per_s(self) -> float:
+        """``steady_images`` per second."""
+        return self.steady_images / self.seconds if self.seconds else 0
+
+    @property
+    def all_images(self) -> int:
+        """Images answered in the whole run, including the warm-up."""
+        return int(_view(self._images).sum())
+
+    @property
     def due_calls_per_s(self) -> float:
-        """Calls a second that were due: what an open loop offered."""
+        """Calls per second that were due: the offered load of an open loop."""
         return int(self._due_in_window().sum()) / self.seconds if self.seconds else 0
 
     def codes(self) -> dict[str, int]:
-        """Calls by code, OK among them, most frequent first."""
+        """Calls by code, including OK, most frequent first."""
         counts = np.bincount(_view(self._code)[self._due_in_window()].astype(int), minlength=len(self._codes))
         found = {code: int(count) for code, count in zip(self._codes, counts, strict=True) if count}
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def failed_images(self) -> dict[str, int]:
-        """Images that failed in calls that were answered, by code."""
+        """Failed images of answered calls, by code."""
         counts: Counter[str] = Counter()
         for due_s, code, count in self._failed_images:
             if 0 <= due_s - self.warmup_s < self.seconds:
                 counts[code] += count
         return dict(counts.most_common())
 
-    def latencies_ms(self, code: str = OK) -> NDArray[np.float64]:
-        """Milliseconds from when a call was due until it was over, of calls with this code, in order of their ends."""
-        taken_s = _view(self._done_s) - _view(self._due_s)
-        return taken_s[self._rows(code)] * 1000
+    def latencies_ms(self, code: str = OK, *, from_sent: bool = False, whole_run: bool = False) -> NDArray[np.float64]:
+        """Milliseconds from when a call was due until it was over, of calls with this code, in order of their ends.
+
+        Args:
+            code: of the calls.
+            from_sent: count from when the call was sent: without the time that this process was late.
+            whole_run: of all calls, also those that were not due in the window.
+        """
+        taken_s = _view(self._done_s) - _view(self._sent_s if from_sent else self._due_s)
+        return taken_s[self._has(code) if whole_run else self._rows(code)] * 1000
 
     def late_ms(self) -> NDArray[np.float64]:
-        """Milliseconds by which this process sent the calls too late: a measure of the client, not of the server."""
+        """Milliseconds by which this process sent calls too late: a measure of the client, not of the server."""
         sent = self._due_in_window() & ~self._has(NOT_SENT)
         late_s = _view(self._sent_s) - _view(self._due_s)
         return late_s[sent] * 1000
 
     def server_ms(self) -> dict[str, float]:
-        """Median of each part of the time on the server, in milliseconds, of answered calls; empty if unknown."""
+        """Medians of the parts of the time on the server, in milliseconds, of answered calls; empty if unknown."""
         rows = self._rows(OK) & ~np.isnan(_view(self._server_ms[-1]))
         if not rows.any():
             return {}
@@ -195,5 +223,5 @@ class Measurements:
 
 
 def _view(column: array[float] | array[int]) -> NDArray[np.float64]:
-    # A copy: an array that NumPy looks into cannot grow.
+    # A copy: an array cannot grow while NumPy has a view of it.
     return np.array(column)

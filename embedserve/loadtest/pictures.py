@@ -1,4 +1,4 @@
-"""Pictures to send where nobody has any at hand."""
+"""Drawn JPEGs to send if there are no photographs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ of quality 85 has the bytes of one, about 90 KB at 640 × 480, and so takes as l
 
 
 def draw(width: int, height: int, count: int, seed: int = 0) -> Iterator[bytes]:
-    """JPEGs of coloured clouds with the detail of photographs; the same ones for each seed."""
+    """JPEGs of coloured clouds with the detail of photographs; the same for each seed."""
     for number in range(count):
         random = np.random.default_rng([seed, number])
         light = _cloud(width, height, random)

@@ -1,8 +1,7 @@
-"""A plot of latencies as SVG: for each run, the latency that so many percent of the calls do not exceed.
+"""A plot of latencies as SVG: for each run, latency against the percentage of calls that are not slower.
 
-Both axes are logarithmic, the lower one in the share of calls that are slower, so that the slowest percent has as
-much room as the tenth before it: there users wait, and there servers differ. The picture follows the reader's light
-or dark scheme.
+Both axes are logarithmic, the horizontal one in the share of slower calls, so that the slowest percent has as much room
+as the tenth before it: there users wait, and there servers differ. The plot follows the reader's light or dark scheme.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def latency_svg(runs: Sequence[tuple[str, NDArray[np.float64]]], title: str, sub
 
 
 def latency_html(svg: str, title: str, rows: Sequence[Sequence[str]], sentences: Sequence[str]) -> str:
-    """A page with the plot, a table whose first row is its head, and what follows from it."""
+    """A page with the plot, a table whose first row is its head, and sentences below."""
     head, *body = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     return "\n".join(
         [
@@ -79,7 +78,7 @@ def latency_html(svg: str, title: str, rows: Sequence[Sequence[str]], sentences:
 
 
 def _curve(values_ms: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Points (nines, latency): at 2 nines 99 % of the calls are not slower. Ends with the slowest call."""
+    """Points (nines, latency): at 2 nines, 99 % of the calls are not slower. The last point is the slowest call."""
     ordered = np.sort(values_ms)
     last = math.log10(len(ordered))
     found = []
@@ -122,7 +121,7 @@ def _y(ms: float, low: float, high: float) -> float:
 
 
 def _apart(heights: Sequence[float], least: float = 16) -> list[float]:
-    """The heights moved so that labels there do not overlap, in the same order."""
+    """The heights, moved so that labels do not overlap, in the same order."""
     placed = [0.0] * len(heights)
     above = -math.inf
     for number in sorted(range(len(heights)), key=lambda number: heights[number]):

@@ -1,4 +1,4 @@
-"""What is said of the runs: figures for programs, a table and a verdict for people."""
+"""Report on runs: figures for programs; a table, a plot and verdicts for readers."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ PERCENTS = (50, 90, 99, 99.9, 100)
 _NAMES = ("p50", "p90", "p99", "p99_9", "max")
 
 CLIENT_BUSY = 0.8
-"""Share of a core above which this process, whose Python runs on one core at a time, holds the server back."""
+"""Share of a core above which this process, limited to one core by Python, is the bottleneck."""
 KEEPS_UP = 0.97
-"""Share of what is offered that has to be answered; a few calls are always under way when the window ends."""
+"""Share of the offered load that must be answered; a few calls are always in flight when the window ends."""
 _EXPLAINED = {
-    NOT_SENT: "due while as many calls as allowed were under way",
+    NOT_SENT: "due while the limit on calls in flight was reached",
     UNANSWERED: "given up: no answer long after the run",
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """One run, and how it was asked for."""
+    """One run and its parameters."""
 
     measured: Measurements
     clients: int | None = None
-    """Calls under way in a closed loop; None in an open one."""
+    """Calls in flight of a closed loop; None for an open one."""
     rate: float | None = None
-    """Images a second of an open loop; None in a closed one."""
+    """Images per second of an open loop; None for a closed one."""
     of_capacity: float | None = None
-    """The rate as a share of the most that the closed loops did, if it was given so."""
+    """The rate as a share of the highest rate of the closed loops, if it was given as one."""
     noun: str = "images"
     """What is counted: "images", "queries" or "items"."""
     per_call: int = 1
 
     @property
     def label(self) -> str:
-        """What it is called in the table and the plot."""
+        """Its name in the table and the plot."""
         if self.clients is not None:
             return "1 client" if self.clients == 1 else f"{self.clients} clients"
         share = f" ({self.of_capacity:.0%})" if self.of_capacity is not None else ""
@@ -101,19 +101,19 @@ def figures(run: Run) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All runs of a command, and what they were about."""
+    """All runs of a command, with their subject."""
 
     runs: Sequence[Run]
     what: str
     """Which call, as in "embed, 8 in each call"."""
     inputs: str
-    """What was sent, in words."""
+    """A description of what was sent."""
     server: Mapping[str, Any]
-    """What the server says of itself."""
+    """The server's own description."""
     options: Mapping[str, Any]
-    """What was asked for."""
+    """The options of the command."""
     allowed: Collection[str] = ()
-    """Codes of failures that are accepted."""
+    """Codes of accepted failures."""
     same_machine: bool = False
     """True if client and server share the cores."""
 
@@ -124,7 +124,7 @@ class Report:
 
     @property
     def interrupted(self) -> bool:
-        """True if a person ended the last run."""
+        """True if the user ended the last run."""
         return any(run.measured.cut_short == STOPPED for run in self.runs)
 
     @property
@@ -153,7 +153,7 @@ class Report:
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Headers, and one row for each run."""
+        """Headers and one row for each run."""
         runs = self.figures
         columns: list[tuple[str, list[str]]] = [("", [run["label"] for run in runs])]
         if any(run["loop"] == "open" for run in runs):
@@ -174,7 +174,7 @@ class Report:
         return [header for header, _ in columns], [list(row) for row in rows]
 
     def errors(self) -> list[tuple[dict[str, Any], str, dict[str, Any]]]:
-        """Each run's figures, each code that calls of it failed with, and the figures of those."""
+        """For each run and each code that its calls failed with: the run's figures, the code, the failure's figures."""
         return [(run, code, error) for run in self.figures for code, error in run["errors"].items()]
 
     def error_table(self) -> tuple[list[str], list[list[str]]]:
@@ -194,7 +194,7 @@ class Report:
         return ["", "failed with", "calls", "share", "p50 ms", "p99 ms", "first message"], rows
 
     def not_allowed(self) -> dict[str, int]:
-        """Calls that failed with a code that is not accepted, by code, over all runs."""
+        """Calls of all runs that failed with a code that is not accepted, by code."""
         counts: Counter[str] = Counter()
         for _, code, error in self.errors():
             if code not in self.allowed:
@@ -202,7 +202,7 @@ class Report:
         return dict(counts)
 
     def verdicts(self) -> list[str]:
-        """What follows from the figures, one sentence or two each."""
+        """Conclusions from the figures, of one or two sentences each."""
         runs = self.figures
         said = [_capacity(runs, self.noun)] if any(run["loop"] == "closed" for run in runs) else []
         said += [_kept_up(run, self.noun) for run in runs if run["loop"] == "open" and run["calls"]]
@@ -225,7 +225,7 @@ class Report:
         return latency_svg(curves, f"Latency of {self.what}", subtitle)
 
     def html(self) -> str:
-        """A page with the plot, the table and what follows from it."""
+        """A page with the plot, the table and the verdicts."""
         head, rows = self.table()
         return latency_html(self.svg(), f"Latency of {self.what}", [head, *rows], self.verdicts())
 
@@ -267,7 +267,7 @@ def _tail(run: dict[str, Any]) -> str:
 
 
 def _means_something(percent: float, run: dict[str, Any]) -> bool:
-    """False where there are too few calls: of 50, the slowest would stand for every percentile above 98."""
+    """False if there are too few calls: of 50, the slowest would stand for every percentile above 98."""
     return percent == 100 or run["calls_answered"] * (100 - percent) >= 100 - 1e-6
 
 
@@ -285,12 +285,12 @@ def _percentiles(values: NDArray[np.float64]) -> dict[str, float | None]:
 
 
 def _rounded(value: float) -> float | None:
-    """Five digits; None for what is no number, which JSON does not have."""
+    """Five digits; None for NaN and infinity, which JSON does not have."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
 def amount(value: float | None) -> str:
-    """A figure with three digits, or all before the point."""
+    """A figure with three significant digits, or all digits before the point."""
     if value is None:
         return "–"
     if value >= 1000:

@@ -1,6 +1,6 @@
-"""The calls that are made on an embedserve server: serialised once, before anything is measured.
+"""The requests to an embedserve server, serialised once before anything is measured.
 
-A response is read only as far as it tells what became of the images, so that the load costs this process little.
+Of a response only the outcome of the images is read, so that the load costs this process little.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from embedserve.v1 import embedding_service_pb2 as embedding_pb
 from embedserve.v1 import search_service_pb2 as search_pb
 
 MAX_BYTES = 256 << 20
-"""Bytes of all requests of a load; what is repeated need not be kept twice."""
+"""Limit on the bytes of all requests of a load; they are sent in rotation."""
 _MAX_REQUESTS = 256
 _ThingT = TypeVar("_ThingT")
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Requests of one kind, to be sent in turn."""
+    """Requests of one kind, to be sent in rotation."""
 
     method: str
     """Full name of the gRPC method, as in "/embedserve.v1.EmbeddingService/Embed"."""
     requests: Sequence[bytes]
     read: Callable[[bytes], Reply]
-    """What a serialised response says."""
+    """Reads a serialised response."""
     per_call: int
     """Images, queries or items in each request."""
     noun: str
     """What is counted: "images", "queries" or "items"."""
     ids: Sequence[str] = ()
-    """Items that are written."""
+    """Ids of the items that are written."""
 
 
 def embed(images: Sequence[bytes], per_call: int) -> Load:
-    """Calls of Embed, vectors packed as the Python client asks for them."""
+    """Calls of Embed, with packed vectors as the Python client requests them."""
     requests = (
         embedding_pb.EmbedRequest(images=group, vector_encoding=wire.PACKED_F32) for group in _groups(images, per_call)
     )
@@ -63,7 +63,7 @@ def embed_stream(images: Sequence[bytes], per_message: int) -> Load:
         answer = embedding_pb.EmbedStreamResponse.FromString(data)
         if answer.results:
             return _reply_of(answer.results, None)
-        # Of several images, this one result is for all: none was looked at.
+        # Of a message with several images, a single error stands for all of them.
         return _reply_of([answer.result] * (per_message if answer.result.HasField("error") else 1), None)
 
     def request(group: list[bytes]) -> embedding_pb.EmbedStreamRequest:
@@ -79,7 +79,7 @@ def search(queries: Sequence[search_pb.SearchQuery], per_call: int, *, collectio
     """Calls of Search.
 
     Args:
-        queries: images or vectors, to be searched for in turn.
+        queries: images or vectors, searched for in rotation.
         per_call: queries in a call.
         collection: where to search.
         k: hits for each query.
@@ -101,10 +101,10 @@ def search(queries: Sequence[search_pb.SearchQuery], per_call: int, *, collectio
 def upsert(
     items: Sequence[collection_pb.UpsertItem], per_call: int, *, collection: str, made_by: str, prefix: str
 ) -> Load:
-    """Calls of Upsert. There are as many ids as items in all requests, so the collection does not grow without end.
+    """Calls of Upsert. The ids repeat with the requests, so the collection does not grow without bound.
 
     Args:
-        items: images or vectors, to be written in turn; they get ids.
+        items: images or vectors, written in rotation; they receive ids.
         per_call: items in a call.
         collection: where to write.
         made_by: fingerprint of the encoder that made the vectors.
@@ -131,8 +131,8 @@ def upsert(
 
 
 def _groups(things: Sequence[_ThingT], per_call: int) -> Iterator[list[_ThingT]]:
-    """Groups in which each thing comes equally often: one after the other, round and round."""
-    # As many as it takes until a group begins with the first thing again.
+    """Groups in which each thing occurs equally often, in rotation."""
+    # Enough groups that the next would begin with the first thing again.
     count = min(_MAX_REQUESTS, len(things)) if per_call == 1 else _MAX_REQUESTS
     for number in range(count):
         yield [things[(number * per_call + place) % len(things)] for place in range(per_call)]

@@ -1,4 +1,4 @@
-"""``send`` functions that make the calls of a load on gRPC channels, for the loops."""
+"""``send`` functions for the loops, which make the calls of a load on gRPC channels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from embedserve.loadtest.requests import Load
 
 
 async def connect(server: Access, connections: int, *, timeout_s: float = 10) -> list[grpc.aio.Channel]:
-    """Channels with a connection each, made before anything is measured.
+    """Channels with a connection each, established before anything is measured.
 
     Raises:
-        Unavailable: a connection could not be made in time.
+        Unavailable: a connection was not established in time.
     """
     made = [server.open(grpc.aio, own_connection=True) for _ in range(connections)]
     try:
@@ -32,7 +32,7 @@ async def connect(server: Access, connections: int, *, timeout_s: float = 10) ->
     except TimeoutError:
         await close(made)
         raise Unavailable(
-            f"{server.target} did not take {connections} connections within {timeout_s:g} s",
+            f"{server.target} did not accept {connections} connections within {timeout_s:g} s",
             hint="ask for fewer: --connections",
         ) from None
     return made
@@ -44,7 +44,7 @@ async def close(channels: Sequence[grpc.aio.Channel]) -> None:
 
 
 def unary(channels: Sequence[grpc.aio.Channel], load: Load, server: Access, *, timeout_s: float) -> Send:
-    """Sends one call for each number, on the channels in turn; each has a deadline of ``timeout_s``."""
+    """Makes one call for each number, on the channels in rotation, with a deadline of ``timeout_s``."""
     methods: list[Any] = [channel.unary_unary(load.method, response_deserializer=load.read) for channel in channels]
     requests = load.requests
 
@@ -60,9 +60,9 @@ def unary(channels: Sequence[grpc.aio.Channel], load: Load, server: Access, *, t
 
 
 class Streams:
-    """One stream on each channel; ``send`` puts a message on one of them and waits for its answer.
+    """One stream on each channel; ``send`` writes a message to one of them and waits for its answer.
 
-    A stream that fails takes its messages with it; the next message opens another one.
+    If a stream fails, so do its messages; the next message opens another stream.
     """
 
     def __init__(self, channels: Sequence[grpc.aio.Channel], load: Load, server: Access, *, timeout_s: float) -> None:
@@ -70,13 +70,13 @@ class Streams:
         self._streams = [_Stream(channel, load, server) for channel in channels]
 
     async def send(self, number: int) -> Reply:
-        """Send one message; the answer, if it comes within the time."""
+        """Send one message; the answer, if it comes in time."""
         stream = self._streams[number % len(self._streams)]
         async with asyncio.timeout(self._timeout_s):
             return await stream.answer(self._load.requests[number % len(self._load.requests)])
 
     async def close(self) -> None:
-        """Tell the server that no more comes."""
+        """Half-close the streams and wait for their ends."""
         await asyncio.gather(*(stream.close() for stream in self._streams))
 
 
@@ -107,7 +107,7 @@ class _Stream:
 
         async def requests() -> AsyncIterator[bytes]:
             while (entry := await unsent.get()) is not None:
-                if not entry[1].done():  # else its time ran out before the server read so far
+                if not entry[1].done():  # else it timed out before the server read it
                     waiting.append(entry[1])
                     yield entry[0]
 

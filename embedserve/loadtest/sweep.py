@@ -1,4 +1,4 @@
-"""Several runs against one server, in turn: closed loops, then open ones at rates that may be shares of their best."""
+"""Runs against one server: closed loops, then open loops at rates that may be shares of the best closed loop."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ class Rate:
 
     value: float
     is_share: bool = False
-    """Of the most that the closed loops reached; otherwise so many images a second."""
+    """Of the highest rate of the closed loops; otherwise images per second."""
 
     @staticmethod
     def of(text: str) -> Rate:
-        """The rate that "200" or "80%" means."""
+        """The rate written as "200" or "80%"."""
         is_share = text.endswith("%")
         return Rate(float(text.removesuffix("%")) / (100 if is_share else 1), is_share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Which runs to make, and how."""
+    """The runs to make, and their parameters."""
 
     clients: Sequence[int]
-    """Calls under way, for each closed loop."""
+    """Calls in flight of each closed loop."""
     rates: Sequence[Rate]
-    """Of each open loop."""
+    """Rate of each open loop."""
     seconds: float
     warmup_s: float
     timeout_s: float
@@ -51,15 +51,15 @@ class Plan:
 
 
 Look = Callable[[str], AbstractContextManager[Watch]]
-"""Looks at the run with this name while it goes on."""
+"""Observes the run with this name."""
 
 
 async def sweep(server: Access, load: Load, plan: Plan, *, stop: asyncio.Event, look: Look) -> list[Run]:
-    """Make all runs; fewer, the last one shorter, if ``stop`` is set meanwhile.
+    """Make all runs; if ``stop`` is set, the current run is the last, and is cut short.
 
     Raises:
         Unavailable: the server cannot be reached.
-        FailedPrecondition: a rate is a share of nothing.
+        FailedPrecondition: a rate is a share of the closed loops, which got no answer.
     """
     channels = await senders.connect(server, plan.connections)
     streams = senders.Streams(channels, load, server, timeout_s=plan.timeout_s) if plan.stream else None
@@ -102,7 +102,7 @@ async def _open(send: Send, load: Load, plan: Plan, rate: Rate, most: float, sto
     if not images_per_s:
         raise FailedPrecondition(
             f"the closed loops got no answer, so there is no rate that is {rate.value:.0%} of theirs",
-            hint="see what fails: give no rates; or give them as numbers: --rate 100",
+            hint="run without --rate to see what fails, or give numbers: --rate 100",
         )
     with look(f"{amount(images_per_s)} {load.noun}/s") as watch:
         measured = await open_loop(

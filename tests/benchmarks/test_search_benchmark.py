@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from measuring.machine import Tree
+from measuring.machine import PeakMemory, Tree
 from numpy.typing import NDArray
 from searching import data as search_data
 from searching import report
 from searching.comparison import OWN, Plan, add_ratios, kind_of, tuned
 from searching.data import Clusters, clustered, recall, true_neighbours
-from searching.loads import Calls, closed_loop, found_by
-from searching.processes import Failed, PeakMemory, Place, SystemProcess, opened
+from searching.loads import found_by, search_loop, to_json
+from searching.processes import Failed, Place, SystemProcess, opened
 
 from scripts import readme_tables
 from tests.encoders import write_encoder_file
@@ -94,7 +94,7 @@ def test_the_closed_loop_counts_the_calls_after_the_warm_up_of_all_its_clients()
         return search
 
     queries = np.zeros((7, 4), np.float32)
-    result = closed_loop(client, queries, clients=4, per_call=3, warmup_s=0.1, seconds=0.2)
+    result = to_json(search_loop(client, queries, clients=4, per_call=3, warmup_s=0.1, seconds=0.2))
     assert {size for _, size in sizes} == {3}
     assert len({name for name, _ in sizes}) == 4
     assert result["queries"] == 3 * len(sizes)
@@ -103,24 +103,44 @@ def test_the_closed_loop_counts_the_calls_after_the_warm_up_of_all_its_clients()
     assert result["qps"] <= 4 * 3 / 0.005
 
 
-def test_a_client_that_cannot_begin_is_named_and_nobody_waits_for_it() -> None:
+def test_a_search_client_that_cannot_begin_is_named_and_the_others_do_not_wait() -> None:
     def client(_threads: int) -> Any:
         raise ConnectionError("nobody there")
 
     with pytest.raises(ConnectionError, match="nobody there"):
-        closed_loop(client, np.zeros((1, 4), np.float32), clients=3, per_call=1, warmup_s=0, seconds=0.1)
+        search_loop(client, np.zeros((1, 4), np.float32), clients=3, per_call=1, warmup_s=0, seconds=0.1)
 
 
-def test_calls_per_second_run_from_the_first_begin_to_the_last_end() -> None:
-    calls = Calls()
-    assert calls.per_second() == 0
-    for begun in (10.0, 10.5, 11.0, 11.5):
-        calls.add(begun, begun + 0.5)
-    assert calls.per_second() == 2
-    assert calls.to_json(64)["qps"] == 128
+def test_queries_are_asked_in_rotation_and_each_client_begins_elsewhere() -> None:
+    asked: dict[str, list[list[float]]] = {}
+
+    def client(_threads: int) -> Any:
+        def search(queries: NDArray[np.float32]) -> NDArray[np.int64]:
+            asked.setdefault(threading.current_thread().name, []).append(queries[:, 0].tolist())
+            time.sleep(0.005)
+            return np.zeros((len(queries), 10), np.int64)
+
+        return search
+
+    queries = np.arange(5, dtype=np.float32)[:, None]
+    search_loop(client, queries, clients=2, per_call=2, warmup_s=0, seconds=0.05)
+    first, second = sorted(asked.values())
+    assert first[:4] == [[0, 1], [2, 3], [4, 0], [1, 2]]
+    assert second[:3] == [[2, 3], [4, 0], [1, 2]]
 
 
-def test_hits_that_are_missing_are_no_rows() -> None:
+def test_calls_longer_than_the_window_are_measured_all_the_same() -> None:
+    def client(_threads: int) -> Any:
+        return lambda queries: time.sleep(0.1)
+
+    result = to_json(
+        search_loop(client, np.zeros((4, 4), np.float32), clients=1, per_call=1, warmup_s=0.01, seconds=0.02)
+    )
+    assert min(result["taken_ms"]) >= 100
+    assert 0 < result["qps"] <= 10
+
+
+def test_missing_hits_are_minus_one() -> None:
     found = found_by(lambda _: lambda queries: np.ones((len(queries), 3), np.int64), np.zeros((5, 4), np.float32), 2)
     assert found.shape == (5, 10)
     assert (found[:, :3] == 1).all()
@@ -134,7 +154,7 @@ def place(folder: Path, implementation: str) -> Place:
     return Place(name="tried", python=Path(sys.executable), implementation=implementation, folder=folder)
 
 
-def test_a_system_in_a_process_of_its_own_is_built_tuned_and_loaded(tmp_path: Path) -> None:
+def test_a_system_in_a_separate_process_is_built_tuned_and_loaded(tmp_path: Path) -> None:
     data = clustered(tmp_path, 2000, 16, 40)
     (tmp_path / "built").mkdir()
     where = place(tmp_path / "built", "peers.search.faiss_index:Hnsw")
@@ -155,7 +175,7 @@ def test_a_system_in_a_process_of_its_own_is_built_tuned_and_loaded(tmp_path: Pa
     assert not Path(f"/proc/{root}").exists()
 
 
-def test_what_goes_wrong_in_a_system_is_told_and_the_process_ends(tmp_path: Path) -> None:
+def test_errors_of_a_system_are_reported_and_the_process_ends(tmp_path: Path) -> None:
     with SystemProcess(place(tmp_path, "peers.search.faiss_index:Flat")) as process:
         with pytest.raises(Failed, match=r"index\.faiss"):
             process.ask("open")
@@ -169,7 +189,7 @@ def test_what_goes_wrong_in_a_system_is_told_and_the_process_ends(tmp_path: Path
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from /proc")
-def test_the_most_memory_of_a_while_is_kept_when_it_is_less_again() -> None:
+def test_the_peak_memory_is_kept_after_it_has_fallen() -> None:
     with PeakMemory(Tree(os.getpid(), "a mark that no process has"), every_s=0.01) as peak:
         block = np.ones(8 << 20, np.float64)
         full = peak.mb
@@ -188,7 +208,7 @@ class Recalls:
     """Stands in the place of an opened system: settings with the recall that each has."""
 
     def __init__(self, recalls: dict[str, float]) -> None:
-        self.recalls, self.first, self.told = recalls, self, {"ladder": list(recalls)}
+        self.recalls, self.first, self.described = recalls, self, {"ladder": list(recalls)}
         self.asked: list[str] = []
 
     def ask(self, do: str, *, setting: str, **_: Any) -> dict[str, float]:
@@ -203,7 +223,7 @@ def test_the_first_setting_that_reaches_a_target_is_chosen_and_nothing_is_tried_
     assert "ef=128" not in system.asked
 
 
-def test_what_a_system_does_by_itself_is_a_setting_of_its_own_unless_there_is_no_other() -> None:
+def test_the_default_of_a_system_is_a_separate_setting_unless_it_is_the_only_one() -> None:
     several: Any = Recalls({OWN: 0.999, "ef=8": 0.8, "ef=16": 0.99})
     assert tuned(several, PLAN)[1] == {OWN: OWN, "0.9": "ef=16", "0.99": "ef=16"}
     alone: Any = Recalls({OWN: 1.0})
@@ -262,7 +282,7 @@ def test_ratios_are_to_the_fastest_bare_faiss_of_the_same_round_and_to_the_same_
     assert [kind_of(words) for words in ("gRPC; IVF of 64", "HNSW32", "exact (flat)")] == ["ivf", "hnsw", "flat"]
 
 
-def test_aims_that_are_missed_are_told_with_the_peer_that_is_ahead() -> None:
+def test_missed_aims_name_the_peer_that_is_ahead() -> None:
     document = {"data": [compared()], "embedserve": {"restart": {"items": 7, "ready_s": 1.5}}}
     found = {aim["aim"]: aim for aim in report.aims(document)}
     batches = found["made: batches ≥ 0.7 of bare FAISS"]
@@ -336,9 +356,7 @@ def test_embedserve_is_measured_beside_faiss_and_alone(tmp_path: Path, monkeypat
     assert readme_tables.large_search_table().startswith("Not measured yet")
 
 
-def test_the_tables_of_the_readme_say_so_where_nothing_was_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tables_of_the_readme_say_what_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
     for table in (readme_tables.search_table, readme_tables.search_alone_table, readme_tables.large_search_table):
         assert table() == "Not measured yet: `make search-peers` does."

@@ -21,7 +21,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a server that all tests share; each uses collections of its own."""
+    """Address of a server that all tests share; each uses its own collections."""
     with serving(FakeEncoder(), tmp_path_factory.mktemp("server") / "data") as address:
         yield address
 

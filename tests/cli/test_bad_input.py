@@ -80,7 +80,7 @@ def test_a_slip_is_answered_with_one_sentence_and_a_hint(slip: str, cli: Cli, pl
     assert "Traceback" not in outcome.err
 
 
-def test_vectors_that_cannot_be_are_refused_with_a_hint(client: Client, collection: str) -> None:
+def test_impossible_vectors_are_refused_with_a_hint(client: Client, collection: str) -> None:
     from embedserve import EmbedserveError
 
     client.create_collection(collection, external=True, dimension=3)

@@ -39,11 +39,11 @@ def test_every_image_of_a_folder_becomes_an_item_with_its_path_as_id(
     assert outcome.out == ""
 
 
-def test_the_collection_is_made_and_said_to_be_bound_to_the_encoder(
+def test_the_collection_is_created_and_bound_to_the_encoder(
     cli: Cli, client: Client, collection: str, photos: Path
 ) -> None:
     outcome = cli("add", photos, "--collection", collection)
-    assert f"made collection {collection}, bound to encoder fake (fafafafafafa)" in outcome.err
+    assert f"created collection {collection}, bound to encoder fake (fafafafafafa)" in outcome.err
     assert client.get_collection(collection).fingerprint == "fa" * 32
 
 
@@ -71,9 +71,7 @@ def test_metadata_are_the_folder_and_its_first_part(cli: Cli, client: Client, co
     }
 
 
-def test_thumbnails_are_kept_unless_something_else_is_asked_for(
-    cli: Cli, client: Client, collection: str, photos: Path
-) -> None:
+def test_thumbnails_are_kept_by_default(cli: Cli, client: Client, collection: str, photos: Path) -> None:
     cli("add", photos, "--collection", collection)
     assert client.get_collection(collection).keep == "thumbnails"
     [item] = client.get_items(collection, ["top.png"], include_media=True)
@@ -82,7 +80,7 @@ def test_thumbnails_are_kept_unless_something_else_is_asked_for(
     assert item.media.media_type == "image/jpeg"
 
 
-def test_originals_are_kept_if_asked_for(cli: Cli, client: Client, collection: str, photos: Path) -> None:
+def test_originals_are_kept_on_request(cli: Cli, client: Client, collection: str, photos: Path) -> None:
     cli("add", photos, "--collection", collection, "--keep", "originals")
     for item in client.get_items(collection, IDS, include_media=True):
         assert item is not None
@@ -132,7 +130,7 @@ def test_only_new_and_changed_files_are_sent(cli: Cli, client: Client, collectio
 def test_files_are_looked_up_block_by_block(
     cli: Cli, client: Client, collection: str, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(add, "_LOOKED_UP_TOGETHER", 2)
+    monkeypatch.setattr(add, "_LOOKUP_IDS", 2)
     cli("add", photos, "--collection", collection)
     (photos / "top.png").write_bytes(picture(77))
     outcome = cli("add", photos, "--collection", collection, "--json")
@@ -148,7 +146,7 @@ def test_files_are_looked_up_block_by_block(
     ],
     ids=["server-gone", "ctrl-c"],
 )
-def test_a_run_that_broke_off_says_how_far_it_came_and_the_next_goes_on(
+def test_an_aborted_run_reports_its_progress_and_the_next_continues(
     cli: Cli,
     client: Client,
     collection: str,
@@ -172,7 +170,7 @@ def test_a_run_that_broke_off_says_how_far_it_came_and_the_next_goes_on(
     assert outcome.exit_code == exit_code
     assert re.search(
         r"stopped: added 2, changed 0, known 0, failed 0, in [\d.]+ s \([\d.]+ images/s\);"
-        r" the same command goes on from here",
+        r" the same command continues from here",
         outcome.err,
     )
     assert said in outcome.err
@@ -214,7 +212,7 @@ def test_files_that_cannot_be_used_are_named_with_the_reason_and_the_others_adde
     assert "added 5, changed 0, known 0, failed 3" in outcome.err
 
 
-def test_a_program_is_told_what_failed(cli: Cli, collection: str, bad: Path) -> None:
+def test_a_program_receives_the_failures(cli: Cli, collection: str, bad: Path) -> None:
     document = cli("add", bad, "--collection", collection, "--json").json
     assert document["collection"] == collection
     assert counts(document) == (5, 0, 0, 3)
@@ -227,21 +225,21 @@ def test_a_program_is_told_what_failed(cli: Cli, collection: str, bad: Path) -> 
     ]
 
 
-def test_bad_files_do_not_keep_the_next_run_from_knowing_the_good_ones(cli: Cli, collection: str, bad: Path) -> None:
+def test_bad_files_do_not_make_the_next_run_send_the_good_ones_again(cli: Cli, collection: str, bad: Path) -> None:
     cli("add", bad, "--collection", collection)
     outcome = cli("add", bad, "--collection", collection, "--json")
     assert outcome.exit_code == 1
     assert counts(outcome.json) == (0, 0, 5, 3)
 
 
-def test_a_link_that_leads_nowhere_is_named(cli: Cli, collection: str, photos: Path) -> None:
+def test_a_broken_link_is_reported(cli: Cli, collection: str, photos: Path) -> None:
     (photos / "lost.png").symlink_to(photos / "gone.png")
     outcome = cli("add", photos, "--collection", collection)
     assert outcome.exit_code == 1
     assert f"failed  {photos}/lost.png: cannot be read: No such file or directory" in outcome.err
 
 
-def test_a_file_name_that_is_no_text_is_named_and_the_others_added(
+def test_an_undecodable_file_name_is_reported_and_the_others_added(
     cli: Cli, client: Client, collection: str, photos: Path
 ) -> None:
     with open(os.fsencode(photos) + b"/\xff.png", "wb") as file:  # noqa: PTH123
@@ -256,7 +254,7 @@ def test_a_file_name_that_is_no_text_is_named_and_the_others_added(
 # --- Folders ---
 
 
-def test_a_folder_without_images_says_what_is_there_instead(cli: Cli, collection: str, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_an_error_that_names_its_files(cli: Cli, collection: str, tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
     (folder / "notes.txt").write_text("")
@@ -268,7 +266,7 @@ def test_a_folder_without_images_says_what_is_there_instead(cli: Cli, collection
     assert second.startswith("hint:  images are files ending in .jpg .jpeg .png")
 
 
-def test_a_folder_that_is_not_there_is_wrong_usage(cli: Cli, tmp_path: Path) -> None:
+def test_a_missing_folder_is_wrong_usage(cli: Cli, tmp_path: Path) -> None:
     outcome = cli("add", tmp_path / "gone", "--collection", "x")
     assert outcome.exit_code == 2
     assert "does not exist" in outcome.err
@@ -296,93 +294,6 @@ def test_two_files_that_would_have_one_id_are_refused_before_anything_is_sent(
     assert collection not in [info.name for info in client.list_collections()]
 
 
-# --- Metadata tables ---
-
-
-def test_a_table_gives_typed_metadata_by_path(cli: Cli, client: Client, collection: str, photos: Path) -> None:
-    table = photos / "table.csv"
-    table.write_text(
-        'path,price,weight,sold,article,note,label\ncats/a.png,12,0.5,true,007,"tall, thin",lion\n./top.png,,,,,,\n',
-        encoding="utf-8-sig",
-    )
-    outcome = cli("add", photos, "--collection", collection, "--metadata", table)
-    assert outcome.exit_code == 0
-    cat, top = client.get_items(collection, ["cats/a.png", "top.png"])
-    assert cat is not None
-    assert top is not None
-    assert dict(cat.metadata) == {
-        "label": "lion",
-        "folder": "cats",
-        "price": 12,
-        "weight": 0.5,
-        "sold": True,
-        "article": "007",
-        "note": "tall, thin",
-    }
-    assert dict(top.metadata) == {}
-
-
-def test_rows_that_name_no_image_are_counted(cli: Cli, collection: str, photos: Path, tmp_path: Path) -> None:
-    table = tmp_path / "table.csv"
-    table.write_text("path,price\ntop.png,1\ngone.png,2\n")
-    outcome = cli("add", photos, "--collection", collection, "--metadata", table)
-    assert outcome.exit_code == 0
-    assert f"1 of 2 rows in {table} name no image, such as 'gone.png'" in outcome.err
-
-
-def test_changed_metadata_are_a_change(cli: Cli, client: Client, collection: str, photos: Path, tmp_path: Path) -> None:
-    table = tmp_path / "table.csv"
-    table.write_text("path,price\ntop.png,1\ncats/a.png,true\n")
-    cli("add", photos, "--collection", collection, "--metadata", table)
-    table.write_text("path,price\ntop.png,2\ncats/a.png,1\n")
-    outcome = cli("add", photos, "--collection", collection, "--metadata", table, "--json")
-    assert counts(outcome.json) == (0, 2, 3, 0)
-    assert [item and item.metadata["price"] for item in client.get_items(collection, ["top.png", "cats/a.png"])] == [
-        2,
-        1,
-    ]
-
-
-def test_a_run_without_the_table_leaves_its_metadata_alone(
-    cli: Cli, client: Client, collection: str, photos: Path, tmp_path: Path
-) -> None:
-    table = tmp_path / "table.csv"
-    table.write_text("path,price\ntop.png,1\ncats/a.png,2\n")
-    cli("add", photos, "--collection", collection, "--metadata", table)
-    (photos / "cats/a.png").write_bytes(picture(77))
-    outcome = cli("add", photos, "--collection", collection, "--json")
-    assert counts(outcome.json) == (0, 1, 4, 0)
-    assert [item and item.metadata["price"] for item in client.get_items(collection, ["top.png", "cats/a.png"])] == [
-        1,
-        2,
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (b"file,price\na.png,1\n", "has no column 'path'; its columns are 'file', 'price'"),
-        (b"", "has no column 'path'; its columns are none"),
-        (b"path,price\na.png,1\na.png,2\n", "line 3: 'a.png' has a row already"),
-        (b"path,price\na.png,1,2\n", "line 2: there are not as many cells as columns"),
-        (b"path,price\na.png\n", "line 2: there are not as many cells as columns"),
-        (b"path,'price'\na.png,1\n", "metadata key \"'price'\" is not allowed"),
-        (b"path,price\na.png,\xff\n", "is no CSV file in UTF-8"),
-        (b'path,price\na.png,"1\n', "is no CSV file in UTF-8"),
-    ],
-    ids=["no-path", "empty", "twice", "more-cells", "fewer-cells", "bad-key", "not-utf-8", "open-quote"],
-)
-def test_a_table_that_is_not_understood_is_refused_before_anything_is_sent(
-    cli: Cli, client: Client, collection: str, photos: Path, tmp_path: Path, text: bytes, message: str
-) -> None:
-    table = tmp_path / "table.csv"
-    table.write_bytes(text)
-    outcome = cli("add", photos, "--collection", collection, "--metadata", table)
-    assert outcome.exit_code == 2
-    assert message in outcome.err
-    assert collection not in [info.name for info in client.list_collections()]
-
-
 # --- Collections that do not fit ---
 
 
@@ -390,14 +301,14 @@ def test_images_are_not_sent_to_an_external_collection(cli: Cli, client: Client,
     client.create_collection(collection, external=True, dimension=DIMENSION)
     outcome = cli("add", photos, "--collection", collection)
     assert outcome.exit_code == 1
-    assert f"collection {collection} takes vectors from outside, not images" in outcome.err
+    assert f"collection {collection} takes external vectors, not images" in outcome.err
 
 
 def test_images_are_not_added_to_a_collection_of_another_encoder(cli: Cli, photos: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     with serving(FakeEncoder(), data) as first:
         assert cli("add", photos, "--collection", "photos", "--server", first).exit_code == 0
-    # Every file is known already; all the same nobody could search for them with this server.
+    # No file has to be sent, but this server could not search the collection by image.
     with serving(FakeEncoder(fingerprint="0b" * 32, name="other"), data) as second:
         outcome = cli("add", photos, "--collection", "photos", "--server", second)
     assert outcome.exit_code == 1

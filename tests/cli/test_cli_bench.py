@@ -44,7 +44,7 @@ def test_json_and_plot_are_written(cli: Cli, tmp_path: Path) -> None:
     assert html.read_text().startswith("<!doctype html>")
 
 
-def test_json_on_standard_output_is_all_that_is_there(cli: Cli) -> None:
+def test_json_on_standard_output_stands_alone(cli: Cli) -> None:
     outcome = cli("bench", "serve", *QUICK, "--clients", "2", "--json", "-")
     assert [run["clients"] for run in outcome.json["runs"]] == [2]
     assert outcome.json["ok"] is True
@@ -91,7 +91,7 @@ def test_search_and_upsert_leave_the_collection_as_it_was(cli: Cli, client: Clie
     for line in (["upsert"], ["upsert", "--vectors", "--per-call", "100"], ["search"], ["search", "--vectors"]):
         outcome = cli("bench", "serve", *QUICK, "--clients", "2", "--collection", collection, "--call", *line)
         assert outcome.exit_code == 0, outcome.err
-        assert ("removed the" in outcome.err) == ("upsert" in line)
+        assert ("deleted the" in outcome.err) == ("upsert" in line)
     assert client.get_collection(collection).items == 0
 
 
@@ -109,7 +109,7 @@ def test_search_and_upsert_leave_the_collection_as_it_was(cli: Cli, client: Clie
         (["--collection", "photos"], "takes no --collection"),
         (["--vectors"], "--vectors needs --call"),
         (["--stream", "--call", "search", "--collection", "c"], "no --call search"),
-        (["--size", "big"], "'big' is no size"),
+        (["--size", "big"], "'big' is not the size"),
         (["--size", "9999x9999"], "max_image_pixels"),
         (["--per-call", "65"], "max_images"),
     ],
@@ -120,13 +120,13 @@ def test_wrong_usage_is_refused_before_anything_is_sent(cli: Cli, line: list[str
     assert said in outcome.err
 
 
-def test_a_server_that_is_not_there_is_one_sentence(cli: Cli) -> None:
+def test_an_unreachable_server_is_one_sentence(cli: Cli) -> None:
     outcome = cli("bench", "serve", "--server", "127.0.0.1:1", *QUICK)
     assert outcome.exit_code == 1
     assert "no server answers at 127.0.0.1:1" in outcome.err
 
 
-def test_a_collection_that_is_not_there_is_one_sentence(cli: Cli) -> None:
+def test_an_unknown_collection_is_one_sentence(cli: Cli) -> None:
     outcome = cli("bench", "serve", *QUICK, "--call", "search", "--collection", "nowhere")
     assert outcome.exit_code == 1
     assert "nowhere" in outcome.err

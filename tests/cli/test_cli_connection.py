@@ -99,10 +99,10 @@ def test_without_a_token_the_hint_says_how_to_give_one(cli: Cli, guarded: str, f
     assert "--token-file FILE" in outcome.err
 
 
-def test_a_server_that_is_not_trusted_is_told_in_two_lines_of_ours(guarded: str, tmp_path: Path) -> None:
+def test_an_untrusted_server_is_reported_in_two_lines_of_ours(guarded: str, tmp_path: Path) -> None:
     foreign = Authority(tmp_path, "foreign")
     words = ["doctor", "--server", guarded, "--wait", "60", "--ca", str(foreign.file)]
-    # In a process of its own, since gRPC's words would come from there.
+    # In a separate process, to see what gRPC itself prints.
     done = subprocess.run(
         [sys.executable, "-m", "embedserve", *words], capture_output=True, text=True, timeout=50, check=False
     )

@@ -13,7 +13,7 @@ from tests.running import serving
 
 
 def subjects(out: str) -> dict[str, str]:
-    """What is said of each subject, without its mark."""
+    """The text of each subject, without its mark."""
     rows = [line.split(maxsplit=2) for line in out.splitlines()]
     return {row[1]: row[2] for row in rows}
 
@@ -51,7 +51,7 @@ def test_a_collection_of_another_encoder_is_pointed_out(cli: Cli, tmp_path: Path
     assert "photos is bound to another encoder" in subjects(outcome.out)["binding"]
 
 
-def test_a_server_that_is_not_there_is_an_error(cli: Cli) -> None:
+def test_an_unreachable_server_is_an_error(cli: Cli) -> None:
     outcome = cli("doctor", "--server", "127.0.0.1:1")
     assert outcome.exit_code == 1
     assert "no server answers at 127.0.0.1:1" in outcome.err
@@ -69,7 +69,7 @@ def test_drift_of_the_reference_vectors_is_a_failure(
 
 
 @pytest.mark.parametrize("content", [b"", b"no encoder"])
-def test_a_file_that_is_no_encoder_is_one_sentence_and_a_hint(cli: Cli, tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_encoder_is_one_sentence_and_a_hint(cli: Cli, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "encoder.onnx").write_bytes(content)
     outcome = cli("doctor", tmp_path / "encoder.onnx")
     assert outcome.exit_code == 1

@@ -46,7 +46,7 @@ def test_an_array_holds_a_row_for_each_image_and_a_document_names_them(cli: Cli,
         assert vector == pytest.approx(expected(Path(path)), abs=1e-6)
     assert re.search(
         r"embedded 5 of 5 with fake \(fafafafafafa\), 16 numbers per image, in [\d.]+ s \([\d.]+ images/s\),"
-        rf" into {tmp_path}/out\.npy",
+        rf" to {tmp_path}/out\.npy",
         outcome.err,
     )
     assert outcome.out == ""
@@ -156,7 +156,7 @@ def test_an_interrupted_run_says_how_far_it_came(
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
-def test_a_file_name_that_is_no_text_is_written_as_an_escape(cli: Cli, tmp_path: Path) -> None:
+def test_an_undecodable_file_name_is_written_as_an_escape(cli: Cli, tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff.png"
     with open(path, "wb") as file:  # noqa: PTH123
         file.write(picture(1))
@@ -211,7 +211,7 @@ def test_an_encoder_file_embeds_without_a_server(cli: Cli, encoder_path: Path, t
     assert "embedded 3 of 5 with red-green" in outcome.err
 
 
-def test_a_file_that_is_no_encoder_is_an_error(cli: Cli, photos: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_encoder_is_an_error(cli: Cli, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "encoder.onnx").write_text("no encoder")
     outcome = cli("embed", photos, "-o", "-", "--encoder", tmp_path / "encoder.onnx")
     assert outcome.exit_code == 1

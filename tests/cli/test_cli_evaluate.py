@@ -74,7 +74,7 @@ def test_the_table_fits_a_hundred_columns_even_with_spreads(cli: Cli, runs: list
 
 def test_k_and_the_temperature_of_the_vote_are_named(cli: Cli, runs: list[Path], labelled: Path) -> None:
     outcome = cli("evaluate", runs[0], labelled, "--test", labelled)
-    assert "24 images of 2 labels search in 24; kNN: 24 neighbours, temperature 0.1" in outcome.out
+    assert "24 images with 2 labels search in 24; kNN: 24 neighbours, temperature 0.1" in outcome.out
     document = json.loads(cli("evaluate", runs[0], labelled, "--test", labelled, "--json").out)
     assert (document["neighbours"], document["temperature"]) == (24, 0.1)
 
@@ -127,7 +127,7 @@ def test_a_folder_without_labels_shows_only_whether_images_find_themselves(
     assert "has no labels" in outcome.err
 
 
-def test_the_supervised_row_is_there_only_when_asked_for(cli: Cli, runs: list[Path], labelled: Path) -> None:
+def test_the_supervised_row_is_shown_only_if_requested(cli: Cli, runs: list[Path], labelled: Path) -> None:
     assert "supervised" not in cli("evaluate", runs[0], labelled).out
     outcome = cli("evaluate", runs[0], labelled, "--supervised-epochs", "1")
     assert len(row_of(outcome.out, "supervised")) == 9

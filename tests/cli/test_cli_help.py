@@ -15,7 +15,8 @@ COMMANDS = [
     "bench serve",
     "completion",
     "collection",
-    *(f"collection {verb}" for verb in ("list", "info", "create", "delete", "alias", "items", "get", "remove")),
+    *(f"collection {verb}" for verb in ("list", "info", "create", "delete", "set-alias")),
+    *(f"collection {verb}" for verb in ("list-items", "get-items", "delete-items")),
     *(f"collection {verb}" for verb in ("check", "backup", "restore", "export", "import")),
 ]
 
@@ -35,7 +36,7 @@ def test_the_server_is_given_in_the_same_way_everywhere(cli: Cli, command: str) 
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_goes_to_stdout_and_its_place_to_stderr(cli: Cli, shell: str) -> None:
+def test_the_script_goes_to_stdout_and_its_path_to_stderr(cli: Cli, shell: str) -> None:
     outcome = cli("completion", shell)
     assert outcome.exit_code == 0
     assert "_EMBEDSERVE_COMPLETE" in outcome.out

@@ -19,7 +19,7 @@ def test_help_shows_an_example_and_the_presets(cli: Cli) -> None:
     assert "microscopy" in outcome.out
 
 
-def test_a_picture_is_written_and_said_where(cli: Cli, photos: Path, tmp_path: Path) -> None:
+def test_a_picture_is_written_and_its_path_printed(cli: Cli, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "views.png"
     outcome = cli("preview", photos, "-o", out, "--augmentation", "product", "--images", 2, "--views", 3)
     assert (outcome.exit_code, outcome.out) == (0, "")

@@ -118,7 +118,7 @@ def test_exact_search_finds_the_same(cli: Cli, filled: str, query: Path) -> None
     assert found(cli, query, "--collection", filled, "--exact") == found(cli, query, "--collection", filled)
 
 
-def test_no_hits_are_said_and_are_no_failure(cli: Cli, filled: str, query: Path) -> None:
+def test_no_hits_are_reported_and_are_not_a_failure(cli: Cli, filled: str, query: Path) -> None:
     outcome = cli("search", query, "--collection", filled, "--where", "price")
     assert (outcome.exit_code, outcome.out, outcome.err) == (0, "", "no hits\n")
 
@@ -140,8 +140,8 @@ def test_ids_and_metadata_cannot_steer_the_terminal(cli: Cli, client: Client, co
         (["QUERY", "--like", "a"], "give either IMAGE or --like ID"),
         (["QUERY", "-k", "0"], "0 is not in the range x>=1"),
         (["QUERY", "--min-score", "2"], "2.0 is not in the range -1<=x<=1"),
-        (["QUERY", "--where", "year>=old"], "'year>=old' compares with 'old', which is no number"),
-        (["QUERY", "--where", "=1"], "'=1' is no condition; write key=value"),
+        (["QUERY", "--where", "year>=old"], "'year>=old' compares with 'old', which is not a number"),
+        (["QUERY", "--where", "=1"], "'=1' is not a condition; write key=value"),
         (["gone.jpg"], "'gone.jpg' does not exist"),
     ],
 )
@@ -152,14 +152,14 @@ def test_wrong_usage_is_explained_and_exits_with_2(cli: Cli, query: Path, argume
     assert message in outcome.err
 
 
-def test_a_collection_that_is_not_there_is_an_error(cli: Cli, query: Path) -> None:
+def test_an_unknown_collection_is_an_error(cli: Cli, query: Path) -> None:
     outcome = cli("search", query, "--collection", "nowhere")
     assert outcome.exit_code == 1
     assert "nowhere" in outcome.err.splitlines()[0]
     assert outcome.err.startswith("error: ")
 
 
-def test_a_query_that_is_no_image_is_an_error(cli: Cli, filled: str, tmp_path: Path) -> None:
+def test_a_query_that_is_not_an_image_is_an_error(cli: Cli, filled: str, tmp_path: Path) -> None:
     path = tmp_path / "notes.jpg"
     path.write_text("no picture")
     outcome = cli("search", path, "--collection", filled)
@@ -174,7 +174,7 @@ def test_the_collection_may_come_from_the_environment(
     assert found(cli, query, "-k", "1") == ["2.png"]
 
 
-def test_an_option_has_a_variable_of_its_own_too(
+def test_an_option_also_has_its_own_variable(
     cli: Cli, filled: str, query: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMBEDSERVE_SEARCH_K", "3")
@@ -194,7 +194,7 @@ def test_where_no_server_answers_the_hint_says_how_to_start_one(
     )
 
 
-def test_how_hard_to_search_is_passed_on(cli: Cli, photos: Path, client: Client, collection: str) -> None:
+def test_search_parameters_are_passed_on(cli: Cli, photos: Path, client: Client, collection: str) -> None:
     cli("add", photos, "--collection", collection)
     query = ("search", photos / "top.png", "--collection", collection, "-k", "1", "--json")
     for options in (("--target-recall", "0.99"), ("--ef", "64"), ("--nprobe", "8"), ("--exact",)):
@@ -203,7 +203,7 @@ def test_how_hard_to_search_is_passed_on(cli: Cli, photos: Path, client: Client,
         assert [hit["id"] for hit in found.json["hits"]] == ["top.png"]
 
 
-def test_searching_hard_in_two_ways_at_once_is_wrong_usage(cli: Cli, photos: Path) -> None:
+def test_two_search_parameters_at_once_are_wrong_usage(cli: Cli, photos: Path) -> None:
     refused = cli("search", photos / "top.png", "--collection", "any", "--ef", "64", "--exact")
     assert refused.exit_code == 2
     assert "at most one of --exact, --target-recall, --ef and --nprobe" in refused.err

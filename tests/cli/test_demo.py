@@ -38,7 +38,7 @@ def test_the_sample_has_the_classes_and_numbers_that_it_promises(tmp_path: Path)
     assert {folder.name: len(list(folder.glob("*.png"))) for folder in test.iterdir()} == dict.fromkeys(counts, 100)
 
 
-def test_a_second_unpacking_leaves_what_is_there(tmp_path: Path) -> None:
+def test_a_second_unpacking_changes_nothing(tmp_path: Path) -> None:
     _, test = unpack(tmp_path)
     before = test.stat().st_mtime_ns
     assert unpack(tmp_path)[1] == test
@@ -79,7 +79,7 @@ def test_the_demo_without_labels_asks_whether_images_find_themselves(tmp_path: P
     assert "kNN" not in done.stdout
 
 
-def test_a_server_that_is_already_there_is_left_alone(tmp_path: Path) -> None:
+def test_a_server_that_already_runs_is_left_alone(tmp_path: Path) -> None:
     with serving(FakeEncoder(), tmp_path / "data") as address, Client(address) as client:
         port = address.rpartition(":")[2]
         done = subprocess.run(

@@ -55,12 +55,12 @@ def test_links_out_of_the_folder_are_followed(tmp_path: Path) -> None:
     assert images(tmp_path / "inside") == ["b.png", "more/c.png", "one.png"]
 
 
-def test_a_link_that_leads_nowhere_is_kept_to_be_named_later(tmp_path: Path) -> None:
+def test_a_broken_link_is_kept_to_be_reported_later(tmp_path: Path) -> None:
     (tmp_path / "lost.png").symlink_to("gone.png")
     assert images(tmp_path) == ["lost.png"]
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert images(tmp_path) == []
 
@@ -70,9 +70,7 @@ def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
     assert images(tmp_path) == ["album.png/a.png"]
 
 
-def test_a_folder_inside_that_cannot_be_looked_into_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_folder_inside_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a/b.png", "locked/c.png")
     real = os.scandir
 
@@ -86,7 +84,7 @@ def test_a_folder_inside_that_cannot_be_looked_into_is_reported(
     assert scan(tmp_path).unreadable == [(tmp_path / "locked", "Permission denied")]
 
 
-def test_a_folder_that_cannot_be_looked_into_itself_is_an_error(tmp_path: Path) -> None:
+def test_an_unreadable_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
         scan(tmp_path / "gone")
 

@@ -1,4 +1,4 @@
-"""An event loop whose time is made up: a sleep of an hour is over at once, and takes exactly an hour."""
+"""An event loop in simulated time: a sleep of an hour returns at once, and takes exactly an hour."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ResultT = TypeVar("_ResultT")
 
 
 class _Skipping(selectors.SelectSelector):
-    """Instead of waiting, lets the time pass."""
+    """Advances the time instead of waiting."""
 
     now_s = 1000.0
 
@@ -30,6 +30,6 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, _ResultT]) -> _ResultT:
-    """``asyncio.run`` in made-up time."""
+    """``asyncio.run`` in simulated time."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(main)

@@ -33,7 +33,7 @@ def test_percentiles_of_1_to_1000_are_round() -> None:
     assert percentiles(values, [50, 90, 99, 99.9, 100]) == [500, 900, 990, 999, 1000]
 
 
-def test_of_nothing_there_are_no_percentiles_and_no_histogram() -> None:
+def test_no_values_have_no_percentiles_and_no_histogram() -> None:
     assert all(math.isnan(value) for value in percentiles(np.array([]), [50, 99]))
     assert histogram(np.array([])) == []
 

@@ -1,15 +1,24 @@
-"""What the loops send when, and what they make of the answers; in made-up time, so that it is exact."""
+"""When the loops send, and what they measure; in simulated time, so that it is exact."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import grpc
 import pytest
 
 from embedserve.errors import Overloaded
-from embedserve.loadtest import NOT_SENT, UNANSWERED, CallFailed, Measurements, Reply, closed_loop, open_loop
+from embedserve.loadtest import (
+    NOT_SENT,
+    UNANSWERED,
+    CallFailed,
+    Measurements,
+    Reply,
+    closed_loop,
+    open_loop,
+    stream_loop,
+)
 from embedserve.loadtest.schedule import poisson
 from tests.loadtest.clock import run
 
@@ -17,7 +26,7 @@ Send = Callable[[int], Awaitable[Reply | None]]
 
 
 def taking(seconds: float) -> Send:
-    """A server with no limit, each of whose answers takes so long."""
+    """A server without limits whose answers each take this long."""
 
     async def send(number: int) -> None:
         await asyncio.sleep(seconds)
@@ -32,15 +41,15 @@ def every(*times_ms: int) -> list[float]:
 # --- Closed loop ---
 
 
-def test_each_client_of_a_closed_loop_has_one_call_under_way() -> None:
-    under_way, most = 0, 0
+def test_each_client_of_a_closed_loop_has_one_call_in_flight() -> None:
+    in_flight, most = 0, 0
 
     async def send(number: int) -> None:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
         await asyncio.sleep(0.1)
-        under_way -= 1
+        in_flight -= 1
 
     measured = run(closed_loop(send, clients=3, seconds=0.95))
     assert most == 3
@@ -78,6 +87,96 @@ def test_a_closed_loop_ends_after_so_many_calls_and_says_so() -> None:
     assert measured.codes() == {"OK": 5}
     assert measured.cut_short == "5 calls were made"
     assert measured.seconds < 1
+
+
+def test_a_window_without_a_fixed_warmup_begins_when_every_client_has_had_an_answer() -> None:
+    async def send(number: int) -> None:
+        await asyncio.sleep(2 if number == 1 else 0.1)
+
+    edges: list[float] = []
+    measured = run(closed_loop(send, 3, 1, warmup_s=None, edge=lambda: edges.append(asyncio.get_running_loop().time())))
+    assert measured.warmup_s == pytest.approx(2)
+    assert edges[1] - edges[0] == pytest.approx(1)
+    assert measured.images_per_s == pytest.approx(30, abs=3)
+
+
+def test_a_window_begins_after_the_drain_if_a_client_never_has_an_answer() -> None:
+    async def send(number: int) -> None:
+        await asyncio.sleep(3600 if number == 1 else 0.1)
+
+    measured = run(closed_loop(send, 2, 1, warmup_s=None, drain_s=5))
+    assert measured.warmup_s == pytest.approx(5)
+    assert measured.codes() == {"OK": 10}
+    assert len(measured.latencies_ms(UNANSWERED, whole_run=True)) == 1
+
+
+def shared_capacity(per_call_s: float) -> Send:
+    """A server whose capacity the calls in flight share: alone, a call takes ``per_call_s``. Clients start apart."""
+    in_flight = 0
+
+    async def send(number: int) -> None:
+        nonlocal in_flight
+        if number < 4:
+            await asyncio.sleep(0.4 * number)
+        in_flight += 1
+        done = 0.0
+        while done < per_call_s - 1e-9:
+            await asyncio.sleep(0.01)
+            done += 0.01 / in_flight
+        in_flight -= 1
+
+    return send
+
+
+def test_a_held_load_keeps_the_last_calls_as_slow_as_the_others() -> None:
+    held = run(closed_loop(shared_capacity(0.5), 4, 3, warmup_s=4, hold_load=True))
+    dropped = run(closed_loop(shared_capacity(0.5), 4, 3, warmup_s=4))
+    assert held.steady_images_per_s == pytest.approx(2, rel=0.02)
+    assert dropped.steady_images_per_s > 1.03 * held.steady_images_per_s
+    assert min(held.latencies_ms()) == pytest.approx(2000, rel=0.05)
+    assert min(dropped.latencies_ms()) < 1800
+
+
+def test_steady_throughput_counts_a_call_with_the_part_that_lies_in_the_window() -> None:
+    measured = Measurements(warmup_s=1, seconds=2)
+    for sent_s, done_s, images in ((0, 2, 16), (2, 4, 16), (10, 12, 16), (0, 1, 1)):
+        measured.add(due_s=sent_s, sent_s=sent_s, done_s=done_s, outcome=Reply(images=images))
+    assert measured.steady_images == 8 + 8
+    assert measured.steady_images_per_s == 8
+    assert measured.all_images == 49
+
+
+def test_a_window_between_calls_has_no_throughput() -> None:
+    measured = Measurements(warmup_s=5, seconds=4)
+    measured.add(due_s=10, sent_s=10, done_s=12, outcome=Reply(images=16))
+    assert measured.steady_images == 0
+
+
+# --- Stream ---
+
+
+def test_a_stream_is_measured_from_reply_to_reply_after_the_first_ones() -> None:
+    async def stream(numbers: Iterator[int], reply: Callable[[Reply], None]) -> None:
+        for _ in numbers:
+            await asyncio.sleep(0.1)
+            reply(Reply(images=4))
+
+    measured = run(stream_loop(stream, 2))
+    assert measured.warmup_s == pytest.approx(0.5)
+    assert measured.steady_images_per_s == pytest.approx(40)
+    whole = run(stream_loop(stream, 3600, warmup_s=0, max_messages=20))
+    assert whole.steady_images == pytest.approx(80)
+    assert whole.steady_images_per_s == pytest.approx(40)
+    assert whole.cut_short == "20 messages were sent"
+
+
+def test_a_stream_that_breaks_ends_the_run_with_the_failure() -> None:
+    async def stream(numbers: Iterator[int], reply: Callable[[Reply], None]) -> None:
+        next(numbers)
+        raise CallFailed("HTTP_503", "busy")
+
+    measured = run(stream_loop(stream, 1))
+    assert measured.messages == {"HTTP_503": "busy"}
 
 
 # --- Open loop ---
@@ -187,7 +286,7 @@ def test_a_run_that_is_stopped_gives_what_was_measured_until_then(loop: str) -> 
         return await open_loop(taking(0.5), rate=1, seconds=60, arrivals=every(*range(0, 60_000, 500)), stop=stop)
 
     measured = run(stopped())
-    assert measured.codes() == {"OK": 4}, "the call that was under way says nothing"
+    assert measured.codes() == {"OK": 4}, "the call that was in flight says nothing"
     assert measured.cut_short == "stopped"
     assert measured.seconds == pytest.approx(2.25)
     assert measured.calls_per_s == pytest.approx(4 / 2.25)
@@ -235,7 +334,7 @@ def test_failures_are_counted_by_code_with_their_first_message() -> None:
     assert measured.messages["Http"] == "reset"
 
 
-def test_a_call_with_a_failed_image_is_no_answered_call_but_its_other_images_are_answered() -> None:
+def test_a_call_with_a_failed_image_counts_as_failed_and_its_other_images_as_answered() -> None:
     async def send(number: int) -> Reply:
         await asyncio.sleep(0.1)
         return Reply(images=7, failed={"IMAGE_UNDECODABLE": 1}) if number == 3 else Reply(images=8)

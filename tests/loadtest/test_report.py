@@ -1,4 +1,4 @@
-"""Figures, table and verdicts of runs that are made up."""
+"""Figures, table and verdicts of constructed runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedserve.loadtest.report import Report, Run, amount
 def measured(
     answered: int, *, latency_ms: float = 10.0, failed: int = 0, not_sent: int = 0, cpu_share: float = 0.1
 ) -> Measurements:
-    """Ten seconds in which so many calls were due, evenly; the answered ones first."""
+    """Ten seconds with evenly spaced calls; the answered ones first."""
     calls = Measurements(warmup_s=1, seconds=10)
     total = answered + failed + not_sent
     for number in range(total):

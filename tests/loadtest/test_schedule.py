@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embedserve.loadtest.schedule import poisson
+from embedserve.loadtest.schedule import poisson, steady
 
 
 def test_the_same_seed_gives_the_same_times_and_another_seed_others() -> None:
@@ -36,3 +36,9 @@ def test_pauses_do_not_depend_on_the_pause_before() -> None:
 def test_a_rate_that_is_not_positive_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="above 0"):
         next(poisson(rate, 1))
+
+
+def test_steady_times_are_evenly_spaced_from_0() -> None:
+    assert list(steady(4, 1.5)) == [0, 0.25, 0.5, 0.75, 1, 1.25]
+    with pytest.raises(ValueError, match="above 0"):
+        steady(0, 1)

@@ -189,13 +189,13 @@ def test_what_is_due_while_the_server_holds_all_calls_is_not_sent(fake: FakeServ
     assert counts["NOT_SENT"] == sum(counts.values()) - 3 > 10
 
 
-def test_a_share_of_nothing_is_no_rate(fake: FakeServer) -> None:
+def test_a_share_of_no_throughput_is_refused_as_a_rate(fake: FakeServer) -> None:
     fake.on("Embed", refuse)
     with pytest.raises(FailedPrecondition, match="no rate that is 50%"):
         swept(fake.target, requests.embed(IMAGES, 1), clients=[1], rates=[Rate(0.5, is_share=True)], max_calls=2)
 
 
-def test_each_connection_is_one_of_its_own(fake: FakeServer) -> None:
+def test_each_connection_is_separate(fake: FakeServer) -> None:
     peers: set[str] = set()
     answer, handle = fake.scripts["Embed"], fake.handle
 

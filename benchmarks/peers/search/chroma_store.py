@@ -50,7 +50,7 @@ class Chroma(System):
 
     def tune(self, value: str) -> None:
         self._collection.modify(configuration={"hnsw": {"ef_search": number_of(value)}})
-        # An index that is open keeps the ef that it was opened with.
+        # An open index keeps the ef that it was opened with.
         SharedSystemClient.clear_system_cache()
         self.open(self._folder)
 

@@ -1,4 +1,4 @@
-"""embedserve: `embedserve serve` in a process of its own with an external collection, asked by its Python client."""
+"""embedserve: `embedserve serve` in a separate process with an external collection, called by its Python client."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from typing import Any
 import numpy as np
 from measuring.child import real_server
 from numpy.typing import NDArray
-from searching.loads import Calls
+from searching.loads import to_json
 from searching.system import Client, K, System
 
 from embedserve.client import Client as EmbedserveClient
 from embedserve.client import ItemInput, Query
 from embedserve.errors import EmbedserveError
+from embedserve.loadtest import threaded_closed_loop
 from embedserve.types import CollectionInfo, Filter, Metadata, Range
 
 ITEMS = "items"
 OWN = "as it comes"
-"""The setting in which nothing is said: the collection searches for the recall that it is tuned to."""
+"""The setting without search parameters: the collection searches for the recall that it is tuned to."""
 
 PARTS_PER_1000 = "p"
-"""Metadata key of the collection that is filtered: 0 to 999, evenly."""
+"""Metadata key of the filtered collection: 0 to 999, evenly distributed."""
 
 _QUIET_S = 1.5
-"""For so long nothing is built before the index counts as finished."""
+"""The index counts as finished after this long without a build."""
 
 
 class Embedserve(System):
-    """A collection of vectors that clients bring."""
+    """An external collection."""
 
     own_processes = True
 
@@ -83,14 +84,14 @@ class Embedserve(System):
 
         return search
 
-    # --- What is measured of embedserve alone; each is called by name ---
+    # --- Measurements of embedserve alone; called by name ---
 
     def make_empty(self, name: str, dimension: int) -> None:
-        """A collection to write into."""
+        """Create a collection to write to."""
         self._client.create_collection(name, external=True, dimension=dimension)
 
     def upsert(self, name: str, vectors: str, first: int, count: int, per_call: int, at: float) -> dict[str, Any]:
-        """Write rows in calls of so many; 0: all of them over one stream. Seconds since 1970 of begin and end."""
+        """Write rows in calls of ``per_call``; 0: all over one stream. Seconds since 1970 of begin and end."""
         rows = np.load(vectors, mmap_mode="r")[first : first + count]
         items = [ItemInput(id=str(first + row), vector=vector) for row, vector in enumerate(rows)]
         _wait_until(at)
@@ -102,22 +103,19 @@ class Embedserve(System):
         return {"begun": begun, "ended": time.time()}
 
     def upsert_one_by_one(self, vectors: str, seconds: float, at: float) -> dict[str, Any]:
-        """Write single new items, each after the one before is acknowledged; milliseconds of each."""
+        """Write single new items, each after the previous one is acknowledged; milliseconds of each."""
         rows = np.load(vectors, mmap_mode="r")
-        _wait_until(at)
-        taken, begun, number = [], time.perf_counter(), 0
-        while time.perf_counter() - begun < seconds:
-            item = ItemInput(id=str(len(rows) + number), vector=rows[number % len(rows)])
-            started = time.perf_counter()
-            [result] = self._client.add(ITEMS, [item])
-            taken.append(round(1000 * (time.perf_counter() - started), 3))
+
+        def call(number: int) -> int:
+            [result] = self._client.add(ITEMS, [ItemInput(id=str(len(rows) + number), vector=rows[number % len(rows)])])
             if result.error is not None:
                 raise result.error
-            number += 1
-        return {"taken_ms": taken}
+            return 1
+
+        return {"taken_ms": to_json(threaded_closed_loop(lambda _: call, 1, seconds, begin_unix_s=at))["taken_ms"]}
 
     def filtered(self, queries: NDArray[np.float32], below: int, seconds: float) -> dict[str, Any]:
-        """Search among the items with ``p`` below a number: what was found, −1 where nothing was, and the calls."""
+        """Search among the items with ``p`` below a number: the rows found, −1 for no hit, and the calls."""
         condition: Filter = Range(key=PARTS_PER_1000, lt=below)
 
         def search(query: NDArray[np.float32]) -> list[Any]:
@@ -127,17 +125,15 @@ class Embedserve(System):
         for row, query in enumerate(queries):
             rows = [int(hit.id) for hit in search(query)]
             found[row, : len(rows)] = rows
-        calls = Calls()
-        begun, number = time.perf_counter(), 0
-        while time.perf_counter() - begun < seconds:
-            started = time.perf_counter()
+
+        def call(number: int) -> int:
             search(queries[number % len(queries)])
-            calls.add(started, time.perf_counter())
-            number += 1
-        return {"found": found.tolist(), **calls.to_json(1)}
+            return 1
+
+        return {"found": found.tolist(), **to_json(threaded_closed_loop(lambda _: call, 1, seconds))}
 
     def timings(self, queries: NDArray[np.float32], per_call: int, calls: int) -> dict[str, Any]:
-        """What the server says about calls of one client, and what the client sees: means in milliseconds."""
+        """Timings of the server and latency at the client, of calls of one client: medians in milliseconds."""
         from embedserve import wire
         from embedserve.v1 import search_service_pb2 as pb
 
@@ -159,7 +155,7 @@ class Embedserve(System):
 
 
 def steps(index: str) -> tuple[str, ...]:
-    """The settings of a kind of index, the same ones as for bare FAISS; none where every vector is compared."""
+    """The settings of a kind of index, the same as for bare FAISS; none if every vector is compared."""
     from peers.search.steps import EF, NPROBE
 
     if "ivf" in index:
@@ -185,7 +181,7 @@ def fill(client: EmbedserveClient, name: str, vectors: NDArray[np.float32], *, w
 
 
 def built_index(client: EmbedserveClient, name: str) -> tuple[float, CollectionInfo]:
-    """Wait until nothing is built in the background; when that began, by ``time.perf_counter``, and what is there."""
+    """Wait until nothing is built in the background; since when, by ``time.perf_counter``, and the collection."""
     quiet_since: float | None = None
     while True:
         info = client.get_collection(name)
@@ -200,12 +196,12 @@ def built_index(client: EmbedserveClient, name: str) -> tuple[float, CollectionI
 
 
 def part_of(row: int) -> int:
-    """The number 0 to 999 by which a row is filtered: scattered, so that neighbours have different ones."""
+    """The number 0 to 999 by which a row is filtered: scattered, so that neighbours have different numbers."""
     return (row * 7919) % 1000
 
 
 def rows_of(answers: list[Any]) -> NDArray[np.int64]:
-    """The ids of hits as numbers [B, 10]; −1 where there are fewer."""
+    """The ids of hits as numbers, int64 [B, 10]; −1 if there are fewer."""
     found = np.full((len(answers), K), -1, np.int64)
     for row, hits in enumerate(answers):
         if isinstance(hits, EmbedserveError):

@@ -1,4 +1,4 @@
-"""FAISS without anything around it: the ceiling. Three kinds of index, as embedserve builds them."""
+"""Bare FAISS: the ceiling. Three kinds of index, built as in embedserve."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from peers.search.steps import EF_STEPS, NPROBE, number_of
 from searching.system import Client, K, System
 
 HNSW_M, EF_CONSTRUCTION = 32, 40
-"""FAISS' own default of what is looked at while the graph is built."""
+"""FAISS' default of efConstruction."""
 
 _ADDED = 50_000
 _TRAINED_WITH, _AT_LEAST = 64, 39
-"""Vectors for each list that the clusters are learnt from, and the fewest: below, FAISS warns."""
+"""Training vectors for each list, and the fewest: below, FAISS warns."""
 
 
 def lists_for(count: int) -> int:
-    """Inverted lists for so many vectors: 4·√N."""
+    """Inverted lists for N vectors: 4·√N."""
     return max(min(int(4 * math.sqrt(count)), count // _AT_LEAST), 1)
 
 
 def factor_for(nprobe: int) -> int:
-    """How many times k candidates are scored again with their vectors: one bit a number tells few of them apart."""
+    """How many times k candidates are re-scored with their vectors: one bit per number tells few of them apart."""
     return min(max(nprobe // 2, 4), 32)
 
 
@@ -53,7 +53,7 @@ class Faiss(System):
         return self.KIND
 
     def client(self, threads: int) -> Client:
-        faiss.omp_set_num_threads(threads)  # holds for the thread that sets it
+        faiss.omp_set_num_threads(threads)  # applies to the calling thread only
 
         def search(queries: NDArray[np.float32]) -> NDArray[np.int64]:
             found: NDArray[np.int64] = self._index.search(queries, K, params=self._parameters)[1]
@@ -93,7 +93,7 @@ class Hnsw(Faiss):
 
 
 class IvfRaBitQ(Faiss):
-    """Lists of vectors in one bit for each number; the best are scored again with the vectors themselves."""
+    """Lists of vectors in one bit for each number; the best are re-scored with the vectors themselves."""
 
     KIND = "IVF+RaBitQfs, refined"
     ladder = tuple(f"nprobe={nprobe}" for nprobe in NPROBE)
@@ -109,7 +109,7 @@ class IvfRaBitQ(Faiss):
     def tune(self, value: str) -> None:
         nprobe = number_of(value)
         lists = faiss.SearchParametersIVF(nprobe=nprobe)
-        self._held = lists  # FAISS keeps its address only
+        self._held = lists  # FAISS keeps only its address
         self._parameters = faiss.IndexRefineSearchParameters(
             k_factor=float(factor_for(nprobe)), base_index_params=lists
         )

@@ -15,7 +15,7 @@ from searching.system import Client, K, System
 
 M, EF_CONSTRUCTION = 16, 100
 EF_AND_REFINE = ((16, 1), (32, 1), (48, 1), (64, 1), (64, 2), (96, 2), (128, 2), (192, 3), (256, 4), (512, 4))
-"""Candidates of the graph, and how many times k of them are scored again with their vectors; 1: none."""
+"""Candidates of the graph, and how many times k of them are re-scored with their vectors; 1: none."""
 
 os.environ.setdefault("LANCE_LOG", "error")
 
@@ -59,7 +59,7 @@ class Lance(System):
             if self._refine > 1:
                 query = query.refine_factor(self._refine)
             answer = query.select(["id", "_distance"]).to_arrow()
-            # Hits of several queries come one query after the other.
+            # The hits of several queries follow each other.
             found: NDArray[np.int64] = answer["id"].to_numpy().reshape(len(queries), -1)
             return found
 

@@ -1,4 +1,4 @@
-"""PostgreSQL with pgvector, as a server of its own, asked by psycopg over its Unix socket with prepared statements."""
+"""PostgreSQL with pgvector as a separate server, called by psycopg over a Unix socket with prepared statements."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ M, EF_CONSTRUCTION = 16, 100
 _SETTINGS = (
     "shared_buffers=1GB",
     "maintenance_work_mem=2GB",  # so that the graph is built in memory
-    "max_parallel_maintenance_workers=1",  # beside the one that leads: two in all
+    "max_parallel_maintenance_workers=1",  # beside the leader: two in all
     "max_parallel_workers_per_gather=0",
 )
 _OTHER_USERS = ("postgres", "nobody")
-"""Who runs it where we are root, which it refuses to be."""
+"""Users to run it as if we are root, which PostgreSQL refuses."""
 
 _START_WITHIN_S = 60.0
 
@@ -91,7 +91,7 @@ class Pgvector(System):
         self._disconnect()
 
     def _disconnect(self) -> None:
-        """Not before the next load: the CPU time of a connection's process is read after its load."""
+        """Close the connections; not right after a load, since the CPU time of their processes is read first."""
         for connection in self._connections:
             connection.close()
         self._connections.clear()
@@ -126,7 +126,7 @@ class Pgvector(System):
 
 
 def make_cluster(folder: Path) -> None:
-    """An empty cluster of databases in ``folder``."""
+    """An empty database cluster in ``folder``."""
     data = folder / "pgdata"
     data.mkdir()
     if user := other_user():
@@ -144,7 +144,7 @@ def running(folder: Path) -> Iterator[str]:
     """
     user = other_user()
     settings = [word for setting in _SETTINGS for word in ("-c", setting)]
-    with tempfile.TemporaryDirectory(prefix="pg") as sockets:  # their path has to be short
+    with tempfile.TemporaryDirectory(prefix="pg") as sockets:  # socket paths must be short
         if user:
             shutil.chown(sockets, user, user)
         command = [programs() / "postgres", "-D", folder / "pgdata", "-h", "", "-k", sockets, *settings]
@@ -154,7 +154,7 @@ def running(folder: Path) -> Iterator[str]:
                 _wait_for(address, process)
                 yield address
             finally:
-                process.send_signal(signal.SIGINT)  # ends the connections, writes everything to disk and stops
+                process.send_signal(signal.SIGINT)  # fast shutdown: connections end, everything is flushed
                 process.wait(_START_WITHIN_S)
 
 
@@ -180,10 +180,10 @@ def programs() -> Path:
 
 
 def other_user() -> str | None:
-    """The user that PostgreSQL runs as; None: we are not root, so it runs as we do.
+    """The user that PostgreSQL runs as; None if we are not root: it runs as our user.
 
     Raises:
-        RuntimeError: there is none of the users that it could run as.
+        RuntimeError: no such user exists.
     """
     if os.geteuid() != 0:
         return None

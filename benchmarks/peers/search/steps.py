@@ -1,10 +1,10 @@
-"""Settings of the search that several systems are tried with, from the fastest to the most accurate."""
+"""Search parameters that several systems are tried with, from the fastest to the most accurate."""
 
 EF = (16, 24, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Candidates that a graph keeps."""
+"""Candidates that a search in a graph keeps."""
 
 NPROBE = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Inverted lists that are looked through."""
+"""Inverted lists that are scanned."""
 
 EF_STEPS = tuple(f"ef={ef}" for ef in EF)
 

@@ -5,8 +5,8 @@
     metadata     string: a JSON object; 1 stays an integer and 1.0 a float
     fingerprint  dictionary<string>: of the encoder that made the vector, or "external"
 
-What the collection was made with is a JSON object in the file's own metadata, under the key "embedserve". Files of
-other programs need only an id and a vector in each row; what they are bound to has to be said by whoever reads them.
+The settings of the collection are a JSON object in the file's own metadata, under the key "embedserve". Files of other
+programs need only an id and a vector in each row; the caller says which encoder made the vectors.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 _KEY = b"embedserve"
 _FORMAT = 1
-_ROWS = 4096
-"""Rows in a group, which is what is held in memory at a time."""
+_GROUP_ROWS = 4096
+"""Rows of a group at most; one group is in memory at a time."""
 _GROUP_BYTES = 32 << 20
-"""Vectors of a group take no more than that, however long they are."""
+"""Bytes of the vectors of a group at most."""
 _COLUMNS = ("id", "vector", "metadata", "fingerprint")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """What the collection was made with that a file was written from."""
+    """The settings of the collection that the file was written from."""
 
     format: int
     collection: str
@@ -51,7 +51,7 @@ class Header:
 
     @classmethod
     def of(cls, info: CollectionInfo) -> Header:
-        """What a file of this collection says."""
+        """The header of a file of this collection."""
         return cls(
             format=_FORMAT,
             collection=info.name,
@@ -65,17 +65,17 @@ class Header:
         )
 
 
-def rows_at_a_time(dimension: int) -> int:
-    """Rows of a group, for vectors of ``dimension`` numbers."""
-    return max(1, min(_ROWS, _GROUP_BYTES // (4 * dimension)))
+def rows_per_group(dimension: int) -> int:
+    """Rows of a group with vectors of ``dimension`` numbers."""
+    return max(1, min(_GROUP_ROWS, _GROUP_BYTES // (4 * dimension)))
 
 
 class CollectionWriter:
-    """Writes items; ``close`` ends the file.
+    """Writes items to a Parquet file; ``close`` completes it.
 
     Args:
-        file: where to.
-        info: the collection.
+        file: to write to.
+        info: the collection of the items.
 
     Raises:
         SetupError: pyarrow is not installed.
@@ -97,29 +97,29 @@ class CollectionWriter:
         self._writer = pq.ParquetWriter(
             file,
             self._schema,
-            # Numbers of vectors are as good as random: neither compression nor dictionaries make them smaller.
+            # The numbers of vectors look random: neither compression nor dictionaries make them smaller.
             compression={"id": "zstd", "metadata": "zstd", "fingerprint": "zstd", "vector.list.element": "none"},
             use_dictionary=["fingerprint", "metadata"],
             write_statistics=["id", "fingerprint"],
         )
-        self._waiting: list[Item] = []
+        self._buffered: list[Item] = []
 
     def write(self, item: Item) -> None:
-        """One more row; the item has its vector and its metadata."""
-        self._waiting.append(item)
-        if len(self._waiting) >= rows_at_a_time(self._info.dimension):
+        """Add a row; the item has its vector and its metadata."""
+        self._buffered.append(item)
+        if len(self._buffered) >= rows_per_group(self._info.dimension):
             self._write_group()
 
     def close(self) -> None:
-        """Write what is left, and what Parquet has at the end of a file."""
-        if self._waiting:
+        """Write the last group and Parquet's footer."""
+        if self._buffered:
             self._write_group()
         self._writer.close()
 
     def _write_group(self) -> None:
         import numpy as np
 
-        pa, items, self._waiting = self._pa, self._waiting, []
+        pa, items, self._buffered = self._pa, self._buffered, []
         vectors = np.stack([item.vector for item in items if item.vector is not None])
         rows = len(items)
         columns = [
@@ -132,21 +132,21 @@ class CollectionWriter:
 
 
 class CollectionFile:
-    """A Parquet file whose rows can become items.
+    """A Parquet file whose rows become items.
 
     Args:
-        path: of the file.
+        path: the file.
 
     Raises:
         SetupError: pyarrow is not installed.
-        DataError: it cannot be read, is no Parquet file, or has no ids and vectors.
+        DataError: it cannot be read, is not a Parquet file, or has no ids and vectors.
     """
 
     def __init__(self, path: Path) -> None:
         self._pa, pq = _pyarrow()
         self._path = path
         with self._reading():
-            # Not pq.ParquetFile(path): with memory mapping a file that is cut meanwhile would end the process.
+            # Without memory mapping: if the file were truncated meanwhile, the process would be killed.
             self._file = pq.ParquetFile(path, memory_map=False, pre_buffer=False)
             self._schema = self._file.schema_arrow
         self.header = self._read_header()
@@ -164,7 +164,7 @@ class CollectionFile:
 
     @property
     def dimension(self) -> int:
-        """D: numbers in the first vector, and in all others if ``check`` finds nothing; 0 if there are no rows."""
+        """D: numbers in the first vector, and in all others if ``check`` passes; 0 if there are no rows."""
         if self.header is not None:
             return self.header.dimension
         if self._pa.types.is_fixed_size_list(self._schema.field("vector").type):
@@ -175,10 +175,10 @@ class CollectionFile:
         return 0
 
     def fingerprint(self) -> str:
-        """Of the encoder that made the vectors, or EXTERNAL; empty where the file does not say.
+        """Fingerprint of the encoder that made the vectors, or EXTERNAL; empty if the file does not say.
 
         Raises:
-            DataError: the rows are of several encoders.
+            DataError: the vectors are of several encoders.
         """
         found = {"" if self.header is None else self.header.fingerprint} - {""}
         if "fingerprint" in self._schema.names:
@@ -195,16 +195,16 @@ class CollectionFile:
         return next(iter(found), "")
 
     def check(self, limits: Limits | None = None) -> Iterator[int]:
-        """Look at every row, so that nothing is written of a file that is bad in the middle; gives rows in passing.
+        """Check every row before any is written; gives the number of each checked row.
 
         Args:
-            limits: of the server that is to take the rows.
+            limits: those of the server that the rows are sent to.
 
         Raises:
-            DataError: names the first row that cannot be used, from 1, and says why.
+            DataError: a row cannot be used; the message has its number, from 1, and the reason.
         """
         dimension, limits = self.dimension, limits or Limits()
-        for number, (id, vector, metadata) in enumerate(self._batches(rows_at_a_time(dimension or 1)), start=1):
+        for number, (id, vector, metadata) in enumerate(self._batches(rows_per_group(dimension or 1)), start=1):
             try:
                 _check_row(id, vector, metadata, dimension, limits)
             except EmbedserveError as error:
@@ -212,8 +212,8 @@ class CollectionFile:
             yield number
 
     def items(self) -> Iterator[Item]:
-        """All rows as items, in order; ``check`` has found nothing."""
-        for id, vector, metadata in self._batches(rows_at_a_time(self.dimension or 1)):
+        """All rows as items, in order; ``check`` has passed."""
+        for id, vector, metadata in self._batches(rows_per_group(self.dimension or 1)):
             yield Item(id=str(id), vector=vector, metadata=_parsed(metadata))
 
     def _batches(self, rows: int) -> Iterator[tuple[str | None, NDArray[np.float32] | None, str | None]]:
@@ -231,7 +231,7 @@ class CollectionFile:
                 ids = batch.column("id").cast(self._pa.string()).to_pylist()
                 lists = batch.column("vector")
                 numbers = lists.flatten().cast(self._pa.float32())
-                # A number that is missing is as bad as one that is no number, and found as such.
+                # A missing number becomes NaN, which the check refuses.
                 flat = np.asarray(numbers.fill_null(float("nan")), dtype=np.float32)
                 lengths = pc.list_value_length(lists).to_pylist()  # None where there is no list
                 texts = batch.column("metadata").to_pylist() if "metadata" in columns else [None] * len(ids)
@@ -251,7 +251,7 @@ class CollectionFile:
                 )
         id_type, vector_type = self._schema.field("id").type, self._schema.field("vector").type
         if not (_is_text(types, id_type) or types.is_integer(id_type)):
-            raise DataError(f"{self._path}: the column 'id' holds {id_type}, neither text nor whole numbers")
+            raise DataError(f"{self._path}: the column 'id' holds {id_type}, neither text nor integers")
         is_list = (
             types.is_list(vector_type) or types.is_large_list(vector_type) or types.is_fixed_size_list(vector_type)
         )
@@ -285,7 +285,7 @@ class CollectionFile:
             if header.keep not in list(Keep):
                 raise ValueError(header.keep)
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self._path}: what it says of its collection cannot be read: {error}") from error
+            raise DataError(f"{self._path}: its header cannot be read: {error}") from error
         return header
 
     @contextmanager
@@ -293,11 +293,11 @@ class CollectionFile:
         try:
             yield
         except OSError as error:
-            # pyarrow tells of damaged pages in this way too, at length.
+            # pyarrow reports damaged pages this way too, at length.
             why = error.strerror or str(error).partition("\n")[0]
             raise DataError(f"{self._path} cannot be read: {why}") from error
         except self._pa.ArrowException as error:
-            raise DataError(f"{self._path} is no Parquet file that can be read: {error}") from error
+            raise DataError(f"{self._path} is not a readable Parquet file: {error}") from error
 
 
 def _check_row(
@@ -306,12 +306,12 @@ def _check_row(
     import numpy as np
 
     if not id:
-        raise InvalidInput("there is no id")
+        raise InvalidInput("the id is missing")
     limits.check("max_id_bytes", len(id.encode()), "bytes in the id")
     if vector is None:
-        raise InvalidInput("there is no vector")
+        raise InvalidInput("the vector is missing")
     if len(vector) != dimension:
-        raise InvalidInput(f"the vector has {len(vector)} numbers, and others have {dimension}")
+        raise InvalidInput(f"the vector has {len(vector)} numbers, others have {dimension}")
     if not np.isfinite(vector).all():
         raise InvalidInput(f"number {int(np.argmin(np.isfinite(vector)))} of the vector is not finite, or missing")
     if not vector.any():
@@ -325,14 +325,14 @@ def _parsed(text: str | None) -> Metadata:
     """The metadata of a row.
 
     Raises:
-        InvalidInput: it is no JSON object.
+        InvalidInput: it is not a JSON object.
     """
     if text is None or text == "":
         return {}
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"the metadata is no JSON: {error}") from None
+        raise InvalidInput(f"the metadata is not JSON: {error}") from None
     if not isinstance(document, Mapping):
         raise InvalidInput(f"the metadata is {text[:80]}, not a JSON object")
     return document

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from embedserve.cli.conditions import all_of, parse_condition, parse_value
+from embedserve.cli.terminal.conditions import all_of, parse_condition, parse_value
 from embedserve.errors import InvalidInput
 from embedserve.types import And, Eq, Exists, Filter, Not, Range
 
@@ -40,7 +40,7 @@ from embedserve.types import And, Eq, Exists, Filter, Not, Range
         ("it's", "it's"),
     ],
 )
-def test_a_value_is_typed_by_its_looks(text: str, value: object) -> None:
+def test_a_value_is_typed_by_its_spelling(text: str, value: object) -> None:
     parsed = parse_value(text)
     assert (type(parsed), parsed) == (type(value), value)
 
@@ -68,14 +68,14 @@ def test_a_condition_becomes_a_filter(text: str, condition: Filter) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "  ", "=cat", "!", "!label", ">=3", "<>"])
-def test_what_is_no_condition_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="is no condition"):
+def test_a_malformed_condition_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="is not a condition"):
         parse_condition(text)
 
 
 @pytest.mark.parametrize("text", ["year>=old", "year<", "year>1,5"])
 def test_an_order_needs_a_number(text: str) -> None:
-    with pytest.raises(InvalidInput, match="which is no number"):
+    with pytest.raises(InvalidInput, match="which is not a number"):
         parse_condition(text)
 
 

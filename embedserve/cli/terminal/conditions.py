@@ -1,4 +1,4 @@
-"""Conditions and values as people type them: ``--where year>=1999``, and the cells of a metadata table."""
+"""Conditions and values as users type them: ``--where year>=1999``, and the cells of a metadata table."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]+([eE][+-]?[0-9]+)?")
 
 
 def parse_value(text: str) -> str | int | float | bool:
-    """A value by its looks: an integer, a decimal number, true or false, or else text.
+    """The value that a text stands for: an integer, a decimal number, true or false, or else the text itself.
 
-    Quotes, '…' or "…", make text of anything. What is no usual way to write a number stays text, so that an article
-    number such as 007 keeps its zeros.
+    Anything in quotes, '…' or "…", is text. Unusual spellings of numbers stay text, so that an article number such as
+    007 keeps its zeros.
     """
     if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
         return text[1:-1]
@@ -31,19 +31,19 @@ def parse_value(text: str) -> str | int | float | bool:
 
 
 def parse_condition(text: str) -> Filter:
-    """The filter that a condition describes.
+    """The filter that a condition stands for.
 
     ``key=value`` and ``key!=value`` compare with the value, ``key>=n``, ``key<=n``, ``key>n`` and ``key<n`` with a
     number, and ``key`` alone asks whether the item has it.
 
     Raises:
-        InvalidInput: it is no condition, or compares with what is no number.
+        InvalidInput: it is not a condition, or a number is needed and missing.
     """
     text = text.strip()
     match = _CONDITION.fullmatch(text)
     if match is None:
         if not text or any(sign in text for sign in "=!<>"):
-            raise InvalidInput(f"{text!r} is no condition", hint="write key=value, key!=value, key>=n or key")
+            raise InvalidInput(f"{text!r} is not a condition", hint="write key=value, key!=value, key>=n or key")
         check_metadata_key(text)
         return Exists(text)
     key, sign, value = match["key"].strip(), match["sign"], match["value"].strip()
@@ -55,7 +55,7 @@ def parse_condition(text: str) -> Filter:
     try:
         bound = float(value)
     except ValueError:
-        raise InvalidInput(f"{text!r} compares with {value!r}, which is no number") from None
+        raise InvalidInput(f"{text!r} compares with {value!r}, which is not a number") from None
     match sign:
         case ">=":
             return Range(key, gte=bound)

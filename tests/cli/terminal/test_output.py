@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from embedserve.cli import output
+from embedserve.cli.terminal import output
 
 
 def test_control_characters_and_broken_names_are_written_out() -> None:

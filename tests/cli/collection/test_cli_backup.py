@@ -1,4 +1,4 @@
-"""`embedserve collection check`, `backup` and `restore`: what a person sees and a program gets."""
+"""`embedserve collection` `backup` and `restore`: what a user sees and a program gets."""
 
 from __future__ import annotations
 
@@ -12,79 +12,11 @@ from pathlib import Path
 import pytest
 
 from embedserve import Client
-from embedserve.cli.collection_files import _Transfer
+from embedserve.cli.collection.backup import _TransferProgress
 from embedserve.errors import InvalidInput
 from embedserve.store.local.store import LocalStore
-from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Recall
+from embedserve.types import CheckProgress, CheckReport, CollectionInfo
 from tests.cli.outcome import Cli
-
-REPORT = CheckReport(
-    items=1200,
-    segments=2,
-    searched=1200,
-    recall=Recall(value=0.97, queries=100, real=False, measured_unix_s=1_700_000_000),
-    problems=(),
-)
-
-
-def report(monkeypatch: pytest.MonkeyPatch, found: CheckReport) -> None:
-    """Has the store find this, after some progress."""
-
-    def check(_: LocalStore, name: str, on_progress: Callable[[CheckProgress], None]) -> CheckReport:
-        for step in (CheckProgress("items", 0, 1200), CheckProgress("search", 0, 600), CheckProgress("recall", 0, 100)):
-            on_progress(step)
-        return found
-
-    monkeypatch.setattr(LocalStore, "check_collection", check)
-
-
-def test_a_check_without_problems_says_what_was_looked_at(
-    cli: Cli, client: Client, collection: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client.create_collection(collection)
-    report(monkeypatch, REPORT)
-    outcome = cli("collection", "check", collection)
-    assert outcome.exit_code == 0
-    said = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
-    assert said["items"] == "1,200 read and compared with their checksums"
-    assert said["segments"] == "2 compared with their hashes"
-    assert said["searched"] == "1,200 items by their own vectors"
-    assert said["recall@10"].startswith("0.970 with 100 of its own vectors as queries, measured 2023-11-1")
-    assert said["problems"] == "none"
-    assert outcome.err.splitlines() == [
-        "checking items: 1200 of 1200",
-        "checking search: 600 of 600",
-        "checking recall: 100 of 100",
-    ]
-
-
-def test_a_check_that_finds_problems_exits_with_1(
-    cli: Cli, client: Client, collection: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client.create_collection(collection)
-    problems = ("item 'a': its row does not fit its checksum", "graph.faiss does not fit its hash; it is made again")
-    report(monkeypatch, CheckReport(items=2, segments=1, searched=0, recall=None, problems=problems))
-    outcome = cli("collection", "check", collection)
-    assert outcome.exit_code == 1
-    assert "problems     2\n" in outcome.out
-    for problem in problems:
-        assert problem in outcome.out
-    for_programs = cli("collection", "check", collection, "--json")
-    assert for_programs.exit_code == 1
-    assert for_programs.json == {
-        "collection": collection,
-        "items": 2,
-        "segments": 1,
-        "searched": 0,
-        "recall": None,
-        "problems": list(problems),
-    }
-
-
-def test_a_check_of_what_is_not_there_fails(cli: Cli) -> None:
-    outcome = cli("collection", "check", "nowhere")
-    assert outcome.exit_code == 1
-    assert "there is no collection 'nowhere'" in outcome.err
 
 
 @pytest.fixture
@@ -101,13 +33,13 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         source = b"".join(chunks).decode().removeprefix("all of ")
         if not source:
             raise InvalidInput("the bytes are no backup")
-        bound = store.identity(source)
+        identity = store.identity(source)
         return store.create_collection(
             name,
-            fingerprint=bound.fingerprint,
-            encoder_name=bound.encoder_name,
-            dimension=bound.dimension,
-            keep=bound.keep,
+            fingerprint=identity.fingerprint,
+            encoder_name=identity.encoder_name,
+            dimension=identity.dimension,
+            keep=identity.keep,
         )
 
     monkeypatch.setattr(LocalStore, "backup_collection", back_up)
@@ -128,7 +60,7 @@ def test_a_backup_is_one_file_and_is_restored_under_another_name(
     assert path.read_bytes() == content
     other = f"{collection}-2"
     restored = cli("collection", "restore", other, path)
-    assert restored.err == f"made {other}: 0 items, 16 numbers per vector, keeps originals\n"
+    assert restored.err == f"created {other}: 0 items, 16 numbers per vector, keeps originals\n"
     again = cli("collection", "restore", other, path)
     assert again.exit_code == 1
     assert f"there is a collection or an alias '{other}' already" in again.err
@@ -136,7 +68,9 @@ def test_a_backup_is_one_file_and_is_restored_under_another_name(
 
 
 @pytest.mark.usefixtures("scripted")
-def test_a_backup_replaces_no_file_unasked(cli: Cli, client: Client, collection: str, tmp_path: Path) -> None:
+def test_a_backup_does_not_replace_a_file_without_overwrite(
+    cli: Cli, client: Client, collection: str, tmp_path: Path
+) -> None:
     client.create_collection(collection)
     path = tmp_path / "photos.backup"
     path.write_bytes(b"of last week")
@@ -149,7 +83,7 @@ def test_a_backup_replaces_no_file_unasked(cli: Cli, client: Client, collection:
 
 
 @pytest.mark.usefixtures("scripted")
-def test_a_file_that_is_no_backup_makes_nothing(cli: Cli, client: Client, collection: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_backup_creates_nothing(cli: Cli, client: Client, collection: str, tmp_path: Path) -> None:
     path = tmp_path / "empty"
     path.touch()
     refused = cli("collection", "restore", collection, path)
@@ -184,8 +118,8 @@ def test_a_restore_that_waits_for_its_turn_says_so_once(
     client.delete_collection(other)
     assert restored.exit_code == 0
     assert restored.err.splitlines() == [
-        "waiting: as many checks, backups and restores as may run are under way",
-        f"made {other}: 0 items, 16 numbers per vector, keeps thumbnails",
+        "waiting: the limit on checks, backups and restores running at a time is reached",
+        f"created {other}: 0 items, 16 numbers per vector, keeps thumbnails",
     ]
 
 
@@ -195,9 +129,9 @@ def test_a_transfer_shows_its_bytes_on_a_terminal_once_it_has_begun(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    with _Transfer("sending photos.backup", 3 << 20, "waiting: for others") as transfer:
+    with _TransferProgress("sending photos.backup", 3 << 20, "waiting: for others") as transfer:
         for done in (None, None, 0, 1 << 20, 3 << 20):
-            transfer.tell(done)
+            transfer.show(done)
     err = capfd.readouterr().err
     assert err.startswith("waiting: for others\n")
     assert err.count("waiting") == 1
@@ -253,11 +187,3 @@ def test_a_backup_that_was_damaged_on_disk_is_no_collection(
         refused = cli("collection", "restore", other, path)
         assert refused.exit_code != 0
         assert other not in [info.name for info in client.list_collections()]
-
-
-def test_a_real_check_finds_nothing_wrong(cli: Cli, collection: str, photos: Path) -> None:
-    cli("add", photos, "--collection", collection)
-    outcome = cli("collection", "check", collection, "--json")
-    assert outcome.exit_code == 0
-    found = outcome.json
-    assert (found["items"], found["searched"], found["problems"]) == (5, 5, [])

@@ -1,4 +1,4 @@
-"""Options that several client-side commands share, each spelled and explained in one place."""
+"""Options and arguments that several commands share, each defined in one place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
 
 
 def server_option(command: _CommandT) -> _CommandT:
-    """``--server``: where the server is, with the options of the connection; environment variables for all commands."""
+    """``--server`` and the options of the connection; each has one environment variable for all commands."""
     return click.option(
         "--server",
         default="localhost:50051",
@@ -34,20 +34,24 @@ _CONNECTION = "embedserve.connection"
 
 
 def connection_options(command: _CommandT) -> _CommandT:
-    """Token and certificates of a connection. ``connect`` finds them by itself; commands are not given them."""
+    """Token and certificates of a connection. ``connect`` reads them from the context; commands do not receive them."""
     file = click.Path(path_type=Path)
     for name, kind, text in reversed(
         [
             (
                 "--token-file",
                 file,
-                "File with the token that the server asks for. EMBEDSERVE_TOKEN can hold the token.",
+                "File with the bearer token for the server. EMBEDSERVE_TOKEN can hold the token itself.",
             ),
-            ("--tls", None, "Encrypt, and believe the CAs that this machine believes."),
-            ("--ca", file, "Encrypt, and believe only the CAs in this PEM file."),
-            ("--client-cert", file, "Certificate in PEM for a server that asks clients for one."),
+            ("--tls", None, "Encrypt, and trust the CAs that this machine trusts."),
+            ("--ca", file, "Encrypt, and trust only the CAs in this PEM file."),
+            ("--client-cert", file, "Certificate in PEM for a server that requires one of clients."),
             ("--client-key", file, "Private key of --client-cert in PEM."),
-            ("--allow-plain-token", None, "Send the token without TLS to another machine too; it can be overheard."),
+            (
+                "--allow-plain-token",
+                None,
+                "Send the token without TLS even to another machine, where it can be intercepted.",
+            ),
         ]
     ):
         command = click.option(
@@ -66,13 +70,13 @@ def connection_options(command: _CommandT) -> _CommandT:
 
 
 def _remember(context: click.Context, param: click.Parameter, value: Any) -> None:
-    # gRPC writes of its own to standard error why a handshake failed; we say it ourselves. It is not loaded yet.
+    # gRPC itself logs failed handshakes to standard error; our errors say it already. Read when gRPC is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     context.meta.setdefault(_CONNECTION, {})[param.name] = value
 
 
 def collection_option(command: _CommandT) -> _CommandT:
-    """``--collection``: which collection, by name or alias."""
+    """``--collection``: the collection, by name or alias."""
     return click.option(
         "--collection",
         required=True,
@@ -84,18 +88,23 @@ def collection_option(command: _CommandT) -> _CommandT:
 
 
 def json_option(text: str) -> Callable[[_CommandT], _CommandT]:
-    """``--json``: for programs."""
+    """``--json``: output for programs."""
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
+existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+new_file = click.Path(dir_okay=False, path_type=Path)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+
+
 class Condition(click.ParamType[Any]):
-    """A condition on metadata, as ``--where`` takes it; converted to a filter."""
+    """A condition on metadata, as given to ``--where``; converted to a filter."""
 
     name = "condition"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The filter that the text describes."""
-        from embedserve.cli.conditions import parse_condition
+        from embedserve.cli.terminal.conditions import parse_condition
 
         if not isinstance(value, str):
             return value
@@ -113,23 +122,23 @@ def where_option(command: _CommandT) -> _CommandT:
         multiple=True,
         type=Condition(),
         metavar="CONDITION",
-        help="Only items whose metadata fits: key=value, key!=value, key>=n, key<=n, key>n, key<n, or key for"
+        help="Only items whose metadata matches: key=value, key!=value, key>=n, key<=n, key>n, key<n, or key for"
         " items that have it. Several must all hold. Values are numbers, true, false or text; quotes make text.",
     )(command)
 
 
 def require_terminal(yes: bool) -> None:
-    """Refuse to remove anything unasked: without ``--yes`` there must be a terminal to ask at.
+    """Make sure that a deletion can be confirmed: by ``--yes`` or at a terminal.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: by neither.
     """
     if not yes and not sys.stdin.isatty():
-        raise click.UsageError("this removes data, and there is no terminal to ask at: give --yes")
+        raise click.UsageError("this deletes data, and there is no terminal to confirm at: give --yes")
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before something is removed, unless ``yes`` says not to.
+    """Ask for confirmation, unless ``yes`` is given.
 
     Raises:
         Abort: the answer was no.
@@ -139,10 +148,10 @@ def confirm(question: str, yes: bool) -> None:
 
 
 def connection() -> dict[str, Any]:
-    """What the options of the connection say, as arguments of ``Client`` and ``AsyncClient``.
+    """The options of the connection as arguments of ``Client`` and ``AsyncClient``.
 
     Raises:
-        DataError: the token's file cannot be read, or holds something else.
+        DataError: the token file cannot be read, or does not hold one token.
     """
     given: dict[str, Any] = dict(click.get_current_context().meta.get(_CONNECTION, {}))
     token_file = given.pop("token_file", None)
@@ -151,7 +160,7 @@ def connection() -> dict[str, Any]:
 
 
 def _read_token(path: Path) -> str:
-    hint = "it has to hold the token alone"
+    hint = "it must hold only the token"
     try:
         words = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -163,7 +172,7 @@ def _read_token(path: Path) -> str:
 
 
 def connect(server: str, *, timeout_s: float = 60) -> Client:
-    """A client for the server, with what the options of the connection say."""
+    """A client for the server, with the options of the connection."""
     from embedserve.client import Client
 
     return Client(server, timeout_s=timeout_s, **connection())

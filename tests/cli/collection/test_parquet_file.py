@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedserve.cli import parquet_file
-from embedserve.cli.parquet_file import CollectionFile, CollectionWriter, rows_at_a_time
+from embedserve.cli.collection import parquet_file
+from embedserve.cli.collection.parquet_file import CollectionFile, CollectionWriter, rows_per_group
 from embedserve.errors import DataError, SetupError
 from embedserve.types import CollectionInfo, Item, Keep
 
@@ -81,7 +81,7 @@ def test_items_come_back_as_they_were(tmp_path: Path) -> None:
         assert item.vector.tobytes() == given.vector.tobytes()
 
 
-def test_a_file_says_what_its_collection_was_made_with(tmp_path: Path) -> None:
+def test_a_file_holds_the_settings_of_its_collection(tmp_path: Path) -> None:
     with CollectionFile(write(tmp_path / "f.parquet", [Item(id="a", vector=vector(1))])) as file:
         header = file.header
         assert file.fingerprint() == "ab" * 32
@@ -106,7 +106,7 @@ def test_other_programs_see_four_plain_columns(tmp_path: Path) -> None:
 
 
 def test_a_group_holds_a_few_thousand_rows_and_no_more_than_32_mebibytes(tmp_path: Path) -> None:
-    assert (rows_at_a_time(3), rows_at_a_time(2048), rows_at_a_time(65536), rows_at_a_time(1 << 24)) == (
+    assert (rows_per_group(3), rows_per_group(2048), rows_per_group(65536), rows_per_group(1 << 24)) == (
         4096,
         4096,
         128,
@@ -147,7 +147,7 @@ def test_files_of_other_programs_need_ids_and_vectors_only(tmp_path: Path, vecto
         assert (file.header, file.fingerprint(), file.dimension, file.ignored) == (None, "", 3, ["price"])
 
 
-def test_a_fingerprint_may_stand_in_the_rows_alone(tmp_path: Path) -> None:
+def test_a_fingerprint_may_be_in_the_rows_only(tmp_path: Path) -> None:
     path = foreign(tmp_path / "f.parquet", id=["a"], vector=[[1.0]], fingerprint=["cd" * 32])
     with CollectionFile(path) as file:
         assert file.fingerprint() == "cd" * 32
@@ -166,17 +166,17 @@ NAN, BIG = float("nan"), "[" * 100_000
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        ({"id": None}, "there is no id"),
-        ({"id": ""}, "there is no id"),
-        ({"vector": None}, "there is no vector"),
-        ({"vector": [1.0, 2.0]}, "the vector has 2 numbers, and others have 3"),
+        ({"id": None}, "the id is missing"),
+        ({"id": ""}, "the id is missing"),
+        ({"vector": None}, "the vector is missing"),
+        ({"vector": [1.0, 2.0]}, "the vector has 2 numbers, others have 3"),
         ({"vector": []}, "the vector has 0 numbers"),
         ({"vector": [1.0, NAN, 1.0]}, "number 1 of the vector is not finite, or missing"),
         ({"vector": [1.0, 2.0, None]}, "number 2 of the vector is not finite, or missing"),
         ({"vector": [1e300, 0.0, 0.0]}, "number 0 of the vector is not finite"),
         ({"vector": [0.0, 0.0, 0.0]}, "the vector is zero"),
-        ({"metadata": "{"}, "the metadata is no JSON"),
-        ({"metadata": BIG}, "the metadata is no JSON"),
+        ({"metadata": "{"}, "the metadata is not JSON"),
+        ({"metadata": BIG}, "the metadata is not JSON"),
         ({"metadata": "[1]"}, "not a JSON object"),
         ({"metadata": '{"a": {"b": 1}}'}, "metadata 'a' is a dict"),
         ({"metadata": '{"a": null}'}, "metadata 'a' is a NoneType"),
@@ -225,14 +225,14 @@ def test_a_file_of_a_later_format_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("said", ["[]", "{", '{"format": 1}', json.dumps({"format": "x"})])
-def test_a_description_that_makes_no_sense_is_refused(tmp_path: Path, said: str) -> None:
+def test_a_malformed_header_is_refused(tmp_path: Path, said: str) -> None:
     schema = pa.schema({"id": pa.string(), "vector": pa.list_(pa.float32())}, metadata={"embedserve": said})
     pq.write_table(pa.table({"id": ["a"], "vector": [[1.0]]}, schema=schema), tmp_path / "f.parquet")
-    with pytest.raises(DataError, match="what it says of its collection cannot be read"):
+    with pytest.raises(DataError, match="its header cannot be read"):
         CollectionFile(tmp_path / "f.parquet")
 
 
-def test_what_is_no_parquet_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path) -> None:
     whole = write(tmp_path / "whole.parquet", [Item(id="a", vector=vector(1))]).read_bytes()
     for number, content in enumerate([b"", b"hello", whole[:-1], whole[:-20]]):
         path = tmp_path / f"{number}.parquet"

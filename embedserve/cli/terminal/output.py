@@ -1,4 +1,4 @@
-"""What commands print: talk and progress on stderr, results on stdout."""
+"""What commands print: messages and progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """A progress bar under way."""
+    """A progress bar on screen."""
 
     def advance(self, steps: int = 1) -> None:
-        """Some more is done."""
+        """Count finished steps."""
 
     def note(self, text: str) -> None:
         """Show a short text beside the bar, as in "96 images/s"."""
 
 
 def say(text: str = "") -> None:
-    """One line for the person, on stderr."""
+    """Print a message on stderr."""
     click.echo(text, err=True)
 
 
 def say_failed(what: str, why: str) -> None:
-    """Names one input that failed, on stderr."""
+    """Name an input that failed, on stderr."""
     click.echo(f"{click.style('failed', fg='red')}  {printable(what)}: {printable(why)}", err=True)
 
 
-def pace(images: int, seconds: float) -> str:
-    """How long it took, as in "in 2.5 s (96.1 images/s)"; without the rate where no image was sent."""
+def rate_text(images: int, seconds: float) -> str:
+    """How long it took, as in "in 2.5 s (96.1 images/s)"; without the rate if no image was sent."""
     rate = f" ({images / seconds:.1f} images/s)" if images and seconds > 0 else ""
     return f"in {seconds:.1f} s{rate}"
 
 
 def printable(text: str) -> str:
-    """The text with control characters, and bytes of file names that are no text, written out as ``\\x1b``.
+    """The text with control characters and undecodable bytes of file names escaped, as in ``\\x1b``.
 
-    Ids and metadata come from others: they shall neither move the cursor nor stop the program.
+    Ids and metadata are untrusted: they must neither move the cursor nor stop the program.
     """
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
@@ -52,19 +52,19 @@ def printable(text: str) -> str:
 
 
 def print_line(text: str) -> None:
-    """One line of results, on stdout."""
+    """Print a line of results on stdout."""
     click.echo(printable(text))
 
 
 def print_json(document: Any) -> None:
-    """One JSON document for a program, on stdout."""
+    """Print a JSON document on stdout."""
     text = json.dumps(document, ensure_ascii=False)
-    # What is left of a file name that is no text becomes a JSON escape, which is the same to who reads it.
+    # Surrogates, of undecodable file names, become JSON escapes: the same to a parser.
     click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def shortest(vector: NDArray[np.float32]) -> list[float]:
-    """The numbers of a vector, each with the fewest digits that give the same float32 back."""
+    """The numbers of a vector, each with the fewest digits that give the same float32."""
     return [float(str(number)) for number in vector]
 
 
@@ -80,7 +80,7 @@ def metadata_text(metadata: Mapping[str, Any]) -> str:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """A table for the person, on stdout; columns whose numbers are in ``right`` are aligned to the right."""
+    """Print a table on stdout; the columns with indices in ``right`` are aligned to the right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -92,13 +92,13 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         table.add_row(*map(printable, row))
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console.width = 200  # what a log or a pipe gets is not folded
+        console.width = 200  # do not fold lines in logs and pipes
     console.print(table)
 
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Progress]:
-    """A bar on stderr while something long runs; where stderr is no terminal, one line at the end."""
+    """A progress bar on stderr; if stderr is not a terminal, one line at the end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -121,7 +121,7 @@ def progress(label: str, total: int) -> Iterator[Progress]:
 
 @contextmanager
 def byte_progress(label: str, total: int | None) -> Iterator[Progress]:
-    """A bar of bytes on stderr, of which None says that nobody knows how many come; nothing where it is no terminal."""
+    """A progress bar of bytes on stderr, of ``total`` if that is known; nothing if stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedserve import Client
-from embedserve.cli.parquet_file import CollectionFile
+from embedserve.cli.collection.parquet_file import CollectionFile
 from embedserve.client import ItemInput
 from embedserve.errors import CollectionNotFound
 from embedserve.types import Keep
@@ -91,7 +91,7 @@ def test_an_import_that_is_repeated_changes_nothing(
         assert everything(client, other)[1].tobytes() == vectors.tobytes()
 
 
-def test_an_export_does_not_replace_a_file_unasked(cli: Cli, filled: str, tmp_path: Path) -> None:
+def test_an_export_does_not_replace_a_file_without_overwrite(cli: Cli, filled: str, tmp_path: Path) -> None:
     path = tmp_path / "photos.parquet"
     path.write_bytes(b"of last week")
     refused = cli("collection", "export", filled, path)
@@ -109,7 +109,7 @@ def test_an_export_that_fails_leaves_no_file(cli: Cli, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_item_that_is_there_all_the_time_is_exported_once_while_others_are_written(
+def test_an_item_that_exists_all_the_time_is_exported_once_while_others_are_written(
     cli: Cli, server: str, filled: str, tmp_path: Path
 ) -> None:
     stopping = threading.Event()
@@ -148,7 +148,7 @@ def foreign(path: Path, dimension: int = DIMENSION, **more: Any) -> Path:
     return path
 
 
-def test_a_file_of_another_program_needs_to_be_told_what_made_its_vectors(
+def test_a_file_of_another_program_needs_the_encoder_of_its_vectors(
     cli: Cli, client: Client, other: str, tmp_path: Path
 ) -> None:
     path = foreign(tmp_path / "f.parquet", price=[1, 2, 3])
@@ -182,7 +182,11 @@ def test_a_file_that_does_not_fit_the_collection_changes_nothing(
             (foreign(tmp_path / "1"), ["--external"], "is bound to fafafafafafa"),
             (foreign(tmp_path / "2", 5), ["--fingerprint", OURS], f"of 5 numbers; collection {filled} of 16"),
             (foreign(tmp_path / "3", fingerprint=[OURS] * 3), ["--fingerprint", "cd" * 32], "not of cdcdcdcdcdcd"),
-            (foreign(tmp_path / "4", metadata=["{}", "{}", "{"]), ["--fingerprint", OURS], "row 3: the metadata is no"),
+            (
+                foreign(tmp_path / "4", metadata=["{}", "{}", "{"]),
+                ["--fingerprint", OURS],
+                "row 3: the metadata is",
+            ),
         ]
     ):
         refused = cli("collection", "import", filled, path, *options)

@@ -1,0 +1,1 @@
+"""What all commands share: options, conditions on metadata, output to a terminal or a program."""
