@@ -163,7 +163,7 @@ def without_implied(rooms: Graph) -> dict[str, set[str]]:
 
 # --- The picture --------------------------------------------------------------------------------------------------
 
-_WIDTH, _BOX, _HEIGHT, _ROW = 1240, 124, 44, 92
+_WIDTH, _BOX, _HEIGHT, _ROW = 1240, 114, 44, 92
 _COLOURS = {"embedserve": ("#e8f0fb", "#3b6ea5"), "embedserve_training": ("#f9efe0", "#b07a2c")}
 
 

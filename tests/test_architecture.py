@@ -55,8 +55,8 @@ ROOMS: dict[str, str] = {
     "embedserve/cli/terminal": "client",
     "embedserve/cli/collection": "cli/terminal client",
     "embedserve/cli": "cli/terminal cli/collection server server/telemetry client loadtest encoder images wire v1"
-    " embedserve_training/plan embedserve_training/data embedserve_training/run embedserve_training/evaluate embedserve_training/export"
-    " embedserve_training/preview",
+    " embedserve_training/plan embedserve_training/data embedserve_training/run embedserve_training/evaluate"
+    " embedserve_training/export embedserve_training/preview",
 }
 """Room → the rooms that it may import. A name without a package is of the room's own."""
 
