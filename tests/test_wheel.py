@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Encode
+    from tests.conftest import Encode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -136,8 +136,9 @@ def test_the_source_archive_holds_what_is_needed_to_build_and_test(built: Built)
 
 
 def test_the_source_archive_holds_nothing_that_is_made(built: Built) -> None:
-    made = (".venv", ".buf", "node_modules", "__pycache__", "dist", "runs", "data")
-    assert [name for name in built.sdist_names if set(name.split("/")[:-1]) & set(made)] == []
+    made = {".venv", ".buf", "node_modules", "__pycache__", "dist"}
+    assert [name for name in built.sdist_names if made & set(name.split("/")[:-1])] == []
+    assert {name.split("/")[0] for name in built.sdist_names} & {"runs", "data"} == set()
 
 
 # --- Use without PyTorch -------------------------------------------------------------------------------------------
@@ -188,9 +189,9 @@ def test_the_installed_command_shows_its_help(installed: Installed) -> None:
 
 def test_a_plan_needs_no_pytorch_and_finds_the_recipes_of_the_wheel(installed: Installed) -> None:
     program = (
-        "from embedserve_training.plan.plan import recipes\n"
-        "from embedserve_training.plan.plan.config import TrainConfig\n"
-        "from embedserve_training.plan.plan.plan import Facts, plan\n"
+        "from embedserve_training.plan import recipes\n"
+        "from embedserve_training.plan.config import TrainConfig\n"
+        "from embedserve_training.plan.plan import Facts, plan\n"
         "print(recipes.folder())\n"
         "print(plan(TrainConfig(method='moco'), Facts(images=3000, median_side_px=28)).settings.recipe)\n"
     )

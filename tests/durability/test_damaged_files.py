@@ -61,7 +61,6 @@ def is_found_by_a_check(data: Path) -> bool:
         return True
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("state", ["closed", "killed"])
 def test_a_damaged_file_is_made_again_or_refused_by_name_and_never_answered_from(
     originals: dict[str, Original], work: Path, seed: int, thorough: int, count: Count, state: str
@@ -104,7 +103,6 @@ def test_a_damaged_file_is_made_again_or_refused_by_name_and_never_answered_from
     assert 0 < refused < cases
 
 
-@pytest.mark.slow
 def test_a_damaged_log_of_a_killed_server_takes_away_the_last_writes_as_a_whole_or_is_refused(
     originals: dict[str, Original], work: Path, seed: int, thorough: int, count: Count
 ) -> None:

@@ -132,7 +132,6 @@ CASES: dict[str, tuple[Operation, int, bool]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("operation", "code", "lasting"), CASES.values(), ids=CASES.keys())
 def test_after_any_failure_of_the_disk_what_was_acknowledged_is_there_and_can_be_read(
     work: Path, seed: int, thorough: int, count: Callable[..., None], operation: Operation, code: int, lasting: bool

@@ -286,7 +286,7 @@ def selves_missed(segment: Segment, effort: SearchParams) -> int:
 
 def test_rows_that_a_graph_does_not_lead_to_are_found_all_the_same() -> None:
     # With few links many rows are linked to by nobody.
-    sparse = built("hnsw:m=4,ef_construction=8", [rows(1, 6000)])
+    sparse = built("hnsw:m=4,ef_construction=8", [rows(1, 1500)])
     hard = SearchParams(ef=4 * sparse.effort(SearchParams()))
     assert len(sparse.strays) > 3
     assert selves_missed(sparse, hard) == 0

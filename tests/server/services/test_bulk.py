@@ -115,7 +115,6 @@ def test_a_caller_who_takes_results_slowly_holds_the_server_back() -> None:
         assert sum(1 for _ in results) == 1999
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("end", ["kill", "terminate"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_server_that_restarts_meanwhile_has_every_item_once(

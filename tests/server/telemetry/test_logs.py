@@ -150,7 +150,6 @@ def test_json_is_one_object_with_the_fields_among_its_own() -> None:
     }
 
 
-@pytest.mark.slow
 def test_all_that_a_server_says_is_json_where_that_is_asked_for(encoder_file: Path) -> None:
     with ServerProcess(str(encoder_file), "--log-format", "json", "--log-level", "info") as server:
         with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError):

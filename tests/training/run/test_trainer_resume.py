@@ -81,7 +81,6 @@ def assert_equal_to_the_bit(run: Path, other: Path) -> None:
         assert differing == []
 
 
-@pytest.mark.slow
 def test_every_method_has_a_configuration() -> None:
     assert set(CONFIGS) == set(METHODS)
 
