@@ -5,7 +5,7 @@
 #   ONCE      demo: 1 goes through every step, searches once and stops, instead of serving until Ctrl-C
 #   PYTHON    the Python that .venv is made with, 3.11 or newer; without it the first suitable one on PATH
 #   PIP_ARGS  more words for `pip install`, such as the index of the smaller CPU-only builds of PyTorch
-#   TESTS     test: what pytest is given, as in TESTS="tests/images -x"; without it everything
+#   TESTS     test: what pytest is given, as in TESTS="tests/images -x"; without it everything, in several processes
 #   OUT       dataset: where the class folders go (data/fashion-mnist)
 #   PEER_ARGS serve-peers, search-peers: more words for the benchmark, such as --quick
 #   MINUTES   soak: how long; without it 10
@@ -20,11 +20,13 @@ BIN := $(VENV)/bin
 OUT ?= data/fashion-mnist
 # The shell would not expand a ~ inside the quotes that a folder with spaces needs.
 FOLDER_PATH = $(patsubst ~%,$(HOME)%,$(FOLDER))
+# One process for each core; the tests of a file stay together, as they share servers and trained encoders.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export PYTHON PIP_ARGS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips at once would spoil one environment
-.PHONY: help demo test lint proto client dataset gpu peers quality serve-peers search-peers overload soak crash fuzz
+.PHONY: help demo test quick lint fix proto client dataset gpu peers quality serve-peers search-peers overload soak crash fuzz
 
 help: ## list these tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,14 +36,22 @@ demo: $(VENV)/.with-train ## train on a folder of pictures, export, serve: FOLDE
 
 test: lint ## everything that needs no GPU: lint, types, protos, tests, the built wheel
 	bash scripts/buf_lint.sh $(BIN)/python
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(or $(TESTS),$(PARALLEL))
 
-lint: $(VENV)/.with-train $(VENV)/.with-dev ## style, format and types, as CI checks them
+quick: $(VENV)/.with-dev ## the tests that need neither PyTorch nor ten seconds: under two minutes on two cores
+	$(BIN)/python -m pytest -q $(PARALLEL) --without-torch -m "not slow"
+
+lint: $(VENV)/.with-train $(VENV)/.with-dev ## style, format, types and words, as CI checks them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python scripts/sync_client.py --check
 	$(BIN)/mypy
 	$(BIN)/mypy scripts/*.py
+	$(BIN)/python scripts/words.py
+
+fix: $(VENV)/.with-dev ## mend style and format where ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 proto: $(VENV)/.with-dev ## write embedserve/v1 and docs/wire.md again from protos/
 	$(BIN)/python scripts/proto.py

@@ -10,7 +10,7 @@ import pytest
 
 
 def write_encoder_file(path: Path, *, seed: int = 1) -> Path:
-    """Flatten, project with random weights, normalise: D is 24, S is 32."""
+    """Flatten, project with random weights, normalise. The image side is 32 pixels, the dimension 24."""
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
 

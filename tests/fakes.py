@@ -1,4 +1,4 @@
-"""An encoder and images for tests that need no training: quick, exact, and never random."""
+"""An encoder and images for tests that need no training: fast, exact and deterministic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE_PX, DIMENSION = 32, 16
 
 
 class FakeEncoder:
-    """Mean colours of a grid, through a fixed projection. Similar pictures get similar vectors.
+    """Projects the mean colours of an 8 × 8 grid with fixed weights: similar pictures get similar vectors.
 
     ``on_batch`` is called with each batch before it is encoded; a test can record, block or fail there.
     """
@@ -48,13 +48,14 @@ class FakeEncoder:
         if self._on_batch is not None:
             self._on_batch(images)
         cells = images.reshape(len(images), 8, 4, 8, 4, 3).mean(axis=(2, 4), dtype=np.float32)
-        # One row at a time: a vector must not depend on what it shares a batch with.
+        # One row at a time: a vector must not depend on the rest of its batch.
         vectors = np.stack([(row.ravel() - 127.5) / 127.5 @ self._projection + 0.01 for row in cells])
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
 
 
 def picture(seed: int, *, format: str = "PNG", size: tuple[int, int] = (40, 40)) -> bytes:
-    """A file with coarse coloured patches, different for each seed."""
+    """An image file with coarse coloured patches, different for each seed."""
     patches = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     image = Image.fromarray(patches).resize(size, Image.Resampling.NEAREST)
     out = io.BytesIO()

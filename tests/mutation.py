@@ -1,4 +1,4 @@
-"""Image files that are damaged by chance, the same ones for each seed."""
+"""Randomly damaged image files, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 NASTY = (0, 1, 0x7F, 0x80, 0xFF)
-"""Bytes at which lengths and signs turn over."""
+"""Bytes at which lengths and signs overflow."""
 
 
 def samples() -> dict[str, bytes]:
-    """A small file of each kind that is read, and of some that only look like it."""
+    """A small file of each format that is read, and of some that only look like one."""
     random_pixels = np.random.default_rng(0)
     noise = random_pixels.integers(0, 256, (61, 83, 3), dtype=np.uint8)
     y, x = np.mgrid[0:61, 0:83]
@@ -64,7 +64,7 @@ def samples() -> dict[str, bytes]:
 
 
 def mutated(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """So many damaged files, with the kind of each."""
+    """``count`` damaged files, each with the name of its sample."""
     chance = random.Random(seed)
     files = list(samples().items())
     for number in range(count):
@@ -76,7 +76,7 @@ def mutated(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _place(data: bytearray, chance: random.Random) -> int:
-    """Mostly in the first part, where headers are."""
+    """A position, in half of the cases among the first 200 bytes, where headers are."""
     end = len(data) if chance.random() < 0.5 else min(len(data), 200)
     return chance.randrange(end) if end else 0
 

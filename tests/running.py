@@ -1,4 +1,4 @@
-"""Real servers for tests: one in a thread of this process, and one in a process of its own that can be killed."""
+"""Real servers for tests: in a thread of this process, or in a process of their own that can be killed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from embedserve.server.app import Server
 from embedserve.server.config import ServerConfig
 from embedserve.server.telemetry.tracing import Traces
 from embedserve.types import Limits
+from tests.waiting import wait_until as wait_until
 
 
 @contextmanager
@@ -34,9 +35,9 @@ def serving(
     on_listening: Callable[[Server], None] = lambda server: None,
     **more: Any,
 ) -> Iterator[str]:
-    """A server in a thread; gives its address, and stops it at the end as SIGTERM would.
+    """Run a server in a thread and give its address; at the end it is stopped as SIGTERM would stop it.
 
-    ``on_listening`` is called before anything is loaded; ``more`` are other fields of ServerConfig.
+    ``on_listening`` is called before the encoder is loaded; ``more`` holds other fields of ServerConfig.
     """
     started = threading.Event()
     address: list[str] = []
@@ -95,21 +96,12 @@ def serving(
             raise failure[0]
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    """For what a server does in its own time: a call is counted when its task ends, after its answer has arrived."""
-    for _ in range(2000):
-        if true():
-            return
-        threading.Event().wait(0.005)
-    raise AssertionError("it did not become true")
-
-
 class ServerProcess:
-    """`embedserve serve` as a person would run it.
+    """`embedserve serve`, as from a shell.
 
     Args:
-        arguments: what it is given beside free ports.
-        program: what Python is to run in the place of the package, as in ("-c", "…").
+        arguments: of the command, in addition to free ports.
+        program: what Python runs instead of the package, as in ("-c", "…").
     """
 
     def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "embedserve")) -> None:
@@ -133,39 +125,39 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def kill(self) -> None:
-        """SIGKILL: nothing can be flushed."""
+        """Send SIGKILL: nothing can be flushed."""
         self._process.kill()
         self.wait()
 
     def terminate(self) -> int:
-        """SIGTERM; its exit code."""
+        """Send SIGTERM and return the exit code."""
         self._process.send_signal(signal.SIGTERM)
         return self.wait()
 
     def signal(self, number: signal.Signals) -> None:
-        """A signal that does not end it."""
+        """Send a signal that does not end the process."""
         self._process.send_signal(number)
 
     def close_standard_error(self) -> None:
-        """Nobody reads it any more, as when the terminal is closed."""
+        """Stop reading, as when a terminal is closed."""
         assert self._process.stderr is not None
         self._process.stderr.close()
 
     def wait_for_line(self, part: str) -> None:
-        """Until it says a line with this in it."""
+        """Read the log until a line contains ``part``."""
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self.said.append(line.rstrip())
             if part in line:
                 return
-        raise AssertionError(f"it ended and did not say {part!r}: {self.said}")
+        raise AssertionError(f"the server ended without a line with {part!r}: {self.said}")
 
     def wait(self) -> int:
-        """Its exit code; what it still said is added to ``said``."""
+        """The exit code; the rest of the log is added to ``said``."""
         try:
             assert self._process.stderr is not None
             if self._process.stderr.closed:

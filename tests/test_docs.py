@@ -1,4 +1,4 @@
-"""What the documents say is so: commands in them run, the reference of the command line is complete, links resolve."""
+"""The documents are true: their commands run, the command-line reference is complete, links resolve."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAGES = sorted(
 COMMANDS = dict(cli_doc.walk(main, "embedserve"))
 SHELL, PYTHON = ("shell", "bash", "sh", "console"), ("python",)
 PORTS = (50051, 8080)
-"""The ports that the documents use."""
+"""The ports in the documents."""
 
 
 # --- Blocks of code ------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ class Block:
     language: str
     text: str
     not_run: str | None
-    """The reason in the comment right before it; None if there is no such comment."""
+    """The reason in the comment before the block; None if there is no such comment."""
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(REPOSITORY)}:{self.line}"
@@ -84,20 +84,20 @@ def named(page: Path) -> str:
 @pytest.mark.parametrize("page", GUIDES, ids=named)
 def test_every_block_names_its_language_and_every_reason_stands_before_a_block(page: Path) -> None:
     blocks = blocks_of(page)
-    assert [str(block) for block in blocks if not block.language] == [], "without a language nobody knows what to run"
-    assert [str(block) for block in blocks if block.not_run == ""] == [], "the comment gives no reason"
+    assert [str(block) for block in blocks if not block.language] == [], "a block without a language cannot be run"
+    assert [str(block) for block in blocks if block.not_run == ""] == [], "the comment has no reason"
     marks = _MARK.findall(page.read_text(encoding="utf-8"))
     assert len(marks) == sum(block.not_run is not None for block in blocks), "a comment `not run` without a block"
 
 
 def test_no_block_that_is_run_calls_make() -> None:
     assert [str(block) for block in RUN if re.search(r"^\s*make\b", block.text, re.MULTILINE)] == [], (
-        "CI runs make itself; mark the block: <!-- not run: CI runs it -->"
+        "CI runs make; mark the block: <!-- not run: CI runs it -->"
     )
 
 
 def script_of(blocks: list[Block], folder: Path) -> str:
-    """One bash script of all blocks, in order; what it left in the background is stopped at its end as by Ctrl-C."""
+    """One bash script of all blocks, in order; at its end it stops its background jobs."""
     parts = [
         "set -euo pipefail",
         "trap 'status=$?; kill $(jobs -p) 2>/dev/null || true; wait; exit \"$status\"' EXIT",
@@ -114,7 +114,7 @@ def script_of(blocks: list[Block], folder: Path) -> str:
 
 
 def run_page(page: Path, folder: Path) -> tuple[int, str]:
-    """Run the blocks of a page in a folder; the exit code and all that was said, by the server too."""
+    """Run the blocks of a page in a folder; the exit code and all output, that of servers included."""
     script = script_of([block for block in RUN if block.page == page], folder)
     for port in PORTS:
         with socket.socket() as probe:
@@ -122,7 +122,7 @@ def run_page(page: Path, folder: Path) -> tuple[int, str]:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
-                pytest.fail(f"port {port}, which {named(page)} uses, is taken: stop what listens there and test again")
+                pytest.fail(f"port {port}, which {named(page)} uses, is taken: stop the program that listens there")
     path = os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", "")])
     process = subprocess.Popen(
         ["bash", "-c", script],
@@ -145,7 +145,8 @@ def run_page(page: Path, folder: Path) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def after_readme(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
-    """A folder with photos/ and query.jpg in which the README was followed; its exit code and what was said."""
+    """A folder with photos/ and query.jpg in which the README was followed; the exit code and the output."""
+    pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("readme")
     random = np.random.default_rng(0)
     for number in range(24):
@@ -200,7 +201,7 @@ def test_every_option_says_what_it_does(name: str) -> None:
 @pytest.mark.parametrize("line", sorted({line for command in COMMANDS.values() for line in cli_doc.examples(command)}))
 def test_every_example_uses_commands_and_options_that_exist(line: str) -> None:
     words = shlex.split(line.split(" > ")[0])
-    # --help is acted upon after the whole line has been parsed, and before any file is looked for.
+    # --help takes effect after the whole line has been parsed and before any file is opened.
     result = CliRunner().invoke(main, [*words[1:], "--help"])
     assert result.exit_code == 0, result.output
 

@@ -1,4 +1,4 @@
-"""The wheel and the source archive as users get them, installed in a folder of their own, without PyTorch."""
+"""The wheel and the source archive as users get them, installed into an empty folder, without PyTorch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Encode
+    from tests.conftest import Encode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 NO_TORCH = '''
-"""Makes PyTorch and what comes with it look as if they were not installed."""
+"""Makes the packages of the extra `train` look as if they were not installed."""
 
 import sys
 
@@ -37,7 +37,7 @@ sys.meta_path.insert(0, NotInstalled())
 
 @dataclass(frozen=True)
 class Built:
-    """What `python -m build` made."""
+    """The output of `python -m build`."""
 
     wheel: Path
     sdist: Path
@@ -55,7 +55,7 @@ class Built:
 
 @dataclass(frozen=True)
 class Installed:
-    """The wheel, installed into a folder; programs run in another one, and see no PyTorch."""
+    """The wheel, installed into a folder. Programs run in another folder and cannot import PyTorch."""
 
     target: Path
     elsewhere: Path
@@ -73,7 +73,7 @@ class Installed:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     out = tmp_path_factory.mktemp("dist")
-    # The wheel is built from the source archive, so both are complete. Nothing is fetched: hatchling is here already.
+    # The wheel is built from the source archive, so both are complete. Nothing is downloaded: hatchling is installed.
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(REPOSITORY)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -126,7 +126,7 @@ def test_the_wheel_runs_on_every_machine_with_python(built: Built) -> None:
     assert built.wheel.name.endswith("-py3-none-any.whl")
 
 
-def test_the_source_archive_holds_what_is_needed_to_build_and_test(built: Built) -> None:
+def test_the_source_archive_holds_all_files_to_build_and_test(built: Built) -> None:
     needed = {
         *["pyproject.toml", "README.md", "LICENSE", "Makefile", "CHANGELOG.md", "scripts/proto.py", "docs/wire.md"],
         *["protos/embedserve/v1/common.proto", "tests/test_wheel.py", "examples/fashion-mnist-sample.zip"],
@@ -144,7 +144,7 @@ def test_the_source_archive_holds_nothing_that_is_made(built: Built) -> None:
 # --- Use without PyTorch -------------------------------------------------------------------------------------------
 
 
-def test_what_is_imported_here_is_the_installed_wheel_and_there_is_no_pytorch(installed: Installed) -> None:
+def test_the_installed_wheel_is_imported_and_pytorch_is_not_there(installed: Installed) -> None:
     program = (
         "import importlib.metadata, importlib.util, embedserve\n"
         "print(embedserve.__file__)\n"
@@ -160,12 +160,12 @@ def test_what_is_imported_here_is_the_installed_wheel_and_there_is_no_pytorch(in
     assert error == "No module named 'torch'"
 
 
-def test_the_client_comes_with_the_package(installed: Installed) -> None:
+def test_the_clients_are_part_of_the_package(installed: Installed) -> None:
     program = "import embedserve; print(embedserve.Client.__name__, embedserve.AsyncClient.__name__)"
     assert installed.python(program) == "Client AsyncClient\n"
 
 
-def test_every_name_that_the_package_promises_is_there(installed: Installed) -> None:
+def test_every_name_in_all_can_be_imported(installed: Installed) -> None:
     installed.python("import embedserve\nfor name in embedserve.__all__: getattr(embedserve, name)")
 
 
@@ -200,7 +200,7 @@ def test_a_plan_needs_no_pytorch_and_finds_the_recipes_of_the_wheel(installed: I
     assert recipe == "moco-cpu"
 
 
-def test_training_without_pytorch_says_what_to_install(installed: Installed, jpeg_bytes: Encode) -> None:
+def test_training_without_pytorch_names_the_extra_to_install(installed: Installed, jpeg_bytes: Encode) -> None:
     (installed.elsewhere / "photos").mkdir()
     for seed in range(8):
         (installed.elsewhere / f"photos/{seed}.jpg").write_bytes(jpeg_bytes(seed=seed))

@@ -102,6 +102,7 @@ def test_serve_peers_leaves_out_what_is_not_installed(tmp_path: Path) -> None:
     assert "make serve-peers" in done.stdout
 
 
+@pytest.mark.slow
 def test_serve_peers_measures_embedserve_itself(tiny_encoder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     options = ["--encoder", str(tiny_encoder), "--part", "throughput", "--only", "embedserve", "--only", "grpc.aio"]
@@ -119,7 +120,9 @@ def test_serve_peers_measures_embedserve_itself(tiny_encoder: Path, tmp_path: Pa
     assert document["caveat"] in said
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_measures_serving_and_can_be_tried_on_the_cpu(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     out = tmp_path / "gpu.json"
     run("gpu.py", "--device", "cpu", "--seconds", "0.3", "--out", str(out))
     document = json.loads(out.read_text(encoding="utf-8"))

@@ -15,8 +15,6 @@ from embedserve.cli.sample import unpack
 from tests.fakes import FakeEncoder, picture
 from tests.running import serving
 
-pytestmark = pytest.mark.slow
-
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -45,6 +43,7 @@ def test_a_second_unpacking_changes_nothing(tmp_path: Path) -> None:
     assert test.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_the_demo_goes_from_a_folder_to_searches_and_runs_again(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     for label in range(3):
@@ -66,6 +65,7 @@ def test_the_demo_goes_from_a_folder_to_searches_and_runs_again(tmp_path: Path) 
     assert "known 48" in again.stderr
 
 
+@pytest.mark.slow
 def test_the_demo_without_labels_asks_whether_images_find_themselves(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     folder = tmp_path / "meine Bilder (flach)"  # what no collection could be called

@@ -61,7 +61,6 @@ def is_found_by_a_check(data: Path) -> bool:
         return True
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("state", ["closed", "killed"])
 def test_a_damaged_file_is_rebuilt_or_refused_by_name_and_never_used_for_answers(
     originals: dict[str, Original], work: Path, seed: int, thorough: int, count: Count, state: str
@@ -104,7 +103,6 @@ def test_a_damaged_file_is_rebuilt_or_refused_by_name_and_never_used_for_answers
     assert 0 < refused < cases
 
 
-@pytest.mark.slow
 def test_a_damaged_log_of_a_killed_server_loses_whole_writes_from_the_end_or_is_refused(
     originals: dict[str, Original], work: Path, seed: int, thorough: int, count: Count
 ) -> None:

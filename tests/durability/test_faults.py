@@ -121,7 +121,6 @@ CASES: dict[str, tuple[Operation, int, bool]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("operation", "code", "lasting"), CASES.values(), ids=CASES.keys())
 def test_after_any_failure_of_the_disk_acknowledged_writes_can_be_read(
     work: Path, seed: int, thorough: int, count: Callable[..., None], operation: Operation, code: int, lasting: bool

@@ -55,7 +55,6 @@ def fill(door: ClientDoor, first: int) -> tuple[dict[str, object], grpc.RpcError
     raise AssertionError("it took everything")
 
 
-@pytest.mark.slow
 def test_a_server_on_a_full_disk_refuses_writes_answers_reads_and_recovers(
     encoder_file: Path, small_disk: Path, count: Callable[..., None]
 ) -> None:
@@ -84,7 +83,6 @@ def test_a_server_on_a_full_disk_refuses_writes_answers_reads_and_recovers(
     count("full disk under a server", acknowledged_items=len(held | more), violations=0)
 
 
-@pytest.mark.slow
 def test_a_server_whose_files_may_not_grow_refuses_writes_and_loses_nothing(encoder_file: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     with (
@@ -107,7 +105,6 @@ def test_a_server_whose_files_may_not_grow_refuses_writes_and_loses_nothing(enco
     assert all(items[id] == item for id, item in held.items())
 
 
-@pytest.mark.slow
 def test_a_server_whose_syncs_fail_promises_nothing_more_until_it_is_started_again(
     encoder_file: Path, tmp_path: Path, count: Callable[..., None]
 ) -> None:

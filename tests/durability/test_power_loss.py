@@ -33,7 +33,6 @@ def test_no_power_cut_loses_what_was_acknowledged(
     assert [record.getMessage() for record in caplog.records if record.name == "embedserve.store"] == []
 
 
-@pytest.mark.slow
 def test_after_a_power_cut_segments_may_be_damaged_or_of_any_moment(
     work: Path, seed: int, thorough: int, count: Count
 ) -> None:

@@ -186,7 +186,6 @@ def test_with_tls_the_http_port_has_it_too(authority: Authority) -> None:
             urllib.request.urlopen(f"{url}/readyz", timeout=20)
 
 
-@pytest.mark.slow
 def test_a_taken_http_port_is_one_sentence_and_a_hint(encoder_file: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -198,7 +197,6 @@ def test_a_taken_http_port_is_one_sentence_and_a_hint(encoder_file: Path) -> Non
     assert "--no-http" in said
 
 
-@pytest.mark.slow
 def test_the_command_prints_its_addresses_and_stops_at_once(encoder_file: Path) -> None:
     with ServerProcess(str(encoder_file)) as server, Client(server.address) as client:
         assert client.embed([picture(1)]).vectors.shape == (1, 24)

@@ -282,7 +282,6 @@ class Callers:
                 self.acknowledged.add(response.result.id)
 
 
-@pytest.mark.slow
 def test_sigterm_under_load_loses_no_call_that_was_taken_and_nothing_that_was_acknowledged(
     encoder_file: Path, tmp_path: Path
 ) -> None:

@@ -388,4 +388,4 @@ def _parts(item: Item) -> tuple[str, str, bytes]:
 
 
 StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-TestStoreEqualsDictionaries = StoreMachine.TestCase
+TestStoreEqualsDictionaries = pytest.mark.slow(StoreMachine.TestCase)

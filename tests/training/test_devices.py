@@ -72,6 +72,7 @@ def test_a_seed_gives_the_same_views(device: str, preset: str) -> None:
 
 
 @on_every_device
+@pytest.mark.slow
 def test_a_run_learns_and_its_export_agrees_on_the_cpu(device: str, folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     result = train(folder, tmp_path / "run", device, epochs=40)

@@ -130,7 +130,7 @@ def test_a_collection_without_items_is_a_file_without_rows(tmp_path: Path) -> No
         pa.array([[1, 2, 2], [0, 0, 3]], pa.list_(pa.float64())),
         pa.array([[1, 2, 2], [0, 0, 3]], pa.large_list(pa.float32())),
         pa.array([[1, 2, 2], [0, 0, 3]], pa.list_(pa.float32(), 3)),
-        pa.array([[1, 2, 2], [0, 0, 3]], pa.list_(pa.float16())),
+        pa.array(list(np.array([[1, 2, 2], [0, 0, 3]], np.float16)), pa.list_(pa.float16())),
     ],
     ids=str,
 )

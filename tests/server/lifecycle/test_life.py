@@ -19,8 +19,6 @@ from embedserve.errors import Unavailable
 from tests.fakes import picture
 from tests.running import ServerProcess
 
-pytestmark = pytest.mark.slow
-
 
 def serve_fails(*arguments: str) -> str:
     """Standard error of an `embedserve serve` that cannot start."""
@@ -78,6 +76,7 @@ def test_sigterm_exits_with_zero_and_keeps_acknowledged_items(encoder_file: Path
         assert set(acknowledged) <= {item.id for item in client.list_items("photos")}
 
 
+@pytest.mark.slow
 def test_a_killed_server_has_every_acknowledged_item_after_a_restart(encoder_file: Path, tmp_path: Path) -> None:
     acknowledged: dict[str, int] = {}
     for round_number in range(3):

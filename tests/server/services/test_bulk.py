@@ -115,7 +115,6 @@ def test_a_client_that_takes_results_slowly_slows_the_server_down() -> None:
         assert sum(1 for _ in results) == 1999
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("end", ["kill", "terminate"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_server_that_restarts_in_between_has_every_item_once(

@@ -150,7 +150,6 @@ def test_json_is_one_object_including_the_fields() -> None:
     }
 
 
-@pytest.mark.slow
 def test_everything_that_a_server_prints_is_json_if_requested(encoder_file: Path) -> None:
     with ServerProcess(str(encoder_file), "--log-format", "json", "--log-level", "info") as server:
         with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError):

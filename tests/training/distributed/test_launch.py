@@ -140,7 +140,6 @@ def launched(function: str, folder: Path) -> list[Any]:
     return [json.loads(path.read_text()) if path.exists() else None for path in paths]
 
 
-@pytest.mark.slow
 def test_processes_agree_and_a_lost_one_is_noticed_by_the_others(tmp_path: Path) -> None:
     *others, lost = launched("work", tmp_path)
     assert lost is None
@@ -155,7 +154,6 @@ def test_processes_agree_and_a_lost_one_is_noticed_by_the_others(tmp_path: Path)
         assert message.startswith(f"process {rank} has lost the connection to another process of the run")
 
 
-@pytest.mark.slow
 def test_the_first_process_that_failed_says_so_and_the_others_wait_for_its_end(tmp_path: Path) -> None:
     outcomes = launched("fail_in_1_and_2", tmp_path)
     assert outcomes == [

@@ -85,7 +85,6 @@ def test_two_processes_that_are_killed_and_later_stopped_go_on_to_the_bit(image_
     assert_equal_to_the_bit(halves, whole)
 
 
-@pytest.mark.slow
 def test_a_folder_that_is_not_there_is_said_once(tmp_path: Path) -> None:
     failed = torchrun(["-m", "embedserve"], tmp_path / "nowhere", tmp_path / "run")
     _, said = failed.communicate()

@@ -38,7 +38,8 @@ def files(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     folder = tmp_path_factory.mktemp("precisions")
     paths = {name: folder / f"{name}.onnx" for name in ("fp32", *REDUCED)}
     for name, path in paths.items():
-        export(finished_run, path, precision=name, force=name == "int8", report=quiet)
+        # Forced: after two epochs a vote among neighbours is so close that rounding may turn one of 38.
+        export(finished_run, path, precision=name, force=name in REDUCED, report=quiet)
     return paths
 
 

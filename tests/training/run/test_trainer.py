@@ -227,7 +227,6 @@ def test_a_missing_gpu_is_named(image_folder: Path, tmp_path: Path, tiny_config:
         run_training(image_folder, config=tiny_config(device="cuda"), out=tmp_path, report=quiet)
 
 
-@pytest.mark.slow
 def test_a_budget_in_minutes_is_kept_and_its_schedule_runs_to_the_end(
     image_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,7 +309,6 @@ run_training(Path(sys.argv[1]), config=config, out=Path(sys.argv[2]), report=lam
 """
 
 
-@pytest.mark.slow
 def test_a_run_killed_while_it_writes_checkpoints_leaves_one_that_loads(image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(

@@ -122,7 +122,6 @@ def test_a_run_driven_into_collapse_is_stopped_within_fifty_steps(
     assert named - first_sign <= 2 * CHECK_EVERY_STEPS
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_healthy_run_shows_no_sign_of_collapse(name: str) -> None:
     torch.manual_seed(0)
