@@ -284,7 +284,7 @@ def selves_missed(segment: Segment, params: SearchParams) -> int:
 
 def test_rows_that_a_graph_does_not_lead_to_are_found() -> None:
     # With few links per row, no row links to many of them.
-    sparse = built("hnsw:m=4,ef_construction=8", [rows(1, 6000)])
+    sparse = built("hnsw:m=4,ef_construction=8", [rows(1, 1500)])
     hard = SearchParams(ef=4 * sparse.param(SearchParams()))
     assert len(sparse.unreachable) > 3
     assert selves_missed(sparse, hard) == 0

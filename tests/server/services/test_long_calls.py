@@ -23,6 +23,7 @@ from embedserve.errors import (
     DataError,
     Unavailable,
 )
+from embedserve.server.app import Server
 from embedserve.server.calls.streams import until_drained
 from embedserve.server.lifecycle.state import ServerState
 from embedserve.types import CheckProgress, CheckReport
@@ -96,22 +97,21 @@ def test_a_server_that_stops_does_not_wait_for_a_restore_in_the_queue(script: Sc
         return forever(on_progress)
 
     script.check = check
-    sent = threading.Event()
+    servers: list[Server] = []
 
     def waiting() -> Iterator[pb.RestoreCollectionRequest]:
         yield pb.RestoreCollectionRequest(name="again", chunk=b"abc")
-        sent.set()
         let_go.wait(20)
 
     with ExitStack() as running, ExitStack() as connected:
-        address = running.enter_context(serving(FakeEncoder(), tmp_path / "data"))
+        address = running.enter_context(serving(FakeEncoder(), tmp_path / "data", on_listening=servers.append))
         stub = CollectionServiceStub(connected.enter_context(grpc.insecure_channel(address)))
         connected.enter_context(Client(address)).create_collection("photos")
         checks = [stub.CheckCollection(pb.CheckCollectionRequest(name="photos")) for _ in range(2)]
         assert entered.acquire(timeout=20)
         assert entered.acquire(timeout=20)
         restoring = stub.RestoreCollection.future(waiting())
-        assert sent.wait(20)
+        wait_until(lambda: servers[0].metrics.calls_in_flight == 3)
         begun = time.monotonic()
         stopping = threading.Thread(target=running.pop_all().close)
         stopping.start()
