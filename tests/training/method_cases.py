@@ -21,7 +21,6 @@ from embedserve_training.methods.moco import MoCo
 from embedserve_training.methods.patches import Patches
 from embedserve_training.methods.simclr import SimCLR
 from embedserve_training.networks import backbones
-from embedserve_training.networks.memory import KeyQueue, MemoryBank
 
 SIZE_PX = 20
 IMAGES = 24
@@ -71,11 +70,8 @@ def build(name: str, processes: Processes = ALONE, *, seed: int = 0, **changes: 
 
 
 def in_double(method: Method) -> Method:
-    """The method with networks in fp64, where rounding pushes no ReLU to its other side; queue and bank stay fp32."""
-    for part in method.children():
-        if not isinstance(part, KeyQueue | MemoryBank):
-            part.double()
-    return method
+    """The method in fp64, queue, bank and normaliser too, so that rounding pushes no ReLU to its other side."""
+    return method.double()
 
 
 def drawn_views(method: Method, batch: int = 8, seed: int = 0) -> list[Tensor]:

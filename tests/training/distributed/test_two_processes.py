@@ -6,8 +6,9 @@ are one with 2 · s. Instance Discrimination normalises a process's batch, so on
 CPC has no batch-norm.
 
 Gradients are compared as DistributedDataParallel takes them, averaged over processes; two steps are taken, so that the
-second one meets the queue, bank, momentum copy and normaliser that the first one left. Networks compute in fp64, where
-rounding does not push a ReLU to its other side; losses, queue and bank are fp32, as ever.
+second one meets the queue, bank, momentum copy and normaliser that the first one left. Methods are in fp64, where
+rounding does not push a ReLU to its other side: the first gradients were at most 3e-13 apart, the second ones 8e-12,
+those of MoCo, whose batch-norm over two images magnifies what the first step left.
 """
 
 from __future__ import annotations
@@ -223,8 +224,9 @@ def test_two_processes_give_the_losses_and_gradients_of_one_on_the_joined_batch(
     name: str, by_rank: list[dict[str, Results]]
 ) -> None:
     alone = two_steps(CASES[name].build(ALONE))
-    assert distance(by_rank[0][name], alone, "loss") < 1e-5
-    assert distance(by_rank[0][name], alone, "gradient") < 1e-5
+    assert distance(by_rank[0][name], alone, "loss") < 1e-11
+    assert distance(by_rank[0][name], alone, "gradient 0") < 2e-12
+    assert distance(by_rank[0][name], alone, "gradient 1") < 1e-10
 
 
 @pytest.mark.slow
@@ -236,7 +238,7 @@ def test_two_processes_leave_the_weights_queue_bank_and_normaliser_of_one(
     state = {key: value for key, value in alone.items() if key.startswith("state")}
     if name not in GLOBAL:
         state = {key: value for key, value in state.items() if not local_statistics(key)}
-    assert distance(by_rank[0][name], state) < 1e-5
+    assert distance(by_rank[0][name], state) < 1e-10
 
 
 @pytest.mark.slow
@@ -255,7 +257,7 @@ def test_running_statistics_over_both_processes_are_those_of_one_process(
     alone = two_steps(CASES[name].build(ALONE))
     statistics = {key: value for key, value in alone.items() if local_statistics(key)}
     assert len(statistics) > 10
-    assert distance(by_rank[0][name], statistics) < 1e-5
+    assert distance(by_rank[0][name], statistics) < 1e-11
 
 
 @pytest.mark.slow
@@ -263,7 +265,7 @@ def test_running_statistics_over_both_processes_are_those_of_one_process(
 def test_distributed_data_parallel_gives_the_gradients_of_one_process(
     name: str, by_rank: list[dict[str, Results]]
 ) -> None:
-    assert distance(by_rank[0][f"DDP {name}"], gradients(CASES[name].build(ALONE))) < 1e-5
+    assert distance(by_rank[0][f"DDP {name}"], gradients(CASES[name].build(ALONE))) < 2e-12
     assert distance(by_rank[1][f"DDP {name}"], by_rank[0][f"DDP {name}"]) == 0
 
 
@@ -290,4 +292,4 @@ def test_bug_2_labels_without_their_offset_would_show(fault: str, name: str, by_
 @pytest.mark.slow
 def test_bug_3_a_raw_all_reduce_would_give_half_the_gradient(by_rank: list[dict[str, Results]]) -> None:
     right = gradients(CASES["barlow-twins"].build(ALONE))
-    assert distance({name: 2 * grad for name, grad in by_rank[0]["raw all-reduce"].items()}, right) < 1e-5
+    assert distance({name: 2 * grad for name, grad in by_rank[0]["raw all-reduce"].items()}, right) < 2e-12

@@ -55,6 +55,16 @@ def test_a_row_of_the_bank_moves_by_momentum_and_back_to_norm_one(momentum: floa
         torch.testing.assert_close(bank.rows_ND[row], mixed_D / mixed_D.norm())
 
 
+@pytest.mark.parametrize(("own", "given"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_queue_and_bank_keep_their_dtype_whatever_they_are_given(own: torch.dtype, given: torch.dtype) -> None:
+    queue, bank = KeyQueue(5, 2).to(own), MemoryBank(5, 2, 0.5).to(own)
+    rows_RD = F.normalize(torch.randn(2, 2, generator=seeded()), dim=1).to(given)
+    queue.put(rows_RD)
+    bank.put(torch.tensor([3, 0]), rows_RD)
+    assert queue.keys_KD.dtype == bank.rows_ND.dtype == own
+    assert torch.equal(queue.keys_KD[:2], rows_RD.to(own))
+
+
 def test_follow_moves_parameters_by_one_minus_momentum_and_leaves_buffers() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     follower = momentum_copy(network)

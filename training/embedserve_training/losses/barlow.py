@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from embedserve_training.dtypes import at_least_fp32
 from embedserve_training.losses.protocols import AllReduce
 
 EPSILON = 1e-5
@@ -39,7 +40,7 @@ def barlow_twins(
         mean of |cᵢᵢ − 1|; ``off``, the root mean square of cᵢⱼ, i ≠ j; ``pos``, the mean of cᵢᵢ.
     """
     with torch.autocast(z1_BD.device.type, enabled=False):
-        z_VBD = torch.stack([z1_BD.float(), z2_BD.float()])
+        z_VBD = torch.stack([at_least_fp32(z1_BD), at_least_fp32(z2_BD)])
         dimension = z_VBD.shape[2]
 
         def total(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedserve_training.dtypes import at_least_fp32
 from embedserve_training.losses.protocols import Gather
 
 
@@ -33,8 +34,9 @@ def cpc_info_nce(
         scalar: ``top1``, the share of predictions whose patch has the highest score.
     """
     with torch.autocast(predicted_ND.device.type, enabled=False):
-        target_GD, start = gather(target_ND.float()) if gather else (target_ND.float(), 0)
-        scores_NG = predicted_ND.float() @ target_GD.T
+        predicted_ND, target_ND = at_least_fp32(predicted_ND), at_least_fp32(target_ND)
+        target_GD, start = gather(target_ND) if gather else (target_ND, 0)
+        scores_NG = predicted_ND @ target_GD.T
         own_N = torch.arange(start, start + len(scores_NG), device=scores_NG.device)
         loss = F.cross_entropy(scores_NG, own_N)
         with torch.no_grad():

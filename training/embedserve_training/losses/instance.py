@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedserve_training.dtypes import at_least_fp32
+
 
 def instance_softmax(v_BD: Tensor, bank_ND: Tensor, indices_B: Tensor, tau: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The full non-parametric softmax of Instance Discrimination (arXiv 1805.01978, equation 2).
@@ -32,8 +34,8 @@ def instance_softmax(v_BD: Tensor, bank_ND: Tensor, indices_B: Tensor, tau: floa
         embeddings nearest to their own row.
     """
     with torch.autocast(v_BD.device.type, enabled=False):
-        v_BD = F.normalize(v_BD.float(), dim=1)
-        logits_BN = v_BD @ bank_ND.detach().float().T / tau
+        v_BD = F.normalize(at_least_fp32(v_BD), dim=1)
+        logits_BN = v_BD @ bank_ND.detach().to(v_BD.dtype).T / tau
         loss = F.cross_entropy(logits_BN, indices_B)
         with torch.no_grad():
             diagnostics = {
@@ -72,12 +74,12 @@ def instance_nce(
         row, and ``top1``, the share of embeddings nearer to their own row than to all noise from other images.
     """
     with torch.autocast(v_BD.device.type, enabled=False):
-        v_BD = F.normalize(v_BD.float(), dim=1)
-        positive_B = (v_BD * bank_ND[indices_B].detach().float()).sum(1)
+        v_BD = F.normalize(at_least_fp32(v_BD), dim=1)
+        positive_B = (v_BD * bank_ND[indices_B].detach().to(v_BD.dtype)).sum(1)
         negative_BM = _cosines_to_noise(v_BD, bank_ND, noise_BM)
-        shift = z.detach().float().log() + math.log(noise_BM.shape[1] / len(bank_ND))
+        shift = z.detach().to(v_BD.dtype).log() + math.log(noise_BM.shape[1] / len(bank_ND))
         # −ln h(logit) = softplus(−logit) and −ln(1 − h(logit)) = softplus(logit).
-        loss_B = F.softplus(shift - positive_B / tau) + F.softplus(negative_BM / tau - shift).sum(1)
+        loss_B = _softplus(shift - positive_B / tau) + _softplus(negative_BM / tau - shift).sum(1)
         with torch.no_grad():
             other_BM = negative_BM.masked_fill(noise_BM == indices_B.unsqueeze(1), -math.inf)
             diagnostics = {
@@ -113,7 +115,7 @@ def instance_normaliser(v_BD: Tensor, bank_ND: Tensor, noise_BM: Tensor, tau: fl
         A scalar without gradient, fp32.
     """
     with torch.autocast(v_BD.device.type, enabled=False):
-        logits_BM = _cosines_to_noise(F.normalize(v_BD.float(), dim=1), bank_ND, noise_BM) / tau
+        logits_BM = _cosines_to_noise(F.normalize(at_least_fp32(v_BD), dim=1), bank_ND, noise_BM) / tau
         log_mean = logits_BM.flatten().logsumexp(0) - math.log(logits_BM.numel())
         return (log_mean + math.log(len(bank_ND))).exp()
 
@@ -133,10 +135,15 @@ def proximal(v_BD: Tensor, bank_ND: Tensor, indices_B: Tensor) -> Tensor:
         A scalar from 0 (nothing moved) to 4 (all turned round).
     """
     with torch.autocast(v_BD.device.type, enabled=False):
-        v_BD = F.normalize(v_BD.float(), dim=1)
-        return (v_BD - bank_ND[indices_B].detach().float()).square().sum(1).mean()
+        v_BD = F.normalize(at_least_fp32(v_BD), dim=1)
+        return (v_BD - bank_ND[indices_B].detach().to(v_BD.dtype)).square().sum(1).mean()
 
 
 def _cosines_to_noise(v_BD: Tensor, bank_ND: Tensor, noise_BM: Tensor) -> Tensor:
     """Cosine of each unit embedding and its own noise rows, [B, M]."""
-    return torch.einsum("bd,bmd->bm", v_BD, bank_ND.detach()[noise_BM].float())
+    return torch.einsum("bd,bmd->bm", v_BD, bank_ND.detach()[noise_BM].to(v_BD.dtype))
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """ln(1 + eˣ). From 20 on torch returns x by default, which is 2e-9 too small: too much for fp64."""
+    return F.softplus(x, threshold=20 if x.dtype == torch.float32 else 40)

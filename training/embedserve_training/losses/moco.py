@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedserve_training.dtypes import at_least_fp32
+
 
 def info_nce(q_BD: Tensor, k_BD: Tensor, queue_KD: Tensor, tau: float) -> tuple[Tensor, dict[str, Tensor]]:
     """InfoNCE of MoCo (arXiv 1911.05722, equation 1).
@@ -30,9 +32,9 @@ def info_nce(q_BD: Tensor, k_BD: Tensor, queue_KD: Tensor, tau: float) -> tuple[
         key than to every row of the queue.
     """
     with torch.autocast(q_BD.device.type, enabled=False):
-        q_BD, k_BD = F.normalize(q_BD.float(), dim=1), F.normalize(k_BD.detach().float(), dim=1)
+        q_BD, k_BD = F.normalize(at_least_fp32(q_BD), dim=1), F.normalize(at_least_fp32(k_BD.detach()), dim=1)
         positive_B1 = (q_BD * k_BD).sum(1, keepdim=True)
-        negative_BK = q_BD @ queue_KD.detach().float().T
+        negative_BK = q_BD @ queue_KD.detach().to(q_BD.dtype).T
         logits_B1K = torch.cat([positive_B1, negative_BK], dim=1) / tau
         label_B = torch.zeros(len(q_BD), dtype=torch.long, device=q_BD.device)
         loss = F.cross_entropy(logits_B1K, label_B)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedserve_training.dtypes import at_least_fp32
 from embedserve_training.losses.protocols import Gather
 
 
@@ -33,7 +34,7 @@ def nt_xent(z1_BD: Tensor, z2_BD: Tensor, tau: float, gather: Gather | None = No
         is their partner.
     """
     with torch.autocast(z1_BD.device.type, enabled=False):
-        a_BD, b_BD = F.normalize(z1_BD.float(), dim=1), F.normalize(z2_BD.float(), dim=1)
+        a_BD, b_BD = F.normalize(at_least_fp32(z1_BD), dim=1), F.normalize(at_least_fp32(z2_BD), dim=1)
         a_GD, start = gather(a_BD) if gather else (a_BD, 0)
         b_GD, _ = gather(b_BD) if gather else (b_BD, 0)
         partner_B = torch.arange(start, start + a_BD.shape[0], device=a_BD.device)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embedserve_training.distributed.collectives import ALONE, Processes
+from embedserve_training.dtypes import at_least_fp32
 from embedserve_training.losses import (
     instance_nce,
     instance_nce_chance,
@@ -108,7 +109,7 @@ class InstanceDiscrimination(Method):
         if self.proximal_weight:
             pull = proximal(v_BP, bank_NP, indices_B)
             loss, diagnostics = loss + self.proximal_weight * pull, {**diagnostics, "proximal": pull.detach()}
-        self.seen.append((indices_B, F.normalize(v_BP.detach().float(), dim=1)))
+        self.seen.append((indices_B, F.normalize(at_least_fp32(v_BP.detach()), dim=1)))
         return StepOutput(
             loss=loss, features_ND=h_BD.detach(), projections_ND=v_BP.detach(), views=1, diagnostics=diagnostics
         )

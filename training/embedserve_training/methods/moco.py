@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedserve_training.distributed.collectives import ALONE, Processes
+from embedserve_training.dtypes import at_least_fp32
 from embedserve_training.losses import info_nce, info_nce_chance
 from embedserve_training.methods.method import LossReferences, Method, StepOutput
 from embedserve_training.networks import batch_norm
@@ -111,7 +112,7 @@ class MoCo(Method):
         order_G = torch.randperm(len(joined_GCSS), generator=generator).to(joined_GCSS.device)
         mine_B = self.processes.own(order_G)
         shuffled_BCSS = joined_GCSS[mine_B].contiguous(memory_format=torch.channels_last)
-        k_BP = F.normalize(self.key_head(self.key_backbone(shuffled_BCSS)).float(), dim=1)
+        k_BP = F.normalize(at_least_fp32(self.key_head(self.key_backbone(shuffled_BCSS))), dim=1)
         k_GP = self.processes.join(k_BP)
         return self.processes.own(k_GP[order_G.argsort()])
 

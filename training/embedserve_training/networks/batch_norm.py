@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from embedserve_training.dtypes import at_least_fp32
+
 if TYPE_CHECKING:
     from embedserve_training.distributed.collectives import Processes
 
@@ -70,7 +72,7 @@ class GlobalBatchNorm(_BatchNorm):
         """Float [B, C, …] → the same shape."""
         if not self.training:
             return super().forward(input)
-        x = input if input.dtype == torch.float64 else input.float()
+        x = at_least_fp32(input)
         over = [dim for dim in range(x.ndim) if dim != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.numel() // x.shape[1] * self.processes.count

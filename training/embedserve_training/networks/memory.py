@@ -1,6 +1,7 @@
 """What methods remember from one step to the next: the momentum copy of a network, a queue of keys, a memory bank.
 
-All of it lies in registered buffers or parameters, and so is part of a checkpoint.
+All of it lies in registered buffers or parameters: it is part of a checkpoint, and in the dtype of its module, which is
+fp32 unless the whole method is moved to fp64.
 
 Shapes: K rows of the queue, N images in the data, R rows of one step, D numbers per row.
 """
@@ -49,7 +50,7 @@ class KeyQueue(nn.Module):
         """The oldest R keys make place for these; of more than K keys the last K stay."""
         size = len(self.keys_KD)
         offset = torch.arange(len(keys_RD), device=keys_RD.device)[-size:]
-        self.keys_KD[(self.position + offset) % size] = keys_RD[-size:]
+        self.keys_KD[(self.position + offset) % size] = keys_RD[-size:].to(self.keys_KD.dtype)
         self.position.copy_((self.position + len(keys_RD)) % size)
 
 
@@ -72,4 +73,6 @@ class MemoryBank(nn.Module):
     @torch.no_grad()
     def put(self, indices_R: Tensor, vectors_RD: Tensor) -> None:
         """Move the rows of these images towards their unit vectors, and back to norm 1."""
-        self.rows_ND[indices_R] = F.normalize(torch.lerp(vectors_RD, self.rows_ND[indices_R], self.momentum), dim=1)
+        before_RD = self.rows_ND[indices_R]
+        moved_RD = torch.lerp(vectors_RD.to(before_RD.dtype), before_RD, self.momentum)
+        self.rows_ND[indices_R] = F.normalize(moved_RD, dim=1)
