@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,13 +96,13 @@ def serving(
             raise failure[0]
 
 
-def wait_until(true: Callable[[], bool]) -> None:
+def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
     """For what a server does in its own time: a call is counted when its task ends, after its answer has arrived."""
-    for _ in range(2000):
-        if true():
-            return
+    end = time.monotonic() + timeout_s
+    while not true():
+        if time.monotonic() > end:
+            raise AssertionError(f"it did not become true within {timeout_s:g} s")
         threading.Event().wait(0.005)
-    raise AssertionError("it did not become true")
 
 
 class ServerProcess:

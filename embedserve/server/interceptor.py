@@ -280,6 +280,7 @@ async def _write(response: Any, context: _Context, pace: MinimumRate) -> None:
 
     Raises:
         DeadlineExceeded: the caller does not take it, or takes them too slowly.
+        asyncio.CancelledError: the caller has hung up.
     """
     begun = time.monotonic()
     try:
@@ -287,6 +288,10 @@ async def _write(response: Any, context: _Context, pace: MinimumRate) -> None:
             await context.write(response)
     except TimeoutError:
         raise DeadlineExceeded(f"the caller has taken no message for {_UNTAKEN_S:g} s") from None
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError:  # the write fails at the moment of the hang-up, and gRPC has not cancelled the task yet
+        raise asyncio.CancelledError from None
     if not pace.is_kept(response.ByteSize(), time.monotonic() - begun):
         raise DeadlineExceeded(
             f"the caller has taken {pace.bytes} bytes in {pace.waited_s:.0f} s;"
@@ -327,10 +332,12 @@ async def _abort(failure: EmbedserveError | grpc.aio.AbortError, context: _Conte
 
 def _code_of(call: _Call, task: asyncio.Task[Any]) -> str:
     """The gRPC status with which a call ended."""
-    if task.cancelling():  # by gRPC, since the caller is gone or his deadline has passed; it says not which
+    # gRPC ends a call whose caller has hung up or is out of time, and does not say which: it cancels the task, or a
+    # write fails before it does.
+    if task.cancelling() or not call.code:
         remaining_s = None if call.context is None else call.context.time_remaining()
         return "DEADLINE_EXCEEDED" if is_late(remaining_s, time.monotonic() - call.begun) else "CANCELLED"
-    return call.code or "UNKNOWN"
+    return call.code
 
 
 def is_late(remaining_s: float | None, after_s: float) -> bool:
