@@ -114,7 +114,7 @@ def preview(
 
 
 def _facts(files: ImageFolder) -> Facts:
-    seen = folders.look(files)
+    seen = folders.summarise(files)
     return Facts(
         images=max(len(files.paths), MIN_IMAGES),  # fewer cannot be trained on, but looked at
         median_side_px=seen.median_side_px,

@@ -119,7 +119,7 @@ def _runs(rank: int, folder: Path, images: Path, outcomes: dict[str, Any]) -> No
         run("stopped", "simclr")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "CHECKPOINT_EVERY_S", 0.0)
-        patch.setattr(launch.ProcessGroup, "_wait_for_the_end_of", lambda self, rank: None)  # there is more to do
+        patch.setattr(launch.ProcessGroup, "_wait_for_exit_of", lambda self, rank: None)  # there is more to do
         if rank == 1:
             of = gradient.BatchGradient.of
 

@@ -256,7 +256,7 @@ def test_moco_in_two_parts_has_the_queue_lengths_and_key_weights_of_the_whole_ba
 def without_batch_norm(method: MoCo) -> MoCo:
     from embedserve_training.networks import batch_norm
 
-    batch_norm.without(method.backbone)
+    batch_norm.to_layer_norm(method.backbone)
     method.key_backbone = memory.momentum_copy(method.backbone)
     return method
 

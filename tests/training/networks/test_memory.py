@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from embedserve_training.networks.memory import KeyQueue, MemoryBank, follow, momentum_copy
+from embedserve_training.networks.memory import KeyQueue, MemoryBank, momentum_copy, momentum_update
 from tests.training.method_cases import seeded
 
 
@@ -73,7 +73,7 @@ def test_follow_moves_parameters_by_one_minus_momentum_and_leaves_buffers() -> N
             weight.copy_(weight + 4.0)
         network[1].running_mean.fill_(7.0)  # type: ignore[union-attr]
     before = [weight.clone() for weight in follower.parameters()]
-    follow(follower, network, 0.75)
+    momentum_update(follower, network, 0.75)
     for now, was in zip(follower.parameters(), before, strict=True):
         torch.testing.assert_close(now, was + 1.0)
     assert torch.equal(follower[1].running_mean, torch.zeros(2))  # type: ignore[index]
@@ -86,7 +86,7 @@ def test_many_steps_of_follow_are_the_sum_of_the_series() -> None:
         network.weight.fill_(1.0)
         follower.weight.fill_(0.0)  # type: ignore[operator, union-attr]
     for _ in range(1000):
-        follow(follower, network, 0.999)
+        momentum_update(follower, network, 0.999)
     assert follower.weight.item() == pytest.approx(1 - 0.999**1000, rel=1e-4)  # type: ignore[operator, union-attr]
 
 

@@ -40,7 +40,7 @@ def built(settings: Settings, processes: Processes | None = None) -> BatchGradie
     """The gradient of a method without batch-norm, by which images of a part would depend on each other."""
     torch.manual_seed(0)
     method = methods.build(settings, IMAGES, processes or Processes())
-    batch_norm.without(method)
+    batch_norm.to_layer_norm(method)
     return BatchGradient(method.train(), settings)
 
 

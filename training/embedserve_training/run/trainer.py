@@ -90,7 +90,7 @@ class Trainer:
         # Channels-last is what the fast convolutions of both oneDNN and cuDNN take.
         self.method = method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.method.global_batch_norm:
-            batch_norm.join(self.method, processes)
+            batch_norm.synchronise(self.method, processes)
         self.optimizer = optim.build(settings, self.method)
         self.gradient = BatchGradient(self.method, settings)
         self.batches = Batches(
@@ -178,7 +178,7 @@ class Trainer:
                 self.report("another process was asked to stop: stopping after this step")
             self._since.add(output, self.settings.batch_size, fetched - started, now - started)
             if failing or self.step % CHECK_EVERY_STEPS == 0:
-                with self.group.or_none():
+                with self.group.fail_together():
                     self._check(output)
             if report_now:
                 progress = self._report(output)
@@ -249,7 +249,7 @@ class Trainer:
         since, self._since = self._since, _Since()
         loss = self.group.mean(float(since.loss_sum) / since.steps)
         progress = None
-        with self.group.or_none():
+        with self.group.fail_together():
             if not math.isfinite(loss):
                 raise self._not_finite(f"the loss is {loss} near step {self.step}")
             if self.group.is_first:
@@ -293,7 +293,7 @@ class Trainer:
         Raises:
             TrainingError: a weight is not finite, or the checkpoint cannot be written.
         """
-        with self.group.or_none():
+        with self.group.fail_together():
             if self.group.is_first:
                 self._save(finished, whitening)
         self._saved_step = self.step
