@@ -222,7 +222,7 @@ def training(case: Case, method_name: str, seconds: float, compiled: bool) -> di
     import torch
 
     from embedserve_training import methods
-    from embedserve_training.distributed.collectives import ALONE
+    from embedserve_training.distributed.collectives import SINGLE_PROCESS
     from embedserve_training.plan.config import TrainConfig
     from embedserve_training.plan.plan import Facts, plan
     from embedserve_training.run import optim
@@ -235,7 +235,7 @@ def training(case: Case, method_name: str, seconds: float, compiled: bool) -> di
     settings = plan(config, Facts(images=IMAGES, median_side_px=case.cached_px, cuda=True)).settings
     torch.backends.cudnn.benchmark = True
     kind = methods.METHODS[method_name]
-    method: Any = kind.from_settings(settings, network(case.backbone, size_px), IMAGES, ALONE)
+    method: Any = kind.from_settings(settings, network(case.backbone, size_px), IMAGES, SINGLE_PROCESS)
     method = method.to("cuda", memory_format=torch.channels_last).train()
     optimizer = optim.build(settings, method)
     optim.set_lr(optimizer, 1e-4)

@@ -285,6 +285,7 @@ async def _write(response: Any, context: _Context, minimum_rate: MinimumRate) ->
 
     Raises:
         DeadlineExceeded: the client does not read it, or reads too slowly.
+        asyncio.CancelledError: the client has hung up.
     """
     begun = time.monotonic()
     try:
@@ -292,6 +293,10 @@ async def _write(response: Any, context: _Context, minimum_rate: MinimumRate) ->
             await context.write(response)
     except TimeoutError:
         raise DeadlineExceeded(f"the client has read no message for {_WRITE_TIMEOUT_S:g} s") from None
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError:  # the write fails at the moment of the hang-up, before gRPC cancels the task
+        raise asyncio.CancelledError from None
     if not minimum_rate.is_kept(response.ByteSize(), time.monotonic() - begun):
         raise DeadlineExceeded(
             f"the client has read {minimum_rate.bytes} bytes in {minimum_rate.waited_s:.0f} s;"
@@ -332,10 +337,12 @@ async def _abort(failure: EmbedserveError | grpc.aio.AbortError, context: _Conte
 
 def _code_of(call: _CallRecord, task: asyncio.Task[Any]) -> str:
     """The gRPC status with which a call ended."""
-    if task.cancelling():  # by gRPC: the client has hung up, or the deadline has passed; gRPC does not say which
+    # gRPC ends a call whose client has hung up or is out of time, and does not say which: it cancels the task, or a
+    # write fails before it does.
+    if task.cancelling() or not call.code:
         remaining_s = None if call.context is None else call.context.time_remaining()
         return "DEADLINE_EXCEEDED" if is_late(remaining_s, time.monotonic() - call.begun) else "CANCELLED"
-    return call.code or "UNKNOWN"
+    return call.code
 
 
 def is_late(remaining_s: float | None, after_s: float) -> bool:

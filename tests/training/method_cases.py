@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedserve_training.distributed.collectives import ALONE, Processes
+from embedserve_training.distributed.collectives import SINGLE_PROCESS, Processes
 from embedserve_training.methods.barlow_twins import BarlowTwins
 from embedserve_training.methods.cpc import CPC
 from embedserve_training.methods.instance_discrimination import InstanceDiscrimination
@@ -21,7 +21,6 @@ from embedserve_training.methods.moco import MoCo
 from embedserve_training.methods.patches import Patches
 from embedserve_training.methods.simclr import SimCLR
 from embedserve_training.networks import backbones
-from embedserve_training.networks.memory import KeyQueue, MemoryBank
 
 SIZE_PX = 20
 IMAGES = 24
@@ -32,25 +31,25 @@ def small_cnn() -> backbones.Backbone:
     return backbones.build("small-cnn", SIZE_PX)
 
 
-def simclr(processes: Processes = ALONE, **changes: Any) -> SimCLR:
+def simclr(processes: Processes = SINGLE_PROCESS, **changes: Any) -> SimCLR:
     return SimCLR(small_cnn(), **{"tau": 0.2, "projection": 16, "processes": processes} | changes)
 
 
-def moco(processes: Processes = ALONE, **changes: Any) -> MoCo:
+def moco(processes: Processes = SINGLE_PROCESS, **changes: Any) -> MoCo:
     values = {"tau": 0.2, "queue_size": 20, "momentum": 0.9, "bn_splits": 2, "projection": 16, "processes": processes}
     return MoCo(small_cnn(), **values | changes)
 
 
-def barlow_twins(processes: Processes = ALONE, **changes: Any) -> BarlowTwins:
+def barlow_twins(processes: Processes = SINGLE_PROCESS, **changes: Any) -> BarlowTwins:
     return BarlowTwins(small_cnn(), **{"hidden": 32, "projection": 16, "processes": processes} | changes)
 
 
-def instance_discrimination(processes: Processes = ALONE, **changes: Any) -> InstanceDiscrimination:
+def instance_discrimination(processes: Processes = SINGLE_PROCESS, **changes: Any) -> InstanceDiscrimination:
     values = {"tau": 0.1, "projection": 16, "processes": processes}
     return InstanceDiscrimination(small_cnn(), IMAGES, **values | changes)
 
 
-def cpc(processes: Processes = ALONE, **changes: Any) -> CPC:
+def cpc(processes: Processes = SINGLE_PROCESS, **changes: Any) -> CPC:
     return CPC(small_cnn(), PATCHES, **{"predict_steps": 2, "processes": processes} | changes)
 
 
@@ -63,7 +62,7 @@ BUILDERS: dict[str, Callable[..., Method]] = {
 }
 
 
-def build(name: str, processes: Processes = ALONE, *, seed: int = 0, **changes: Any) -> Method:
+def build(name: str, processes: Processes = SINGLE_PROCESS, *, seed: int = 0, **changes: Any) -> Method:
     """A method with the weights of a seed, in training mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -71,11 +70,8 @@ def build(name: str, processes: Processes = ALONE, *, seed: int = 0, **changes: 
 
 
 def in_double(method: Method) -> Method:
-    """The method with networks in fp64, where rounding flips no ReLU; queue and bank stay fp32."""
-    for part in method.children():
-        if not isinstance(part, KeyQueue | MemoryBank):
-            part.double()
-    return method
+    """The method in fp64, queue, bank and normaliser too, so that rounding pushes no ReLU to its other side."""
+    return method.double()
 
 
 def drawn_views(method: Method, batch: int = 8, seed: int = 0) -> list[Tensor]:

@@ -114,7 +114,7 @@ def preview(
 
 
 def _facts(files: ImageFolder) -> Facts:
-    seen = folders.look(files)
+    seen = folders.summarise(files)
     return Facts(
         images=max(len(files.paths), MIN_IMAGES),  # fewer are too few to train on, but not to preview
         median_side_px=seen.median_side_px,

@@ -153,6 +153,7 @@ def test_a_call_whose_last_piece_was_sent_before_the_server_drains_succeeds(last
 
 
 def test_long_calls_are_counted_as_others_are(script: Script, tmp_path: Path) -> None:
+    script.backup = BACKUP * 20  # so much that it has not been sent by the time that it is given up
     servers: list[Any] = []
     with serving(FakeEncoder(), tmp_path / "data", on_listening=servers.append) as address:
         registry = servers[0].metrics.registry

@@ -220,7 +220,7 @@ def test_processes_that_share_a_batch_get_the_views_of_one_process_that_has_it_a
 @pytest.mark.parametrize(("first", "total"), [(-1, None), (0, 3), (5, 8)])
 def test_images_outside_of_their_batch_are_refused(first: int, total: int | None) -> None:
     images = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="do not lie in a batch"):
+    with pytest.raises(ValueError, match="are not in a batch"):
         augment.augment(images, 16, NOTHING, seeded(), first=first, total=total)
 
 

@@ -19,7 +19,7 @@ from embedserve_training.augment.spatial import (
     blurring,
     resampling,
     rotated,
-    turning_margin,
+    rotation_margin,
     where_applies,
 )
 from tests.training.pictures import NOTHING, picture, picture_CSS, seeded, views
@@ -120,7 +120,7 @@ def disc(size_px: int) -> np.ndarray:
 @pytest.mark.parametrize("degrees", [-170.0, -30.0, 5.0, 45.0, 90.0])
 def test_a_rotation_is_that_of_pillow(degrees: float) -> None:
     source = picture(64)
-    margin = turning_margin(64, math.radians(180))
+    margin = rotation_margin(64, math.radians(180))
     rows = matrix(0.0, 1.0, 64, 64, margin)
     wide = torch.einsum("eh,hwc,fw->cef", rows, torch.from_numpy(source).float(), rows)
     [ours] = rotated(wide[None], torch.tensor([math.radians(degrees)]), 64)
@@ -172,7 +172,7 @@ def test_flips_come_after_the_rotation(flip: float, vertical_flip: float, dims: 
 @pytest.mark.parametrize("size_px", [9, 28, 32])
 @pytest.mark.parametrize("degrees", [3.0, 30.0, 45.0, 120.0])
 def test_no_turn_reaches_beyond_the_margin(size_px: int, degrees: float) -> None:
-    margin = turning_margin(size_px, math.radians(degrees))
+    margin = rotation_margin(size_px, math.radians(degrees))
     corner = (size_px - 1) / 2
     farthest = max(
         corner * (abs(math.cos(angle)) + abs(math.sin(angle))) for angle in np.linspace(0, math.radians(degrees), 200)

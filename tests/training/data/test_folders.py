@@ -151,12 +151,12 @@ def test_cached_images_have_a_margin_but_no_invented_pixels(size_px: int, median
 def test_the_median_side_is_that_of_the_shorter_sides(tmp_path: Path) -> None:
     for i, size in enumerate([(10, 50), (30, 20), (90, 80)]):
         Image.new("RGB", size).save(tmp_path / f"{i}.png")
-    assert folders.look(folders.scan(tmp_path)).median_side_px == 20
+    assert folders.summarise(folders.scan(tmp_path)).median_side_px == 20
 
 
 def test_images_are_grey_only_if_none_has_colour(tmp_path: Path) -> None:
     for i in range(3):
         put(tmp_path / f"{i}.png", value=50 * i)
-    assert folders.look(folders.scan(tmp_path)).grey
+    assert folders.summarise(folders.scan(tmp_path)).grey
     Image.new("RGB", (16, 16), (10, 20, 30)).save(tmp_path / "colour.png")
-    assert not folders.look(folders.scan(tmp_path)).grey
+    assert not folders.summarise(folders.scan(tmp_path)).grey

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from embedserve.errors import DataError, EmbedserveError, SetupError
-from embedserve_training.distributed.launch import ProcessGroup, meet
+from embedserve_training.distributed.launch import ProcessGroup, join_process_group
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What ``torchrun`` sets."""
@@ -33,26 +33,26 @@ def fail() -> None:
 
 
 def test_without_torchrun_a_process_is_alone_and_first() -> None:
-    with meet("auto") as group:
+    with join_process_group("auto") as group:
         assert (group.processes.count, group.is_first) == (1, True)
         assert group.all_reduce_max(3, -1.5, False) == [3, -1.5, False]
         assert group.mean(0.25) == 0.25
-        assert group.from_first(lambda: "found") == "found"
+        assert group.broadcast_from_first(lambda: "found") == "found"
     assert not dist.is_initialized()
 
 
 def test_a_single_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with meet("cpu") as group:
+    with join_process_group("cpu") as group:
         assert group.processes.count == 1
     assert not dist.is_initialized()
 
 
 def test_alone_a_failure_is_what_it_is() -> None:
-    with pytest.raises(DataError, match="there are no images"), ProcessGroup().or_none():
+    with pytest.raises(DataError, match="there are no images"), ProcessGroup().fail_together():
         fail()
     with pytest.raises(DataError, match="there are no images"):
-        ProcessGroup().from_first(fail)
+        ProcessGroup().broadcast_from_first(fail)
 
 
 def test_more_processes_than_gpus_are_refused_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,15 +60,18 @@ def test_more_processes_than_gpus_are_refused_with_their_number(monkeypatch: pyt
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(SetupError, match="process 3 of this machine has no GPU: there are 2") as refused, meet("auto"):
+    with (
+        pytest.raises(SetupError, match="process 3 of this machine has no GPU: there are 2") as refused,
+        join_process_group("auto"),
+    ):
         pass
     assert "--nproc-per-node 2" in refused.value.hint
 
 
 def test_processes_that_were_not_started_by_torchrun_are_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    what = "WORLD_SIZE is 4, but the processes cannot find each other"
-    with pytest.raises(SetupError, match=what) as refused, meet("cpu"):
+    what = "WORLD_SIZE is 4, but the processes cannot connect"
+    with pytest.raises(SetupError, match=what) as refused, join_process_group("cpu"):
         pass
     assert "torchrun" in refused.value.hint
 
@@ -78,11 +81,11 @@ def work(folder: str) -> None:
     outcomes: dict[str, Any] = {}
     rank = int(os.environ["RANK"])
     try:
-        with meet("cpu") as group:
+        with join_process_group("cpu") as group:
             outcomes["highest"] = group.all_reduce_max(rank, -rank, rank == 1)
             outcomes["mean"] = group.mean(rank)
-            outcomes["found"] = group.from_first(lambda: {"by": rank})
-            with group.or_none():
+            outcomes["found"] = group.broadcast_from_first(lambda: {"by": rank})
+            with group.fail_together():
                 outcomes["nobody failed"] = True
             if rank == 2:
                 os._exit(3)
@@ -99,7 +102,7 @@ def fail_in_1_and_2(folder: str) -> None:
     rank = int(os.environ["RANK"])
     outcome: list[Any] = []
     try:
-        with meet("cpu") as group, group.or_none():
+        with join_process_group("cpu") as group, group.fail_together():
             if rank == 1:
                 fail()
             if rank == 2:

@@ -4,8 +4,10 @@ SimCLR and Barlow Twins normalise over the joined batch. MoCo's two processes wi
 with 2 · s. Instance Discrimination normalises each process's batch, so one process that splits its batch stands for
 two. CPC has no batch-norm. Running statistics that are each process's own are those of process 0 and are not compared.
 
-Networks compute in fp64 where they are compared, or rounding would push a ReLU to its other side and be seen two steps
-later; losses, queue and bank are fp32, as ever.
+Runs that are compared are in fp64 throughout, losses, queue and bank too: rounding in fp32 pushes a ReLU to its other
+side, which after three steps is 1e-4 to 3e-3 of the distance that the weights have moved, on processors whose kernels
+round a batch and its halves differently. In fp64 the runs were at most 2e-9 of it apart, with the kernels for AVX-512,
+AVX2 and neither (``ATEN_CPU_CAPABILITY``).
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ from embedserve_training import methods
 from embedserve_training.distributed import launch
 from embedserve_training.methods.method import Method, StepOutput
 from embedserve_training.networks import backbones, batch_norm
-from embedserve_training.networks.memory import KeyQueue, MemoryBank
 from embedserve_training.plan.config import TrainConfig
 from embedserve_training.run import checkpoint, gradient, run_folder, trainer
 from embedserve_training.run.run import RunResult, run_training
@@ -72,15 +73,11 @@ def during(steps: dict[int, Step]) -> Callable[..., StepOutput]:
 
 
 def in_double(patch: pytest.MonkeyPatch) -> None:
-    """Networks and views of the runs to come are in fp64, and there is one report, at the end, of all steps."""
+    """Methods and views of the runs to come are in fp64, and there is one report, at the end, of all steps."""
     build, views = methods.build, gradient.BatchGradient._views
 
     def build_in_double(*args: Any, **named: Any) -> Method:
-        method = build(*args, **named)
-        for part in method.children():
-            if not isinstance(part, KeyQueue | MemoryBank):
-                part.double()
-        return method
+        return build(*args, **named).double()
 
     patch.setattr(trainer, "REPORT_EVERY_S", math.inf)
     patch.setattr(methods, "build", build_in_double)
@@ -122,7 +119,7 @@ def _runs(rank: int, folder: Path, images: Path, outcomes: dict[str, Any]) -> No
         run("stopped", "simclr")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "CHECKPOINT_EVERY_S", 0.0)
-        patch.setattr(launch.ProcessGroup, "_wait_for_the_end_of", lambda self, rank: None)  # there is more to do
+        patch.setattr(launch.ProcessGroup, "_wait_for_exit_of", lambda self, rank: None)  # there is more to do
         if rank == 1:
             of = gradient.BatchGradient.of
 
@@ -186,10 +183,11 @@ def test_a_run_of_two_processes_ends_with_the_state_of_a_run_of_one(
     for key in compared:
         way = float((one[key] - before[key]).double().norm())
         apart = float((one[key] - two[key]).double().norm())
-        assert apart <= 1e-3 * way + 1e-6, f"{key}: {apart} apart on a way of {way}"
+        assert one[key].dtype in (torch.float64, torch.int64), key
+        assert apart <= 1e-7 * way + 1e-12, f"{key}: {apart} apart on a way of {way}"
     assert sum(not torch.equal(one[key], before[key]) for key in compared) > 10
     losses = [json.loads((run / run_folder.METRICS).read_text())["loss"] for run in (tmp_path / "run", both / name)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
 
 
 @pytest.mark.slow

@@ -394,7 +394,7 @@ def test_unreadable_files_are_reported_and_left_out_of_both_images_and_labels(
 
 def test_a_folder_that_cannot_be_read_is_named_once_when_images_are_held_out(image_folder: Path) -> None:
     closed = (folders.Skipped(path="locked", reason="the folder cannot be read: Permission denied"),)
-    kept, held_out = hold_out(replace(folders.scan(image_folder), closed=closed))
+    kept, held_out = hold_out(replace(folders.scan(image_folder), unreadable=closed))
     lines: list[str] = []
     spec = PreprocessSpec(size_px=16, resize_px=16, filter="bicubic")
     loaded = load(ImageSplit(train=kept, test=held_out, held_out=True), spec, lines.append)

@@ -1,7 +1,7 @@
 """Eight steps of each method on drawn images: what the golden curves are made of, and compared with.
 
 They have to come out alike on other processors and with other builds of PyTorch. So weights are whole numbers drawn by
-NumPy and scaled (normal numbers differ in their last digit between processors), and networks compute in fp64: with a
+NumPy and scaled (normal numbers differ in their last digit between processors), and methods compute in fp64: with a
 batch of 8, some channels of which hardly vary, a difference of 1e-6 in the weights grows to several percent of the loss
 within eight steps.
 """

@@ -81,7 +81,7 @@ TEMPERATURES = pytest.mark.parametrize("tau", [0.07, 0.1, 1.0])
 def test_instance_softmax_is_equation_2(batch: int, images: int, noise: int, tau: float) -> None:
     v, bank, indices, _ = drawn(batch, images, noise)
     loss, _ = instance_softmax(v, bank, indices, tau)
-    assert float(loss) == pytest.approx(slow_softmax(v.numpy(), bank.numpy(), indices.numpy(), tau), rel=1e-5)
+    assert float(loss) == pytest.approx(slow_softmax(v.numpy(), bank.numpy(), indices.numpy(), tau), rel=1e-12)
 
 
 @SIZES
@@ -91,7 +91,7 @@ def test_instance_nce_is_equations_5_to_7(batch: int, images: int, noise: int, t
     v, bank, indices, noise_BM = drawn(batch, images, noise)
     loss, _ = instance_nce(v, bank, indices, noise_BM, tau, torch.tensor(z))
     expected = slow_nce(v.numpy(), bank.numpy(), indices.numpy(), noise_BM.numpy(), tau, z)
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
 
 
 @SIZES
@@ -99,14 +99,14 @@ def test_instance_nce_is_equations_5_to_7(batch: int, images: int, noise: int, t
 def test_the_normaliser_is_equation_8(batch: int, images: int, noise: int, tau: float) -> None:
     v, bank, _, noise_BM = drawn(batch, images, noise)
     expected = slow_normaliser(v.numpy(), bank.numpy(), noise_BM.numpy(), tau)
-    assert float(instance_normaliser(v, bank, noise_BM, tau)) == pytest.approx(expected, rel=1e-5)
+    assert float(instance_normaliser(v, bank, noise_BM, tau)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_normaliser_over_all_rows_is_the_sum_that_the_softmax_divides_by() -> None:
     v, bank, indices, _ = drawn(1, 40, 1)
     z = instance_normaliser(v, bank, torch.arange(40).unsqueeze(0), 0.1)
     positive = float(F.normalize(v, dim=1) @ bank[indices[0]]) / 0.1
-    assert float(z.log()) - positive == pytest.approx(float(instance_softmax(v, bank, indices, 0.1)[0]), rel=1e-5)
+    assert float(z.log()) - positive == pytest.approx(float(instance_softmax(v, bank, indices, 0.1)[0]), rel=1e-12)
 
 
 @pytest.mark.parametrize("tau", [0.07, 1.0])
@@ -143,7 +143,7 @@ def test_the_proximal_term_is_the_mean_squared_distance_to_the_row_in_the_bank()
 def test_the_proximal_term_is_the_slow_sum_over_images() -> None:
     v, bank, indices, _ = drawn(16, 300, 1)
     slow = [float(((unit(a) - b) ** 2).sum()) for a, b in zip(v.numpy(), bank[indices].numpy(), strict=True)]
-    assert float(proximal(v, bank, indices)) == pytest.approx(sum(slow) / 16, rel=1e-5)
+    assert float(proximal(v, bank, indices)) == pytest.approx(sum(slow) / 16, rel=1e-12)
 
 
 def test_pos_is_the_mean_cosine_with_the_own_row() -> None:
@@ -186,11 +186,11 @@ def test_gradients_of_embeddings_are_the_slopes_of_the_equations() -> None:
     softmax = slope(lambda v: slow_softmax(v, b, i, 0.2), v)
     nce = slope(lambda v: slow_nce(v, b, i, n, 0.2, 30.0), v)
     moved = slope(lambda v: sum(float(((unit(row) - b[j]) ** 2).sum()) for row, j in zip(v, i, strict=True)) / 3, v)
-    torch.testing.assert_close(gradient(instance_softmax(x, bank, indices, 0.2)[0]), softmax, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient(instance_softmax(x, bank, indices, 0.2)[0]), softmax, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(
-        gradient(instance_nce(x, bank, indices, noise, 0.2, torch.tensor(30.0))[0]), nce, rtol=1e-4, atol=1e-5
+        gradient(instance_nce(x, bank, indices, noise, 0.2, torch.tensor(30.0))[0]), nce, rtol=1e-7, atol=1e-9
     )
-    torch.testing.assert_close(gradient(proximal(x, bank, indices)), moved, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient(proximal(x, bank, indices)), moved, rtol=1e-7, atol=1e-9)
 
 
 def test_only_embeddings_get_a_gradient() -> None:

@@ -22,6 +22,7 @@ from tests.training.method_cases import (
     build,
     cpc,
     drawn_views,
+    in_double,
     instance_discrimination,
     moco,
     seeded,
@@ -184,6 +185,27 @@ def test_a_step_in_bf16_has_an_fp32_loss_near_that_of_fp32(name: str) -> None:
 
 
 @every_method
+def test_a_step_of_a_method_in_fp64_is_in_fp64_throughout(name: str) -> None:
+    extra = {"noise": 6, "proximal_weight": 1.0} if name == "instance-discrimination" else {}
+    method = in_double(build(name, **extra))
+    output = method([view_BCSS.double() for view_BCSS in drawn_views(method)], indices(), seeded())
+    output.loss.backward()
+    method.after_step()
+    gradients = [weight.grad for weight in method.parameters() if weight.grad is not None]
+    state = [value for value in method.state_dict().values() if value.is_floating_point()]
+    diagnostics = [value for key, value in output.diagnostics.items() if key != "top1"]  # a share of hits
+    outputs = [output.loss, output.features_ND, output.projections_ND]
+    for tensor in (*outputs, *gradients, *state, *diagnostics):
+        assert tensor.dtype == torch.float64
+    # Nothing was rounded to fp32 on its way.
+    assert output.loss != output.loss.float().double()
+    assert all(not torch.equal(grad, grad.float().double()) for grad in gradients)
+    for remembered in (key for key in method.state_dict() if key in ("queue.keys_KD", "bank.rows_ND", "normaliser")):
+        value = method.state_dict()[remembered]
+        assert not torch.equal(value, value.float().double()), remembered
+
+
+@every_method
 def test_descent_lowers_the_loss(name: str) -> None:
     method = build(name)
     optimizer = torch.optim.AdamW([weight for weight in method.parameters() if weight.requires_grad], lr=1e-3)
@@ -203,7 +225,8 @@ def test_descent_lowers_the_loss(name: str) -> None:
 
 def in_parts(method: methods.Method, parts: int) -> dict[str, Tensor]:
     """Gradients of a batch of which one part after the other is computed; after_step comes once."""
-    views_VBCSS, generator = drawn_views(method), seeded()
+    dtype = next(method.parameters()).dtype
+    views_VBCSS, generator = [view_BCSS.to(dtype) for view_BCSS in drawn_views(method)], seeded()
     for part in range(parts):
         own_VBCSS = [view_BCSS.chunk(parts)[part] for view_BCSS in views_VBCSS]
         (method(own_VBCSS, indices().chunk(parts)[part], generator).loss / parts).backward()
@@ -233,28 +256,28 @@ def test_moco_in_two_parts_has_the_queue_lengths_and_key_weights_of_the_whole_ba
 def without_batch_norm(method: MoCo) -> MoCo:
     from embedserve_training.networks import batch_norm
 
-    batch_norm.without(method.backbone)
+    batch_norm.to_layer_norm(method.backbone)
     method.key_backbone = memory.momentum_copy(method.backbone)
     return method
 
 
 def test_moco_without_batch_norm_has_in_two_parts_the_gradients_and_the_queue_of_the_whole_batch() -> None:
-    whole, parts = (without_batch_norm(build("moco", bn_splits=1)) for _ in range(2))  # type: ignore[arg-type]
+    whole, parts = (in_double(without_batch_norm(build("moco", bn_splits=1))) for _ in range(2))  # type: ignore[arg-type]
     for (name, one), other in zip(in_parts(whole, 1).items(), in_parts(parts, 2).values(), strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6, msg=name)
-    torch.testing.assert_close(parts.queue.keys_KD, whole.queue.keys_KD)
+        torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-13, msg=name)
+    torch.testing.assert_close(parts.state_dict(), whole.state_dict(), rtol=1e-12, atol=1e-14)
 
 
 def test_instance_discrimination_has_in_two_parts_the_gradients_and_the_bank_of_split_batch_norm() -> None:
     from embedserve_training.networks import batch_norm
 
-    whole, parts = (build("instance-discrimination") for _ in range(2))
+    whole, parts = (in_double(build("instance-discrimination")) for _ in range(2))
     batch_norm.split(whole, 2)
     assert isinstance(whole, InstanceDiscrimination)
     assert isinstance(parts, InstanceDiscrimination)
     for (name, one), other in zip(in_parts(whole, 1).items(), in_parts(parts, 2).values(), strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5, msg=name)
-    torch.testing.assert_close(parts.bank.rows_ND, whole.bank.rows_ND)
+        torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-13, msg=name)
+    torch.testing.assert_close(parts.bank.rows_ND, whole.bank.rows_ND, rtol=1e-12, atol=1e-14)
 
 
 # --- What is kept ---------------------------------------------------------------------------------------------------

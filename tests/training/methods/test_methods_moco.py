@@ -142,7 +142,7 @@ def without_batch_norm() -> MoCo:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = small_cnn()
-        batch_norm.without(backbone)
+        batch_norm.to_layer_norm(backbone)
         return MoCo(backbone, tau=0.2, queue_size=20, momentum=0.7, projection=16).train()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedserve_training.distributed.collectives import ALONE, Processes
+from embedserve_training.distributed.collectives import SINGLE_PROCESS, Processes
 from embedserve_training.methods.patches import Patches, crop_and_pad
 from tests.training.method_cases import seeded
 
@@ -67,13 +67,13 @@ def slowly(patches_NCPP: Tensor, generator: torch.Generator, total: int, first: 
 @pytest.mark.parametrize("side", [9, 12, 16, 64])
 def test_60_of_64_pixels_at_a_random_place_are_shown_with_grey_around(side: int) -> None:
     patches_NCPP = numbered(5, side)
-    shown_NCPP = crop_and_pad(patches_NCPP, seeded(2), ALONE)
+    shown_NCPP = crop_and_pad(patches_NCPP, seeded(2), SINGLE_PROCESS)
     assert torch.equal(shown_NCPP, slowly(patches_NCPP, seeded(2), 5, 0))
 
 
 def test_of_64_pixels_60_are_shown_and_all_25_places_occur() -> None:
     patches_NCPP = numbered(1, 64).expand(500, -1, -1, -1)
-    shown_NCPP = crop_and_pad(patches_NCPP, seeded(), ALONE)
+    shown_NCPP = crop_and_pad(patches_NCPP, seeded(), SINGLE_PROCESS)
     assert torch.equal(shown_NCPP[:, :, :2], torch.full_like(shown_NCPP[:, :, :2], 0.5))
     assert torch.equal(shown_NCPP[:, :, :, 62:], torch.full_like(shown_NCPP[:, :, :, 62:], 0.5))
     corners = {float(corner) for corner in shown_NCPP[:, 0, 2, 2]}
@@ -82,6 +82,6 @@ def test_of_64_pixels_60_are_shown_and_all_25_places_occur() -> None:
 
 def test_a_process_shows_its_patches_as_one_process_with_all_would() -> None:
     patches_NCPP = numbered(6, 16)
-    whole_NCPP = crop_and_pad(patches_NCPP, seeded(1), ALONE)
+    whole_NCPP = crop_and_pad(patches_NCPP, seeded(1), SINGLE_PROCESS)
     parts = [crop_and_pad(patches_NCPP.chunk(3)[rank], seeded(1), Processes(rank, 3)) for rank in range(3)]
     assert torch.equal(torch.cat(parts), whole_NCPP)

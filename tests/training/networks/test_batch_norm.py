@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embedserve_training.distributed.collectives import ALONE, Processes
+from embedserve_training.distributed.collectives import SINGLE_PROCESS, Processes
 from embedserve_training.networks import batch_norm
 from embedserve_training.networks.backbones import build
 from embedserve_training.networks.batch_norm import GlobalBatchNorm, SplitBatchNorm
@@ -23,7 +23,7 @@ class Mirrored(Processes):
 
     count: int = 2
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
         return 2 * x
 
 
@@ -47,7 +47,7 @@ def batch(seed: int = 0) -> Tensor:
 
 def test_joined_it_normalises_and_remembers_as_torch_does_with_the_joined_batch() -> None:
     plain, norm = norms()
-    joined = batch_norm.join(norm, Mirrored())
+    joined = batch_norm.synchronise(norm, Mirrored())
     x_BCHH = batch()
     for _ in range(3):
         expected = plain(torch.cat([x_BCHH, x_BCHH]))[:6]
@@ -57,13 +57,15 @@ def test_joined_it_normalises_and_remembers_as_torch_does_with_the_joined_batch(
 
 def test_joined_it_is_torchs_own_in_evaluation() -> None:
     plain, norm = norms()
-    joined = batch_norm.join(norm, Mirrored())
+    joined = batch_norm.synchronise(norm, Mirrored())
     for module in (plain, joined):
         module.load_state_dict({**module.state_dict(), "running_mean": torch.tensor([1.0, 2.0, 3.0])})
     assert torch.equal(joined.eval()(batch()), plain.eval()(batch()))
 
 
-@pytest.mark.parametrize("change", [lambda net: batch_norm.join(net, Mirrored()), lambda net: batch_norm.split(net, 2)])
+@pytest.mark.parametrize(
+    "change", [lambda net: batch_norm.synchronise(net, Mirrored()), lambda net: batch_norm.split(net, 2)]
+)
 def test_the_tensors_and_names_of_a_network_stay_what_they_were(change: object) -> None:
     network = build("small-cnn", 16)
     before = dict(network.state_dict(keep_vars=True))
@@ -81,13 +83,13 @@ def test_the_tensors_and_names_of_a_network_stay_what_they_were(change: object) 
 
 def test_a_process_alone_keeps_torchs_own() -> None:
     network = build("small-cnn", 16)
-    for changed in (batch_norm.join(network, ALONE), batch_norm.split(network, 1)):
+    for changed in (batch_norm.synchronise(network, SINGLE_PROCESS), batch_norm.split(network, 1)):
         assert changed is network
         assert not any(isinstance(module, GlobalBatchNorm | SplitBatchNorm) for module in changed.modules())
 
 
 def test_without_it_no_image_sees_another() -> None:
-    network = batch_norm.without(build("small-cnn", 16))
+    network = batch_norm.to_layer_norm(build("small-cnn", 16))
     x_BCHH = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(network(x_BCHH)[:2], network(x_BCHH[:2]), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())

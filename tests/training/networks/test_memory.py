@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from embedserve_training.networks.memory import KeyQueue, MemoryBank, follow, momentum_copy
+from embedserve_training.networks.memory import KeyQueue, MemoryBank, momentum_copy, momentum_update
 from tests.training.method_cases import seeded
 
 
@@ -55,6 +55,16 @@ def test_a_row_of_the_bank_moves_by_momentum_and_back_to_norm_one(momentum: floa
         torch.testing.assert_close(bank.rows_ND[row], mixed_D / mixed_D.norm())
 
 
+@pytest.mark.parametrize(("own", "given"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_queue_and_bank_keep_their_dtype_whatever_they_are_given(own: torch.dtype, given: torch.dtype) -> None:
+    queue, bank = KeyQueue(5, 2).to(own), MemoryBank(5, 2, 0.5).to(own)
+    rows_RD = F.normalize(torch.randn(2, 2, generator=seeded()), dim=1).to(given)
+    queue.put(rows_RD)
+    bank.put(torch.tensor([3, 0]), rows_RD)
+    assert queue.keys_KD.dtype == bank.rows_ND.dtype == own
+    assert torch.equal(queue.keys_KD[:2], rows_RD.to(own))
+
+
 def test_follow_moves_parameters_by_one_minus_momentum_and_leaves_buffers() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     follower = momentum_copy(network)
@@ -63,7 +73,7 @@ def test_follow_moves_parameters_by_one_minus_momentum_and_leaves_buffers() -> N
             weight.copy_(weight + 4.0)
         network[1].running_mean.fill_(7.0)  # type: ignore[union-attr]
     before = [weight.clone() for weight in follower.parameters()]
-    follow(follower, network, 0.75)
+    momentum_update(follower, network, 0.75)
     for now, was in zip(follower.parameters(), before, strict=True):
         torch.testing.assert_close(now, was + 1.0)
     assert torch.equal(follower[1].running_mean, torch.zeros(2))  # type: ignore[index]
@@ -76,7 +86,7 @@ def test_many_steps_of_follow_are_the_sum_of_the_series() -> None:
         network.weight.fill_(1.0)
         follower.weight.fill_(0.0)  # type: ignore[operator, union-attr]
     for _ in range(1000):
-        follow(follower, network, 0.999)
+        momentum_update(follower, network, 0.999)
     assert follower.weight.item() == pytest.approx(1 - 0.999**1000, rel=1e-4)  # type: ignore[operator, union-attr]
 
 

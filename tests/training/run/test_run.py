@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_read_is_reported(image_folder: Path, tmp_path: 
         found = folders.scan(tmp_path / "images")
     finally:
         closed.chmod(0o755)
-    assert [entry.path for entry in found.closed] == ["discs"]
+    assert [entry.path for entry in found.unreadable] == ["discs"]
 
 
 def _spec():

@@ -1,18 +1,18 @@
-"""Augmentations, batched on the training device, with parameters of their own for every image.
+"""Augmentations, batched on the training device, with separate parameters for every image.
 
-In this order, of which a recipe uses a part:
+A recipe uses some of these, in this order:
 
 1. crop and resize, rotation, flips, quarter turns (``spatial``);
-2. colour jitter, grayscale, loss of channels (``colour``);
-3. Gaussian blur (computed within 1: it is linear and leaves constants as they are, so it may be exchanged with 2, but
-   for the mean grey that contrast pivots about, which at the borders differs by a few ten-thousandths);
+2. colour jitter, grayscale, channel drop (``colour``);
+3. Gaussian blur (computed within 1: it is linear and preserves constants, so it commutes with 2, except for the mean
+   grey that contrast pivots about, which differs by a few ten-thousandths at the borders);
 4. clipping to 0–1;
 5. solarize, Gaussian noise, Sobel, cutout (``pixels``).
 
-The published recipes keep this order; where two operations change places in one of them, they commute. The authors
-clip after each colour operation and turn the hue in HSV; ``colour`` says what is done here.
+The published recipes use this order; where one of them swaps two operations, the two commute. The authors clip after
+each colour operation and rotate the hue in HSV; ``colour`` describes what is done here.
 
-Presets and recipes are there without torch, for the command line's help and the plan.
+Presets and recipes need no torch, for the help of the command line and for the plan.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Brightness, contrast, saturation, hue, grayscale and the loss of channels: affine maps of a pixel.
+"""Brightness, contrast, saturation, hue, grayscale and channel drop: affine maps of a pixel.
 
-So all of them, in each image's random order, are one 3 × 3 matrix and one offset. Hue turns in the YIQ plane, not in
-HSV, and values are clipped once at the end and not after each operation; both are what NVIDIA DALI does.
+So all of them, in each image's random order, are one 3 × 3 matrix and one offset. As in NVIDIA DALI, the hue is rotated
+in the YIQ plane instead of HSV, and values are clipped once at the end instead of after each operation.
 
 Shapes: B images, C = 3 channels, P pixels, O = 4 operations of jitter, K operations in all.
 """
@@ -25,19 +25,19 @@ _GREY = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Colour:
-    """The colour operations of each image in its own order.
+    """The colour operations of each image, in the image's own order.
 
-    Each is ``x → M·x``; contrast also adds ``(1 − factor)`` times the mean grey of what it is given.
+    Each is ``x → M·x``; contrast also adds ``(1 − factor)`` times the mean grey of its input.
     """
 
     matrices_BKCC: Tensor
     grey_share_BK: Tensor
     kept_BC1: Tensor | None = None
-    """1 for channels that are kept, 0 for those that become grey, last of all; None if all are kept."""
+    """1 for channels that are kept, 0 for those that become grey in the last step; None if all are kept."""
 
     @classmethod
     def draw(cls, recipe: Augmentation, draw: Draw) -> Colour:
-        """Jitter in a random order for each image, then grayscale, then the loss of channels."""
+        """Jitter in a random order for each image, then grayscale, then channel drop."""
         grey_CC = torch.tensor(LUMA).expand(3, 3)
         identity_CC = torch.eye(3)
         jitter_B = draw.applies(recipe.jitter)
@@ -76,7 +76,7 @@ class Colour:
         )
 
     def apply(self, x_BCP: Tensor) -> Tensor:
-        """The operations applied to float [B, 3, P], as one matrix and one offset per image; not clipped."""
+        """Apply the operations to float [B, 3, P], as one matrix and one offset per image, without clipping."""
         device = x_BCP.device
         matrices_BKCC, grey_share_BK = self.matrices_BKCC.to(device), self.grey_share_BK.to(device)
         luma_C = torch.tensor(LUMA, device=device)
@@ -96,9 +96,9 @@ class Colour:
 
 
 def hue_rotation(angle_B: Tensor) -> Tensor:
-    """Matrices [B, 3, 3] that turn the colour plane of YIQ; they leave grey as it is."""
+    """Matrices [B, 3, 3] that rotate the colour plane of YIQ and preserve grey."""
     to_yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
-    # The rows of I and Q have to sum to exactly zero, or grey would take on a tint.
+    # The rows of I and Q must sum to exactly zero, or grey would get a tint.
     to_yiq[1:] -= to_yiq[1:].mean(1, keepdim=True)
     turn_BCC = torch.zeros(len(angle_B), 3, 3)
     turn_BCC[:, 0, 0] = 1

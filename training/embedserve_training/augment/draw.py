@@ -1,4 +1,4 @@
-"""Random numbers for the images of a batch. All are drawn on the CPU, so that a seed gives the same on every device."""
+"""Random numbers for the images of a batch, drawn on the CPU so that a seed gives the same on every device."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ _ATTEMPTS = 10
 
 
 class Draw:
-    """Draws for every image of the whole batch and gives those of the images that this process holds.
+    """Draws for all images of the global batch, and returns the numbers of those in this process.
 
     Args:
         generator: a CPU generator.
-        count: images that are held here, B.
-        first: position of the first of them in the whole batch.
-        total: size of the whole batch.
+        count: images in this process, B.
+        first: position of the first of them in the global batch.
+        total: size of the global batch.
     """
 
     def __init__(self, generator: torch.Generator, count: int, first: int, total: int) -> None:
         self.generator = generator
         self.count = count
         self.total = total
-        self._held = slice(first, first + count)
+        self._own = slice(first, first + count)
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """Float [B, *shape] within low–high."""
         drawn = torch.rand(self.total, *shape, generator=self.generator)
-        return drawn[self._held] * (high - low) + low
+        return drawn[self._own] * (high - low) + low
 
     def applies(self, probability: float) -> Tensor:
         """Bool [B], each True with this probability."""
-        return torch.rand(self.total, generator=self.generator)[self._held] < probability
+        return torch.rand(self.total, generator=self.generator)[self._own] < probability
 
     def integers(self, end: int) -> Tensor:
-        """Int64 [B] within 0–``end``, without ``end``."""
-        return torch.randint(end, (self.total,), generator=self.generator)[self._held]
+        """Int64 [B] from 0 to ``end`` − 1."""
+        return torch.randint(end, (self.total,), generator=self.generator)[self._own]
 
     def boxes(self, area: tuple[float, float], ratio: tuple[float, float]) -> Boxes:
         """Rectangles in a square, as RandomResizedCrop draws them.
 
-        Area and shape are drawn up to ten times until the rectangle fits; else it is the whole square.
+        Area and aspect ratio are drawn up to ten times until the rectangle fits; otherwise it is the whole square.
 
         Args:
-            area: least and greatest share of the square's area.
-            ratio: least and greatest width / height; drawn uniformly in the logarithm.
+            area: minimum and maximum share of the square's area.
+            ratio: minimum and maximum width / height; log-uniform.
         """
         area_BA = self.uniform(*area, _ATTEMPTS)
         ratio_BA = self.uniform(math.log(ratio[0]), math.log(ratio[1]), _ATTEMPTS).exp()
@@ -64,7 +64,7 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class Boxes:
-    """One rectangle for each image, in shares of the square's side."""
+    """One rectangle per image, in shares of the square's side."""
 
     top_B: Tensor
     left_B: Tensor
@@ -72,7 +72,7 @@ class Boxes:
     width_B: Tensor
 
     def of(self, chosen_B: Tensor) -> Boxes:
-        """Those of the images that are chosen."""
+        """The rectangles of the chosen images."""
         return Boxes(
             top_B=self.top_B[chosen_B],
             left_B=self.left_B[chosen_B],

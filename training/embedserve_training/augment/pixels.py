@@ -1,6 +1,6 @@
-"""Solarize, noise, Sobel and cutout: what is neither a resampling nor a linear map of colours.
+"""Solarize, noise, Sobel and cutout: the operations that are neither resampling nor linear maps of colours.
 
-Each works on the views that it applies to and on no others.
+Each is computed only for the views that it applies to.
 
 Shapes: B images, b of them that an operation applies to, C = 3 channels, S side of the view, P pixels.
 """
@@ -23,7 +23,7 @@ _GREY = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """Which of these operations apply to each view; what the recipe does not use is None."""
+    """Which of these operations apply to each view; None for those that the recipe does not use."""
 
     recipe: Augmentation
     solarized_B: Tensor | None = None
@@ -36,7 +36,7 @@ class Pixels:
 
     @classmethod
     def draw(cls, recipe: Augmentation, draw: Draw) -> Pixels:
-        """Parameters for each image. What the recipe does not use takes no random numbers."""
+        """Parameters for each image. Operations that the recipe does not use draw no random numbers."""
         noise, cutout = recipe.noise > 0, recipe.cutout > 0
         return cls(
             recipe=recipe,
@@ -50,7 +50,7 @@ class Pixels:
         )
 
     def apply(self, x_BCSS: Tensor) -> Tensor:
-        """The operations in their order on float [B, 3, S, S] within 0–1, which it may change; 0–1 again."""
+        """Apply the operations in order to float [B, 3, S, S] within 0–1, which may be changed in place."""
         if self.solarized_B is not None:
             threshold = self.recipe.solarize_threshold
             x_BCSS = where_applies(self.solarized_B, x_BCSS, lambda x_bCSS: solarized(x_bCSS, threshold))
@@ -66,17 +66,17 @@ class Pixels:
 
 
 def solarized(x_BCSS: Tensor, threshold: float) -> Tensor:
-    """Values from the threshold upwards inverted: x → 1 − x."""
+    """Invert values from the threshold upwards: x → 1 − x."""
     return torch.where(x_BCSS >= threshold, 1 - x_BCSS, x_BCSS)
 
 
 def with_noise(x_BCSS: Tensor, sigma_B: Tensor, key_B: Tensor) -> Tensor:
-    """Gaussian noise added, the same in all channels of a pixel, and the sum clipped to 0–1.
+    """Add Gaussian noise, the same in all channels of a pixel, and clip to 0–1.
 
     Args:
         x_BCSS: float [B, 3, S, S].
-        sigma_B: its standard deviation, for each image.
-        key_B: what chooses each image's noise.
+        sigma_B: standard deviation of the noise of each image.
+        key_B: key of the noise of each image.
     """
     height, width = x_BCSS.shape[2:]
     noise_BP = gaussian(key_B.to(x_BCSS.device), height * width)
@@ -87,10 +87,9 @@ def with_noise(x_BCSS: Tensor, sigma_B: Tensor, key_B: Tensor) -> Tensor:
 def gaussian(key_B: Tensor, count: int) -> Tensor:
     """Standard normal numbers [B, count], a function of key and position: the same on every device, for any split.
 
-    A generator of the device would give other numbers on each kind of device and would have to be seeded image by
-    image. This is a counter-based one: a hash of 32 bits mixes position and key (the finaliser "lowbias32", found by
-    a search for little bias: nullprogram.com/blog/2018/07/31), and the inverse of the normal distribution makes 24 bits
-    of the result into a number.
+    A device's generator would give other numbers on each kind of device and would need a seed per image. This one is
+    counter-based: a 32-bit hash mixes position and key (the finaliser "lowbias32", found by a search for low bias:
+    nullprogram.com/blog/2018/07/31), and the inverse normal distribution turns 24 bits of the result into a number.
 
     Args:
         key_B: integers [B] from 0 to 2³¹ − 1.
@@ -98,15 +97,15 @@ def gaussian(key_B: Tensor, count: int) -> Tensor:
     """
     position_P = torch.arange(count, dtype=torch.int32, device=key_B.device)
     mixed_BP = _mix(_mix(position_P) ^ key_B.to(torch.int32).view(-1, 1))
-    # 24 bits as the middles of 2²⁴ equal parts of (−1, 1): odd numbers, which float32 holds exactly.
+    # 24 bits as the midpoints of 2²⁴ equal parts of (−1, 1): odd numbers, which float32 represents exactly.
     odd_BP = ((mixed_BP >> 8) * 2 + 1).float()
     return odd_BP.mul_(2.0**-24).erfinv_().mul_(math.sqrt(2))
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A permutation of the 32-bit integers under which every bit depends on every other; products wrap around.
+    """A permutation of the 32-bit integers in which every bit depends on every other; products wrap around.
 
-    Integers have a sign here, which a shift repeats; the masks remove it.
+    The integers are signed, so a right shift extends the sign; the masks remove it.
     """
     x = x ^ ((x >> 16) & 0xFFFF)
     x *= 0x7FEB352D
@@ -117,9 +116,9 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def gradient_magnitude(x_BCSS: Tensor) -> Tensor:
-    """Length of the gradient of each channel by Sobel's operator, borders repeated; an edge from 0 to 1 gives 1.
+    """Magnitude of each channel's gradient by the Sobel operator with replicated borders; an edge from 0 to 1 gives 1.
 
-    Diagonal edges can give up to √20 / 4; they are clipped.
+    Diagonal edges, which give up to √20 / 4, are clipped.
     """
     padded = F.pad(x_BCSS, (1, 1, 1, 1), mode="replicate")
     down = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
@@ -129,11 +128,11 @@ def gradient_magnitude(x_BCSS: Tensor) -> Tensor:
 
 
 def cut_out(x_BCSS: Tensor, boxes: Boxes, fill: str) -> Tensor:
-    """A rectangle of each image painted over: the pixels whose centres lie in it.
+    """Paint over a rectangle of each image: the pixels whose centres lie in it.
 
     Args:
         x_BCSS: float [B, 3, S, S].
-        boxes: one rectangle for each image.
+        boxes: one rectangle per image.
         fill: "grey" for 0.5, "mean" for the image's mean colour.
     """
     size_px, device = x_BCSS.shape[3], x_BCSS.device

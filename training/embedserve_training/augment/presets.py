@@ -1,7 +1,7 @@
-"""Recipes by name: the published ones, and some for kinds of images that photographs' recipes do not suit.
+"""Recipes by name: the published ones, and some for images that recipes for photographs do not suit.
 
-A preset is one recipe for all views, or one for the first and one for the second view. The numbers for products,
-radiographs and microscopy are chosen for the reasons beside them; they were not measured on such data.
+A preset is one recipe for all views, or one each for the first and the second view. The numbers for products,
+radiographs and microscopy are chosen for the reasons given; they were not measured on such data.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PRESETS: dict[str, tuple[Augmentation, ...]] = {
     "photo": (_PHOTO,),
     # SimCLR on CIFAR: s = 0.5 and no blur (appendix B.9).
     "small": (replace(_PHOTO, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0),),
-    # MoCo v1 (arXiv 1911.05722, section 3.3) and Instance Discrimination (arXiv 1805.01978): the jitter always applies.
-    # The authors lose the colour before the jitter and not after it; here these two commute.
+    # MoCo v1 (arXiv 1911.05722, section 3.3) and Instance Discrimination (arXiv 1805.01978): jitter always applies. The
+    # authors apply grayscale before the jitter, not after it; here the two commute.
     "moco-v1": (
         Augmentation(
             crop_scale=(0.2, 1.0),
@@ -37,8 +37,8 @@ PRESETS: dict[str, tuple[Augmentation, ...]] = {
     # MoCo v2 (arXiv 2003.04297, section 3).
     "moco-v2": (Augmentation(crop_scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),),
     "barlow-twins": (_BARLOW, replace(_BARLOW, blur=0.1, solarize=0.2)),
-    # CPC v1 (arXiv 1807.03748, section 3.2): a square of 256 pixels out of 300, flip, no colour. The method itself
-    # crops the patches.
+    # CPC v1 (arXiv 1807.03748, section 3.2): a square of 256 pixels out of 300, flip, no colour. The method crops the
+    # patches itself.
     "cpc": (
         Augmentation(
             crop_scale=((256 / 300) ** 2, (256 / 300) ** 2),
@@ -48,9 +48,9 @@ PRESETS: dict[str, tuple[Augmentation, ...]] = {
             blur=0.0,
         ),
     ),
-    # Articles before a plain background. Colour tells them apart: the hue hardly turns, and few views lose their
-    # colour; some do, or the histogram alone would solve the task (arXiv 2002.05709, figure 6). They stand upright.
-    # Customers' photographs are tilted, less sharp, and half hidden by a hand or a label.
+    # Articles on a plain background, upright. Colour tells them apart: the hue hardly changes, and few views lose their
+    # colour; some must, or the histogram alone solves the task (arXiv 2002.05709, figure 6). Customers' photographs are
+    # tilted, less sharp, and partly hidden by a hand or a label.
     "product": (
         Augmentation(
             crop_scale=(0.3, 1.0),
@@ -66,10 +66,10 @@ PRESETS: dict[str, tuple[Augmentation, ...]] = {
             cutout_fill="mean",
         ),
     ),
-    # Radiographs have no colour. Left and right, above and below tell findings apart: no flips. A finding may be small,
-    # and a crop or blur that removes it removes the meaning (for that reason MoCo-CXR, arXiv 2010.05352, has neither):
-    # crops keep much of the image, and the blur is slight. The patient's position varies (MoCo-CXR's rotation by up to
-    # 10 degrees), and so does the exposure (brightness, contrast, quantum noise).
+    # Radiographs have no colour. Orientation tells findings apart: no flips. A finding may be small, and a crop or blur
+    # that removes it removes the meaning (so MoCo-CXR, arXiv 2010.05352, has neither): crops keep much of the image,
+    # and the blur is slight. The patient's position varies (MoCo-CXR rotates by up to 10 degrees), and so does the
+    # exposure (brightness, contrast, quantum noise).
     "xray": (
         Augmentation(
             crop_scale=(0.3, 1.0),
@@ -86,9 +86,9 @@ PRESETS: dict[str, tuple[Augmentation, ...]] = {
             noise_sigma=(0.005, 0.03),
         ),
     ),
-    # A slide has no up and no left: all eight orientations, by flips and quarter turns, which need no resampling.
-    # Size means something at a fixed magnification: crops are moderate and square. Stains differ mildly from laboratory
-    # to laboratory, focus and the camera's noise from exposure to exposure.
+    # A slide has no orientation: all eight, by flips and quarter turns, which need no resampling. Size is meaningful at
+    # a fixed magnification: crops are moderate and almost square. Stains differ slightly between laboratories, focus
+    # and camera noise between exposures.
     "microscopy": (
         Augmentation(
             crop_scale=(0.4, 1.0),
@@ -110,7 +110,7 @@ PRESETS: dict[str, tuple[Augmentation, ...]] = {
 
 
 def recipes_for(name: str, crop_min: float) -> tuple[Augmentation, ...]:
-    """A preset with crops from this share of the image's area: view v has recipe v modulo their number."""
+    """A preset whose crops have at least this share of the image's area; view v uses recipe v modulo their number."""
     return tuple(
         replace(recipe, crop_scale=(crop_min, max(recipe.crop_scale[1], crop_min))) for recipe in PRESETS[name]
     )

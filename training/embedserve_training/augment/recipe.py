@@ -1,6 +1,6 @@
 """Which augmentations apply to a view, and how strongly. Nothing is computed here.
 
-Operations apply in the order of the fields below, whatever a recipe uses of them.
+The operations that a recipe uses apply in the order of the fields below.
 """
 
 from __future__ import annotations
@@ -27,58 +27,59 @@ _PROBABILITIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """A recipe. What is not named is SimCLR's on ImageNet (arXiv 2002.05709, appendix A), or does not apply.
+    """A recipe. The defaults are those of SimCLR on ImageNet (arXiv 2002.05709, appendix A); the rest is off.
 
     Raises:
-        InvalidInput: a probability or a range cannot be.
+        InvalidInput: a probability or a range is invalid.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Least and greatest share of the image's area that a view shows."""
+    """Minimum and maximum share of the image's area that a view shows."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and greatest width / height of the crop; drawn uniformly in the logarithm."""
+    """Minimum and maximum width / height of the crop; log-uniform."""
     rotation: float = 0.0
-    """The view turns about its centre by up to this many degrees, either way. Its corners show what lies beside the
-    crop, and beyond the image's borders its mirror image."""
+    """The view is rotated about its centre by up to this many degrees, either way. Its corners show the image around
+    the crop, mirrored beyond the image's borders."""
     flip: float = 0.5
-    """Probability of a left-right flip."""
+    """Probability of a horizontal flip."""
     vertical_flip: float = 0.0
-    """Probability of an upside-down flip."""
+    """Probability of a vertical flip."""
     quarter_turns: float = 0.0
-    """Probability of a turn by 90, 180 or 270 degrees, each as likely; 0.75 makes all four orientations as likely."""
+    """Probability of a rotation by 90, 180 or 270 degrees, with equal shares; with 0.75 all four orientations are
+    equally likely."""
     jitter: float = 0.8
-    """Probability of colour jitter: the next four, in an order of its own for every image."""
+    """Probability of colour jitter: the next four, in a random order for every image."""
     brightness: float = 0.8
-    """The brightness is multiplied by a factor within 1 ± this; contrast and saturation likewise."""
+    """Brightness is multiplied by a factor within 1 ± this; contrast and saturation too."""
     contrast: float = 0.8
     saturation: float = 0.8
     hue: float = 0.2
-    """The hue turns by up to this share of a full turn, either way."""
+    """The hue is rotated by up to this share of a full turn, either way."""
     grayscale: float = 0.2
-    """Probability that a view loses its colour."""
+    """Probability that a view becomes grey."""
     channel_drop: float = 0.0
-    """Probability that a view keeps one of its three channels; the others become 0.5 (arXiv 1905.09272, CPC v2)."""
+    """Probability that a view keeps only one of its channels; the others become 0.5 (arXiv 1905.09272, CPC v2)."""
     blur: float = 0.5
     """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Least and greatest standard deviation of the blur in pixels; the kernel spans a tenth of the view."""
+    """Minimum and maximum standard deviation of the blur in pixels; the kernel spans a tenth of the view."""
     solarize: float = 0.0
     """Probability of solarization: values from the threshold upwards are inverted."""
     solarize_threshold: float = 0.5
     noise: float = 0.0
-    """Probability of Gaussian noise. The channels of a pixel get the same, so that grey images stay grey."""
+    """Probability of Gaussian noise, the same for all channels of a pixel, so that grey images stay grey."""
     noise_sigma: tuple[float, float] = (0.01, 0.05)
-    """Least and greatest standard deviation of the noise, values being within 0–1."""
+    """Minimum and maximum standard deviation of the noise, for values within 0–1."""
     sobel: float = 0.0
     """Probability that each channel becomes the magnitude of its gradient (Sobel); an edge from 0 to 1 gives 1."""
     cutout: float = 0.0
     """Probability that a rectangle of the view is painted over."""
     cutout_area: tuple[float, float] = (0.02, 0.33)
-    """Least and greatest share of the view's area that is painted over."""
+    """Minimum and maximum share of the view's area that is painted over."""
     cutout_ratio: tuple[float, float] = (0.3, 3.3)
-    """Least and greatest width / height of the rectangle; drawn uniformly in the logarithm."""
+    """Minimum and maximum width / height of the rectangle; log-uniform."""
     cutout_fill: Literal["grey", "mean"] = "grey"
-    """What with: 0.5, or the view's own mean colour."""
+    """The colour of the rectangle: 0.5, or the view's mean colour."""
 
     def __post_init__(self) -> None:
         for name in _PROBABILITIES:
@@ -99,4 +100,4 @@ class Augmentation:
 
 def _check(name: str, value: object, holds: bool, rule: str) -> None:
     if not holds:
-        raise InvalidInput(f"{name} of an augmentation is {value}; it has to be {rule}")
+        raise InvalidInput(f"{name} of an augmentation is {value}; it must be {rule}")

@@ -1,11 +1,11 @@
-"""Crop, resize, rotation, flips, quarter turns and blur: what moves or mixes pixels, and leaves constants as they are.
+"""Crop, resize, rotation, flips, quarter turns and blur: operations that move or mix pixels and preserve constants.
 
 Crop, resize, flips and blur are linear maps along each axis, so they are ``A_y · image · A_xᵀ`` with one pair of small
-matrices per image: exact antialiased resampling at any scale, as Pillow computes it, in two batched matrix products.
-A rotation is no such product. It is a second resampling, of a view that is wide enough to turn in; at equal pixel
-pitch nothing has to be antialiased. Quarter turns are flips and a transposition, which move pixels unchanged.
+matrices per image: exact antialiased resampling at any scale, as in Pillow, in two batched matrix products. A rotation
+is no such product. It is a second resampling, of a view with a margin; at equal pixel pitch it needs no antialiasing.
+Quarter turns are flips and a transposition, which move pixels unchanged.
 
-Shapes: B images, C = 3 channels, T side of the cached image, S side of the view, E side of the view before it turns.
+Shapes: B images, C = 3 channels, T side of the cached image, S side of the view, E side of the view before rotation.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from embedserve_training.augment.recipe import Augmentation
 
 @dataclass(frozen=True, kw_only=True)
 class Spatial:
-    """Where the pixels of each view come from."""
+    """The source of the pixels of each view."""
 
     crop: Boxes
     mirrored_B: Tensor
-    """Columns in reverse order, flips and quarter turns taken together."""
+    """Whether columns are reversed, by flips and quarter turns together."""
     upended_B: Tensor | None
-    """Rows in reverse order likewise; None for no view."""
+    """Whether rows are reversed, in the same way; None if no view's are."""
     transposed_B: Tensor | None
-    """Rows become columns, last of all; None for no view."""
+    """Whether rows become columns, in the last step; None if no view is transposed."""
     angle_B: Tensor | None
-    """Radians, counter-clockwise, after the flips; None for no view."""
-    widest: float
-    """Greatest angle that the recipe allows, in radians."""
+    """Radians, counter-clockwise, after the flips; None if no view is rotated."""
+    max_angle: float
+    """Largest angle that the recipe allows, in radians."""
     blurred_B: Tensor
     sigma_B: Tensor
-    """Of the blur, in pixels."""
+    """Standard deviation of the blur, in pixels."""
 
     @classmethod
     def draw(cls, recipe: Augmentation, draw: Draw) -> Spatial:
-        """Parameters for each image. What the recipe does not use takes no random numbers."""
+        """Parameters for each image. Operations that the recipe does not use draw no random numbers."""
         crop = draw.boxes(recipe.crop_scale, recipe.crop_ratio)
         mirrored_B = draw.applies(recipe.flip)
         upended_B = draw.applies(recipe.vertical_flip) if recipe.vertical_flip else None
         transposed_B = angle_B = None
         if recipe.quarter_turns:
             turns_B = (1 + draw.integers(3)) * draw.applies(recipe.quarter_turns)
-            # A turn by 90° is: columns in reverse order, then transposed. One by 270°: rows in reverse order, then so.
+            # A turn by 90° reverses columns, then transposes; one by 270° reverses rows, then transposes.
             mirrored_B = mirrored_B ^ (turns_B == 1) ^ (turns_B == 2)
             upended_B = (turns_B >= 2) if upended_B is None else upended_B ^ (turns_B >= 2)
             transposed_B = turns_B % 2 == 1
         if recipe.rotation:
             angle_B = draw.uniform(-math.radians(recipe.rotation), math.radians(recipe.rotation))
-            # The flips are computed first; a rotation that comes before a flip is the opposite one after it.
+            # Flips are computed first; a rotation before a flip equals the opposite rotation after it.
             one_flip_B = mirrored_B if upended_B is None else mirrored_B ^ upended_B
             angle_B = torch.where(one_flip_B, -angle_B, angle_B)
         blurred_B = draw.applies(recipe.blur)
@@ -66,13 +66,13 @@ class Spatial:
             upended_B=upended_B,
             transposed_B=transposed_B,
             angle_B=angle_B,
-            widest=math.radians(recipe.rotation),
+            max_angle=math.radians(recipe.rotation),
             blurred_B=blurred_B,
             sigma_B=draw.uniform(*recipe.blur_sigma),
         )
 
     def apply(self, images_BTTC: Tensor, size_px: int) -> Tensor:
-        """The views, float [B, 3, S, S]; bicubic weights reach a little beyond 0–1.
+        """The views, float [B, 3, S, S]; bicubic weights exceed 0–1 a little.
 
         Args:
             images_BTTC: uint8 [B, T, T, 3].
@@ -80,7 +80,7 @@ class Spatial:
         """
         batch, source_px = images_BTTC.shape[:2]
         device = images_BTTC.device
-        margin = 0 if self.angle_B is None else turning_margin(size_px, self.widest)
+        margin = 0 if self.angle_B is None else rotation_margin(size_px, self.max_angle)
         where = (source_px, size_px, margin, device)
         rows_BET = resampling(self.crop.top_B, self.crop.height_B, self.upended_B, *where)
         columns_BET = resampling(self.crop.left_B, self.crop.width_B, self.mirrored_B, *where)
@@ -102,12 +102,12 @@ class Spatial:
 
 
 def where_applies(applies_B: Tensor, x_BX: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
-    """``operation`` on those images of a batch that it applies to; on the others no time is spent.
+    """Apply ``operation`` to the chosen images of a batch, without spending time on the others.
 
     Args:
-        applies_B: bool [B], on the CPU, so that a GPU need not be waited for.
-        x_BX: [B, …]; may be changed.
-        operation: takes and gives [b, …].
+        applies_B: bool [B], on the CPU, so that nothing waits for a GPU.
+        x_BX: [B, …]; may be changed in place.
+        operation: takes and returns [b, …].
     """
     chosen = applies_B.nonzero().squeeze(1)
     if len(chosen) == len(x_BX):
@@ -127,19 +127,19 @@ def resampling(
     margin: int,
     device: torch.device,
 ) -> Tensor:
-    """Matrices [B, E, T] that resample a stretch of T pixels to S: bicubic with antialiasing, as Pillow does it.
+    """Matrices [B, E, T] that resample an interval of T pixels to S: bicubic with antialiasing, as in Pillow.
 
-    The kernel (a = −0.5) is as wide as a target pixel where that is wider than a source pixel. Weights outside of the
-    image are left out and the rest scaled up to a sum of one.
+    The kernel (a = −0.5) is as wide as a target pixel if that is wider than a source pixel. Weights outside the image
+    are dropped and the others rescaled to a sum of one.
 
     Args:
-        start_B: where the stretch begins, as a share of the side.
-        extent_B: its length, likewise.
-        reversed_B: whether the S pixels come in reverse order.
+        start_B: start of the interval, as a share of the side.
+        extent_B: its length, as a share of the side.
+        reversed_B: whether the S pixels are in reverse order; None if no image's are.
         source_px: T.
         size_px: S.
-        margin: pixels that are added on both sides, E = S + 2 · margin; beyond the image they show its mirror image.
-        device: where the matrices are needed.
+        margin: pixels added on both sides, E = S + 2 · margin; beyond the image they mirror it.
+        device: device of the matrices.
     """
     start_B11 = (start_B * source_px).to(device).view(-1, 1, 1)
     scale_B11 = (extent_B * source_px / size_px).to(device).view(-1, 1, 1)
@@ -171,22 +171,22 @@ def blurring(sigma_B: Tensor, size_px: int, margin: int = 0) -> Tensor:
     return weight_BEE / weight_BEE.sum(2, keepdim=True)
 
 
-def turning_margin(size_px: int, widest: float) -> int:
-    """Pixels to add on each side of a view of S, so that it can turn by ``widest`` radians and stay filled."""
-    angle = min(widest, math.pi / 4)  # a square's corners reach out farthest at 45°
+def rotation_margin(size_px: int, max_angle: float) -> int:
+    """Pixels to add on each side of a view of S so that it stays filled when rotated by ``max_angle`` radians."""
+    angle = min(max_angle, math.pi / 4)  # a square's corners reach farthest at 45°
     # Two more for the kernel.
     return math.ceil(size_px / 2 * (math.cos(angle) + math.sin(angle) - 1)) + 2
 
 
 def rotated(x_BCEE: Tensor, angle_B: Tensor, size_px: int) -> Tensor:
-    """The middle S × S pixels after a turn of each image about its centre: float [B, 3, S, S], bicubic.
+    """The central S × S pixels after a rotation of each image about its centre: float [B, 3, S, S], bicubic.
 
     Args:
         x_BCEE: float [B, 3, E, E].
         angle_B: radians, counter-clockwise.
         size_px: S.
     """
-    # In units of grid_sample, −1 and 1 being the borders of the wider image.
+    # In units of grid_sample, where −1 and 1 are the borders of the larger image.
     cos_B, sin_B = angle_B.cos() * size_px / x_BCEE.shape[3], angle_B.sin() * size_px / x_BCEE.shape[3]
     zero_B = torch.zeros_like(angle_B)
     turn_B23 = torch.stack([cos_B, -sin_B, zero_B, sin_B, cos_B, zero_B], dim=1).view(-1, 2, 3)

@@ -1,4 +1,4 @@
-"""One view of each image: all that a recipe names, in the order that the package's docstring gives.
+"""One view of each image: the operations of a recipe, in the order of the package's docstring.
 
 Shapes: B images, C = 3 channels, P pixels, T side of the cached image, S side of the view.
 """
@@ -26,28 +26,27 @@ def augment(
 ) -> Tensor:
     """One view of each image.
 
-    Parameters are drawn on the CPU for the whole batch, and noise is a function of a parameter, so that a seed gives
-    the same views on every device and however the batch is split over processes; beyond that, sums may round
-    differently.
+    Parameters are drawn on the CPU for the global batch, and noise is a function of a parameter. So a seed gives the
+    same views on every device and for any split of the batch over processes, up to rounding.
 
     Args:
         images_BTTC: uint8 [B, T, T, 3].
         size_px: S.
-        recipe: what applies.
+        recipe: the operations and their strengths.
         generator: a CPU generator; the views are a function of its state.
-        first: position of the first of these images in the whole batch, if other processes hold the rest of it.
-        total: size of the whole batch; B if left out.
+        first: position of the first of these images in the global batch, if other processes have the rest of it.
+        total: size of the global batch; B by default.
 
     Returns:
         Float [B, 3, S, S] within [0, 1], in channels-last memory format.
 
     Raises:
-        ValueError: the images do not lie in a batch of that size.
+        ValueError: these positions are not in a batch of that size.
     """
     batch = len(images_BTTC)
     total = batch if total is None else total
     if not 0 <= first <= first + batch <= total:
-        raise ValueError(f"images {first} to {first + batch} do not lie in a batch of {total}")
+        raise ValueError(f"images {first} to {first + batch} are not in a batch of {total}")
     draw = Draw(generator, batch, first, total)
     spatial, colour, pixels = Spatial.draw(recipe, draw), Colour.draw(recipe, draw), Pixels.draw(recipe, draw)
 

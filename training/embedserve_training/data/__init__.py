@@ -1,1 +1,1 @@
-"""Images of a folder, decoded once, in batches."""
+"""The images of a folder: listed, decoded once, and given in batches."""

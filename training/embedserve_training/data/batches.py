@@ -1,8 +1,8 @@
-"""Batches of pixels on the training device, in an order that follows from seed and step alone.
+"""Batches of pixels on the training device, in an order that is a function of seed and step.
 
-Every epoch is a fresh permutation; its last, incomplete batch is left out (batch-norm and the contrastive loss depend
-on the batch size), and as each permutation leaves out others, no image is lost to training. Several processes take the
-very batches that one would take, each its own rows of them.
+Every epoch is a new permutation without its last, incomplete batch (batch-norm and the contrastive loss depend on the
+batch size). Each permutation drops other images, so training loses none. Several processes use the batches of a single
+one, each its own rows of them.
 
 Shapes: N images, G in a batch of all processes, B of them in this one, T side of the cached image.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _AHEAD = 2
-"""Batches fetched ahead where the images are not resident on the device."""
+"""Batches fetched ahead if the images are not resident on the device."""
 
 
 class Batches:
@@ -32,9 +32,9 @@ class Batches:
     Args:
         pixels_NTTC: uint8 [N, T, T, 3], usually memory-mapped.
         batch_size: G, at most N.
-        seed: of the order.
-        device: where the batches are wanted. All pixels are put there at once if they fit in half of its free memory.
-        rows_B: which rows of each batch this process takes; all of them if left out.
+        seed: seed of the order.
+        device: device of the batches. All pixels are copied there at once if they fit in half of its free memory.
+        rows_B: the rows of each batch that this process uses; all of them by default.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Batches:
             self._pixels_NTTC = self._pixels_NTTC.to(device)
 
     def start_at(self, step: int) -> Generator[tuple[Tensor, Tensor]]:
-        """Endless batches from a step on: indices int64 [B] and pixels uint8 [B, T, T, 3], both on the device."""
+        """Endless batches from this step on: indices int64 [B] and pixels uint8 [B, T, T, 3], both on the device."""
         if self.resident:
             for indices_B in self._indices(step):
-                # From pinned memory, or the copy would wait for all that the GPU has yet to do.
+                # From pinned memory: otherwise the copy waits for all queued work of the GPU.
                 pinned_B = indices_B.pin_memory() if self._device.type == "cuda" else indices_B
                 there_B = pinned_B.to(self._device, non_blocking=True)
                 yield there_B, self._pixels_NTTC[there_B]
@@ -98,5 +98,5 @@ def _fits(size_bytes: int, device: torch.device) -> bool:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return size_bytes < free / 2
-    # On the CPU the memory map itself is indexed, and the system keeps as much of it in memory as it can.
+    # On the CPU the memory map itself is indexed, and the page cache holds as much of it as fits.
     return device.type == "cpu"

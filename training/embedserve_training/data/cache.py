@@ -1,7 +1,7 @@
-"""Every image of a run decoded once: one memory-mapped uint8 file beside the run.
+"""The images of a run, decoded once into one memory-mapped uint8 file in the run folder.
 
-Decoding limits training long before a GPU does (some 700 photos per second and core), and an augmentation that runs on
-the device needs pixels only. The file is a copy that can be made again at any time.
+Decoding limits training long before a GPU does (about 700 photos per second and core), and augmentations on the device
+need only pixels. The file can be recreated at any time.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MARGIN = 1.15
-"""Side of a cached image over side of a view. A crop is then rarely enlarged by more than the recipe asks for."""
+"""Side of a cached image over side of a view, so that crops are rarely enlarged more than the recipe asks for."""
 _RULE = 1
-"""Changes whenever the same files would give other pixels."""
+"""Increased whenever the same files would give other pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class DecodedImages:
     """Position of each image in the folder's ``paths``."""
     skipped: tuple[Skipped, ...]
     fingerprint: str
-    """sha256 over names and contents of the images used."""
+    """sha256 over names and contents of the images that are used."""
 
 
 def cached_side_px(size_px: int, median_side_px: int) -> int:
-    """T for views of S pixels: 1.15 · S, but no more pixels than the images have."""
+    """T for views of S pixels: 1.15 · S, but no more than the images have."""
     return max(min(round(size_px * MARGIN), median_side_px), 8)
 
 
@@ -57,13 +57,13 @@ def open_cache(
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DecodedImages:
-    """The decoded images of a folder, from ``where`` if they are there already and no file has changed since.
+    """The decoded images of a folder, from the cache in ``where`` unless a file has changed since.
 
     Args:
         folder: the files.
         side_px: T; the centre square of each image is resized to it.
-        where: folder for the cache; made if missing.
-        workers: threads that decode.
+        where: folder of the cache; created if missing.
+        workers: number of decoding threads.
         progress: called with the number of files done and their total.
 
     Raises:
@@ -83,7 +83,7 @@ def open_cache(
 
 
 def find_cache(where: Path, side_px: int, fingerprint: str) -> DecodedImages | None:
-    """The decoded images that another process has made, by their fingerprint; None if they are not there."""
+    """The decoded images with this fingerprint, which another process has made; None if there are none."""
     for index_path in sorted(where.glob("*.json")):
         cached = _open(index_path.with_suffix(".u8"), index_path, side_px)
         if cached and cached.fingerprint == fingerprint:
@@ -92,7 +92,7 @@ def find_cache(where: Path, side_px: int, fingerprint: str) -> DecodedImages | N
 
 
 def _key(folder: ImageFolder, spec: PreprocessSpec) -> str:
-    """Changes with any name, size or time of modification; cheap, so that resuming need not read every file."""
+    """A key of all names, sizes and times of modification; resuming then need not read every file."""
     digest = hashlib.sha256(json.dumps([_RULE, spec.to_json()]).encode())
     for path in folder.paths:
         try:
@@ -119,7 +119,7 @@ def _decode(
             hint="put the run on a larger disk: -o FOLDER",
         )
     positions: list[int] = []
-    skipped = list(folder.closed)
+    skipped = list(folder.unreadable)
     fingerprint = hashlib.sha256()
     partial = pixels_path.with_suffix(".partial")
     complete = False
@@ -136,7 +136,7 @@ def _decode(
             os.fsync(out.fileno())
         complete = True
     except OSError as error:
-        raise DataError(f"the decoded images cannot be kept in {pixels_path.parent}: {error.strerror}") from error
+        raise DataError(f"the decoded images cannot be written to {pixels_path.parent}: {error.strerror}") from error
     finally:
         if not complete:
             partial.unlink(missing_ok=True)
@@ -153,7 +153,7 @@ def _decode(
 
 
 def _open(pixels_path: Path, index_path: Path, side_px: int) -> DecodedImages | None:
-    """What is in the cache; None if it is not there, or not whole."""
+    """The content of the cache; None if it is missing or incomplete."""
     import numpy as np
 
     try:

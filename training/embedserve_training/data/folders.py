@@ -1,7 +1,6 @@
-"""A folder of images: which files it holds, their labels if it has any, and the pixels of those that can be read.
+"""A folder of images: its files, their labels if it has any, and the pixels of those that can be read.
 
-Nothing is decoded here but through ``embedserve.images.codec``; what cannot be read is named with its reason and left
-out.
+``embedserve.images.codec`` does all decoding. Files that cannot be read are left out, and listed with the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _IN_FLIGHT = 4
-"""Files read ahead per thread; bounds the memory that decoded images wait in."""
+"""Files read ahead per thread; limits the memory of decoded images that wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +42,14 @@ class ImageFolder:
     root: Path
     paths: tuple[str, ...]
     """Relative to the root, with forward slashes, sorted."""
-    closed: tuple[Skipped, ...] = ()
-    """Folders in it that cannot be read; whatever images they hold are left out."""
+    unreadable: tuple[Skipped, ...] = ()
+    """Subfolders that cannot be read; their images are left out."""
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """The label of each file: the top-level subfolder it is in.
+        """The label of each file: its top-level subfolder.
 
-        None unless every file is in one and there are at least two of them.
+        None unless every file is in a subfolder and there are at least two of them.
         """
         parts = [PurePosixPath(path).parts for path in self.paths]
         if any(len(part) < 2 for part in parts):
@@ -59,28 +58,28 @@ class ImageFolder:
         return labels if len(set(labels)) > 1 else None
 
     def subset(self, positions: Sequence[int]) -> ImageFolder:
-        """The files at these positions only, without the folders that cannot be read."""
+        """Only the files at these positions, without the subfolders that cannot be read."""
         return ImageFolder(root=self.root, paths=tuple(self.paths[position] for position in positions))
 
 
 def scan(root: Path) -> ImageFolder:
-    """The image files in a folder and the folders below it.
+    """The image files in a folder and its subfolders.
 
-    Files and folders whose names begin with a dot are ignored, and so are links to folders.
+    Files and folders whose names start with a dot are ignored, and so are links to folders.
 
     Raises:
-        DataError: there is no such folder, or no image file in it.
+        DataError: the folder does not exist, or holds no image file.
     """
     if not root.is_dir():
         what = "is a file" if root.is_file() else "does not exist"
-        raise DataError(f"{root} {what}", hint="give a folder of images; folders inside it are read too")
+        raise DataError(f"{root} {what}", hint="give a folder of images; its subfolders are read too")
     found: list[str] = []
     others: list[str] = []
-    closed: list[Skipped] = []
+    unreadable: list[Skipped] = []
 
     def note(error: OSError) -> None:
         path = Path(error.filename).relative_to(root).as_posix()
-        closed.append(Skipped(path=path, reason=f"the folder cannot be read: {error.strerror}"))
+        unreadable.append(Skipped(path=path, reason=f"the folder cannot be read: {error.strerror}"))
 
     for folder, names, files in os.walk(root, onerror=note):
         names[:] = sorted(name for name in names if not name.startswith("."))
@@ -93,7 +92,7 @@ def scan(root: Path) -> ImageFolder:
     if not found:
         seen = f" ({len(others)} other files: {', '.join(sorted(others)[:3])}, …)" if others else ""
         raise DataError(f"{root} holds no images{seen}", hint=f"images end in {', '.join(codec.SUFFIXES)}")
-    return ImageFolder(root=root, paths=tuple(sorted(found)), closed=tuple(closed))
+    return ImageFolder(root=root, paths=tuple(sorted(found)), unreadable=tuple(unreadable))
 
 
 def load_all(
@@ -103,14 +102,14 @@ def load_all(
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[tuple[int, bytes, NDArray[np.uint8] | Skipped]]:
-    """Each file in order: its position, the sha256 of its bytes, and its pixels or why it is left out.
+    """Each file in order: its position, the sha256 of its bytes, and its pixels or the reason why it is left out.
 
     Pixels are uint8 [S, S, 3].
 
     Args:
         folder: the files.
         spec: how an image becomes a square.
-        workers: threads that read and decode.
+        workers: number of threads that read and decode.
         progress: called with the number of files done and their total.
     """
 
@@ -147,10 +146,10 @@ def load_squares(
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[NDArray[np.uint8], tuple[int, ...], tuple[Skipped, ...]]:
-    """All readable images as the encoder takes them, in memory.
+    """All readable images in memory, preprocessed for the encoder.
 
     Returns:
-        uint8 [N, S, S, 3], the positions of these images in ``folder.paths``, and the files left out.
+        uint8 [N, S, S, 3], the positions of these images in ``folder.paths``, and the files that are left out.
 
     Raises:
         DataError: none of the files can be read.
@@ -159,7 +158,7 @@ def load_squares(
 
     squares: list[NDArray[np.uint8]] = []
     kept: list[int] = []
-    skipped = list(folder.closed)
+    skipped = list(folder.unreadable)
     for position, _, outcome in load_all(folder, spec, workers=workers, progress=progress):
         if isinstance(outcome, Skipped):
             skipped.append(outcome)
@@ -176,22 +175,22 @@ def nothing_readable(folder: ImageFolder, skipped: Sequence[Skipped]) -> DataErr
     return DataError(
         f"none of the {len(folder.paths)} image files in {folder.root} can be read;"
         f" the first: {skipped[0].path}: {skipped[0].reason}",
-        hint="images are JPEG, PNG, WebP, BMP, GIF or TIFF; open one in a viewer to see whether it is whole",
+        hint="images are JPEG, PNG, WebP, BMP, GIF or TIFF; open one in a viewer to see whether it is damaged",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """What a few images of a folder say about all of them."""
+class FolderSummary:
+    """What a sample of a folder's images says about all of them."""
 
     median_side_px: int
     """Median of the shorter sides."""
     grey: bool
-    """None of them has any colour."""
+    """Whether none of them has any colour."""
 
 
-def look(folder: ImageFolder, *, sample: int = 64) -> Look:
-    """Look at up to ``sample`` images spread evenly over the folder.
+def summarise(folder: ImageFolder, *, sample: int = 64) -> FolderSummary:
+    """Read up to ``sample`` images, evenly spread over the folder.
 
     Raises:
         DataError: none of them can be read.
@@ -212,4 +211,4 @@ def look(folder: ImageFolder, *, sample: int = 64) -> Look:
             grey = grey and bool((pixels == pixels[..., :1]).all())
     if not sides:
         raise nothing_readable(folder, skipped)
-    return Look(median_side_px=int(statistics.median(sides)), grey=grey)
+    return FolderSummary(median_side_px=int(statistics.median(sides)), grey=grey)

@@ -1,1 +1,1 @@
-"""Several processes that train together."""
+"""Training in several processes: what they exchange, and how they join and leave."""

@@ -1,8 +1,8 @@
-"""What several processes that train together have to exchange, each with the gradient that one process would have.
+"""Tensors that the processes of a run exchange, with the gradient that one process would have.
 
-Every process holds equally many images, B of the G of a step. Losses are means over a process's own rows (or, for
-Barlow Twins, the loss of the joined batch), and gradients of parameters are averaged over processes afterwards, as
-DistributedDataParallel does. With the functions here the result is the gradient of one process on the joined batch.
+Every process holds the same number of images, B of the G of a step. Losses are means over a process's own rows (or, for
+Barlow Twins, the loss of the global batch), and gradients of parameters are averaged over processes afterwards, as
+DistributedDataParallel does. With the functions here the result is the gradient of one process on the global batch.
 """
 
 from __future__ import annotations
@@ -18,47 +18,53 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, and what is exchanged between them."""
+    """Rank and number of the processes that train together, and the exchange of tensors between them.
+
+    With one process nothing is exchanged. ``launch.ProcessGroup`` is for what processes agree on beside tensors.
+    """
 
     rank: int = 0
+    """Of this process, from 0."""
     count: int = 1
+    """Of all processes."""
 
     @classmethod
     def current(cls) -> Processes:
-        """Those of torch's default process group; this one alone if there is none."""
+        """Those of torch's default process group; a single one if there is none."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
-        return ALONE
+        return SINGLE_PROCESS
 
     def gather(self, z_BD: Tensor) -> tuple[Tensor, int]:
-        """The rows of every process with gradient, [G, D], and where this process's own begin."""
+        """The rows of all processes, [G, D], with gradient, and the position of this process's first row."""
         return (z_BD, 0) if self.count == 1 else gather_rows(z_BD)
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
         """The sum of a tensor over all processes, with gradient."""
-        return x if self.count == 1 else sum_over_processes(x)
+        return x if self.count == 1 else all_reduce_sum(x)
 
-    def join(self, x_BD: Tensor) -> Tensor:
-        """The rows of every process, [G, …], without gradient."""
+    def gather_detached(self, x_BD: Tensor) -> Tensor:
+        """The rows of all processes, [G, …], without gradient."""
         if self.count == 1:
             return x_BD.detach()
         parts = [torch.empty_like(x_BD, memory_format=torch.contiguous_format) for _ in range(self.count)]
         dist.all_gather(parts, x_BD.detach().contiguous())
         return torch.cat(parts)
 
-    def own(self, x_GD: Tensor) -> Tensor:
-        """This process's rows of a joined tensor."""
+    def own_rows(self, x_GD: Tensor) -> Tensor:
+        """This process's rows of a tensor with the rows of all processes."""
         return x_GD.chunk(self.count)[self.rank]
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
+"""A run of one process."""
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather whose backward adds up what every process says about a row.
+    """All-gather whose backward sums the gradients that all processes have for a row.
 
-    ``dist.all_gather`` alone would drop the gradients of the other processes, a known fault of many ports: the
-    gradient is then not that of one process on the joined batch.
+    ``dist.all_gather`` alone drops the gradients of the other processes, a known bug of many ports: the result is then
+    not the gradient of one process on the global batch.
     """
 
     @staticmethod
@@ -77,9 +83,9 @@ class _GatherRows(torch.autograd.Function):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce whose backward sums as well: every process's loss depends on every process's part.
+    """All-reduce whose backward is a sum as well: the loss of each process depends on the rows of all.
 
-    A raw ``dist.all_reduce`` is not seen by autograd; the gradient is then 1 / processes of what it should be.
+    Autograd does not see a plain ``dist.all_reduce``; the gradient is then 1 / processes of the correct one.
     """
 
     @staticmethod
@@ -96,17 +102,17 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def gather_rows(x_BD: Tensor) -> tuple[Tensor, int]:
-    """The rows of every process, [G, D], and where this process's own begin; all processes bring equally many."""
+    """The rows of all processes, [G, D], and the position of this process's first row; all have the same number."""
     joined_GD: Tensor = _GatherRows.apply(x_BD)
     return joined_GD, dist.get_rank() * x_BD.shape[0]
 
 
-def sum_over_processes(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum of a tensor over all processes, with gradient."""
     total: Tensor = _SumOverProcesses.apply(x)
     return total
 
 
-def launched() -> bool:
-    """Whether ``torchrun`` (or something that speaks its environment variables) started several processes."""
+def is_launched() -> bool:
+    """Whether ``torchrun``, or a launcher with the same environment variables, started several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1

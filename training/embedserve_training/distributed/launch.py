@@ -1,7 +1,7 @@
-"""How the processes of a run meet, agree, and end together, so that none waits for one that is gone.
+"""How the processes that train together join, agree and end, so that none waits for one that has ended.
 
-``torchrun`` starts the processes. Tensors of the training go over NCCL between GPUs and over gloo between CPUs; what is
-agreed on goes over gloo in any case, without waiting for a GPU.
+``torchrun`` starts the processes. Training tensors go over NCCL between GPUs and over gloo between CPUs. Agreements
+always go over gloo, without waiting for a GPU.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ import torch
 import torch.distributed as dist
 
 from embedserve.errors import EmbedserveError, SetupError, TrainingError
-from embedserve_training.distributed.collectives import ALONE, Processes, launched
+from embedserve_training.distributed.collectives import SINGLE_PROCESS, Processes, is_launched
 
 _T = TypeVar("_T")
 
-_PATIENCE = timedelta(days=30)
-"""Others wait this long for process 0, which may have millions of images to decode."""
+_AGREEMENT_TIMEOUT = timedelta(days=30)
+"""The others wait this long for process 0, which may have millions of images to decode."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that train together. With one process every call returns at once."""
+    """The processes that train together, as one of them sees them. With one process every call returns at once."""
 
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     group: Any = None
-    """A gloo group of all processes, for what is agreed on."""
+    """A gloo group of all processes, for agreements."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this is process 0, which plans, writes and speaks for all."""
+        """Whether this is process 0, which plans, writes and reports for all."""
         return self.processes.rank == 0
 
     def all_reduce_max(self, *numbers: float) -> list[float]:
-        """The highest value of each number over all processes, in every process."""
+        """The maximum of each number over all processes, in every process."""
         if self.processes.count == 1:
             return list(numbers)
         values = torch.tensor(numbers, dtype=torch.float64)
@@ -56,12 +56,12 @@ class ProcessGroup:
         return value.item() / self.processes.count
 
     @contextmanager
-    def or_none(self) -> Iterator[None]:
-        """A block that all processes enter; if it fails in one, it fails in all, and one of them says why.
+    def fail_together(self) -> Iterator[None]:
+        """A block that all processes enter: if it fails in one, it fails in all, and one of them reports why.
 
         Raises:
-            EmbedserveError: in the first of the processes in which it failed, what it failed with.
-            SystemExit: in all others; they have nothing to say.
+            EmbedserveError: in the first process in which the block failed, its error.
+            SystemExit: in all others, which report nothing.
         """
         if self.processes.count == 1:
             yield
@@ -77,18 +77,18 @@ class ProcessGroup:
             return
         if failure and highest == before_last:
             raise failure
-        self._wait_for_the_end_of(self.processes.count - round(highest))
+        self._wait_for_exit_of(self.processes.count - round(highest))
         raise SystemExit(round(code))
 
-    def from_first(self, find: Callable[[], _T]) -> _T:
-        """What process 0 finds, in every process; it has to be something that can be pickled.
+    def broadcast_from_first(self, find: Callable[[], _T]) -> _T:
+        """The result of ``find`` in process 0, in every process; it must be picklable.
 
         Raises:
-            EmbedserveError: in process 0, what ``find`` failed with.
+            EmbedserveError: in process 0, the error of ``find``.
             SystemExit: in all others, if it failed.
         """
         found: list[Any] = [None]
-        with self.or_none():
+        with self.fail_together():
             if self.is_first:
                 found = [find()]
         if self.processes.count > 1:
@@ -96,24 +96,24 @@ class ProcessGroup:
         result: _T = found[0]
         return result
 
-    def _wait_for_the_end_of(self, rank: int) -> None:
-        # torchrun ends all processes as soon as one has ended: the one that says why must be the first.
+    def _wait_for_exit_of(self, rank: int) -> None:
+        # torchrun ends all processes as soon as one has ended, so the one that reports why must end first.
         with suppress(RuntimeError):
             dist.recv(torch.zeros(1), rank, group=self.group)
 
 
 @contextmanager
-def meet(device: str) -> Iterator[ProcessGroup]:
-    """Within the block the processes that ``torchrun`` started are together; without it this one is alone.
+def join_process_group(device: str) -> Iterator[ProcessGroup]:
+    """The group of the processes that ``torchrun`` started, for the block; a single process without ``torchrun``.
 
     Args:
         device: as in ``TrainConfig``: auto, cpu, cuda or mps. On CUDA each process of a machine has its own GPU.
 
     Raises:
-        SetupError: there are fewer GPUs than processes, or what ``torchrun`` sets is missing.
+        SetupError: there are fewer GPUs than processes, or environment variables of ``torchrun`` are missing.
         TrainingError: the connection to another process was lost.
     """
-    joined_here = launched() and not dist.is_initialized()
+    joined_here = is_launched() and not dist.is_initialized()
     if joined_here:
         _join(device)
     processes = Processes.current()
@@ -121,16 +121,16 @@ def meet(device: str) -> Iterator[ProcessGroup]:
         yield ProcessGroup()
         return
     try:
-        yield ProcessGroup(processes, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        yield ProcessGroup(processes, dist.new_group(backend="gloo", timeout=_AGREEMENT_TIMEOUT))
     except BaseException as error:
         if joined_here:
-            # Not before this process has said what is wrong: the others wait for its end.
+            # Not before this process has reported the error: the others wait for it to end.
             atexit.register(dist.destroy_process_group)
         if isinstance(error, RuntimeError) and _is_lost_connection(error):
             raise TrainingError(
                 f"process {processes.rank} has lost the connection to another process of the run:"
                 f" {' '.join(str(error).split())[:200]}",
-                hint="that one may have said why it ended; the same line goes on from the last checkpoint",
+                hint="it may have reported why it ended; the same command continues from the last checkpoint",
             ) from error
         raise
     if joined_here:
@@ -151,11 +151,11 @@ def _join(device: str) -> None:
         dist.init_process_group("nccl" if on_gpus else "gloo")
     except ValueError as error:
         raise SetupError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes cannot find each other: {error}",
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes cannot connect: {error}",
             hint="start them with torchrun, or unset WORLD_SIZE for a single one",
         ) from error
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    # gloo's errors have no class of their own, only where in gloo they arose.
+    # gloo's errors have no class; their text names the file of gloo that raised them.
     return isinstance(error, dist.DistError) or "gloo" in str(error)

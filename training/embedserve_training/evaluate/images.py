@@ -120,7 +120,7 @@ def hold_out(files: ImageFolder) -> tuple[ImageFolder, ImageFolder]:
         )
     kept = [i for i in range(len(labels)) if i not in held_out]
     # Folders that cannot be read are reported once, with the images to search in.
-    return replace(files.subset(kept), closed=files.closed), files.subset(sorted(held_out))
+    return replace(files.subset(kept), unreadable=files.unreadable), files.subset(sorted(held_out))
 
 
 def _label_set(files: ImageFolder) -> set[str]:

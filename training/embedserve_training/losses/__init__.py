@@ -1,8 +1,8 @@
-"""Losses of self-supervised learning as pure functions in fp32, one module per method.
+"""Losses of self-supervised learning as pure functions, one module per method.
 
-They know nothing of models, devices or processes: joining and adding up over processes is passed in
-(``losses/protocols.py``). Each returns the loss and detached scalars that say more than the loss does; ``*_chance`` is
-its value for a model that knows nothing.
+They compute in fp32, or in fp64 for fp64 inputs (``dtypes.at_least_fp32``). They know nothing of models, devices or
+processes: the gather and the all-reduce are passed in (``losses/protocols.py``). Each returns the loss and detached
+scalars for the metrics; ``*_chance`` is the loss of a model that has learned nothing.
 """
 
 from __future__ import annotations

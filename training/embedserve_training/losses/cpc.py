@@ -1,4 +1,4 @@
-"""InfoNCE of Contrastive Predictive Coding: each prediction has to find its patch among all patches of the batch.
+"""InfoNCE of Contrastive Predictive Coding: each prediction must find its patch among all patches of the batch.
 
 Shapes: N predictions in this process, G = N × processes, D numbers per patch.
 """
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedserve_training.dtypes import at_least_fp32
 from embedserve_training.losses.protocols import Gather
 
 
@@ -19,22 +20,23 @@ def cpc_info_nce(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """InfoNCE of CPC (arXiv 1807.03748, equation 4) with the log-bilinear score of its equation 3.
 
-    Row i of the predictions, Wₖcₜ in the paper, has to pick row i of the targets, z_{t+k}, out of the targets of all
-    images and positions by their dot product; nothing is normalised and there is no temperature. Predictions and
-    targets both carry gradients.
+    Row i of the predictions, Wₖcₜ in the paper, must pick row i of the targets, z_{t+k}, out of the targets of all
+    images and positions by dot product; nothing is normalised and there is no temperature. Gradients flow into
+    predictions and targets.
 
     Args:
-        predicted_ND: predicted patches, of any floating type.
-        target_ND: the patches that came true, row by row.
+        predicted_ND: predicted patches, of any floating dtype.
+        target_ND: the actual patches, row by row.
         gather: joins the rows of all processes; None if there is only this one.
 
     Returns:
-        The loss, the mean over the N predictions, which is ln G where all are alike (``cpc_chance``), and a detached
-        scalar: ``top1``, the share of predictions whose patch has the highest score.
+        The loss, a mean over the N predictions, which is ln G if all patches are equal (``cpc_chance``), and a detached
+        scalar: ``top1``, the share of predictions whose own patch has the highest score.
     """
     with torch.autocast(predicted_ND.device.type, enabled=False):
-        target_GD, start = gather(target_ND.float()) if gather else (target_ND.float(), 0)
-        scores_NG = predicted_ND.float() @ target_GD.T
+        predicted_ND, target_ND = at_least_fp32(predicted_ND), at_least_fp32(target_ND)
+        target_GD, start = gather(target_ND) if gather else (target_ND, 0)
+        scores_NG = predicted_ND @ target_GD.T
         own_N = torch.arange(start, start + len(scores_NG), device=scores_NG.device)
         loss = F.cross_entropy(scores_NG, own_N)
         with torch.no_grad():
@@ -43,5 +45,5 @@ def cpc_info_nce(
 
 
 def cpc_chance(candidates: int) -> float:
-    """InfoNCE of patches that are all alike: the logarithm of how many candidates there are."""
+    """InfoNCE of patches that are all equal: ln of the number of candidates."""
     return math.log(candidates)

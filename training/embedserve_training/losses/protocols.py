@@ -1,4 +1,4 @@
-"""What a loss needs of the other processes, passed in so that no loss knows of processes.
+"""What a loss needs from the other processes; passed in, so that no loss knows about processes.
 
 Shapes: B rows in this process, G = B × processes, D numbers per row.
 """
@@ -14,11 +14,11 @@ class Gather(Protocol):
     """Joins the rows of all processes, with gradient."""
 
     def __call__(self, z_BD: Tensor) -> tuple[Tensor, int]:
-        """The rows of every process, [G, D], and the position at which this process's own rows begin."""
+        """The rows of all processes, [G, D], and the position of this process's first row."""
 
 
 class AllReduce(Protocol):
-    """Adds up a tensor over all processes, with gradient: the backward adds up as well."""
+    """Sums a tensor over all processes, with gradient: the backward is a sum as well."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The sum of ``x``, of the same shape in every process, over all of them."""
+        """The sum over all processes of ``x``, which has the same shape in each."""

@@ -1,4 +1,4 @@
-"""NT-Xent, the loss of SimCLR: each view has to find its partner among all views of the batch.
+"""NT-Xent, the loss of SimCLR: each view must find its partner among all views of the batch.
 
 Shapes: B images in this process, G = B × processes, D numbers per embedding.
 """
@@ -11,36 +11,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedserve_training.dtypes import at_least_fp32
 from embedserve_training.losses.protocols import Gather
 
 
 def nt_xent(z1_BD: Tensor, z2_BD: Tensor, tau: float, gather: Gather | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """NT-Xent, the contrastive loss of SimCLR (arXiv 2002.05709, equation 1).
 
-    Each of the 2B embeddings has to pick its partner out of the 2G − 1 others by cosine / tau. The loss is the mean
-    over the 2B anchors, as equation 1 and most ports have it; the authors' code adds the means of the two views, which
-    is twice this value, so a learning rate of theirs for SGD corresponds to twice that rate here.
+    Each of the 2B embeddings must pick its partner out of the 2G − 1 others by cosine / tau. The loss is the mean over
+    the 2B anchors, as in equation 1 and most ports; the authors' code adds the means of the two views, which is twice
+    this value, so one of their learning rates for SGD corresponds to twice that rate here.
 
     Args:
-        z1_BD: embeddings of the first views, of any norm and floating type.
+        z1_BD: embeddings of the first views, of any norm and floating dtype.
         z2_BD: embeddings of the second views of the same images.
         tau: temperature, positive.
         gather: joins the rows of all processes; None if there is only this one.
 
     Returns:
-        The loss, a scalar that is ln(2G − 1) for embeddings that are all alike (``nt_xent_chance``), and detached
-        scalars: ``pos``, the mean cosine of partners, and ``top1``, the share of anchors whose nearest other embedding
-        is their partner.
+        The loss, which is ln(2G − 1) for embeddings that are all equal (``nt_xent_chance``), and detached scalars:
+        ``pos``, the mean cosine of partners, and ``top1``, the share of anchors whose nearest other embedding is their
+        partner.
     """
     with torch.autocast(z1_BD.device.type, enabled=False):
-        a_BD, b_BD = F.normalize(z1_BD.float(), dim=1), F.normalize(z2_BD.float(), dim=1)
+        a_BD, b_BD = F.normalize(at_least_fp32(z1_BD), dim=1), F.normalize(at_least_fp32(z2_BD), dim=1)
         a_GD, start = gather(a_BD) if gather else (a_BD, 0)
         b_GD, _ = gather(b_BD) if gather else (b_BD, 0)
         partner_B = torch.arange(start, start + a_BD.shape[0], device=a_BD.device)
         own_BG = F.one_hot(partner_B, a_GD.shape[0]).bool()
 
         def logits(x_BD: Tensor, other_GD: Tensor, same_GD: Tensor) -> Tensor:
-            # Partner first: column ``partner_B`` of the result is the positive, as in the authors' code.
+            # Partners come first: column ``partner_B`` of the result is the positive, as in the authors' code.
             itself_out_BG = (x_BD @ same_GD.T).masked_fill(own_BG, -math.inf)
             return torch.cat([x_BD @ other_GD.T, itself_out_BG], dim=1) / tau
 
@@ -56,8 +57,8 @@ def nt_xent(z1_BD: Tensor, z2_BD: Tensor, tau: float, gather: Gather | None = No
 
 
 def nt_xent_chance(global_batch: int) -> float:
-    """NT-Xent of embeddings that are all alike, whatever the temperature: ln(2G − 1).
+    """NT-Xent of embeddings that are all equal, at any temperature: ln(2G − 1).
 
-    A loss that stays here has collapsed or learned nothing.
+    A run whose loss stays here has collapsed or learns nothing.
     """
     return math.log(2 * global_batch - 1)

@@ -1,8 +1,8 @@
-"""The training methods by name. A new one is a file in this folder, a line in METHODS and one in ``config.METHODS``."""
+"""The training methods by name. A new one is a file here, a line in METHODS and one in ``plan.config.METHODS``."""
 
 from __future__ import annotations
 
-from embedserve_training.distributed.collectives import ALONE, Processes
+from embedserve_training.distributed.collectives import SINGLE_PROCESS, Processes
 from embedserve_training.methods.barlow_twins import BarlowTwins
 from embedserve_training.methods.cpc import CPC
 from embedserve_training.methods.instance_discrimination import InstanceDiscrimination
@@ -21,13 +21,13 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def build(settings: Settings, images: int, processes: Processes = ALONE) -> Method:
-    """The method of a run around its backbone, with fresh weights from torch's global generator.
+def build(settings: Settings, images: int, processes: Processes = SINGLE_PROCESS) -> Method:
+    """The method of a run and its backbone, with fresh weights from torch's global generator.
 
     Args:
-        settings: of the run.
-        images: number of images in the data.
-        processes: those that train together.
+        settings: settings of the run.
+        images: number of images in the dataset.
+        processes: rank and number of the processes that train together.
     """
     backbone = backbones.build(settings.backbone, settings.size_px)
     return METHODS[settings.method].from_settings(settings, backbone, images, processes)

@@ -1,11 +1,11 @@
-"""CPC: from the upper rows of an image's patches, tell which patches lie below.
+"""CPC: from the upper rows of an image's patches, predict which patches lie below.
 
 Van den Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding, arXiv 1807.03748, section 3.2;
-further directions and layer norm as in Hénaff et al., arXiv 1905.09272. The encoder sees single patches and has no
-batch-norm, through which it could see what is to be predicted. What is served is the same encoder given whole images:
-that made better neighbours than any mean over patches (docs/decisions.md has the measurement).
+more directions and layer norm as in Hénaff et al., arXiv 1905.09272. The encoder sees single patches and has no
+batch-norm, which would leak the patches to be predicted. The served encoder is the same network given whole images:
+its neighbours were better than those of any mean over patches (measured in docs/decisions.md).
 
-Shapes: B images, G × G patches of P × P pixels in each, D numbers per patch, K rows that are predicted.
+Shapes: B images, G × G patches of P × P pixels in each, D numbers per patch, K predicted rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedserve_training.distributed.collectives import ALONE, Processes
+from embedserve_training.distributed.collectives import SINGLE_PROCESS, Processes
 from embedserve_training.losses import cpc_chance, cpc_info_nce
 from embedserve_training.methods.method import LossReferences, Method, StepOutput
 from embedserve_training.methods.patches import Patches, crop_and_pad
@@ -30,11 +30,11 @@ class CPC(Method):
     """The method of section 3.2 of arXiv 1807.03748.
 
     Args:
-        backbone: g_enc, for a patch; its batch-norm becomes layer norm.
-        patches: how an image is cut.
+        backbone: g_enc, the encoder of a patch; its batch-norm is replaced by layer norm.
+        patches: how an image is cut into patches.
         predict_steps: K, at most G − 1.
-        directions: 1 predicts downwards, 2 also upwards, 4 also sideways.
-        processes: those that train together.
+        directions: 1 predicts downwards, 2 upwards too, 4 sideways too.
+        processes: rank and number of the processes that train together.
     """
 
     views = 1
@@ -46,20 +46,20 @@ class CPC(Method):
         *,
         predict_steps: int = 5,
         directions: int = 1,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         super().__init__(backbone, processes)
-        batch_norm.without(backbone)
+        batch_norm.to_layer_norm(backbone)
         self.patches, self.predict_steps = patches, predict_steps
-        self.turns = {1: (0,), 2: (0, 2), 4: (0, 1, 2, 3)}[directions]
-        self.contexts = nn.ModuleList(RowContext(backbone.dimension) for _ in self.turns)
+        self.quarter_turns = {1: (0,), 2: (0, 2), 4: (0, 1, 2, 3)}[directions]
+        self.contexts = nn.ModuleList(RowContext(backbone.dimension) for _ in self.quarter_turns)
         self.predictors = nn.ModuleList(
-            nn.ModuleList(_predictor(backbone.dimension) for _ in range(predict_steps)) for _ in self.turns
+            nn.ModuleList(_predictor(backbone.dimension) for _ in range(predict_steps)) for _ in self.quarter_turns
         )
 
     @classmethod
     def from_settings(cls, settings: Settings, backbone: Backbone, images: int, processes: Processes) -> Self:
-        """The method that a run's settings describe."""
+        """The method with the settings of a run."""
         backbones.check_runs(backbone, settings.patch_px)
         return cls(
             backbone,
@@ -76,13 +76,13 @@ class CPC(Method):
         patches_NCPP = crop_and_pad(patches_NCPP, generator, self.processes)
         z_BDGG = self.backbone(patches_NCPP).unflatten(0, (-1, grid, grid)).permute(0, 3, 1, 2)
         losses, hits = [], []
-        for turn, context, predictors in zip(self.turns, self.contexts, self.predictors, strict=True):
-            turned_BDGG = torch.rot90(z_BDGG, turn, (2, 3))
-            c_BDGG = context(turned_BDGG)
+        for quarter_turns, context, predictors in zip(self.quarter_turns, self.contexts, self.predictors, strict=True):
+            rotated_BDGG = torch.rot90(z_BDGG, quarter_turns, (2, 3))
+            c_BDGG = context(rotated_BDGG)
             assert isinstance(predictors, nn.ModuleList)
             for step, predict in enumerate(predictors, start=1):
                 predicted_ND = _rows(predict(c_BDGG[:, :, :-step]))
-                loss, diagnostics = cpc_info_nce(predicted_ND, _rows(turned_BDGG[:, :, step:]), self.processes.gather)
+                loss, diagnostics = cpc_info_nce(predicted_ND, _rows(rotated_BDGG[:, :, step:]), self.processes.gather)
                 losses.append(loss)
                 hits.append(diagnostics["top1"])
         return StepOutput(
@@ -94,14 +94,14 @@ class CPC(Method):
         )
 
     def loss_references(self, global_batch: int) -> LossReferences:
-        """The logarithm of the number of candidates, meaned over distances."""
+        """ln of the number of candidates, averaged over distances."""
         grid, steps = self.patches.grid, range(1, self.predict_steps + 1)
         chance = sum(cpc_chance(global_batch * grid * (grid - step)) for step in steps) / self.predict_steps
         return LossReferences(chance=chance, collapse=chance)
 
 
 class RowContext(nn.Module):
-    """g_ar: what the rows of patches up to each place say, as convolutions that do not look down (PixelCNN's way).
+    """g_ar: a summary of the patch rows down to each place, by convolutions that do not look below it, as in PixelCNN.
 
     Args:
         dimension: D.
@@ -132,12 +132,12 @@ class RowContext(nn.Module):
 
 
 def _predictor(dimension: int) -> nn.Conv2d:
-    """W_k of equation 3, near zero: scores are not normalised, and a run should begin at chance."""
+    """W_k of equation 3, near zero: scores are not normalised, and a run should start at chance."""
     predictor = nn.Conv2d(dimension, dimension, 1, bias=False)
     nn.init.normal_(predictor.weight, std=1 / dimension)
     return predictor
 
 
 def _rows(x_BDHW: Tensor) -> Tensor:
-    """[B, D, H, W] → one row per place, [B·H·W, D]."""
+    """[B, D, H, W] → one row per patch, [B·H·W, D]."""
     return x_BDHW.permute(0, 2, 3, 1).flatten(0, 2)

@@ -1,9 +1,9 @@
-"""Instance Discrimination: every image is a class of its own, recognised by what was last seen of it.
+"""Instance Discrimination: every image is a class of its own, recognised by its embedding of an epoch ago.
 
 Wu, Xiong, Yu, Lin: Unsupervised Feature Learning via Non-parametric Instance Discrimination, arXiv 1805.01978. One view
-per image, so half of the work of SimCLR, and no dependence on the batch size.
+per image, so half the work of SimCLR, and no dependence on the batch size.
 
-Shapes: B images in this process, G in all, N in the data, M noise rows per image, D numbers of h, P numbers of v.
+Shapes: B images in this process, G in all, N in the dataset, M noise rows per image, D numbers of h, P numbers of v.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedserve_training.distributed.collectives import ALONE, Processes
+from embedserve_training.distributed.collectives import SINGLE_PROCESS, Processes
+from embedserve_training.dtypes import at_least_fp32
 from embedserve_training.losses import (
     instance_nce,
     instance_nce_chance,
@@ -39,14 +40,14 @@ class InstanceDiscrimination(Method):
         backbone: f_θ without its last, linear layer.
         images: N.
         tau: temperature.
-        noise: M of noise-contrastive estimation (section 3.2); 0: the full softmax over all N (equation 2). Its Z is
-            estimated on the first batch, or the first part of it, and then constant.
-        momentum: share of a remembered row that stays as it was.
+        noise: M of noise-contrastive estimation (section 3.2); 0 for the full softmax over all N (equation 2). Z is
+            estimated on the first batch, or its first part, and constant from then on.
+        momentum: share of a remembered row that a step leaves unchanged.
         proximal_weight: λ of equation 10, the pull towards the remembered row.
         hidden: width of the head's hidden layers; D if zero.
         projection: P.
         layers: linear layers of the head (1 in the paper).
-        processes: those that train together.
+        processes: rank and number of the processes that train together.
     """
 
     views = 1
@@ -64,7 +65,7 @@ class InstanceDiscrimination(Method):
         hidden: int = 0,
         projection: int = 128,
         layers: int = 1,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         super().__init__(backbone, processes)
         dimension = backbone.dimension
@@ -77,7 +78,7 @@ class InstanceDiscrimination(Method):
 
     @classmethod
     def from_settings(cls, settings: Settings, backbone: Backbone, images: int, processes: Processes) -> Self:
-        """The method that a run's settings describe."""
+        """The method with the settings of a run."""
         return cls(
             backbone,
             images,
@@ -92,7 +93,7 @@ class InstanceDiscrimination(Method):
         )
 
     def forward(self, views_VBCSS: Sequence[Tensor], indices_B: Tensor, generator: torch.Generator) -> StepOutput:
-        """The loss of one batch; what is remembered of its images changes after the step."""
+        """The loss of one batch; the bank changes after the step."""
         h_BD = self.backbone(views_VBCSS[0])
         v_BP = self.head(h_BD)
         bank_NP = self.bank.rows_ND
@@ -100,40 +101,40 @@ class InstanceDiscrimination(Method):
             noise_BM = self._draw(len(indices_B), generator).to(v_BP.device)
             if not (self.estimated or self.normaliser):
                 z = instance_normaliser(v_BP, bank_NP, noise_BM, self.tau)
-                self.normaliser.copy_(self.processes.total(z) / self.processes.count)
-            self.estimated = True  # so that no later step waits for the GPU to tell
+                self.normaliser.copy_(self.processes.all_reduce_sum(z) / self.processes.count)
+            self.estimated = True  # so that no later step waits for the GPU to read the normaliser
             loss, diagnostics = instance_nce(v_BP, bank_NP, indices_B, noise_BM, self.tau, self.normaliser)
         else:
             loss, diagnostics = instance_softmax(v_BP, bank_NP, indices_B, self.tau)
         if self.proximal_weight:
             pull = proximal(v_BP, bank_NP, indices_B)
             loss, diagnostics = loss + self.proximal_weight * pull, {**diagnostics, "proximal": pull.detach()}
-        self.seen.append((indices_B, F.normalize(v_BP.detach().float(), dim=1)))
+        self.seen.append((indices_B, F.normalize(at_least_fp32(v_BP.detach()), dim=1)))
         return StepOutput(
             loss=loss, features_ND=h_BD.detach(), projections_ND=v_BP.detach(), views=1, diagnostics=diagnostics
         )
 
     def _draw(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Rows to compare with, uniformly from all (P_n, section 3.2): drawn for all processes, taken for this one."""
+        """Noise rows, uniform over all (P_n, section 3.2): drawn for all processes, returned for this one."""
         shape = (batch * self.processes.count, self.noise)
-        return self.processes.own(torch.randint(len(self.bank.rows_ND), shape, generator=generator))
+        return self.processes.own_rows(torch.randint(len(self.bank.rows_ND), shape, generator=generator))
 
     def after_step(self) -> None:
-        """Remember the images of the step, those of all processes."""
+        """Put the embeddings of the step, from all processes, into the bank."""
         for indices_B, v_BP in self.seen:
-            self.bank.put(self.processes.join(indices_B), self.processes.join(v_BP))
+            self.bank.put(self.processes.gather_detached(indices_B), self.processes.gather_detached(v_BP))
         self.seen.clear()
 
     def loss_references(self, global_batch: int) -> LossReferences:
-        """ln N where all images look alike. With noise 1 + ln(M + 1) or so at chance, and much more in collapse.
+        """ln N if all embeddings are equal. With noise about 1 + ln(M + 1) at chance, and much more in collapse.
 
-        Random directions are at a squared distance of 2, which the proximal term adds to chance, and not to collapse.
+        Random directions are at a squared distance of 2, so the proximal term adds 2 λ at chance, and 0 in collapse.
         """
         pull = 2 * self.proximal_weight
         if not self.noise:
             chance = instance_softmax_chance(len(self.bank.rows_ND))
             return LossReferences(chance=chance + pull, collapse=chance)
-        # Z stays that of rows of random directions, beside which embeddings that are alike pass for far likelier.
+        # Z stays that of random rows, so equal embeddings have a far higher P than a model at chance.
         logit = 1 / self.tau - math.log(_mean_exponential(1 / self.tau, self.bank.rows_ND.shape[1]) * self.noise)
         collapse = _softplus(-logit) + self.noise * _softplus(logit)
         return LossReferences(chance=instance_nce_chance(self.noise) + pull, collapse=collapse)

@@ -1,9 +1,9 @@
-"""MoCo: a query has to find the key of the same image among the keys of earlier batches.
+"""MoCo: a query must find the key of the same image among the keys of earlier batches.
 
 He, Fan, Wu, Xie, Girshick: Momentum Contrast for Unsupervised Visual Representation Learning, arXiv 1911.05722 (v1);
 Chen, Fan, Girshick, He: Improved Baselines with Momentum Contrastive Learning, arXiv 2003.04297 (v2: a hidden layer in
-the head, tau = .2, blur). v1 is ``layers = 1``. Batch-norm sees a process's batch in parts, and the keys in a shuffled
-order (section 3.3), or the statistics of its part would tell a query which key is its own.
+the head, tau = .2, blur). v1 is ``layers = 1``. Batch-norm normalises a process's batch in parts, and the keys in
+shuffled order (section 3.3), so that the statistics of a part do not tell a query which key is its own.
 
 Shapes: B images in this process, G in all processes, D numbers of h, P numbers of z, K keys in the queue.
 """
@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedserve_training.distributed.collectives import ALONE, Processes
+from embedserve_training.distributed.collectives import SINGLE_PROCESS, Processes
+from embedserve_training.dtypes import at_least_fp32
 from embedserve_training.losses import info_nce, info_nce_chance
 from embedserve_training.methods.method import LossReferences, Method, StepOutput
 from embedserve_training.networks import batch_norm
 from embedserve_training.networks.backbones import Backbone
 from embedserve_training.networks.heads import projector
-from embedserve_training.networks.memory import KeyQueue, follow, momentum_copy
+from embedserve_training.networks.memory import KeyQueue, momentum_copy, momentum_update
 from embedserve_training.plan.config import Settings
 
 
@@ -34,13 +35,13 @@ class MoCo(Method):
         backbone: f_q without its head.
         tau: temperature of the loss.
         queue_size: K.
-        momentum: m, the share of the key encoder that stays as it was in a step.
-        symmetric: whether each view is query and key in turn.
-        bn_splits: parts in which batch-norm takes a process's batch.
+        momentum: m, the share of the key encoder that a step leaves unchanged.
+        symmetric: whether each view is both query and key.
+        bn_splits: number of parts in which batch-norm normalises a process's batch.
         hidden: width of the head's hidden layer; D if zero.
         projection: P.
         layers: linear layers of the head (1 in v1, 2 in v2).
-        processes: those that train together.
+        processes: rank and number of the processes that train together.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class MoCo(Method):
         hidden: int = 0,
         projection: int = 128,
         layers: int = 2,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         super().__init__(backbone, processes)
         self.tau, self.momentum, self.symmetric = tau, momentum, symmetric
@@ -68,7 +69,7 @@ class MoCo(Method):
 
     @classmethod
     def from_settings(cls, settings: Settings, backbone: Backbone, images: int, processes: Processes) -> Self:
-        """The method that a run's settings describe."""
+        """The method with the settings of a run."""
         return cls(
             backbone,
             tau=settings.tau,
@@ -83,7 +84,7 @@ class MoCo(Method):
         )
 
     def forward(self, views_VBCSS: Sequence[Tensor], indices_B: Tensor, generator: torch.Generator) -> StepOutput:
-        """The loss of one batch; its keys join the queue after the step, when no query can meet its own key there."""
+        """The loss of one batch. Its keys enter the queue after the step, so no query meets its own key there."""
         first_BCSS, second_BCSS = views_VBCSS
         pairs = [(first_BCSS, second_BCSS)] + ([(second_BCSS, first_BCSS)] if self.symmetric else [])
         losses, features, projections, hits = [], [], [], []
@@ -106,28 +107,28 @@ class MoCo(Method):
 
     @torch.no_grad()
     def _keys(self, images_BCSS: Tensor, generator: torch.Generator) -> Tensor:
-        """Keys of this process's images, computed beside other images than their queries were (section 3.3)."""
-        joined_GCSS = self.processes.join(images_BCSS)
+        """Keys of this process's images, computed in batches of other images than their queries (section 3.3)."""
+        joined_GCSS = self.processes.gather_detached(images_BCSS)
         order_G = torch.randperm(len(joined_GCSS), generator=generator).to(joined_GCSS.device)
-        mine_B = self.processes.own(order_G)
+        mine_B = self.processes.own_rows(order_G)
         shuffled_BCSS = joined_GCSS[mine_B].contiguous(memory_format=torch.channels_last)
-        k_BP = F.normalize(self.key_head(self.key_backbone(shuffled_BCSS)).float(), dim=1)
-        k_GP = self.processes.join(k_BP)
-        return self.processes.own(k_GP[order_G.argsort()])
+        k_BP = F.normalize(at_least_fp32(self.key_head(self.key_backbone(shuffled_BCSS))), dim=1)
+        k_GP = self.processes.gather_detached(k_BP)
+        return self.processes.own_rows(k_GP[order_G.argsort()])
 
     def after_step(self) -> None:
-        """The key encoder follows, and the keys of the step join the queue, those of all processes."""
+        """Update the key encoder, and put the keys of the step, from all processes, into the queue."""
         for network, key_network in ((self.backbone, self.key_backbone), (self.head, self.key_head)):
-            follow(key_network, network, self.momentum)
+            momentum_update(key_network, network, self.momentum)
         for k_BP in self.new_keys:
-            self.queue.put(self.processes.join(k_BP))
+            self.queue.put(self.processes.gather_detached(k_BP))
         self.new_keys.clear()
 
     def loss_references(self, global_batch: int) -> LossReferences:
-        """ln(K + 1), for embeddings that are all alike and about so for random ones."""
+        """ln(K + 1), exactly for embeddings that are all equal, and about that for random ones."""
         chance = info_nce_chance(len(self.queue.keys_KD))
         return LossReferences(chance=chance, collapse=chance)
 
     def networks(self) -> list[nn.Module]:
-        """Query and key backbone."""
+        """The query and the key backbone."""
         return [self.backbone, self.key_backbone]

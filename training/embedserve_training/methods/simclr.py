@@ -1,7 +1,8 @@
 """SimCLR: two views of an image attract each other and repel those of all other images in the batch.
 
 Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations,
-arXiv 2002.05709. What is served is h, the output of the backbone, not z (section 4.2: h is better by over 10 points).
+arXiv 2002.05709. The served embedding is h, the output of the backbone, not z (section 4.2: h is better by over 10
+points).
 
 Shapes: B images, two views each, D numbers of h, P numbers of z.
 """
@@ -14,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from embedserve_training.distributed.collectives import ALONE, Processes
+from embedserve_training.distributed.collectives import SINGLE_PROCESS, Processes
 from embedserve_training.losses import nt_xent, nt_xent_chance
 from embedserve_training.methods.method import LossReferences, Method, StepOutput
 from embedserve_training.networks.backbones import Backbone
@@ -23,7 +24,7 @@ from embedserve_training.plan.config import Settings
 
 
 class SimCLR(Method):
-    """The method as in algorithm 1 of the paper.
+    """Algorithm 1 of the paper.
 
     Args:
         backbone: f in the paper.
@@ -31,10 +32,10 @@ class SimCLR(Method):
         hidden: width of the projection head g; D if zero.
         projection: P.
         layers: linear layers of the projection head (2; 3 in SimCLRv2).
-        processes: those that train together.
+        processes: rank and number of the processes that train together.
     """
 
-    global_batch_norm = True  # section 2.2: local statistics would give the positives away
+    global_batch_norm = True  # section 2.2: local statistics would leak which views are positives
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class SimCLR(Method):
         hidden: int = 0,
         projection: int = 128,
         layers: int = 2,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         super().__init__(backbone, processes)
         dimension = backbone.dimension
@@ -53,7 +54,7 @@ class SimCLR(Method):
 
     @classmethod
     def from_settings(cls, settings: Settings, backbone: Backbone, images: int, processes: Processes) -> Self:
-        """The method that a run's settings describe."""
+        """The method with the settings of a run."""
         return cls(
             backbone,
             tau=settings.tau,
@@ -64,7 +65,7 @@ class SimCLR(Method):
         )
 
     def forward(self, views_VBCSS: Sequence[Tensor], indices_B: Tensor, generator: torch.Generator) -> StepOutput:
-        """The loss of one batch. Both views go through the network as one batch, so batch-norm sees all of it."""
+        """The loss of one batch. Both views pass through the network as one batch, so batch-norm sees both."""
         h_2BD = self.backbone(torch.cat(tuple(views_VBCSS)))
         z_2BP = self.projector(h_2BD)
         z1_BP, z2_BP = z_2BP.chunk(2)
@@ -72,5 +73,5 @@ class SimCLR(Method):
         return StepOutput(loss=loss, features_ND=h_2BD.detach(), projections_ND=z_2BP.detach(), diagnostics=diagnostics)
 
     def loss_references(self, global_batch: int) -> LossReferences:
-        """ln(2B − 1) for embeddings that are all alike, whatever the temperature."""
+        """ln(2B − 1) for embeddings that are all equal, at any temperature."""
         return LossReferences(chance=nt_xent_chance(global_batch), collapse=nt_xent_chance(global_batch))

@@ -1,4 +1,4 @@
-"""Backbones: images in, the embedding h out. torchvision's by name, and a small one of our own for the CPU.
+"""Backbones: images in, embeddings h out. torchvision's by name, and a small one for the CPU.
 
 Shapes: B images, C = 3 channels, S side in pixels, D numbers per embedding.
 """
@@ -13,20 +13,20 @@ from embedserve.errors import InvalidInput
 
 SMALL_CNN = "small-cnn"
 SMALL_IMAGE_PX = 64
-"""Images up to this side get a stem that does not throw three quarters of their pixels away at once."""
+"""Images up to this side get a stem that does not discard three quarters of their pixels at once."""
 
 # One value for all channels, so that grey stays grey. SimCLR itself feeds [0, 1]; networks without batch-norm after
-# the first convolution (ConvNeXt, ViT) want it centred.
+# the first convolution (ConvNeXt, ViT) need centred input.
 _MEAN, _STD = 0.5, 0.25
 _CLASSIFIERS = ("fc", "classifier", "heads", "head")
 
 
 class Backbone(nn.Module):
-    """A network without its classifier, and the normalisation of its input.
+    """A network without its classifier, with the normalisation of its input.
 
     Args:
         body: float [B, 3, S, S] → [B, D].
-        name: by which ``build`` makes it.
+        name: its name in ``build``.
         dimension: D.
     """
 
@@ -37,21 +37,21 @@ class Backbone(nn.Module):
         self.dimension = dimension
 
     def forward(self, images_BCSS: Tensor) -> Tensor:
-        """Float [B, 3, S, S] within [0, 1] → embeddings [B, D], not normalised."""
+        """Float [B, 3, S, S] within [0, 1] → embeddings [B, D] of any norm."""
         h_BD: Tensor = self.body((images_BCSS - _MEAN) / _STD)
         return h_BD
 
 
 def build(name: str, size_px: int) -> Backbone:
-    """A backbone with fresh weights, drawn from torch's global generator.
+    """A backbone with fresh weights from torch's global generator.
 
     Args:
         name: "small-cnn" or a classification model of torchvision, as in "resnet18" or "convnext_tiny".
-        size_px: side of the images. ResNets get a 3 × 3 stem without max-pooling up to SMALL_IMAGE_PX (the CIFAR
+        size_px: side of the images. Up to SMALL_IMAGE_PX, ResNets get a 3 × 3 stem without max-pooling (the CIFAR
             variant of SimCLR, arXiv 2002.05709, appendix B.9).
 
     Raises:
-        InvalidInput: there is no such backbone, or it does not work at this size.
+        InvalidInput: the backbone does not exist, or does not work at this size.
     """
     body, dimension = (SmallCNN(), SmallCNN.DIMENSION) if name == SMALL_CNN else _torchvision(name, size_px)
     backbone = Backbone(body, name, dimension)
@@ -68,7 +68,7 @@ def _torchvision(name: str, size_px: int) -> tuple[nn.Module, int]:
             hint=f'"{SMALL_CNN}" or a torchvision model such as resnet18, resnet50, convnext_tiny',
         )
     sized = {"image_size": size_px} if name.startswith("vit_") else {}
-    # Inception and GoogLeNet warn that their initialisation is slow unless they are told what to do.
+    # Without these arguments Inception and GoogLeNet warn that their initialisation is slow.
     sized |= {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     try:
         body = models.get_model(name, weights=None, **sized)
@@ -83,7 +83,7 @@ def _torchvision(name: str, size_px: int) -> tuple[nn.Module, int]:
 
 
 def _drop_classifier(body: nn.Module, name: str) -> int:
-    """Replace the last linear layer with nothing and say how many numbers it took."""
+    """Remove the last linear layer; the number of its inputs."""
     for attribute in _CLASSIFIERS:
         head = getattr(body, attribute, None)
         if isinstance(head, nn.Linear):
@@ -93,11 +93,11 @@ def _drop_classifier(body: nn.Module, name: str) -> int:
             features = head[-1].in_features
             head[-1] = nn.Identity()
             return features
-    raise InvalidInput(f"backbone {name!r} has no classifier that could be removed", hint="try resnet18")
+    raise InvalidInput(f"backbone {name!r} has no classifier that can be removed", hint="try resnet18")
 
 
 def check_runs(backbone: Backbone, size_px: int) -> None:
-    """Whether the backbone gives one embedding for each image of this side.
+    """Check that the backbone gives one embedding for each image of this side.
 
     Raises:
         InvalidInput: it does not.
@@ -123,15 +123,15 @@ class SmallCNN(nn.Module):
     """A compact residual network that learns on two CPU cores within minutes at 28–32 px.
 
     A stem of stride 2, one residual block each with 32, 64 and 128 channels, a reduction to 64, and the mean of each
-    quadrant of the image: 0.3 million weights. The numbers below are the measured reasons, on 3,000 images of
-    Fashion-MNIST (share of the same label among the 10 nearest, after 59,000 images seen by SimCLR):
+    quadrant of the image: 0.3 million weights. The reasons, measured on 3,000 images of Fashion-MNIST (share of the
+    same label among the 10 nearest, after SimCLR has seen 59,000 images):
 
-    * Quadrants 73.3 %, one mean over the whole image 71.0 %: small pictures are mostly centred, so where something is
-      tells what it is.
-    * One block per stage sees twice as many images in the same time as two (690 against 350 per second and core), which
-      is worth more than depth in minutes of training.
-    * The last batch-norm, without weights of its own, gives every number the same spread. Cosines of the bare means,
-      which are all positive, lie close together: the vote of 200 neighbours then gains 3.5 points.
+    * Quadrants reach 73.3 %, one mean over the whole image 71.0 %: small images are mostly centred, so the position of
+      a feature carries information.
+    * One block per stage sees twice as many images per second as two (690 against 350 per core), which is worth more
+      than depth in minutes of training.
+    * The last batch-norm, without weights, gives every dimension the same spread. Without it the means are all positive
+      and their cosines close together: the vote of 200 neighbours gains 3.5 points.
     """
 
     DIMENSION = 256
@@ -152,14 +152,14 @@ class SmallCNN(nn.Module):
         """Float [B, 3, S, S] → [B, D]; S at least 9."""
         y_BCHH: Tensor = self.layers(x_BCSS)
         side = y_BCHH.shape[2]
-        # Quadrants share the middle row and column where the side is odd.
+        # If the side is odd, quadrants share the middle row and column.
         quadrants_BC22 = F.avg_pool2d(y_BCHH, (side + 1) // 2, stride=side // 2)
         h_BD: Tensor = self.norm(quadrants_BC22.flatten(1))
         return h_BD
 
 
 class Residual(nn.Module):
-    """Two 3 × 3 convolutions beside a shortcut, the basic block of ResNet (arXiv 1512.03385)."""
+    """Two 3 × 3 convolutions and a shortcut, the basic block of ResNet (arXiv 1512.03385)."""
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Batch-norm over another batch than that of one process: parts of it, or those of all processes together.
+"""Batch-norm over parts of a process's batch, or over the batches of all processes.
 
-Both take the place of torch's modules and have the same weights and statistics under the same names, so a checkpoint
-fits either way. In evaluation they are torch's own.
+Both replace torch's modules and keep their weights and statistics under the same names, so checkpoints are
+interchangeable. In evaluation they behave like torch's.
 
 Shapes: B images in this process, C channels, S parts of the batch, and any further dimensions.
 """
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from embedserve_training.dtypes import at_least_fp32
+
 if TYPE_CHECKING:
     from embedserve_training.distributed.collectives import Processes
 
@@ -23,17 +25,17 @@ _NormT = TypeVar("_NormT", bound=_BatchNorm)
 
 
 class SplitBatchNorm(_BatchNorm):
-    """Takes the batch in equal parts, each normalised by itself, as if each were on a GPU of its own.
+    """Normalises equal parts of the batch separately, as if each were on its own GPU.
 
-    What MoCo's authors use on one GPU in place of shuffling over eight (facebookresearch/moco, colab-notebook). As
-    there, the running statistics take one step per batch, towards the mean of those of its parts: a step for each part
-    would leave in them little but the last few parts. Where the batch cannot be cut evenly it is taken whole.
+    MoCo's authors use it on one GPU instead of shuffling over eight (facebookresearch/moco, colab-notebook). As there,
+    the running statistics move once per batch, towards the mean over its parts: moving once per part would leave little
+    in them but the last few parts. A batch that cannot be cut evenly is normalised as a whole.
     """
 
     splits: int = 1
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any dimensions will do: the module took the place of one that was made for them."""
+        """Any number of dimensions: the module replaces one that was made for them."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Float [B, C, …] → the same shape."""
@@ -56,7 +58,7 @@ class SplitBatchNorm(_BatchNorm):
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Takes its statistics over the batches of all processes, with the gradient of one process on the joined batch.
+    """Normalises over the batches of all processes, with the gradient of one process on the global batch.
 
     nn.SyncBatchNorm does the same, faster, but on GPUs only.
     """
@@ -64,19 +66,19 @@ class GlobalBatchNorm(_BatchNorm):
     processes: Processes
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any dimensions will do: the module took the place of one that was made for them."""
+        """Any number of dimensions: the module replaces one that was made for them."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Float [B, C, …] → the same shape."""
         if not self.training:
             return super().forward(input)
-        x = input if input.dtype == torch.float64 else input.float()
+        x = at_least_fp32(input)
         over = [dim for dim in range(x.ndim) if dim != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.numel() // x.shape[1] * self.processes.count
-        mean_C = self.processes.total(x.sum(over)) / count
+        mean_C = self.processes.all_reduce_sum(x.sum(over)) / count
         centred = x - mean_C.view(shape)
-        variance_C = self.processes.total(centred.square().sum(over)) / count
+        variance_C = self.processes.all_reduce_sum(centred.square().sum(over)) / count
         self._remember(mean_C, variance_C, count)
         result = centred * (variance_C + self.eps).rsqrt().view(shape)
         if self.affine:
@@ -95,7 +97,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def split(network: nn.Module, splits: int) -> nn.Module:
-    """The network with each batch-norm taking the batch in this many parts; changed in place."""
+    """The network with each batch-norm normalising this number of parts separately; changed in place."""
 
     def change(norm: _BatchNorm) -> nn.Module:
         changed = _take_over(SplitBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine), norm)
@@ -105,8 +107,8 @@ def split(network: nn.Module, splits: int) -> nn.Module:
     return _replace(network, change) if splits > 1 else network
 
 
-def join(network: nn.Module, processes: Processes) -> nn.Module:
-    """The network with each batch-norm over the batches of all processes; changed in place."""
+def synchronise(network: nn.Module, processes: Processes) -> nn.Module:
+    """The network with each batch-norm over the batches of all processes, as SyncBatchNorm; changed in place."""
 
     def change(norm: _BatchNorm) -> nn.Module:
         if next(iter(network.parameters())).device.type == "cuda":
@@ -119,11 +121,11 @@ def join(network: nn.Module, processes: Processes) -> nn.Module:
     return _replace(network, change) if processes.count > 1 else network
 
 
-def without(network: nn.Module) -> nn.Module:
-    """The network with layer norm over channels and places in place of each batch-norm; changed in place.
+def to_layer_norm(network: nn.Module) -> nn.Module:
+    """The network with layer norm over channels and places instead of each batch-norm; changed in place.
 
-    CPC's encoder must not see other patches through batch statistics, which would give away what is to be predicted
-    (arXiv 1905.09272, section 3.1). As GroupNorm with one group, which is layer norm for any size of the image.
+    CPC's encoder must not see other patches through batch statistics, which would leak the patches to be predicted
+    (arXiv 1905.09272, section 3.1). GroupNorm with one group is layer norm for any image size.
     """
 
     def change(norm: _BatchNorm) -> nn.Module:
@@ -133,7 +135,7 @@ def without(network: nn.Module) -> nn.Module:
 
 
 def _take_over(changed: _NormT, norm: _BatchNorm) -> _NormT:
-    """Give a module the very tensors of another, so that what is frozen stays frozen."""
+    """Give a module the same tensor objects as another, so that frozen weights stay frozen."""
     changed._parameters.update(norm._parameters)
     changed._buffers.update(norm._buffers)
     return changed

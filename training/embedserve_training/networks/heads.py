@@ -1,4 +1,4 @@
-"""Projection heads: what stands between the embedding that is served and the loss during training."""
+"""Projection heads: the layers between the served embedding and the loss during training."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ def projector(
 ) -> nn.Sequential:
     """A multi-layer perceptron with ReLU between its layers; a single layer is a linear map.
 
-    A linear layer that batch-norm follows has no bias of its own.
+    A linear layer that is followed by batch-norm has no bias.
 
     Args:
-        in_features: numbers of the embedding h.
+        in_features: dimension of the embedding h.
         hidden: width of the layers before the last.
-        out_features: numbers of z, which the loss compares.
-        layers: linear layers, at least one.
+        out_features: dimension of z, which the loss compares.
+        layers: number of linear layers, at least one.
         batch_norm: after which layers. "all": SimCLR (arXiv 2002.05709, section 4.2, and the authors' code: the last
-            one has a scale but no learnable centre). "hidden": all but the last, which has no bias either (Barlow
-            Twins, arXiv 2103.03230, section 2.2). "none": MoCo v2 (arXiv 2003.04297) and Instance Discrimination.
+            one has a scale but no learned centre). "hidden": all but the last, which has no bias either (Barlow Twins,
+            arXiv 2103.03230, section 2.2). "none": MoCo v2 (arXiv 2003.04297) and Instance Discrimination.
     """
     modules: list[nn.Module] = []
     width = in_features

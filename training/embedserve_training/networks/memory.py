@@ -1,8 +1,9 @@
-"""What methods remember from one step to the next: the momentum copy of a network, a queue of keys, a memory bank.
+"""State of a method beside its weights: the momentum copy of a network, a queue of keys, a memory bank.
 
-All of it lies in registered buffers or parameters, and so is part of a checkpoint.
+All of it is in registered buffers or parameters, so it is part of a checkpoint and moves with its module. It is in
+fp32, or in fp64 if the whole method is.
 
-Shapes: K rows of the queue, N images in the data, R rows of one step, D numbers per row.
+Shapes: K rows of the queue, N images in the dataset, R rows of one step, D numbers per row.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from torch import Tensor, nn
 
 
 def momentum_copy(network: nn.Module) -> nn.Module:
-    """A copy of a network that no gradient reaches (MoCo's key encoder, arXiv 1911.05722, section 3.2)."""
+    """A copy of a network that gets no gradient (MoCo's key encoder, arXiv 1911.05722, section 3.2)."""
     return copy.deepcopy(network).requires_grad_(False)
 
 
 @torch.no_grad()
-def follow(copy_: nn.Module, network: nn.Module, momentum: float) -> None:
+def momentum_update(copy_: nn.Module, network: nn.Module, momentum: float) -> None:
     """θ_k ← m·θ_k + (1 − m)·θ_q (arXiv 1911.05722, equation 2).
 
-    Parameters only: the running statistics of batch-norm are each network's own.
+    Parameters only: each network keeps its own running statistics of batch-norm.
     """
     torch._foreach_lerp_(list(copy_.parameters()), list(network.parameters()), 1 - momentum)
 
 
 class KeyQueue(nn.Module):
-    """The last K keys, first in, first out (arXiv 1911.05722, section 3.2). Begins with random directions.
+    """The last K keys, first in, first out (arXiv 1911.05722, section 3.2). It starts with random directions.
 
     Args:
-        size: K, of any relation to the number of keys per step.
+        size: K; need not be a multiple of the number of keys per step.
         dimension: D.
     """
 
@@ -46,20 +47,20 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def put(self, keys_RD: Tensor) -> None:
-        """The oldest R keys make place for these; of more than K keys the last K stay."""
+        """Replace the oldest R keys by these; if R exceeds K, only the last K are kept."""
         size = len(self.keys_KD)
         offset = torch.arange(len(keys_RD), device=keys_RD.device)[-size:]
-        self.keys_KD[(self.position + offset) % size] = keys_RD[-size:]
+        self.keys_KD[(self.position + offset) % size] = keys_RD[-size:].to(self.keys_KD.dtype)
         self.position.copy_((self.position + len(keys_RD)) % size)
 
 
 class MemoryBank(nn.Module):
-    """One unit vector for each image of the data (arXiv 1805.01978, section 3.1). Begins with random directions.
+    """One unit vector for each image (arXiv 1805.01978, section 3.1). It starts with random directions.
 
     Args:
         images: N.
         dimension: D.
-        momentum: share of a row that stays as it was.
+        momentum: share of a row that a step leaves unchanged.
     """
 
     rows_ND: Tensor
@@ -71,5 +72,7 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def put(self, indices_R: Tensor, vectors_RD: Tensor) -> None:
-        """Move the rows of these images towards their unit vectors, and back to norm 1."""
-        self.rows_ND[indices_R] = F.normalize(torch.lerp(vectors_RD, self.rows_ND[indices_R], self.momentum), dim=1)
+        """Move the rows of these images towards these unit vectors, and rescale them to norm 1."""
+        before_RD = self.rows_ND[indices_R]
+        moved_RD = torch.lerp(vectors_RD.to(before_RD.dtype), before_RD, self.momentum)
+        self.rows_ND[indices_R] = F.normalize(moved_RD, dim=1)

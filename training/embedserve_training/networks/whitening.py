@@ -1,16 +1,15 @@
-"""Whitening: the last, linear layer of a served encoder, fitted to the training images once a run ends.
+"""Whitening: the last, linear layer of a served encoder, fitted to the training images at the end of a run.
 
-Neighbours are found by cosine, and the cosine of h is ruled by the few directions in which h varies most. Whitened,
-every direction counts alike, which is what a linear classifier on h would be free to choose: Jégou and Chum, Negative
-evidences and co-occurrences in image retrieval: the benefit of PCA and whitening (ECCV 2012), section 3. No label is
-needed.
+Neighbours are found by cosine, and the few directions in which h varies most dominate the cosine of h. After whitening
+every direction counts equally, as a linear classifier on h could choose: Jégou and Chum, Negative evidences and
+co-occurrences in image retrieval: the benefit of PCA and whitening (ECCV 2012), section 3. It needs no labels.
 
-It is for the nearest, and has its price far from them. Fashion-MNIST, 60,000 images to search in, 3,000 to ask with,
-small-cnn after 14 epochs of SimCLR, with floors of 1e-2 and of 1e-3: kNN 84.2 % → 87.1 % and 88.2 %, nearest with the
-same label 84.8 % → 86.7 % and 86.4 %, share of the ten nearest 81.6 % → 83.1 % and 83.1 %, but mean average precision
-over the whole ranking 54.5 % → 38.3 % and 30.0 %. Where only 1,000 images are searched, the ten nearest are far
-already: their share is 73.7 % → 72.9 % and 70.7 % (CPC 69.9 % → 70.5 % and 65.9 %), so 1e-2. Fitted to 1,024 images
-instead of 60,000, kNN was within 0.3 points (after 1.5 epochs).
+It helps among near neighbours and costs precision far from them. Fashion-MNIST, 60,000 images searched by 3,000
+queries, small-cnn after 14 epochs of SimCLR, with floors of 1e-2 and of 1e-3: kNN 84.2 % → 87.1 % and 88.2 %, nearest
+with the same label 84.8 % → 86.7 % and 86.4 %, share of the ten nearest 81.6 % → 83.1 % and 83.1 %, but mean average
+precision over the whole ranking 54.5 % → 38.3 % and 30.0 %. Among only 1,000 images the ten nearest are already far:
+their share is 73.7 % → 72.9 % and 70.7 % (CPC 69.9 % → 70.5 % and 65.9 %); hence 1e-2. Fitted to 1,024 images instead
+of 60,000, kNN was within 0.3 points (after 1.5 epochs).
 
 Shapes: N images, D numbers of h, T side of the cached image, S side that the encoder sees.
 """
@@ -32,14 +31,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLOOR = 1e-2
-"""Added to each variance as a share of the greatest, so that directions of mere noise are not blown up."""
+"""Added to each variance as a share of the largest, so that directions of pure noise are not amplified."""
 IMAGES_PER_NUMBER = 4
-"""Images that are looked at for each of the D numbers."""
+"""Images for each of the D numbers."""
 _BATCH = 128
 
 
 class Whitening(nn.Module):
-    """(h − μ) · W, in which D numbers of variance one are uncorrelated, but for the floor.
+    """(h − μ) · W: D uncorrelated numbers of variance one, except for the floor.
 
     Args:
         mean_D: μ.
@@ -62,13 +61,13 @@ class Whitening(nn.Module):
         centred_ND = h_ND - mean_D
         variance_D, directions_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / len(h_ND))
         floor = FLOOR * variance_D.max().clamp(min=1e-12)
-        # Turned back into the axes of h (ZCA): cosines are the same, and what is close to white stays as it is.
+        # Rotated back into the axes of h (ZCA): cosines are the same, and almost white embeddings hardly change.
         matrix_DD = directions_DD * (variance_D.clamp(min=0) + floor).rsqrt() @ directions_DD.T
         return cls(mean_D.float(), matrix_DD.float())
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The whitening in a checkpoint."""
+        """The whitening from a checkpoint."""
         return cls(state["mean_D"], state["matrix_DD"])
 
     def forward(self, h_ND: Tensor) -> Tensor:
@@ -79,7 +78,7 @@ class Whitening(nn.Module):
 
 @torch.no_grad()
 def fit_to_images(backbone: Backbone, pixels_NTTC: NDArray[np.uint8], size_px: int) -> Whitening:
-    """The whitening of a network's embeddings of its training images.
+    """The whitening of a network's embeddings of its training images, evenly sampled.
 
     Args:
         backbone: in any mode, on any device.
@@ -90,20 +89,20 @@ def fit_to_images(backbone: Backbone, pixels_NTTC: NDArray[np.uint8], size_px: i
     training = backbone.training
     backbone.eval()
     count = min(len(pixels_NTTC), IMAGES_PER_NUMBER * backbone.dimension)
-    # In whole numbers: float32 has no room for positions beyond 16 million.
+    # In integers: float32 cannot represent positions beyond 16 million.
     gaps = max(count - 1, 1)
     positions = ((torch.arange(count) * (len(pixels_NTTC) - 1) + gaps // 2) // gaps).tolist()
     parts = []
     for start in range(0, count, _BATCH):
         squares_NTTC = torch.from_numpy(pixels_NTTC[positions[start : start + _BATCH]])
-        with torch.compiler.set_stance("force_eager"):  # compiling for other shapes would take longer than running
+        with torch.compiler.set_stance("force_eager"):  # compiling for other shapes takes longer than running
             parts.append(backbone(_images(squares_NTTC, size_px).to(device)).cpu())
     backbone.train(training)
     return Whitening.fit(torch.cat(parts))
 
 
 def _images(squares_NTTC: Tensor, size_px: int) -> Tensor:
-    """Cached images as the served encoder sees them: small ones whole, others without a margin, [N, 3, S, S]."""
+    """Cached images as the served encoder sees them: small ones whole, others without their margin, [N, 3, S, S]."""
     x_NCTT = squares_NTTC.permute(0, 3, 1, 2).float() / 255
     margin = squares_NTTC.shape[1] - size_px
     if margin < 0 or (margin and size_px < SMALL_SIDE_PX):

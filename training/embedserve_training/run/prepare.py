@@ -140,7 +140,7 @@ def versions() -> dict[str, str]:
 
 
 def _facts(files: ImageFolder, processes: int) -> Facts:
-    seen = folders.look(files)
+    seen = folders.summarise(files)
     return Facts(
         images=len(files.paths),
         median_side_px=seen.median_side_px,

@@ -12,7 +12,7 @@ from embedserve.errors import TrainingError
 from embedserve_training.data import cache
 from embedserve_training.data.cache import DecodedImages
 from embedserve_training.data.folders import Skipped
-from embedserve_training.distributed.launch import ProcessGroup, meet
+from embedserve_training.distributed.launch import ProcessGroup, join_process_group
 from embedserve_training.plan.config import TrainConfig
 from embedserve_training.plan.plan import Plan
 from embedserve_training.run import checkpoint, run_folder
@@ -79,10 +79,10 @@ def run_training(
         SetupError: the requested device is not available.
         SystemExit: another process of the group has one of these errors, and reports it.
     """
-    with meet(config.device) as group, ExitStack() as held:
+    with join_process_group(config.device) as group, ExitStack() as held:
         say = report if group.is_first else _discard
         count = group.processes.count
-        prepared = group.from_first(
+        prepared = group.broadcast_from_first(
             lambda: prepare(
                 folder,
                 config,
@@ -97,7 +97,7 @@ def run_training(
         )
         if prepared.status:
             return _result(prepared, out, group)
-        with group.or_none():
+        with group.fail_together():
             images, saved = _open(prepared, out, group)
         with stop_on_signals(say) as stop_requested:
             trainer = Trainer(
@@ -110,7 +110,7 @@ def run_training(
                 stop_on_collapse=stop_on_collapse,
             )
             if saved:
-                with group.or_none():
+                with group.fail_together():
                     trainer.resume(saved)
                 say(f"continuing at step {saved.step}")
             outcome = trainer.train()

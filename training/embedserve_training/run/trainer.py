@@ -91,7 +91,7 @@ class Trainer:
         # The fast convolutions of both oneDNN and cuDNN take channels-last.
         self.method = method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.method.global_batch_norm:
-            batch_norm.join(self.method, processes)
+            batch_norm.synchronise(self.method, processes)
         self.optimizer = optim.build(settings, self.method)
         self.gradient = BatchGradient(self.method, settings)
         self.batches = Batches(
@@ -180,7 +180,7 @@ class Trainer:
                 self.report("another process was asked to stop: stopping after this step")
             self._interval.add(output, self.settings.batch_size, fetched - started, now - started)
             if failing or self.step % CHECK_EVERY_STEPS == 0:
-                with self.group.or_none():
+                with self.group.fail_together():
                     self._check(output)
             if report_now:
                 progress = self._report(output)
@@ -251,7 +251,7 @@ class Trainer:
         interval, self._interval = self._interval, _Interval()
         loss = self.group.mean(float(interval.loss_sum) / interval.steps)
         progress = None
-        with self.group.or_none():
+        with self.group.fail_together():
             if not math.isfinite(loss):
                 raise self._not_finite(f"the loss is {loss} near step {self.step}")
             if self.group.is_first:
@@ -295,7 +295,7 @@ class Trainer:
         Raises:
             TrainingError: a weight is not finite, or the checkpoint cannot be written.
         """
-        with self.group.or_none():
+        with self.group.fail_together():
             if self.group.is_first:
                 self._save(finished, whitening)
         self._saved_step = self.step

@@ -65,7 +65,7 @@ def strided(x_ND: Tensor, views: int) -> Tensor:
 
 def in_double(x_ND: Tensor) -> Tensor:
     """In double precision, on CUDA if it is there and else on the CPU: MPS has neither float64 nor eigenvalues."""
-    return (x_ND if x_ND.device.type == "cuda" else x_ND.float().cpu()).double()
+    return (x_ND if x_ND.device.type == "cuda" else x_ND.cpu()).double()
 
 
 def _rank(h_MD: Tensor) -> Tensor:
