@@ -237,7 +237,7 @@ def test_operations_that_a_recipe_does_not_use_take_no_random_numbers() -> None:
     ("name", "expected"), [("photo-1", [0.5053, 0.4234, 0.1232]), ("small-1", [0.5053, 0.5781, 0.2494])]
 )
 def test_a_seed_gives_the_views_that_it_gave_in_version_0_1(name: str, expected: list[float]) -> None:
-    # One pixel of three views: whoever changes the order of the draws changes every measured run.
+    # One pixel of three views: another order of the draws would change every measured run.
     torch.testing.assert_close(views(RECIPES[name], count=3)[:, 1, 7, 21], torch.tensor(expected), atol=2e-4, rtol=0)
 
 
