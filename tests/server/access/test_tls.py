@@ -296,11 +296,12 @@ def test_a_file_that_cannot_be_used_is_refused_at_the_start_with_the_reason(
 
 def test_a_certificate_without_a_key_and_the_like_are_refused(authority: Authority) -> None:
     pair = authority.issue()
-    for given, missing in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"tls_cert": pair.certificate}, "--tls-key"),
         ({"tls_key": pair.key}, "--tls-cert"),
         ({"tls_client_ca": authority.file}, "--tls-cert FILE --tls-key FILE"),
-    ]:
+    ]
+    for given, missing in cases:
         with pytest.raises(SetupError) as caught:
             Server(ServerConfig(encoder=Path("unused"), **given))
         assert missing in caught.value.hint

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,7 +204,7 @@ def test_a_replaced_encoder_is_freed_at_once() -> None:
 
 
 def test_a_stream_that_named_its_encoder_ends_when_it_is_replaced_and_another_continues(tokens: Path) -> None:
-    def messages(fingerprint: str, go_on: threading.Event):
+    def messages(fingerprint: str, go_on: threading.Event) -> Iterator[pb.EmbedStreamRequest]:
         yield pb.EmbedStreamRequest(key="a", image=picture(1), encoder_fingerprint=fingerprint)
         assert go_on.wait(20)
         yield pb.EmbedStreamRequest(key="b", image=picture(2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from embedserve_training import methods
 from embedserve_training.methods.instance_discrimination import InstanceDiscrimination, _mean_exponential
+from embedserve_training.methods.method import Method
 from embedserve_training.methods.moco import MoCo
 from embedserve_training.networks import memory
 from embedserve_training.run import optim
@@ -36,7 +38,7 @@ def indices(batch: int = BATCH) -> Tensor:
     return torch.arange(batch) * 5 % IMAGES
 
 
-def step(method: methods.Method, seed: int = 0) -> Tensor:
+def step(method: Method, seed: int = 0) -> Tensor:
     """Forward, backward and after_step without an optimiser; the loss."""
     output = method(drawn_views(method, BATCH, seed), indices(), seeded(seed))
     output.loss.backward()
@@ -201,7 +203,7 @@ def test_descent_lowers_the_loss(name: str) -> None:
 # --- Accumulation --------------------------------------------------------------------------------------------------
 
 
-def in_parts(method: methods.Method, parts: int) -> dict[str, Tensor]:
+def in_parts(method: Method, parts: int) -> dict[str, Tensor]:
     """Gradients of a batch of which one part after the other is computed; after_step comes once."""
     views_VBCSS, generator = drawn_views(method), seeded()
     for part in range(parts):
@@ -269,7 +271,7 @@ def test_the_optimiser_is_given_what_is_trained_and_nothing_frozen(name: str) ->
 
 @every_method
 def test_a_method_goes_on_from_its_state_dict_to_the_bit(name: str) -> None:
-    extra = {"noise": 6} if name == "instance-discrimination" else {}
+    extra: dict[str, Any] = {"noise": 6} if name == "instance-discrimination" else {}
     method, other = build(name, **extra), build(name, seed=9, **extra)
     step(method)
     other.load_state_dict(method.state_dict())
