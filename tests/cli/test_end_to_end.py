@@ -18,6 +18,7 @@ from embedserve.errors import CollectionNotFound, ImageUndecodable, ItemNotFound
 from embedserve.types import Eq, Keep, Limits
 from tests.fakes import DIMENSION, FakeEncoder, picture
 from tests.running import serving
+from tests.sizes import fast_retries
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/embed_and_search.py"
 
@@ -96,7 +97,7 @@ def test_more_than_the_queue_holds_is_embedded_all_the_same() -> None:
 
 
 def test_a_server_that_has_stopped_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedserve.client.failures._UNAVAILABLE_PAUSE_S", 0.001)
+    fast_retries(monkeypatch)
     with serving(FakeEncoder()) as server:
         client = Client(server)
         client.wait_ready()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from embedserve import AddResult, Client, ItemInput, Limits, wire
-from embedserve.client import bulk, failures, inputs, window
+from embedserve.client import bulk, inputs, window
 from embedserve.errors import (
     CollectionNotFound,
     DataError,
@@ -27,13 +27,14 @@ from embedserve.errors import (
     Unavailable,
 )
 from tests.client.fake_server import FINGERPRINT, Connect, FakeServer, PlainAbort, serving, vector_of
+from tests.sizes import fast_retries
 
 MANY = [bytes([number]) for number in range(1, 200)]
 
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
+    fast_retries(monkeypatch)
 
 
 def breaking_at(counts: set[int], answer: Callable[..., Any], error: Exception | None = None) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from embedserve.engine.embedder import best_batch
 from embedserve.engine.timings import Timings
 from embedserve.errors import DeadlineExceeded, ImageUndecodable, InternalError, Unavailable
 from embedserve.observer import Observer, Outcome
+from tests.waiting import until
 
 BAD = 60_000
 """Images from this number on cannot be prepared."""
@@ -186,8 +187,7 @@ def test_an_image_whose_deadline_passed_after_it_was_prepared_is_left_out_of_the
         first = await busy(encoder, batcher)
         deadline = time.monotonic() + 0.2
         late, stays = submit(batcher, [1], "late", deadline=deadline), submit(batcher, [2], "stays")
-        while batcher.queue.waiting:  # both are prepared, and wait for the encoder
-            await asyncio.sleep(0.001)
+        await until(lambda: not batcher.queue.waiting)  # both are prepared, and wait for the encoder
         await asyncio.sleep(max(deadline - time.monotonic(), 0) + 0.01)
         encoder.released.set()
         results = await asyncio.gather(first, late, stays)
@@ -284,7 +284,7 @@ def test_nothing_of_a_request_is_kept_when_it_is_answered(decode_threads: int) -
 
     alive: list[weakref.ref[Request]] = []
 
-    async def scenario() -> int:
+    async def scenario() -> None:
         batcher: Batcher[Request, None] = Batcher(
             prepare_request,
             numbers_of,
@@ -299,17 +299,12 @@ def test_nothing_of_a_request_is_kept_when_it_is_answered(decode_threads: int) -
             alive.append(weakref.ref(request))
             await batcher.submit([request], flow=object(), deadline=None, timings=Timings())
             del request
-        for _ in range(200):
-            if not any(reference() for reference in alive):
-                break
-            await asyncio.sleep(0.01)
-        left = sum(reference() is not None for reference in alive)
+        await until(lambda: not any(reference() for reference in alive))
         await batcher.close()
-        return left
 
     gc.disable()  # reference counts alone must free it: the collector counts objects, not bytes
     try:
-        assert asyncio.run(scenario()) == 0
+        asyncio.run(scenario())
     finally:
         gc.enable()
 
@@ -328,8 +323,7 @@ def test_no_more_images_are_prepared_ahead_than_the_next_batches_need() -> None:
         )
         first = await busy(encoder, batcher)
         call = submit(batcher, list(range(1, 101)), "large")
-        while len(prepared) < 9:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(prepared) >= 9)
         await asyncio.sleep(0.05)
         ahead = len(prepared)
         encoder.released.set()

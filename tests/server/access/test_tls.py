@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from embedserve import AsyncClient, Client
-from embedserve.client import ItemInput, failures
+from embedserve.client import ItemInput
 from embedserve.errors import EmbedserveError, PermissionDenied, SetupError, Unauthenticated, Unavailable
 from embedserve.server.access.tls import ServerTls
 from embedserve.server.app import Server
@@ -25,20 +25,15 @@ from embedserve.server.security import is_loopback
 from tests.certificates import Authority, Pair
 from tests.fakes import FakeEncoder, picture
 from tests.running import ServerProcess, serving
+from tests.sizes import fast_retries
+from tests.waiting import wait_until
 
 TOKEN = "write-token-of-a-test"
 
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
+    fast_retries(monkeypatch)
 
 
 def local(address: str) -> str:
@@ -176,7 +171,7 @@ def test_a_renewed_certificate_is_used_for_new_connections_and_open_ones_continu
         with Client(address, ca=authority.file) as before:
             before.server_info()
             pair.become(stranger.issue())
-            eventually(lambda: _answers(address, ca=stranger.file))
+            wait_until(lambda: _answers(address, ca=stranger.file))
             before.server_info()
         assert not _answers(address, ca=authority.file)
 
@@ -190,7 +185,7 @@ def test_a_renewed_ca_of_clients_is_used(
     with serving(FakeEncoder(), tmp_path / "data", tls_client_ca=client_ca, **authority.issue().server) as address:
         assert not _answers(address, ca=authority.file, **theirs)
         client_ca.write_bytes(authority.file.read_bytes() + stranger.file.read_bytes())
-        eventually(lambda: _answers(address, ca=authority.file, **theirs))
+        wait_until(lambda: _answers(address, ca=authority.file, **theirs))
 
 
 def test_a_renewal_that_cannot_be_used_changes_nothing_and_is_logged_once(

@@ -6,8 +6,7 @@ import asyncio
 import gc
 import logging
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
 from tests.fakes import FakeEncoder, picture
 from tests.running import serving
+from tests.waiting import wait_until
 
 PROTOS = Path(__file__).resolve().parents[3] / "protos"
 READ, WRITE, WRONG = "read-" + "r" * 20, "write-" + "w" * 20, "wrong-" + "x" * 20
@@ -52,14 +52,6 @@ def guarded(tmp_path: Path, tokens: Path) -> Iterator[str]:
             client.create_collection("photos")
             client.add("photos", [ItemInput(id="one", image=picture(1))])
         yield address
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until something holds."""
-    end_s = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
 
 
 # --- The table ---
@@ -310,12 +302,12 @@ def test_added_and_removed_tokens_count_from_the_next_call_on(
         with pytest.raises(Unauthenticated):
             new.server_info()
         _put(tokens, f"write {WRONG}\n")
-        eventually(lambda: _is_admitted(new))
+        wait_until(lambda: _is_admitted(new))
         with pytest.raises(Unauthenticated):
             old.server_info()
         with caplog.at_level(logging.ERROR, "embedserve.server"):
             _put(tokens, "write short\n")
-            eventually(lambda: "the old tokens stay in use" in caplog.text)
+            wait_until(lambda: "the old tokens stay in use" in caplog.text)
         new.server_info()
         tokens.unlink()
         new.server_info()

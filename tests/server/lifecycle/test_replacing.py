@@ -28,6 +28,7 @@ from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from tests.encoders import write_encoder_file
 from tests.fakes import DIMENSION, FakeEncoder, picture
 from tests.running import ServerProcess, serving
+from tests.waiting import until
 
 NEW = "be" * 32
 READER, WRITER = "abcdefghijklmnop", "0123456789abcdef"
@@ -63,8 +64,7 @@ def test_calls_in_flight_are_answered_by_the_encoder_that_they_began_with() -> N
         calls = [asyncio.create_task(engine.embed([picture(seed), picture(seed + 1)])) for seed in range(5)]
         await asyncio.to_thread(entered.wait, 20)
         replacing = asyncio.create_task(EncoderReplacer(lambda: new, state).replace())
-        while engine.encoder is old:
-            await asyncio.sleep(0.001)
+        await until(lambda: engine.encoder is not old)
         encoder, [vector] = await engine.embed([picture(0)])  # does not wait for the old one
         assert isinstance(vector, np.ndarray)
         after = [encoder.fingerprint]
@@ -181,24 +181,19 @@ def test_an_encoder_that_would_run_elsewhere_is_not_served() -> None:
 
 
 def test_a_replaced_encoder_is_freed_at_once() -> None:
-    async def scenario() -> bool:
+    async def scenario() -> None:
         encoder = FakeEncoder()
         gone = weakref.ref(encoder)
         engine, state = await engine_of(encoder)
         await engine.embed([picture(1)])
         del encoder
         await EncoderReplacer(lambda: FakeEncoder(fingerprint=NEW), state).replace()
-        for _ in range(100):
-            await asyncio.sleep(0.01)
-            if gone() is None:
-                break
-        left = gone()
+        await until(lambda: gone() is None)
         await engine.close()
-        return left is None
 
     gc.disable()
     try:
-        assert asyncio.run(scenario())
+        asyncio.run(scenario())
     finally:
         gc.enable()
 

@@ -31,6 +31,7 @@ from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from tests.fakes import FakeEncoder, picture
 from tests.running import serving, wait_until
+from tests.waiting import until
 
 
 @contextmanager
@@ -119,8 +120,7 @@ async def _calls_of_every_kind(address: str, stuck: bytes, sample: Callable[...,
         calls += [stub.Embed(waiting, timeout=timeout_s) for timeout_s in (0.3, 0.51, 0.777)]
         cancelled = [stub.Embed(waiting, timeout=timeout_s) for timeout_s in [20, None] * 10]
         codes = [await call.code() for call in calls]
-        while sample("embedserve_requests_in_flight") < len(cancelled):
-            await asyncio.sleep(0.005)
+        await until(lambda: sample("embedserve_requests_in_flight") >= len(cancelled))
         for call in cancelled:
             call.cancel()
         codes += [await call.code() for call in cancelled]
