@@ -46,7 +46,7 @@ lint: $(VENV)/.with-train $(VENV)/.with-dev ## style, format, types and words, a
 	$(BIN)/ruff format --check .
 	$(BIN)/python scripts/sync_client.py --check
 	$(BIN)/mypy
-	$(BIN)/mypy scripts/*.py
+	MYPYPATH=scripts $(BIN)/mypy scripts/*.py
 	$(BIN)/python scripts/words.py
 
 fix: $(VENV)/.with-dev ## mend style and format where ruff can

@@ -51,7 +51,7 @@ def main() -> int:
     methods = arguments.methods.split(",")
     jobs = [(method, seed) for seed in range(arguments.seeds) for method in methods]
     with ThreadPoolExecutor(arguments.jobs if arguments.device == "cpu" else 1) as pool:
-        trained = list(pool.map(lambda job: train(*job, arguments), jobs))
+        trained = list(pool.map(lambda job: train(job[0], job[1], arguments), jobs))
     results = {
         "command": " ".join(["python", "benchmarks/quality.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
@@ -140,7 +140,8 @@ def measure_method(method: str, arguments: argparse.Namespace, *, baselines: boo
     folders = [run_folder(method, seed, arguments) for seed in range(arguments.seeds)]
     kept = folders[0] / f"evaluation-{arguments.seeds}-{baselines}.json"
     if kept.exists() and kept.stat().st_mtime > max((path / "checkpoint.pt").stat().st_mtime for path in folders):
-        return json.loads(kept.read_text())
+        known: dict[str, Any] = json.loads(kept.read_text())
+        return known
     evaluation = evaluate(
         folders,
         arguments.images / "train",

@@ -49,7 +49,9 @@ PARTS = ("throughput", "behaviour")
 def main() -> None:
     """Parse the arguments, measure, print, and write JSON if asked to."""
     arguments = parse()
-    chosen, skipped, peer_versions = [], {}, {}
+    chosen = []
+    skipped: dict[str, str] = {}
+    peer_versions: dict[str, str] = {}
     for server in SERVERS.values():
         if arguments.only and server.name not in arguments.only:
             continue

@@ -14,7 +14,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks/results"
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "training")]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "training"), str(REPOSITORY / "benchmarks")]
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def peers_table() -> str:
 
 def behaviour_table() -> str:
     """Behaviour of the servers under failure."""
-    from benchmarks.measuring.tables import behaviour_cells
+    from measuring.tables import behaviour_cells
 
     result = _read("serve_peers.json", missing_ok=True)
     if result is None or "behaviour" not in result:  # --part throughput
@@ -175,7 +175,7 @@ def behaviour_table() -> str:
 
 def search_table(name: str = "search_peers.json") -> str:
     """Search of embedserve beside other systems."""
-    from benchmarks.searching import report
+    from searching import report
 
     result = _read(name, missing_ok=True)
     if result is None or not result["data"]:
@@ -208,7 +208,7 @@ def large_search_table() -> str:
 
 def search_alone_table() -> str:
     """Restarts, writes, filters of embedserve, and the aims."""
-    from benchmarks.searching import report
+    from searching import report
 
     blocks = []
     for name in ("search_peers.json", "search_peers_large.json"):

@@ -11,7 +11,7 @@ import contextlib
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
@@ -112,7 +112,7 @@ class InferenceClient:
     def __init__(self, address: str) -> None:
         unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._channel = grpc.aio.insecure_channel(address, options=unlimited)
-        self._infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        self._infer: Any = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
 
     async def call(self, images: list[bytes], timeout_s: float = 60.0) -> None:
         """One call; see ``Client``."""

@@ -127,7 +127,7 @@ class Traffic:
         self, channel: grpc.aio.Channel, method: str, request: Any, *, allowed: tuple[str, ...] = ()
     ) -> Any | None:
         """One call that should be answered; None if it was not. ``allowed`` are codes of permitted errors."""
-        unary = channel.unary_unary(method, response_deserializer=_RESPONSES[method].FromString)
+        unary: Any = channel.unary_unary(method, response_deserializer=_RESPONSES[method].FromString)
         try:
             response = await unary(request.SerializeToString(), timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
@@ -156,7 +156,7 @@ class Traffic:
             for request in requests:
                 yield request.SerializeToString()
 
-        stream = channel.stream_stream(method, response_deserializer=_RESPONSES[method].FromString)
+        stream: Any = channel.stream_stream(method, response_deserializer=_RESPONSES[method].FromString)
         try:
             responses = [response async for response in stream(sent(), timeout=TIMEOUT_S)]
         except grpc.aio.AioRpcError as error:
@@ -314,7 +314,7 @@ class Traffic:
     async def _cancelled(self, channel: grpc.aio.Channel) -> None:
         """Cancels after up to 50 ms."""
         method = EMBEDDING + "Embed"
-        unary = channel.unary_unary(method, response_deserializer=embedding_pb.EmbedResponse.FromString)
+        unary: Any = channel.unary_unary(method, response_deserializer=embedding_pb.EmbedResponse.FromString)
         call = unary(self._embed_request(self._pick(16)).SerializeToString(), timeout=TIMEOUT_S)
         await asyncio.sleep(self._random.uniform(0, 0.05))
         call.cancel()
@@ -323,7 +323,7 @@ class Traffic:
     async def _hurried(self, channel: grpc.aio.Channel) -> None:
         """Has a deadline of up to 50 ms."""
         method = EMBEDDING + "Embed"
-        unary = channel.unary_unary(method, response_deserializer=embedding_pb.EmbedResponse.FromString)
+        unary: Any = channel.unary_unary(method, response_deserializer=embedding_pb.EmbedResponse.FromString)
         call = unary(self._embed_request(self._pick(8)).SerializeToString(), timeout=self._random.uniform(0.001, 0.05))
         await self._note_end(method, call)
 
@@ -350,7 +350,7 @@ class Traffic:
 
     async def _raw(self, _: grpc.aio.Channel) -> None:
         """Connects, sends nothing, garbage or the beginning of HTTP/2, and disconnects."""
-        host, _, port = self._server.target.rpartition(":")
+        host, port = self._server.target.rsplit(":", 1)
         reader, writer = await asyncio.open_connection(host, int(port))
         said = self._random.choice([b"", b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes(1000)])
         with contextlib.suppress(ConnectionError):

@@ -64,14 +64,15 @@ class DataSet:
     def describe(self) -> dict[str, Any]:
         """Size and difficulty, for the report."""
         count, dimension = self.vectors().shape
-        described: dict[str, Any] = {
+        difficulty: dict[str, Any] = json.loads((self.folder / "difficulty.json").read_text())
+        return {
             "name": self.name,
             "about": self.about,
             "vectors": count,
             "dimension": dimension,
             "queries": len(self.queries()),
+            **difficulty,
         }
-        return described | json.loads((self.folder / "difficulty.json").read_text())
 
 
 def kept(

@@ -268,7 +268,7 @@ def _profiled(place: Place, ask: Callable[[str], None]) -> Functions:
         command += [str(place.options["encoder"]), "--data", str(place.folder / "data"), "--device", "cpu"]
         with started([*command, "--port", "0", "--http-port", "0"]) as child:
             ask(child.address)
-        stats: Functions = pstats.Stats(str(out)).stats
+        stats: Functions = pstats.Stats(str(out)).stats  # type: ignore[attr-defined]  # not in typeshed
         return stats
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from searching.data import recall
 from searching.loads import found_by, search_loop, to_json
@@ -28,7 +29,8 @@ class Worker:
 
     def __init__(self, system: System, folder: Path) -> None:
         self._system, self._folder = system, folder
-        self._queries = self._truth = np.empty((0, 0))
+        self._queries: NDArray[np.float32] = np.empty((0, 0), np.float32)
+        self._truth: NDArray[np.int32] = np.empty((0, 0), np.int32)
 
     def build(self, vectors: str) -> dict[str, Any]:
         """Fill the system."""

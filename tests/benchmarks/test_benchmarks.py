@@ -61,6 +61,7 @@ def test_every_benchmark_explains_itself(script: Path) -> None:
     assert "usage:" in run(script.name, "--help")
 
 
+@pytest.mark.slow
 def test_serve_overhead_prints_both_numbers_and_writes_them(tiny_encoder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     options = ["--encoder", str(tiny_encoder), "--seconds", "0.1", "--rounds", "2", "--json", str(out)]

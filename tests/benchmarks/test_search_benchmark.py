@@ -24,6 +24,7 @@ from searching.processes import Failed, Place, SystemProcess, opened
 
 from scripts import readme_tables
 from tests.encoders import write_encoder_file
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLAN = Plan(rounds=1, seconds=0.1, warmup_s=0.05, targets=(0.9, 0.99), recall_queries=20, build_within_s=60)
@@ -192,11 +193,8 @@ def test_errors_of_a_system_are_reported_and_the_process_ends(tmp_path: Path) ->
 def test_the_peak_memory_is_kept_after_it_has_fallen() -> None:
     with PeakMemory(Tree(os.getpid(), "a mark that no process has"), every_s=0.01) as peak:
         block = np.ones(8 << 20, np.float64)
+        wait_until(lambda: peak.mb > 64)
         full = peak.mb
-        for _ in range(500):
-            if (full := peak.mb) > 64:
-                break
-            time.sleep(0.01)
         del block
     assert peak.mb >= full > 64
 

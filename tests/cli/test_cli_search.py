@@ -12,6 +12,7 @@ from embedserve import Client
 from embedserve.client import ItemInput
 from tests.cli.outcome import Cli
 from tests.fakes import picture
+from tests.sizes import fast_retries
 
 
 @pytest.fixture
@@ -184,7 +185,7 @@ def test_an_option_also_has_its_own_variable(
 def test_where_no_server_answers_the_hint_says_how_to_start_one(
     cli: Cli, query: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedserve.client.failures._UNAVAILABLE_PAUSE_S", 0.001)
+    fast_retries(monkeypatch)
     outcome = cli("search", query, "--collection", "photos", "--server", "127.0.0.1:1")
     assert outcome.exit_code == 1
     first, second = outcome.err.splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from embedserve.errors import CollectionNotFound, ImageUndecodable, ItemNotFound
 from embedserve.types import Eq, Keep, Limits
 from tests.fakes import DIMENSION, FakeEncoder, picture
 from tests.running import serving
+from tests.sizes import fast_retries
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/embed_and_search.py"
 
@@ -28,7 +30,9 @@ def test_both_clients_and_the_encoder_itself_give_the_same_vectors(server: str, 
         async with AsyncClient(server) as client:
             return (await client.embed(images)).vectors
 
-    here = np.stack([np.asarray(vector) for vector in offline.embed(FakeEncoder(), [lambda i=i: i for i in images])])
+    here = np.stack(
+        [np.asarray(vector) for vector in offline.embed(FakeEncoder(), [partial(bytes, i) for i in images])]
+    )
     assert here.shape == (150, DIMENSION)
     assert np.array_equal(client.embed(images).vectors, here)
     assert np.array_equal(asyncio.run(embed()), here)
@@ -42,7 +46,7 @@ def test_a_bad_image_among_many_is_named_by_its_place(client: Client) -> None:
     embeddings = client.embed(images, errors="keep")
     assert list(embeddings.errors) == [70]
     assert embeddings.errors[70].message.startswith("the image is damaged")
-    assert np.isnan(embeddings.vectors).any(axis=1).nonzero()[0].tolist() == [70]
+    assert np.flatnonzero(np.isnan(embeddings.vectors).any(axis=1)).tolist() == [70]
 
 
 def test_the_life_of_a_collection_through_the_async_client(server: str, collection: str) -> None:
@@ -93,7 +97,7 @@ def test_more_than_the_queue_holds_is_embedded_all_the_same() -> None:
 
 
 def test_a_server_that_has_stopped_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedserve.client.failures._UNAVAILABLE_PAUSE_S", 0.001)
+    fast_retries(monkeypatch)
     with serving(FakeEncoder()) as server:
         client = Client(server)
         client.wait_ready()

@@ -40,7 +40,7 @@ from embedserve.v1 import (
 FINGERPRINT = "ab" * 32
 DIMENSION = 4
 
-Answer = Callable[[Any], Any]
+Answer = Callable[..., Any]
 Connect = Callable[..., Any]
 """Makes a client for a target, with the options of its class."""
 METHODS = {
@@ -203,7 +203,7 @@ def serving(limits: Limits | None = None, port: int = 0) -> Iterator[FakeServer]
         ],
     )
     for base, methods in METHODS.items():
-        servicer = type("Servicer", (base,), {name: _method(fake, name) for name in methods})
+        servicer: Any = type("Servicer", (base,), {name: _method(fake, name) for name in methods})
         servicer.__abstractmethods__ = frozenset()
         _register(servicer(), server)
     fake.port = server.add_insecure_port(f"localhost:{port}")

@@ -36,6 +36,7 @@ from embedserve.errors import (
 )
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from tests.client.fake_server import Connect, FakeServer, PlainAbort, serving
+from tests.sizes import fast_retries
 
 ERRORS = [kind for kind in all_errors() if "code" in kind.__dict__ and kind not in (EmbedserveError, Unavailable)]
 
@@ -104,7 +105,7 @@ def test_a_failure_without_our_details_is_mapped_by_its_status_code(
 def test_if_no_server_answers_the_error_says_where_and_how_to_start_one(
     connect: Connect, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
+    fast_retries(monkeypatch)
     with pytest.raises(Unavailable) as caught:
         connect(f"localhost:{free_port}").list_collections()
     assert f"no server answers at localhost:{free_port}" in caught.value.message
@@ -145,7 +146,7 @@ def test_a_closed_client_says_so(connect: Connect, server: FakeServer) -> None:
 def test_a_call_to_a_busy_or_absent_server_is_retried(
     connect: Connect, server: FakeServer, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
+    fast_retries(monkeypatch)
     server.on("ListCollections", failing_first(2, error, lambda _: collection_pb.ListCollectionsResponse()))
     assert connect(server.target).list_collections() == []
     assert len(server.asked("ListCollections")) == 3
@@ -214,7 +215,7 @@ def test_a_call_that_ended_while_it_was_written_to_is_retried(
     connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # grpc.aio replaces any status that arrives at that moment by this one, even one that asks for a retry.
-    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
+    fast_retries(monkeypatch)
     error = PlainAbort(grpc.StatusCode.INTERNAL, "Internal error from Core")
     server.on("ListCollections", failing_first(1, error, lambda _: collection_pb.ListCollectionsResponse()))
     assert connect(server.target).list_collections() == []

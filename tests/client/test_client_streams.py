@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from embedserve import AddResult, Client, ItemInput, Limits, wire
-from embedserve.client import bulk, failures, inputs, window
+from embedserve.client import bulk, inputs, window
 from embedserve.errors import (
     CollectionNotFound,
     DataError,
@@ -27,13 +27,14 @@ from embedserve.errors import (
     Unavailable,
 )
 from tests.client.fake_server import FINGERPRINT, Connect, FakeServer, PlainAbort, serving, vector_of
+from tests.sizes import fast_retries
 
 MANY = [bytes([number]) for number in range(1, 200)]
 
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
+    fast_retries(monkeypatch)
 
 
 def breaking_at(counts: set[int], answer: Callable[..., Any], error: Exception | None = None) -> Callable[..., Any]:
@@ -176,7 +177,7 @@ def test_slow_files_are_read_a_few_at_a_time_and_keep_their_order(
 ) -> None:
     monkeypatch.setattr(inputs, "_SLOW_READ_S", 0.0)
     together, lock, under_way, most = threading.Barrier(4), threading.Lock(), 0, 0
-    real = bulk.read_image
+    real = inputs.read_image
 
     def slow(image: Any, limits: Limits) -> bytes:
         nonlocal under_way, most

@@ -114,7 +114,7 @@ def items(folder: Path) -> Iterator[Any]:
 
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         kind = path.parent.name
-        metadata = {"kind": kind, "number": number, "share": number / 7, "even": number % 2 == 0}
+        metadata: dict[str, Any] = {"kind": kind, "number": number, "share": number / 7, "even": number % 2 == 0}
         yield ItemInput(id=f"{kind}/{path.stem}", image=path, metadata=metadata)
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -82,14 +83,18 @@ def damages(size: int, chance: random.Random, positions: int) -> Iterator[tuple[
     """
     yield "removed", lambda path: path.unlink()
     for kept in sorted({0, size // 2, size // 2 // PAGE * PAGE, max(0, size - 1)}):
-        yield f"cut to {kept} of {size} bytes", lambda path, kept=kept: path.write_bytes(path.read_bytes()[:kept])
+        yield f"cut to {kept} of {size} bytes", partial(_cut, kept=kept)
     if not size:
         return
     for _ in range(positions):
         bit = chance.randrange(size * 8)
-        yield f"bit {bit % 8} of byte {bit // 8} of {size} turned", lambda path, bit=bit: _turn(path, bit)
+        yield f"bit {bit % 8} of byte {bit // 8} of {size} turned", partial(_turn, bit=bit)
     for page in chance.sample(range((size - 1) // PAGE + 1), min((size - 1) // PAGE + 1, positions // 2)):
-        yield f"page {page} of {(size - 1) // PAGE + 1} zeroed", lambda path, page=page: _zero(path, page)
+        yield f"page {page} of {(size - 1) // PAGE + 1} zeroed", partial(_zero, page=page)
+
+
+def _cut(path: Path, kept: int) -> None:
+    path.write_bytes(path.read_bytes()[:kept])
 
 
 def _turn(path: Path, bit: int) -> None:

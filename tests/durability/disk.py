@@ -163,7 +163,7 @@ class RecordingFiles(apsw.VFS):
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
         path = name.filename() if isinstance(name, apsw.URIFilename) else name
-        if path is None:
+        if name is None or path is None:
             return apsw.VFSFile("", name, flags)
         opened = _RecordedFile(name, flags)
         opened.attach(self._disk, path, flags[0])

@@ -61,6 +61,7 @@ def is_found_by_a_check(data: Path) -> bool:
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["closed", "killed"])
 def test_a_damaged_file_is_rebuilt_or_refused_by_name_and_never_used_for_answers(
     originals: dict[str, Original], work: Path, seed: int, thorough: int, count: Count, state: str

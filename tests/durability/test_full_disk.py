@@ -67,7 +67,7 @@ def test_a_server_on_a_full_disk_refuses_writes_answers_reads_and_recovers(
         door.create(SHARED)
         held, refusal = fill(door, 0)
         assert refusal.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "no space left on the disk" in refusal.details()
+        assert "no space left on the disk" in str(refusal.details())
         assert held
         world = read_world(door)
         assert world.collections[SHARED] == held

@@ -56,6 +56,7 @@ def test_after_a_power_cut_segments_may_be_damaged_or_of_any_moment(
 # --- The simulator can fail ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_with_a_sync_at_checkpoints_only_acknowledged_items_are_lost(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from embedserve.store.local.store import LocalStore
 from embedserve.store.local.upkeep import sealing
 from embedserve.types import Filter, Hit, Include, Item, Range, SearchOptions
 from tests.durability.history import History, Version, Writer, now
+from tests.sizes import small_seals
 from tests.store.store_cases import all_ids, collection_of, new_collection
 from tests.store.worker_threads import run_threads
 
@@ -228,7 +229,7 @@ def test_every_answer_was_right_during_the_call_and_recall_stays_above_its_floor
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With so few rows, filters that match half of them would not use the graphs.
-    monkeypatch.setattr("embedserve.index.compaction._FEW_BYTES", WAITING * DIMENSION * 4)
+    small_seals(monkeypatch, few_bytes=WAITING * DIMENSION * 4)
     monkeypatch.setattr("embedserve.index.segment._FEW", 500)
     with LocalStore.open(tmp_path / "data", background=False) as store:
         new_collection(store, dimension=DIMENSION, index="hnsw:m=16", filter_keys=["drawn"])

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from embedserve.errors import EncoderFileError
 from embedserve.images.preprocess import PreprocessSpec
 
 WEIGHTS = np.array([[0.5, -1.0], [0.25, 2.0], [1.0, 0.125]], np.float32)
-VECTORS = np.arange(16, dtype=np.float32).reshape(8, 2) / 7
+VECTORS = np.arange(16, dtype=np.float32).reshape(8, 2) / np.float32(7)
 METADATA = EncoderMetadata(
     name="tiny",
     dimension=2,
@@ -75,7 +76,7 @@ def test_a_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert read.fingerprint == written.fingerprint
     assert read.metadata.reference is not None
     np.testing.assert_array_equal(read.metadata.reference, VECTORS)
-    without = {"reference": None}
+    without: dict[str, Any] = {"reference": None}
     assert dataclasses.replace(read.metadata, **without) == dataclasses.replace(METADATA, **without)
 
 
@@ -115,7 +116,7 @@ def test_the_fingerprint_changes_with_one_bit_of_one_weight() -> None:
 
 
 @pytest.mark.parametrize("change", [{"resize_px": 6}, {"resize_px": 0}, {"filter": "bicubic"}], ids=str)
-def test_the_fingerprint_changes_with_the_preprocess_rule(change: dict[str, object]) -> None:
+def test_the_fingerprint_changes_with_the_preprocess_rule(change: dict[str, Any]) -> None:
     rule = dataclasses.replace(METADATA.preprocess, **change)
     assert packed(dataclasses.replace(METADATA, preprocess=rule)).fingerprint != packed().fingerprint
 

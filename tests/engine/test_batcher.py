@@ -9,6 +9,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from embedserve.engine.embedder import best_batch
 from embedserve.engine.timings import Timings
 from embedserve.errors import DeadlineExceeded, ImageUndecodable, InternalError, Unavailable
 from embedserve.observer import Observer, Outcome
+from tests.waiting import until
 
 BAD = 60_000
 """Images from this number on cannot be prepared."""
@@ -72,7 +74,9 @@ def batcher_of(
     )
 
 
-def submit(batcher: Batcher[int, str], numbers: list[int], flow: object, deadline: float | None = None):
+def submit(
+    batcher: Batcher[int, str], numbers: list[int], flow: object, deadline: float | None = None
+) -> asyncio.Future[Any]:
     return batcher.submit(numbers, flow=flow, deadline=deadline, timings=Timings())
 
 
@@ -90,7 +94,7 @@ class HeldEncoder:
         return numbers_of(images)
 
 
-async def busy(encoder: HeldEncoder, batcher: Batcher[int, str]) -> asyncio.Future:
+async def busy(encoder: HeldEncoder, batcher: Batcher[int, str]) -> asyncio.Future[Any]:
     """Image 0 keeps the only worker busy."""
     first = submit(batcher, [0], "first")
     await asyncio.to_thread(encoder.entered.wait, 20)
@@ -160,7 +164,7 @@ def test_a_cancelled_call_is_neither_prepared_nor_encoded() -> None:
 
 @SHAPES
 def test_an_image_whose_deadline_has_passed_is_not_encoded(decode_threads: int) -> None:
-    async def scenario() -> tuple[list[list[int]], object]:
+    async def scenario() -> tuple[list[list[int]], Any]:
         encoder = HeldEncoder()
         batcher = batcher_of(encoder.encode, decode_threads=decode_threads)
         first = await busy(encoder, batcher)
@@ -177,14 +181,13 @@ def test_an_image_whose_deadline_has_passed_is_not_encoded(decode_threads: int) 
 
 
 def test_an_image_whose_deadline_passed_after_it_was_prepared_is_left_out_of_the_batch() -> None:
-    async def scenario() -> tuple[list[list[int]], object, object]:
+    async def scenario() -> tuple[list[list[int]], Any, Any]:
         encoder = HeldEncoder()
         batcher = batcher_of(encoder.encode, decode_threads=1)
         first = await busy(encoder, batcher)
         deadline = time.monotonic() + 0.2
         late, stays = submit(batcher, [1], "late", deadline=deadline), submit(batcher, [2], "stays")
-        while batcher.queue.waiting:  # both are prepared, and wait for the encoder
-            await asyncio.sleep(0.001)
+        await until(lambda: not batcher.queue.waiting)  # both are prepared, and wait for the encoder
         await asyncio.sleep(max(deadline - time.monotonic(), 0) + 0.01)
         encoder.released.set()
         results = await asyncio.gather(first, late, stays)
@@ -204,7 +207,7 @@ def test_an_image_that_the_encoder_fails_on_fails_alone(decode_threads: int) -> 
             raise RuntimeError("five fails")
         return numbers_of(images)
 
-    async def scenario() -> list[object]:
+    async def scenario() -> list[Any]:
         batcher = batcher_of(encode, max_batch=16, decode_threads=decode_threads)
         results = await submit(batcher, list(range(10)), "call")
         await batcher.close()
@@ -217,7 +220,7 @@ def test_an_image_that_the_encoder_fails_on_fails_alone(decode_threads: int) -> 
 
 @SHAPES
 def test_an_image_that_cannot_be_prepared_keeps_its_place_and_fails_alone(decode_threads: int) -> None:
-    async def scenario() -> tuple[list[object], Counter[Outcome], list[int]]:
+    async def scenario() -> tuple[list[Any], Counter[Outcome], list[int]]:
         observer = Counting()
         batcher = batcher_of(numbers_of, decode_threads=decode_threads, observer=observer)
         results = await submit(batcher, [1, BAD, 2, BAD + 1, 3], "call")
@@ -234,7 +237,7 @@ def test_an_image_that_cannot_be_prepared_keeps_its_place_and_fails_alone(decode
 
 
 def test_a_call_without_images_is_answered_at_once() -> None:
-    async def scenario() -> list[object]:
+    async def scenario() -> list[Any]:
         batcher = batcher_of(numbers_of)
         results = await submit(batcher, [], "call")
         await batcher.close()
@@ -281,7 +284,7 @@ def test_nothing_of_a_request_is_kept_when_it_is_answered(decode_threads: int) -
 
     alive: list[weakref.ref[Request]] = []
 
-    async def scenario() -> int:
+    async def scenario() -> None:
         batcher: Batcher[Request, None] = Batcher(
             prepare_request,
             numbers_of,
@@ -296,17 +299,12 @@ def test_nothing_of_a_request_is_kept_when_it_is_answered(decode_threads: int) -
             alive.append(weakref.ref(request))
             await batcher.submit([request], flow=object(), deadline=None, timings=Timings())
             del request
-        for _ in range(200):
-            if not any(reference() for reference in alive):
-                break
-            await asyncio.sleep(0.01)
-        left = sum(reference() is not None for reference in alive)
+        await until(lambda: not any(reference() for reference in alive))
         await batcher.close()
-        return left
 
     gc.disable()  # reference counts alone must free it: the collector counts objects, not bytes
     try:
-        assert asyncio.run(scenario()) == 0
+        asyncio.run(scenario())
     finally:
         gc.enable()
 
@@ -325,8 +323,7 @@ def test_no_more_images_are_prepared_ahead_than_the_next_batches_need() -> None:
         )
         first = await busy(encoder, batcher)
         call = submit(batcher, list(range(1, 101)), "large")
-        while len(prepared) < 9:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(prepared) >= 9)
         await asyncio.sleep(0.05)
         ahead = len(prepared)
         encoder.released.set()
@@ -375,7 +372,7 @@ def test_the_expected_time_counts_the_turns_of_other_flows_and_not_the_length_of
 def test_no_image_is_lost_or_encoded_twice_whatever_is_bad_late_or_cancelled(
     calls: list[tuple[int, list[str], str]], runs: int, decode_threads: int, max_batch: int, closes_early: bool
 ) -> None:
-    kind_of = {}
+    kind_of: dict[int, str] = {}
     numbered = []
     for flow, kinds, fate in calls:
         numbers = [len(kind_of) + place + (BAD if kind == "bad" else 0) for place, kind in enumerate(kinds)]
@@ -395,7 +392,7 @@ def test_no_image_is_lost_or_encoded_twice_whatever_is_bad_late_or_cancelled(
             raise RuntimeError("poison")
         return numbers_of(images)
 
-    async def scenario() -> tuple[list[object], Counter[Outcome], tuple[int, int]]:
+    async def scenario() -> tuple[list[Any], Counter[Outcome], tuple[int, int]]:
         observer = Counting()
         batcher = batcher_of(encode, runs=runs, max_batch=max_batch, decode_threads=decode_threads, observer=observer)
         futures = []

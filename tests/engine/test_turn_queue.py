@@ -22,7 +22,7 @@ def filled(**calls: int) -> TurnQueue[QueuedCall]:
 def flows_taken(queue: TurnQueue[QueuedCall]) -> str:
     taken = []
     while piece := queue.take():
-        taken.append(piece[0].flow)
+        taken.append(str(piece[0].flow))
     return "".join(taken)
 
 

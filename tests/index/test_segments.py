@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,10 +186,13 @@ def test_exact_search_ignores_the_structure(segment: Segment) -> None:
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_a_build_can_be_stopped_while_it_tunes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned: list[int] = []
-    points = tuning.operating_points
-    monkeypatch.setattr(
-        "embedserve.index.segment.tuning.operating_points", lambda *given: tuned.append(1) or points(*given)
-    )
+    points: Any = tuning.operating_points
+
+    def noted(*given: Any) -> Any:
+        tuned.append(1)
+        return points(*given)
+
+    monkeypatch.setattr("embedserve.index.segment.tuning.operating_points", noted)
     with pytest.raises(Stopped):
         Segment.build("a", parse(kind), [rows(1, 1000)], D, lambda: bool(tuned))
 
@@ -269,7 +273,7 @@ def test_packed_ids_are_those_that_were_packed() -> None:
     ids = [b"a", "ü".encode(), "日本".encode(), b"b" * 300]
     packed = PackedIds.of(ids)
     assert list(packed) == ids
-    assert [packed[place] for place in (-1, -4, np.int64(1))] == [ids[-1], ids[0], ids[1]]
+    assert [packed[place] for place in (-1, -4, np.int64(1))] == [ids[-1], ids[0], ids[1]]  # type: ignore[index]
     assert packed[1:3] == ids[1:3]
     assert len(PackedIds.of([])) == 0
     with pytest.raises(IndexError):

@@ -16,6 +16,7 @@ from embedserve.index.current import CurrentSnapshot
 from embedserve.index.delta import Delta
 from embedserve.index.rows import Rows
 from embedserve.index.snapshot import Snapshot
+from tests.sizes import small_delta
 
 D = 8
 NOTHING = np.empty(0, np.int64)
@@ -25,8 +26,7 @@ NO_VECTORS = np.empty((0, D), np.float32)
 @pytest.fixture
 def tiny_delta(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start a new delta after every four rows."""
-    monkeypatch.setattr("embedserve.index.delta._BYTES", 0)
-    monkeypatch.setattr("embedserve.index.delta._ROWS", 4)
+    small_delta(monkeypatch, rows=4)
 
 
 def units(count: int, seed: int = 0, dimension: int = D) -> NDArray[np.float32]:

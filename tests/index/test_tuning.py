@@ -94,7 +94,7 @@ def test_tuning_can_be_stopped() -> None:
     vectors = clustered(1000, 6)
     structure = built("hnsw:m=8", vectors)
     asked: list[int] = []
-    tuning.operating_points(structure, vectors, lambda: bool(asked.append(1)))
+    tuning.operating_points(structure, vectors, lambda: bool(asked.append(1)))  # type: ignore[func-returns-value]
     for allowed in range(len(asked)):
         left = iter([False] * allowed + [True] * len(asked))
         with pytest.raises(Stopped):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -136,8 +137,8 @@ def test_a_message_of_100_mb_is_refused_and_holds_no_memory(encoder_file: Path) 
         client.embed([picture(1)])
         before = resident_mib(process.pid)
         with grpc.insecure_channel(process.address, [("grpc.max_send_message_length", -1)]) as channel:
-            embed = channel.unary_unary("/embedserve.v1.EmbeddingService/Embed")
-            stream = channel.stream_stream("/embedserve.v1.EmbeddingService/EmbedStream")
+            embed: Any = channel.unary_unary("/embedserve.v1.EmbeddingService/Embed")
+            stream: Any = channel.stream_stream("/embedserve.v1.EmbeddingService/EmbedStream")
             for _ in range(3):
                 with pytest.raises(grpc.RpcError) as refused:
                     embed(request, timeout=60)
@@ -152,7 +153,7 @@ def test_a_message_of_100_mb_is_refused_and_holds_no_memory(encoder_file: Path) 
 def test_metadata_that_is_too_large_is_refused(server: InspectedServer) -> None:
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as refused:
         EmbeddingServiceStub(channel).GetServerInfo(
-            pb.GetServerInfoRequest(), timeout=20, metadata=[("x", "y" * 100_000)]
+            pb.GetServerInfoRequest(), timeout=20, metadata=(("x", "y" * 100_000),)
         )
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 

@@ -9,6 +9,7 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def test_a_server_is_ready_between_its_warm_up_and_its_draining() -> None:
 
 
 @pytest.fixture
-def url():
+def url() -> Iterator[str]:
     servers: list[Server] = []
     with serving(FakeEncoder(), http=True, on_listening=servers.append):
         assert servers[0].http_url is not None

@@ -75,14 +75,14 @@ async def three(*_: object) -> AsyncIterator[Response]:
         yield Response(b"abc")
 
 
-async def download(handler: grpc.RpcMethodHandler[Any, Any], context: HungUp) -> None:
+async def download(handler: Any, context: HungUp) -> None:
     with suppress(asyncio.CancelledError):  # as gRPC does
-        await handler.stream_stream(None, context)  # type: ignore[arg-type]
+        await handler.stream_stream(None, context)
 
 
-async def stream(handler: grpc.RpcMethodHandler[Any, Any], context: HungUp) -> None:
+async def stream(handler: Any, context: HungUp) -> None:
     with suppress(WriteFailed):  # as gRPC does, which writes the answers of streams itself
-        async for response in handler.stream_stream(None, context):  # type: ignore[arg-type]
+        async for response in handler.stream_stream(None, context):
             await context.write(response)
 
 

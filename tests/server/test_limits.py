@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tests.running import serving
 OURS = FakeEncoder().fingerprint
 
 
-def raised(results: list) -> None:
+def raised(results: list[Any]) -> None:
     """Raise the first error among the results."""
     for result in results:
         error = getattr(result, "error", result)
@@ -76,7 +77,7 @@ EXCEEDING: dict[str, tuple[int, Callable[[Client], object]]] = {
 }
 
 
-def _embed(images: list[bytes]):
+def _embed(images: list[bytes]) -> Any:
     from embedserve.v1 import embedding_service_pb2
 
     return embedding_service_pb2.EmbedRequest(images=images)
@@ -92,7 +93,7 @@ def test_an_exceeded_limit_is_named_with_its_value(name: str, tmp_path: Path) ->
         assert getattr(client.server_info().limits, name) == value
         with pytest.raises((EmbedserveError, grpc.RpcError)) as refused:
             exceed(client)
-    error = refused.value
+    error: Any = refused.value
     if isinstance(error, EmbedserveError):
         assert isinstance(error, (LimitExceeded, ImageTooLarge))
         text = error.message

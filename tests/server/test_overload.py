@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -38,9 +39,9 @@ class Held:
             assert self.released.wait(20)
 
 
-def details_of(error: grpc.RpcError) -> dict[str, object]:
-    status = rpc_status.from_call(error)
-    found: dict[str, object] = {}
+def details_of(error: grpc.RpcError) -> dict[str, Any]:
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    found: dict[str, Any] = {}
     for detail in status.details:
         for kind in (error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo):
             if detail.Is(kind.DESCRIPTOR):
@@ -231,7 +232,7 @@ def test_an_image_that_raises_in_the_encoder_fails_alone_and_reveals_nothing(
 def test_an_image_for_which_memory_runs_out_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     decode = codec.decode
 
-    def without_memory(data: bytes, *rest: object, **more: object) -> np.ndarray:
+    def without_memory(data: bytes, *rest: Any, **more: Any) -> np.ndarray:
         if data == picture(2):
             raise MemoryError
         return decode(data, *rest, **more)
@@ -244,10 +245,10 @@ def test_an_image_for_which_memory_runs_out_fails_alone(monkeypatch: pytest.Monk
 
 def test_bytes_that_are_not_a_message_are_an_invalid_argument_and_not_unknown() -> None:
     with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
-        unary = channel.unary_unary("/embedserve.v1.EmbeddingService/Embed")
+        unary: Any = channel.unary_unary("/embedserve.v1.EmbeddingService/Embed")
         with pytest.raises(grpc.RpcError) as refused:
             unary(b"\xff\xff\xff", timeout=20)
-        stream = channel.stream_stream("/embedserve.v1.EmbeddingService/EmbedStream")
+        stream: Any = channel.stream_stream("/embedserve.v1.EmbeddingService/EmbedStream")
         with pytest.raises(grpc.RpcError) as refused_in_stream:
             list(stream(iter([b"\xff\xff\xff"]), timeout=20))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -17,7 +18,7 @@ class Reflected:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
-        self._reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        self._reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         self._pool = descriptor_pool.DescriptorPool()
         self._known: set[str] = set()
 
@@ -30,7 +31,7 @@ class Reflected:
         descriptor = self._pool.FindServiceByName(service).methods_by_name[method]
         request = message_factory.GetMessageClass(descriptor.input_type)(**fields)
         response = message_factory.GetMessageClass(descriptor.output_type)
-        invoke = self._channel.unary_unary(
+        invoke: Any = self._channel.unary_unary(
             f"/{service}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response.FromString,
@@ -58,7 +59,7 @@ class Reflected:
 
 
 @pytest.fixture
-def reflected(address: str):
+def reflected(address: str) -> Iterator[Reflected]:
     with grpc.insecure_channel(address) as channel:
         yield Reflected(channel)
 

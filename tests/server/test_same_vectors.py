@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +58,7 @@ def assert_same(vectors: np.ndarray, expected: np.ndarray) -> None:
 
 
 def test_the_engine_in_this_process_gives_them(encoder: Encoder, files: list[bytes], expected: np.ndarray) -> None:
-    async def scenario() -> list:
+    async def scenario() -> list[Any]:
         engine = await Engine.start(encoder)
         try:
             _, vectors = await engine.embed(files)
@@ -68,7 +70,8 @@ def test_the_engine_in_this_process_gives_them(encoder: Encoder, files: list[byt
 
 
 def test_bulk_embedding_in_this_process_gives_them(encoder: Encoder, files: list[bytes], expected: np.ndarray) -> None:
-    assert_same(np.stack(list(embed(encoder, [lambda data=data: data for data in files]))), expected)
+    vectors = embed(encoder, [partial(bytes, data) for data in files])
+    assert_same(np.stack([np.asarray(vector) for vector in vectors]), expected)
 
 
 def test_grpc_gives_them_one_by_one_and_in_a_batch_of_32(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -22,7 +23,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 def healths(channel: grpc.Channel) -> set[int]:
     """The health of the server and of each of its services."""
-    stub = health_pb2_grpc.HealthStub(channel)
+    stub: Any = health_pb2_grpc.HealthStub(channel)
     names = ("", *SERVICES)
     return {stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=20).status for name in names}
 
@@ -61,12 +62,12 @@ def test_every_service_serves_from_when_it_is_warm_until_the_server_drains() -> 
 
 def test_a_service_that_does_not_exist_is_unknown(address: str) -> None:
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError, match="NOT_FOUND"):
-        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="a.B"), timeout=20)
+        cast(Any, health_pb2_grpc.HealthStub(channel)).Check(health_pb2.HealthCheckRequest(service="a.B"), timeout=20)
 
 
 def test_reflection_can_be_turned_off() -> None:
     with serving(FakeEncoder(), reflection=False) as address, grpc.insecure_channel(address) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
             list(stub.ServerReflectionInfo(iter([request]), timeout=20))

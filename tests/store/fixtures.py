@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from embedserve.store.local.store import LocalStore
+from tests.sizes import small_delta
 from tests.store.store_cases import new_collection
 
 
@@ -28,5 +29,4 @@ def store(data: Path) -> Iterator[LocalStore]:
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start a new delta after every eight rows."""
-    monkeypatch.setattr("embedserve.index.delta._BYTES", 0)
-    monkeypatch.setattr("embedserve.index.delta._ROWS", 8)
+    small_delta(monkeypatch, rows=8)

@@ -32,25 +32,29 @@ def small_cnn() -> backbones.Backbone:
 
 
 def simclr(processes: Processes = SINGLE_PROCESS, **changes: Any) -> SimCLR:
-    return SimCLR(small_cnn(), **{"tau": 0.2, "projection": 16, "processes": processes} | changes)
+    values: dict[str, Any] = {"tau": 0.2, "projection": 16, "processes": processes}
+    return SimCLR(small_cnn(), **values | changes)
 
 
 def moco(processes: Processes = SINGLE_PROCESS, **changes: Any) -> MoCo:
-    values = {"tau": 0.2, "queue_size": 20, "momentum": 0.9, "bn_splits": 2, "projection": 16, "processes": processes}
+    values: dict[str, Any] = {"tau": 0.2, "queue_size": 20, "momentum": 0.9, "bn_splits": 2, "projection": 16}
+    values["processes"] = processes
     return MoCo(small_cnn(), **values | changes)
 
 
 def barlow_twins(processes: Processes = SINGLE_PROCESS, **changes: Any) -> BarlowTwins:
-    return BarlowTwins(small_cnn(), **{"hidden": 32, "projection": 16, "processes": processes} | changes)
+    values: dict[str, Any] = {"hidden": 32, "projection": 16, "processes": processes}
+    return BarlowTwins(small_cnn(), **values | changes)
 
 
 def instance_discrimination(processes: Processes = SINGLE_PROCESS, **changes: Any) -> InstanceDiscrimination:
-    values = {"tau": 0.1, "projection": 16, "processes": processes}
+    values: dict[str, Any] = {"tau": 0.1, "projection": 16, "processes": processes}
     return InstanceDiscrimination(small_cnn(), IMAGES, **values | changes)
 
 
 def cpc(processes: Processes = SINGLE_PROCESS, **changes: Any) -> CPC:
-    return CPC(small_cnn(), PATCHES, **{"predict_steps": 2, "processes": processes} | changes)
+    values: dict[str, Any] = {"predict_steps": 2, "processes": processes}
+    return CPC(small_cnn(), PATCHES, **values | changes)
 
 
 BUILDERS: dict[str, Callable[..., Method]] = {
@@ -85,7 +89,8 @@ def drawn_views(method: Method, batch: int = 8, seed: int = 0) -> list[Tensor]:
             centre_y, centre_x = rng.integers(7, 13, 2)
             ring = np.abs(np.hypot(y - centre_y, x - centre_x) - radius) < 1.5
             light = rng.integers(-20, 21) / 255
-            view[image] = np.where(ring[..., None], *colours).transpose(2, 0, 1).clip(0.1, 0.9) + light
+            inside, outside = colours
+            view[image] = np.where(ring[..., None], inside, outside).transpose(2, 0, 1).clip(0.1, 0.9) + light
     return [torch.from_numpy(view) for view in views]
 
 

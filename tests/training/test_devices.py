@@ -45,7 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, out: Path, device: str, *, epochs: int, **changes: Any) -> RunResult:
-    values = {"batch_size": 32, "backbone": "small-cnn", "workers": 1, "crop_min": 0.5, "lr": 2e-3} | changes
+    values: dict[str, Any] = {"batch_size": 32, "backbone": "small-cnn", "workers": 1, "crop_min": 0.5, "lr": 2e-3}
+    values |= changes
     return run_training(folder, config=TrainConfig(device=device, epochs=epochs, **values), out=out, report=quiet)
 
 

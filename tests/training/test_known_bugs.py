@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedserve_training.losses.moco import info_nce
 from embedserve_training.methods import instance_discrimination, moco
 from embedserve_training.methods.moco import MoCo
-from embedserve_training.networks import batch_norm
 from embedserve_training.networks.backbones import Backbone
 from embedserve_training.plan.config import TrainConfig
 from embedserve_training.plan.plan import Facts, plan
@@ -168,7 +168,7 @@ def normalised_together(
         seen.append(frozenset((brightness_B * 16).round().int().tolist()))
         return original(x_BCSS, *args)
 
-    monkeypatch.setattr(batch_norm.F, "batch_norm", record)
+    monkeypatch.setattr(F, "batch_norm", record)
     if not shuffled:
         monkeypatch.setattr(torch, "randperm", lambda count, generator: torch.arange(count))
     images_BCSS = (torch.arange(16) / 16).view(16, 1, 1, 1).expand(16, 3, 2, 2)
@@ -228,7 +228,7 @@ def test_bug_6_no_key_of_a_step_is_a_negative_in_either_half_of_symmetric_moco(
     method = build("moco", symmetric=True)
     assert isinstance(method, MoCo)
     negatives: list[Tensor] = []
-    original: Callable[..., Any] = moco.info_nce
+    original: Callable[..., Any] = info_nce
 
     def record(q_BD: Tensor, k_BD: Tensor, queue_KD: Tensor, tau: float) -> Any:
         negatives.append(queue_KD.clone())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,7 +190,8 @@ def test_a_recipe_that_does_nothing_shows_the_whole_image() -> None:
 
 def test_a_caption_names_every_operation_that_a_preset_uses() -> None:
     probabilities = ("vertical_flip", "quarter_turns", "channel_drop", "solarize", "noise", "sobel", "cutout")
-    everything = replace(Augmentation(), **dict.fromkeys(probabilities, 0.5))
+    on: dict[str, Any] = dict.fromkeys(probabilities, 0.5)
+    everything = replace(Augmentation(), **on)
     for name in ("flip", "jitter", "grayscale", "blur", *probabilities):
         assert f" {name.replace('_', ' ')} " in summary(everything)
 

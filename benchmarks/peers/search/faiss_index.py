@@ -89,7 +89,7 @@ class Hnsw(Faiss):
         return index
 
     def tune(self, value: str) -> None:
-        self._parameters = faiss.SearchParametersHNSW(efSearch=number_of(value))
+        self._parameters = faiss.SearchParametersHNSW(efSearch=number_of(value))  # type: ignore[attr-defined]
 
 
 class IvfRaBitQ(Faiss):
@@ -108,8 +108,8 @@ class IvfRaBitQ(Faiss):
 
     def tune(self, value: str) -> None:
         nprobe = number_of(value)
-        lists = faiss.SearchParametersIVF(nprobe=nprobe)
+        lists = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]
         self._held = lists  # FAISS keeps only its address
-        self._parameters = faiss.IndexRefineSearchParameters(
+        self._parameters = faiss.IndexRefineSearchParameters(  # type: ignore[call-arg]
             k_factor=float(factor_for(nprobe)), base_index_params=lists
         )

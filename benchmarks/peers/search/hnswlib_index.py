@@ -44,6 +44,6 @@ class Hnswlib(System):
     def client(self, threads: int) -> Client:
         def search(queries: NDArray[np.float32]) -> NDArray[np.int64]:
             found, _ = self._index.knn_query(queries, k=K, num_threads=threads)
-            return found.astype(np.int64)
+            return np.asarray(found, np.int64)
 
         return search

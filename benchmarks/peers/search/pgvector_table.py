@@ -105,7 +105,7 @@ class Pgvector(System):
         assert info is not None
         info.register(connection)  # so that lists of vectors are sent as vector[]
 
-        class VectorDumper(psycopg.adapt.Dumper):
+        class VectorDumper(psycopg.adapt.Dumper):  # type: ignore[misc]  # psycopg is in another environment
             format = psycopg.pq.Format.BINARY
             oid = info.oid
 
@@ -147,7 +147,7 @@ def running(folder: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="pg") as sockets:  # socket paths must be short
         if user:
             shutil.chown(sockets, user, user)
-        command = [programs() / "postgres", "-D", folder / "pgdata", "-h", "", "-k", sockets, *settings]
+        command = [str(programs() / "postgres"), "-D", str(folder / "pgdata"), "-h", "", "-k", sockets, *settings]
         with subprocess.Popen(command, user=user, group=user, cwd="/") as process:
             try:
                 address = f"host={sockets} user=postgres dbname=postgres"

@@ -43,7 +43,7 @@ class Usearch(System):
     def client(self, threads: int) -> Client:
         def search(queries: NDArray[np.float32]) -> NDArray[np.int64]:
             if len(queries) == 1:
-                return self._index.search(queries[0], K, threads=1).keys.astype(np.int64)[None]
-            return self._index.search(queries, K, threads=threads).keys.astype(np.int64)
+                return np.asarray(self._index.search(queries[0], K, threads=1).keys, np.int64)[None]
+            return np.asarray(self._index.search(queries, K, threads=threads).keys, np.int64)
 
         return search

@@ -139,7 +139,7 @@ def test_a_collection_without_items_is_a_file_without_rows(tmp_path: Path) -> No
 )
 def test_files_of_other_programs_need_ids_and_vectors_only(tmp_path: Path, vectors: Any, ids: Any) -> None:
     path = foreign(tmp_path / "f.parquet", id=ids, vector=vectors, price=[1.5, 2.5])
-    assert [(item.id, list(item.vector), item.metadata) for item in read(path)] == [
+    assert [(item.id, np.asarray(item.vector).tolist(), item.metadata) for item in read(path)] == [
         ("7", [1, 2, 2], {}),
         ("8", [0, 0, 3], {}),
     ]

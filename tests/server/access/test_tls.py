@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from embedserve import AsyncClient, Client
-from embedserve.client import ItemInput, failures
+from embedserve.client import ItemInput
 from embedserve.errors import EmbedserveError, PermissionDenied, SetupError, Unauthenticated, Unavailable
 from embedserve.server.access.tls import ServerTls
 from embedserve.server.app import Server
@@ -25,20 +25,15 @@ from embedserve.server.security import is_loopback
 from tests.certificates import Authority, Pair
 from tests.fakes import FakeEncoder, picture
 from tests.running import ServerProcess, serving
+from tests.sizes import fast_retries
+from tests.waiting import wait_until
 
 TOKEN = "write-token-of-a-test"
 
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "_UNAVAILABLE_PAUSE_S", 0.001)
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
+    fast_retries(monkeypatch)
 
 
 def local(address: str) -> str:
@@ -176,7 +171,7 @@ def test_a_renewed_certificate_is_used_for_new_connections_and_open_ones_continu
         with Client(address, ca=authority.file) as before:
             before.server_info()
             pair.become(stranger.issue())
-            eventually(lambda: _answers(address, ca=stranger.file))
+            wait_until(lambda: _answers(address, ca=stranger.file))
             before.server_info()
         assert not _answers(address, ca=authority.file)
 
@@ -190,7 +185,7 @@ def test_a_renewed_ca_of_clients_is_used(
     with serving(FakeEncoder(), tmp_path / "data", tls_client_ca=client_ca, **authority.issue().server) as address:
         assert not _answers(address, ca=authority.file, **theirs)
         client_ca.write_bytes(authority.file.read_bytes() + stranger.file.read_bytes())
-        eventually(lambda: _answers(address, ca=authority.file, **theirs))
+        wait_until(lambda: _answers(address, ca=authority.file, **theirs))
 
 
 def test_a_renewal_that_cannot_be_used_changes_nothing_and_is_logged_once(
@@ -296,11 +291,12 @@ def test_a_file_that_cannot_be_used_is_refused_at_the_start_with_the_reason(
 
 def test_a_certificate_without_a_key_and_the_like_are_refused(authority: Authority) -> None:
     pair = authority.issue()
-    for given, missing in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"tls_cert": pair.certificate}, "--tls-key"),
         ({"tls_key": pair.key}, "--tls-cert"),
         ({"tls_client_ca": authority.file}, "--tls-cert FILE --tls-key FILE"),
-    ]:
+    ]
+    for given, missing in cases:
         with pytest.raises(SetupError) as caught:
             Server(ServerConfig(encoder=Path("unused"), **given))
         assert missing in caught.value.hint

@@ -6,8 +6,7 @@ import asyncio
 import gc
 import logging
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
 from tests.fakes import FakeEncoder, picture
 from tests.running import serving
+from tests.waiting import wait_until
 
 PROTOS = Path(__file__).resolve().parents[3] / "protos"
 READ, WRITE, WRONG = "read-" + "r" * 20, "write-" + "w" * 20, "wrong-" + "x" * 20
@@ -52,14 +52,6 @@ def guarded(tmp_path: Path, tokens: Path) -> Iterator[str]:
             client.create_collection("photos")
             client.add("photos", [ItemInput(id="one", image=picture(1))])
         yield address
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until something holds."""
-    end_s = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
 
 
 # --- The table ---
@@ -107,9 +99,11 @@ def call(address: str, path: str, metadata: tuple[tuple[str, str], ...], request
     with grpc.insecure_channel(address) as channel:
         try:
             if method is not None and method.client_streaming:
-                list(channel.stream_stream(path)(iter([request]), metadata=metadata, timeout=20))
+                stream: Any = channel.stream_stream(path)
+                list(stream(iter([request]), metadata=metadata, timeout=20))
             else:
-                channel.unary_unary(path)(request, metadata=metadata, timeout=20)
+                unary: Any = channel.unary_unary(path)
+                unary(request, metadata=metadata, timeout=20)
         except grpc.RpcError as error:
             code: grpc.StatusCode = error.code()
             return code
@@ -161,10 +155,11 @@ def test_the_scheme_may_be_written_in_any_case(guarded: str) -> None:
 
 def test_a_refused_call_names_the_role_that_is_missing(guarded: str) -> None:
     with grpc.insecure_channel(guarded) as channel:
-        ask = channel.unary_unary("/embedserve.v1.CollectionService/DeleteCollection")
+        ask: Any = channel.unary_unary("/embedserve.v1.CollectionService/DeleteCollection")
         with pytest.raises(grpc.RpcError) as caught:
             ask(collection_pb.DeleteCollectionRequest(name="photos").SerializeToString(), metadata=bearer(READ))
-    error = wire.error_from_status(rpc_status.from_call(caught.value))
+    refused: Any = caught.value
+    error = wire.error_from_status(rpc_status.from_call(refused))
     assert type(error) is PermissionDenied
     assert error.message == "DeleteCollection needs a token of the role write; the call has one of read"
 
@@ -180,9 +175,10 @@ def test_the_request_of_an_unknown_caller_is_not_read(tmp_path: Path, tokens: Pa
 
 def test_health_is_open_and_reflection_is_not(guarded: str) -> None:
     with grpc.insecure_channel(guarded) as channel:
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        health = stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
-        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         question = reflection_pb2.ServerReflectionRequest(list_services="")
         with pytest.raises(grpc.RpcError) as caught:
             list(reflection.ServerReflectionInfo(iter([question]), timeout=20))
@@ -197,7 +193,7 @@ def test_only_a_known_caller_learns_that_a_method_does_not_exist(guarded: str) -
 
 def test_the_documented_table_has_every_call_with_its_role() -> None:
     page = (PROTOS.parent / "docs" / "security.md").read_text(encoding="utf-8")
-    documented = {}
+    documented: dict[str, Any] = {}
     for role in Role:
         [row] = [line for line in page.splitlines() if line.startswith(f"| `{role}` |")]
         documented |= dict.fromkeys(re.findall(r"`([A-Za-z]+)`", row.split("|")[2]), role)
@@ -221,7 +217,12 @@ def test_a_refused_call_does_not_make_later_ones_more_expensive(
 ) -> None:
     wrapped: list[object] = []
     wrap = CallInterceptor._wrap
-    monkeypatch.setattr(CallInterceptor, "_wrap", lambda self, handler: wrapped.append(handler) or wrap(self, handler))
+
+    def noted(self: CallInterceptor, handler: Any) -> Any:
+        wrapped.append(handler)
+        return wrap(self, handler)
+
+    monkeypatch.setattr(CallInterceptor, "_wrap", noted)
     with serving(FakeEncoder(), tmp_path / "data", tokens=tokens) as address:
         path = "/embedserve.v1.EmbeddingService/GetServerInfo"
         ends = [call(address, path, bearer(token)) for token in (WRONG, READ, READ, WRONG, READ)]
@@ -301,12 +302,12 @@ def test_added_and_removed_tokens_count_from_the_next_call_on(
         with pytest.raises(Unauthenticated):
             new.server_info()
         _put(tokens, f"write {WRONG}\n")
-        eventually(lambda: _is_admitted(new))
+        wait_until(lambda: _is_admitted(new))
         with pytest.raises(Unauthenticated):
             old.server_info()
         with caplog.at_level(logging.ERROR, "embedserve.server"):
             _put(tokens, "write short\n")
-            eventually(lambda: "the old tokens stay in use" in caplog.text)
+            wait_until(lambda: "the old tokens stay in use" in caplog.text)
         new.server_info()
         tokens.unlink()
         new.server_info()

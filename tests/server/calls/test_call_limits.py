@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -28,11 +30,10 @@ class Sender:
 
     def __init__(self, channel: grpc.Channel, request: bytes) -> None:
         self.send = threading.Event()
-        self.call = channel.stream_unary(EMBED, response_deserializer=pb.EmbedResponse.FromString).future(
-            self._request(request), timeout=60
-        )
+        start: Any = channel.stream_unary(EMBED, response_deserializer=pb.EmbedResponse.FromString)
+        self.call = start.future(self._request(request), timeout=60)
 
-    def _request(self, request: bytes):
+    def _request(self, request: bytes) -> Iterator[bytes]:
         self.send.wait(60)
         yield request
 
@@ -59,7 +60,7 @@ def test_more_calls_than_max_calls_are_refused_with_a_retry_time() -> None:
             with pytest.raises(grpc.RpcError) as refused:
                 stub.Embed(pb.EmbedRequest(images=[picture(2)]), timeout=20)
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert "max_calls is 1" in refused.value.details()
+            assert "max_calls is 1" in str(refused.value.details())
             client.wait_ready()  # a full server still answers health checks
             released.set()
             assert first.result().results[0].HasField("vector")
@@ -104,7 +105,7 @@ def test_more_calls_than_max_connection_calls_are_refused_on_that_connection_onl
             assert call.result().results[0].HasField("vector")
         wait_until(lambda: stub.Embed.future(request, timeout=20).code() is grpc.StatusCode.OK)
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "max_connection_calls is 2" in refused.value.details()
+    assert "max_connection_calls is 2" in str(refused.value.details())
 
 
 def test_a_request_that_does_not_arrive_ends_its_call_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +118,7 @@ def test_a_request_that_does_not_arrive_ends_its_call_and_no_other(monkeypatch: 
         slow.send.set()
         assert EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(images=[picture(2)]), timeout=20).results
     assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "request did not arrive" in ended.value.details()
+    assert "request did not arrive" in str(ended.value.details())
 
 
 def test_slow_senders_delay_others_only_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +158,7 @@ def test_a_client_that_hangs_up_while_it_waits_to_be_received_leaves_its_place_t
     async def scenario() -> tuple[bool, list[str]]:
         limiter = CallLimits(Limits(max_message_bytes=MIB, max_queue_bytes=4 * MIB))
         contexts = [Context() for _ in range(6)]
-        reading = [asyncio.create_task(limiter.receive(context)) for context in contexts]
+        reading = [asyncio.create_task(limiter.receive(cast(Any, context))) for context in contexts]
         await asyncio.sleep(0)
         reading[4].cancel()
         contexts[5].arrived.set()
@@ -165,11 +166,11 @@ def test_a_client_that_hangs_up_while_it_waits_to_be_received_leaves_its_place_t
         waits = not reading[5].done()
         reading[0].cancel()  # releases its place at the same moment
         contexts[1].arrived.set()
-        results = await asyncio.gather(reading[1], reading[5])
+        results = list(await asyncio.gather(reading[1], reading[5]))
         for context in contexts:
             context.arrived.set()
         await asyncio.gather(*reading, return_exceptions=True)
-        again = [asyncio.create_task(limiter.receive(context)) for context in contexts[:4]]
+        again = [asyncio.create_task(limiter.receive(cast(Any, context))) for context in contexts[:4]]
         assert await asyncio.gather(*again) == ["request"] * 4
         return waits, results
 

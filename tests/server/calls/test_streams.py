@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -20,7 +21,9 @@ from tests.fakes import FakeEncoder, picture
 from tests.running import serving
 
 
-def read_ahead(window: int, admission: Admission | None = None, readers: set | None = None) -> ReadAhead[int]:
+def read_ahead(
+    window: int, admission: Admission | None = None, readers: set[asyncio.Task[Any]] | None = None
+) -> ReadAhead[int]:
     return ReadAhead(
         window=window,
         admission=admission or Admission(Limits()),
@@ -52,7 +55,7 @@ class Jobs:
         return number, self.futures[-1]
 
 
-async def same(group: list) -> list:
+async def same(group: list[Any]) -> list[Any]:
     """The responses are what was begun, with its result."""
     return group
 
@@ -76,7 +79,7 @@ def test_responses_come_in_the_order_of_the_requests_whichever_is_done_first() -
     assert asyncio.run(scenario()) == [(number, number * 10) for number in range(6)]
 
 
-async def collect(results: AsyncIterator[list[tuple[int, int]]]) -> list[tuple[int, int]]:
+async def collect(results: AsyncIterator[Sequence[Any]]) -> list[Any]:
     return [result async for group in results for result in group]
 
 
@@ -103,7 +106,7 @@ def test_work_of_a_closed_stream_is_cancelled() -> None:
         await settle()
         jobs.futures[0].set_result(0)
         assert await first == [(0, 0)]
-        await results.aclose()
+        await cast(Any, results).aclose()
         return [future.cancelled() for future in jobs.futures]
 
     assert asyncio.run(scenario()) == [False, True, True, True]
@@ -114,7 +117,7 @@ def test_what_reading_raises_is_raised_after_what_was_read() -> None:
         yield 1
         raise ConnectionError("gone")
 
-    async def scenario() -> list[list[tuple[str, int]]]:
+    async def scenario() -> list[Sequence[Any]]:
         results = ordered(broken(), done, same, read_ahead(2))
         got = [await anext(results)]
         with pytest.raises(ConnectionError, match="gone"):
@@ -146,7 +149,7 @@ def test_results_that_are_ready_together_are_finished_together_while_others_begi
         go_on.set()
         assert await first == [0, 1, 2]
         assert await anext(results) == [3, 4]
-        await results.aclose()
+        await cast(Any, results).aclose()
         return groups, begun
 
     groups, begun = asyncio.run(scenario())
@@ -193,7 +196,7 @@ def test_responses_that_are_not_read_stall_their_own_stream_and_take_no_room() -
         await first
         await settle()
         begun, held_then = len(jobs.futures), admission.images
-        await results.aclose()
+        await cast(Any, results).aclose()
         assert admission.images == admission.bytes == 0
         return held, held_then, begun
 
@@ -210,7 +213,7 @@ def test_a_stream_that_ends_while_it_waits_for_room_leaves_nothing_behind() -> N
         jobs.futures[0].set_result(0)
         await first
         await settle()
-        await results.aclose()
+        await cast(Any, results).aclose()
         await settle()
         after = admission.images
         others = await collect(ordered(numbers(6), done, same, read_ahead(16, admission)))
@@ -221,7 +224,7 @@ def test_a_stream_that_ends_while_it_waits_for_room_leaves_nothing_behind() -> N
 
 
 def test_what_finishing_raises_ends_the_stream() -> None:
-    async def broken(group: list) -> list:
+    async def broken(group: list[Any]) -> list[Any]:
         raise ConnectionError("the disk is gone")
 
     async def scenario() -> int:
@@ -235,7 +238,7 @@ def test_what_finishing_raises_ends_the_stream() -> None:
 
 def test_a_draining_server_answers_what_was_read_and_then_ends_the_stream() -> None:
     async def scenario() -> list[int]:
-        readers: set[asyncio.Task] = set()
+        readers: set[asyncio.Task[Any]] = set()
 
         async def requests() -> AsyncIterator[int]:
             yield 1
@@ -256,7 +259,9 @@ def test_a_draining_server_answers_what_was_read_and_then_ends_the_stream() -> N
 
 
 def test_an_unknown_encoding_fails_one_response_of_a_stream() -> None:
-    requests = [pb.EmbedStreamRequest(key=str(n), image=picture(n), vector_encoding=99 * (n == 1)) for n in range(3)]
+    requests = [
+        pb.EmbedStreamRequest(key=str(n), image=picture(n), vector_encoding=cast(Any, 99 * (n == 1))) for n in range(3)
+    ]
     with serving(FakeEncoder()) as address, grpc.insecure_channel(address) as channel:
         responses = list(EmbeddingServiceStub(channel).EmbedStream(iter(requests), timeout=30))
     assert [response.result.WhichOneof("result") for response in responses] == ["vector", "error", "vector"]
@@ -289,7 +294,7 @@ def test_an_embed_stream_answers_in_order_and_continues_after_a_bad_image() -> N
 
 
 def test_an_upsert_stream_acknowledges_every_item_and_stores_it(tmp_path: Path) -> None:
-    def requests():
+    def requests() -> Iterator[collection_pb.UpsertStreamRequest]:
         for seed in range(60):
             item = collection_pb.UpsertItem(id=f"{seed:02}", image=picture(seed) if seed != 30 else b"bad")
             yield collection_pb.UpsertStreamRequest(collection="photos", item=item)
@@ -358,7 +363,8 @@ def test_a_message_that_is_refused_as_a_whole_says_why_once_and_the_stream_conti
         "the message has both item and items",
         "",
     ]
-    assert [len(response.results) for response in (*embedded, *upserted)] == [0, 0, 4, 0, 0, 4]
+    responses: list[Any] = [*embedded, *upserted]
+    assert [len(response.results) for response in responses] == [0, 0, 4, 0, 0, 4]
     assert [response.index for response in upserted] == [0, 5, 6]
 
 
@@ -401,7 +407,9 @@ def test_a_stream_has_no_more_images_in_flight_than_its_window_however_large_its
             return number, future
 
         for window in (16, 4):
-            sevens = ReadAhead(window=window, admission=admission, cost_of=lambda _: Cost(7, 7, 10), readers=set())
+            sevens: ReadAhead[int] = ReadAhead(
+                window=window, admission=admission, cost_of=lambda _: Cost(7, 7, 10), readers=set()
+            )
             assert [number for number, _ in await collect(ordered(numbers(50), begin, same, sevens))] == list(range(50))
         assert admission.images == 0
         return most

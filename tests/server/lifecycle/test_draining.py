@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -31,7 +32,8 @@ def test_an_accepted_call_is_answered_and_later_ones_are_refused() -> None:
     with ExitStack() as running:
         address = running.enter_context(serving(FakeEncoder(on_batch=hold)))
         with grpc.insecure_channel(address) as channel:
-            stub, health = EmbeddingServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+            stub = EmbeddingServiceStub(channel)
+            health: Any = health_pb2_grpc.HealthStub(channel)
             armed.set()
             accepted = stub.Embed.future(pb.EmbedRequest(images=[picture(1)]), timeout=20)
             assert entered.wait(20)
@@ -62,7 +64,7 @@ def test_idle_streams_do_not_delay_the_stop() -> None:
         with grpc.insecure_channel(address) as channel:
             stream = EmbeddingServiceStub(channel).EmbedStream(idle(), timeout=20)
             assert next(stream).key == "a"
-            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+            watch = cast(Any, health_pb2_grpc.HealthStub(channel)).Watch(health_pb2.HealthCheckRequest(), timeout=20)
             assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
             running.close()
             with pytest.raises(grpc.RpcError) as end:

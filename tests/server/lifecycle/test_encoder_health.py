@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import urllib.error
 import urllib.request
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -37,7 +38,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def health_of(address: str) -> int:
     with grpc.insecure_channel(address) as channel:
-        return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20).status
+        return cast(Any, health_pb2_grpc.HealthStub(channel)).Check(health_pb2.HealthCheckRequest(), timeout=20).status
 
 
 def test_an_encoder_that_fails_on_everything_is_not_serving_until_it_recovers() -> None:

@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -36,7 +38,7 @@ def serve_fails(*arguments: str) -> str:
 def test_a_ready_server_is_healthy_for_every_service(encoder_file: Path, tmp_path: Path) -> None:
     with ServerProcess(str(encoder_file), "--data", str(tmp_path)) as server:
         with grpc.insecure_channel(server.address) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+            health: Any = health_pb2_grpc.HealthStub(channel)
             for service in ("", "embedserve.v1.EmbeddingService", "embedserve.v1.CollectionService"):
                 answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -52,7 +54,7 @@ def test_sigterm_exits_with_zero_and_keeps_acknowledged_items(encoder_file: Path
         client.create_collection("photos")
         adding = threading.Event()
 
-        def items():
+        def items() -> Iterator[ItemInput]:
             for number in range(300):
                 if number == 100:
                     adding.set()

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from tests.encoders import write_encoder_file
 from tests.fakes import DIMENSION, FakeEncoder, picture
 from tests.running import ServerProcess, serving
+from tests.waiting import until
 
 NEW = "be" * 32
 READER, WRITER = "abcdefghijklmnop", "0123456789abcdef"
@@ -62,8 +64,7 @@ def test_calls_in_flight_are_answered_by_the_encoder_that_they_began_with() -> N
         calls = [asyncio.create_task(engine.embed([picture(seed), picture(seed + 1)])) for seed in range(5)]
         await asyncio.to_thread(entered.wait, 20)
         replacing = asyncio.create_task(EncoderReplacer(lambda: new, state).replace())
-        while engine.encoder is old:
-            await asyncio.sleep(0.001)
+        await until(lambda: engine.encoder is not old)
         encoder, [vector] = await engine.embed([picture(0)])  # does not wait for the old one
         assert isinstance(vector, np.ndarray)
         after = [encoder.fingerprint]
@@ -180,30 +181,25 @@ def test_an_encoder_that_would_run_elsewhere_is_not_served() -> None:
 
 
 def test_a_replaced_encoder_is_freed_at_once() -> None:
-    async def scenario() -> bool:
+    async def scenario() -> None:
         encoder = FakeEncoder()
         gone = weakref.ref(encoder)
         engine, state = await engine_of(encoder)
         await engine.embed([picture(1)])
         del encoder
         await EncoderReplacer(lambda: FakeEncoder(fingerprint=NEW), state).replace()
-        for _ in range(100):
-            await asyncio.sleep(0.01)
-            if gone() is None:
-                break
-        left = gone()
+        await until(lambda: gone() is None)
         await engine.close()
-        return left is None
 
     gc.disable()
     try:
-        assert asyncio.run(scenario())
+        asyncio.run(scenario())
     finally:
         gc.enable()
 
 
 def test_a_stream_that_named_its_encoder_ends_when_it_is_replaced_and_another_continues(tokens: Path) -> None:
-    def messages(fingerprint: str, go_on: threading.Event):
+    def messages(fingerprint: str, go_on: threading.Event) -> Iterator[pb.EmbedStreamRequest]:
         yield pb.EmbedStreamRequest(key="a", image=picture(1), encoder_fingerprint=fingerprint)
         assert go_on.wait(20)
         yield pb.EmbedStreamRequest(key="b", image=picture(2))

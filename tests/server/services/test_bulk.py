@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_one_bad_image_among_many_is_one_error(tmp_path: Path) -> None:
     assert [number for number, result in enumerate(added) if result.error is not None] == bad
     assert list(stored) == [f"{number:03}" for number in range(300) if number not in bad]
     assert np.array_equal(embedded.vectors[7], alone)
-    assert all(np.allclose(embedded.vectors[int(id)], vector, atol=1e-6) for id, vector in stored.items())
+    assert all(np.allclose(embedded.vectors[int(id)], np.asarray(vector), atol=1e-6) for id, vector in stored.items())
 
 
 def test_if_an_id_occurs_again_the_later_item_counts(tmp_path: Path) -> None:
@@ -81,16 +82,16 @@ def test_a_client_that_breaks_off_leaves_nothing_running_on_the_server(tmp_path:
             results = client.embed_each(PICTURES * 20)
             async for _ in results:
                 break
-            await results.aclose()
+            await cast(Any, results).aclose()
 
     with serving(FakeEncoder(), tmp_path) as address, Client(address) as client:
         client.create_collection("photos")
         results = client.embed_each(PICTURES * 20)
         next(results)
-        results.close()
+        cast(Any, results).close()
         added = client.add_each("photos", (ItemInput(image=image) for image in PICTURES * 20))
         next(added)
-        added.close()
+        cast(Any, added).close()
         asyncio.run(break_off(address))
         assert is_idle(client)
         assert client.get_collection("photos").items < 500

@@ -105,8 +105,8 @@ def test_a_job_on_a_missing_collection_is_refused(client: Client, work: str, tmp
 
 def test_a_request_that_is_not_a_message_is_refused(target: str) -> None:
     with grpc.insecure_channel(target) as channel:
-        check = channel.unary_stream("/embedserve.v1.CollectionService/CheckCollection")
-        restore = channel.stream_unary("/embedserve.v1.CollectionService/RestoreCollection")
+        check: Any = channel.unary_stream("/embedserve.v1.CollectionService/CheckCollection")
+        restore: Any = channel.stream_unary("/embedserve.v1.CollectionService/RestoreCollection")
         assert code_of(lambda: list(check(b"\xff"))) is grpc.StatusCode.INVALID_ARGUMENT
         assert code_of(lambda: restore(iter([b"\xff"]))) is grpc.StatusCode.INVALID_ARGUMENT
 

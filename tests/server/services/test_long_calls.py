@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_a_server_that_stops_does_not_wait_for_a_restore_in_the_queue(script: Sc
         stopping = threading.Thread(target=running.pop_all().close)
         stopping.start()
         assert code_of(restoring.result) is grpc.StatusCode.UNAVAILABLE
-        assert [code_of(lambda check=check: list(check)) for check in checks] == [grpc.StatusCode.UNAVAILABLE] * 2
+        assert [code_of(partial(list, check)) for check in checks] == [grpc.StatusCode.UNAVAILABLE] * 2
         assert time.monotonic() - begun < 8  # of the 10 seconds of grace
         let_go.set()
         stopping.join(20)
@@ -180,7 +181,12 @@ def test_long_calls_are_counted_as_others_are(script: Script, tmp_path: Path) ->
 
 
 def test_the_asynchronous_client_checks_backs_up_and_restores(target: str, script: Script, tmp_path: Path) -> None:
-    script.check = lambda on_progress: (on_progress(progress(1)), REPORT)[1]
+
+    def check(on_progress: Callable[[CheckProgress], None]) -> CheckReport:
+        on_progress(progress(1))
+        return REPORT
+
+    script.check = check
     path = tmp_path / "photos.backup"
 
     async def scenario() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_a_truncated_or_changed_upload_creates_nothing(stub: Any, client: Client
         pieces("bad", [b"def", b"abc"], right),
         iter([]),
     ):
-        assert code_of(lambda stream=stream: stub.RestoreCollection(stream)) is grpc.StatusCode.INVALID_ARGUMENT
+        assert code_of(partial(stub.RestoreCollection, stream)) is grpc.StatusCode.INVALID_ARGUMENT
     assert [info.name for info in client.list_collections()] == ["photos", "whole"]
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -34,7 +36,7 @@ OURS = FakeEncoder().fingerprint
 
 
 @pytest.fixture
-def client(address: str):
+def client(address: str) -> Iterator[Client]:
     with Client(address) as connected:
         yield connected
 
@@ -111,6 +113,7 @@ def test_a_collection_of_another_encoder_still_answers_ids_and_vectors_but_not_i
     with serving(FakeEncoder(fingerprint="bb" * 32, name="new"), tmp_path) as address, Client(address) as client:
         [item] = client.get_items("photos", ["2"], include_vectors=True)
         assert len(client.search("photos", id="2", k=9)) == 3
+        assert item is not None
         assert client.search("photos", vector=item.vector, encoder_fingerprint="aa" * 32, k=1)[0].id == "2"
         with pytest.raises(EncoderMismatch, match="this server runs new"):
             client.search("photos", image=picture(2))
@@ -139,6 +142,8 @@ def test_thumbnails_or_originals_are_kept_as_asked(client: Client, keep: Keep, m
     client.create_collection("photos", keep=keep)
     client.add("photos", [ItemInput(id="a", image=picture(1, size=(600, 300)))])
     [item] = client.get_items("photos", ["a"], include_media=True)
+    assert item is not None
+    assert item.media is not None
     assert item.media.media_type == media_type
     if keep is Keep.THUMBNAILS:
         assert Image.open(io.BytesIO(item.media.data)).size == (256, 128)
@@ -150,6 +155,7 @@ def test_nothing_is_kept_if_nothing_was_requested(client: Client) -> None:
     client.create_collection("photos", keep=Keep.NONE)
     client.add("photos", [ItemInput(id="a", image=picture(1))])
     [item] = client.get_items("photos", ["a"], include_media=True)
+    assert item is not None
     assert item.media is None
 
 
@@ -265,7 +271,7 @@ def test_a_stream_stays_with_the_collection_that_it_began_with(tmp_path: Path) -
         client.set_alias("live", "one")
         first_answered = threading.Event()
 
-        def requests():
+        def requests() -> Iterator[Any]:
             for number in range(3):
                 if number == 1:
                     assert first_answered.wait(20)
@@ -293,7 +299,9 @@ def test_a_stream_stays_with_the_collection_that_it_began_with(tmp_path: Path) -
     ],
     ids=str,
 )
-def test_search_parameters_exclude_each_other_and_have_bounds(client: Client, options: dict, why: str) -> None:
+def test_search_parameters_exclude_each_other_and_have_bounds(
+    client: Client, options: dict[str, Any], why: str
+) -> None:
     client.create_collection("photos")
     with pytest.raises(InvalidInput, match=why):
         client.search("photos", vector=vector(1), encoder_fingerprint=OURS, **options)
@@ -322,7 +330,7 @@ def test_a_search_may_set_search_parameters(client: Client) -> None:
     ],
     ids=str,
 )
-def test_a_collection_with_invalid_settings_is_refused(client: Client, made_with: dict, why: str) -> None:
+def test_a_collection_with_invalid_settings_is_refused(client: Client, made_with: dict[str, Any], why: str) -> None:
     with pytest.raises(InvalidInput, match=why):
         client.create_collection("photos", **made_with)
     assert client.list_collections() == []

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -30,8 +31,9 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def id_of(call: grpc.Call) -> str:
-    [found] = [value for key, value in call.trailing_metadata() or () if key == "x-request-id"]
+def id_of(call: grpc.Call | grpc.RpcError) -> str:
+    trailers: Any = call.trailing_metadata() or ()
+    [found] = [value for key, value in trailers if key == "x-request-id"]
     assert isinstance(found, str)
     return found
 
@@ -41,7 +43,7 @@ def id_of(call: grpc.Call) -> str:
 
 def test_a_request_id_comes_back_with_the_response(stub: EmbeddingServiceStub) -> None:
     request = pb.EmbedRequest(images=[picture(1)])
-    _, call = stub.Embed.with_call(request, metadata=[("x-request-id", "order/7_of-2")])
+    _, call = stub.Embed.with_call(request, metadata=(("x-request-id", "order/7_of-2"),))
     assert id_of(call) == "order/7_of-2"
 
 
@@ -53,16 +55,16 @@ def test_calls_without_a_request_id_each_get_a_new_one(stub: EmbeddingServiceStu
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b"])
 def test_an_id_that_would_spoil_the_log_is_replaced(stub: EmbeddingServiceStub, given: str) -> None:
-    _, call = stub.Embed.with_call(pb.EmbedRequest(images=[picture(1)]), metadata=[("x-request-id", given)])
+    _, call = stub.Embed.with_call(pb.EmbedRequest(images=[picture(1)]), metadata=(("x-request-id", given),))
     assert id_of(call) != given
     assert logs.is_valid_request_id(id_of(call))
 
 
 def test_a_failed_call_and_a_stream_get_their_request_id_as_well(stub: EmbeddingServiceStub) -> None:
     with pytest.raises(grpc.RpcError) as failed:
-        stub.Embed(pb.EmbedRequest(), metadata=[("x-request-id", "mine")])
+        stub.Embed(pb.EmbedRequest(), metadata=(("x-request-id", "mine"),))
     assert id_of(failed.value) == "mine"
-    stream = stub.EmbedStream(iter([]), metadata=[("x-request-id", "its")])
+    stream = stub.EmbedStream(iter([]), metadata=(("x-request-id", "its"),))
     assert list(stream) == []
     assert id_of(stream) == "its"
 
@@ -72,7 +74,7 @@ def test_a_failed_call_and_a_stream_get_their_request_id_as_well(stub: Embedding
 
 def test_a_failed_call_is_one_line_with_its_reason(stub: EmbeddingServiceStub, log: pytest.LogCaptureFixture) -> None:
     with pytest.raises(grpc.RpcError):
-        stub.Embed(pb.EmbedRequest(), metadata=[("x-request-id", "mine"), ("authorization", "Bearer secret")])
+        stub.Embed(pb.EmbedRequest(), metadata=(("x-request-id", "mine"), ("authorization", "Bearer secret")))
     wait_until(lambda: bool(log.records))
     [record] = log.records
     assert record.levelno == logging.INFO
@@ -108,7 +110,7 @@ def test_every_line_within_a_call_has_its_id(caplog: pytest.LogCaptureFixture, m
         grpc.insecure_channel(address) as channel,
         pytest.raises(grpc.RpcError, match="INTERNAL"),
     ):
-        EmbeddingServiceStub(channel).Embed(request, metadata=[("x-request-id", "mine")])
+        EmbeddingServiceStub(channel).Embed(request, metadata=(("x-request-id", "mine"),))
     [line] = seen
     assert "ERROR embedserve.server: bug in /embedserve.v1.EmbeddingService/Embed  request_id=mine\n" in line
     assert "ZeroDivisionError" in line
@@ -153,7 +155,7 @@ def test_json_is_one_object_including_the_fields() -> None:
 def test_everything_that_a_server_prints_is_json_if_requested(encoder_file: Path) -> None:
     with ServerProcess(str(encoder_file), "--log-format", "json", "--log-level", "info") as server:
         with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError):
-            EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(), metadata=[("x-request-id", "mine")])
+            EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(), metadata=(("x-request-id", "mine"),))
         assert server.terminate() == 0
     documents = [json.loads(line) for line in server.said]
     assert [document["message"] for document in documents][-1] == "stopped"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -30,6 +31,7 @@ from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from tests.fakes import FakeEncoder, picture
 from tests.running import serving, wait_until
+from tests.waiting import until
 
 
 @contextmanager
@@ -118,8 +120,7 @@ async def _calls_of_every_kind(address: str, stuck: bytes, sample: Callable[...,
         calls += [stub.Embed(waiting, timeout=timeout_s) for timeout_s in (0.3, 0.51, 0.777)]
         cancelled = [stub.Embed(waiting, timeout=timeout_s) for timeout_s in [20, None] * 10]
         codes = [await call.code() for call in calls]
-        while sample("embedserve_requests_in_flight") < len(cancelled):
-            await asyncio.sleep(0.005)
+        await until(lambda: sample("embedserve_requests_in_flight") >= len(cancelled))
         for call in cancelled:
             call.cancel()
         codes += [await call.code() for call in cancelled]
@@ -150,7 +151,7 @@ def test_methods_that_do_not_exist_share_one_series() -> None:
     with counted(FakeEncoder()) as (address, sample), grpc.insecure_channel(address) as channel:
         for name in ("Drop", "Tables"):
             with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
-                channel.unary_unary(f"/embedserve.v1.EmbeddingService/{name}")(b"")
+                cast(Any, channel.unary_unary(f"/embedserve.v1.EmbeddingService/{name}"))(b"")
         assert calls_of(sample, "other") == {"UNIMPLEMENTED": 2}
 
 
@@ -167,12 +168,12 @@ def test_calls_without_a_token_are_counted_and_get_their_request_id(tmp_path: Pa
     tokens.chmod(0o600)
     with counted(FakeEncoder(), tokens=tokens) as (address, sample), grpc.insecure_channel(address) as channel:
         with pytest.raises(grpc.RpcError) as refused:
-            EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(), metadata=[("x-request-id", "mine")])
+            EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(), metadata=(("x-request-id", "mine"),))
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert ("x-request-id", "mine") in [tuple(pair) for pair in refused.value.trailing_metadata()]
+        assert ("x-request-id", "mine") in [tuple(cast(Any, pair)) for pair in refused.value.trailing_metadata()]
         for path in ("/embedserve.v1.EmbeddingService/Embed", "/made.up.Service/Embed"):
             with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
-                channel.unary_unary(path)(b"")
+                cast(Any, channel.unary_unary(path))(b"")
         wait_until(lambda: sample("embedserve_requests_in_flight") == 0)
         assert calls_of(sample, "Embed") == {"UNAUTHENTICATED": 2}
         assert calls_of(sample, "other") == {"UNAUTHENTICATED": 1}
@@ -295,7 +296,7 @@ def test_the_gauges_of_collections_show_the_last_state_and_a_slow_disk_delays_no
     monkeypatch.setattr("embedserve.server.telemetry.gauges._REFRESH_TIMEOUT_S", 0.05)
 
     async def check() -> None:
-        store, metrics = StoreOfOne(), Metrics([])
+        store, metrics = cast(Any, StoreOfOne)(), Metrics([])
         engine = await Engine.start(FakeEncoder(), store)
         metrics.read_from(engine, ready=lambda: True)
 

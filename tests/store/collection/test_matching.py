@@ -89,7 +89,7 @@ def test_masks_hold_for_the_live_rows_of_every_part_with_and_without_the_cache(
                 live = [rid for n, rid in enumerate(rids) if n not in removed]
                 with records.reading() as view:
                     for names in ([None] * len(parts), range(len(parts)), range(len(parts))):
-                        found = {}
+                        found: dict[int, bool] = {}
                         for part, name in zip(parts, names, strict=True):
                             mask = matcher.matching(view, node, part, name)
                             assert mask.dtype == np.bool_
@@ -125,7 +125,8 @@ def test_a_reader_of_an_earlier_state_finds_rows_that_were_removed_later(records
     """A search in an old snapshot must find an item that was replaced meanwhile: its new row is not in the snapshot."""
     rids = np.array(put(records, [{"a": "x", "other": 1}] * 3), np.int64)
     matcher = Matcher(("a", "n"))
-    for name, node in enumerate((Eq("a", "x"), Eq("other", 1), And((Exists("a"), Eq("other", 1))))):
+    nodes: tuple[Filter, ...] = (Eq("a", "x"), Eq("other", 1), And((Exists("a"), Eq("other", 1))))
+    for name, node in enumerate(nodes):
         with ExitStack() as views:
             earlier = views.enter_context(records.reading())
             assert earlier.count() == 3 - name

@@ -20,6 +20,7 @@ from embedserve.store.local.collection.segment_files import SegmentFiles
 from embedserve.store.local.store import LocalStore
 from embedserve.store.local.upkeep import sealing
 from embedserve.types import EXTERNAL, Item, Keep, SearchOptions
+from tests.sizes import small_seals
 from tests.store.store_cases import collection_of, random_units
 
 D = 8
@@ -46,7 +47,7 @@ def answers(store: LocalStore) -> list[list[tuple[str, float]]]:
 @pytest.fixture
 def right(data: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, float]]]:
     """A closed store with segments of the rows 1 to 100 and 101 to 130, and 5 other rows; and its answers."""
-    monkeypatch.setattr("embedserve.index.compaction._FEW_BYTES", 10 * D * 4)
+    small_seals(monkeypatch, few_bytes=10 * D * 4)
     with opened(data) as store:
         store.create_collection(
             "photos", fingerprint=EXTERNAL, encoder_name="", dimension=D, keep=Keep.ORIGINALS, index="exact"

@@ -12,6 +12,7 @@ import pytest
 
 from embedserve.errors import DiskFull, InvalidInput
 from embedserve.store.local.records.group_commit import GroupCommit
+from tests.waiting import wait_until
 
 
 class Disk:
@@ -56,10 +57,7 @@ class Held:
 
 
 def gathered(commits: GroupCommit[int, str], count: int) -> None:
-    deadline = time.monotonic() + 30
-    while len(commits._gathered) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(lambda: len(commits._gathered) >= count)
 
 
 def test_a_lone_writer_commits_at_once_and_gets_its_result() -> None:

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,12 @@ DIMENSION = 16
 
 
 def item(number: int, version: int = 0) -> Item:
-    metadata = {"number": number, "half": number / 2, "text": f"Übung \x00 {number % 3}", "tags": ["a", str(number)]}
+    metadata: dict[str, Any] = {
+        "number": number,
+        "half": number / 2,
+        "text": f"Übung \x00 {number % 3}",
+        "tags": ["a", str(number)],
+    }
     return Item(
         id=f"item-{number:03}",
         vector=random_units(1, DIMENSION, seed=number + 1000 * version)[0],

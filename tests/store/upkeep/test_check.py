@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +17,9 @@ from embedserve.index.search_params import EXACT, SearchParams
 from embedserve.index.snapshot import Snapshot
 from embedserve.store.local.store import LocalStore
 from embedserve.types import EXTERNAL, CheckProgress, CheckReport, Item, Keep, Media, SearchOptions
+from tests.sizes import small_seals
 from tests.store.store_cases import all_ids, collection_of, found, items_file, random_units, unit
+from tests.waiting import wait_until
 
 DIMENSION = 16
 COUNT = 400
@@ -53,8 +54,8 @@ def filled(store: LocalStore, index: str = "exact", count: int = COUNT) -> None:
 @pytest.fixture(autouse=True)
 def _little_is_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seal rows once 200 wait."""
-    for name in ("_FEW_BYTES", "_SOME_BYTES", "_MANY_BYTES"):
-        monkeypatch.setattr(f"embedserve.index.compaction.{name}", 200 * DIMENSION * 4)
+    size = 200 * DIMENSION * 4
+    small_seals(monkeypatch, few_bytes=size, some_bytes=size, many_bytes=size)
 
 
 @pytest.fixture
@@ -393,8 +394,7 @@ def test_a_check_does_not_delay_the_removal_of_its_collection_or_the_closing_of_
     def listener(progress: CheckProgress) -> None:
         if not ending.ident:
             ending.start()
-            while not collection.close_guard.closed:
-                time.sleep(0.001)
+            wait_until(lambda: collection.close_guard.closed)
 
     collection = collection_of(store)
     with pytest.raises(StoreError, match="was closed while it was checked"):

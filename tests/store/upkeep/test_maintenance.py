@@ -22,7 +22,9 @@ from embedserve.store.local.collection.segment_files import SegmentFiles
 from embedserve.store.local.store import LocalStore
 from embedserve.store.local.upkeep import maintenance, sealing
 from embedserve.types import EXTERNAL, Item, Keep, SearchOptions
+from tests.sizes import small_seals
 from tests.store.store_cases import all_ids, collection_of, random_units, slow_search
+from tests.waiting import wait_until
 
 D = 16
 PLAIN = SearchOptions(k=10, include_metadata=False)
@@ -31,9 +33,8 @@ PLAIN = SearchOptions(k=10, include_metadata=False)
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten rows are sealed when nothing is written, and a hundred in any case."""
-    monkeypatch.setattr("embedserve.index.compaction._FEW_BYTES", 10 * D * 4)
-    monkeypatch.setattr("embedserve.index.compaction._SOME_BYTES", 50 * D * 4)
-    monkeypatch.setattr("embedserve.index.compaction._MANY_BYTES", 100 * D * 4)
+    row = D * 4
+    small_seals(monkeypatch, few_bytes=10 * row, some_bytes=50 * row, many_bytes=100 * row)
 
 
 @pytest.fixture
@@ -295,13 +296,6 @@ class Sealings(Observer):
         self.sealed.append((rows, kind))
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_the_thread_seals_waiting_rows_and_tells_the_observer(
     data: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None
 ) -> None:
@@ -311,7 +305,7 @@ def test_the_thread_seals_waiting_rows_and_tells_the_observer(
         assert [thread for thread in set(threading.enumerate()) - before if thread.name == "maintenance"]
         new_graphs(store)
         store.upsert("photos", items(0, 150))
-        until(lambda: not store.get_collection("photos").building)
+        wait_until(lambda: not store.get_collection("photos").building)
         assert observer.sealed == [(150, "hnsw")]
         assert store.get_collection("photos").unsealed == 0
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "maintenance"]
@@ -338,8 +332,8 @@ def test_after_a_failed_step_the_thread_pauses_from_its_end_on_and_maintains_the
         new_graphs(store, "others")
         store.upsert("photos", items(0, 150))
         store.upsert("others", items(0, 110))
-        until(lambda: not store.get_collection("others").building)
-        until(lambda: not store.get_collection("photos").building)
+        wait_until(lambda: not store.get_collection("others").building)
+        wait_until(lambda: not store.get_collection("photos").building)
     assert failed[1] - failed[0] > 0.6 + 0.4
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "segments of 'photos' were not built; its index stays as it is" in caplog.text
@@ -363,7 +357,7 @@ def test_a_bug_in_a_step_is_logged_and_does_not_end_the_thread(
     with caplog.at_level(logging.ERROR), LocalStore.open(data) as store:
         new_graphs(store)
         store.upsert("photos", items(0, 150))
-        until(lambda: not store.get_collection("photos").building)
+        wait_until(lambda: not store.get_collection("photos").building)
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
@@ -372,7 +366,7 @@ def test_recall_is_measured_with_real_queries(data: Path, monkeypatch: pytest.Mo
     with LocalStore.open(data) as store:
         new_graphs(store)
         store.upsert("photos", items(0, 400))
-        until(lambda: store.get_collection("photos").recall is not None)
+        wait_until(lambda: store.get_collection("photos").recall is not None)
         made = store.get_collection("photos").recall
         assert made is not None
         assert not made.real

@@ -12,6 +12,8 @@ from PIL import Image
 
 from embedserve.encoder import encoder_file
 from embedserve.encoder.session import Encoder
+
+pytest.importorskip("torch")
 from embedserve_training.evaluate import evaluate
 from embedserve_training.export.export import export
 from embedserve_training.plan.config import TrainConfig

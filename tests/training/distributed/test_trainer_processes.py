@@ -25,8 +25,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from embedserve.errors import EmbedserveError, TrainingError
 from embedserve_training import methods
@@ -147,7 +147,7 @@ def _failure(fail: Callable[[], object]) -> list[Any]:
 def both(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the runs of two processes, and what each says of them."""
     folder = tmp_path_factory.mktemp("both")
-    mp.spawn(work, args=(str(folder), str(image_folder)), nprocs=2)
+    spawn(work, args=(str(folder), str(image_folder)), nprocs=2)
     for rank in (0, 1):
         assert "unexpected" not in said(folder, rank), said(folder, rank)["unexpected"]
     return folder

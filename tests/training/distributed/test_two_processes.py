@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from embedserve_training.distributed.collectives import SINGLE_PROCESS, Processes, gather_rows
@@ -104,7 +104,7 @@ def two_steps(method: Method) -> Results:
             results[f"gradient {step} {name}"] = averaged(weight.grad.clone())
         with torch.no_grad():
             for name, weight in trained(method).items():
-                weight -= LR * results[f"gradient {step} {name}"]
+                weight.sub_(LR * results[f"gradient {step} {name}"])
         method.after_step()
     return results | {f"state {name}": value.clone() for name, value in method.state_dict().items()}
 
@@ -188,7 +188,7 @@ def work(rank: int, folder: str) -> None:
 def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
     """What each of the two processes has to show."""
     folder: Path = tmp_path_factory.mktemp("two")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    spawn(work, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -257,7 +257,7 @@ def test_figures_that_need_labels_are_refused_without_them(
         {"folder": flat_folder, "supervised_epochs": 1},
     ):
         with pytest.raises(DataError, match="flat has no labels") as caught:
-            evaluate(finished_run, report=quiet, **arguments)  # type: ignore[arg-type]
+            evaluate(finished_run, report=quiet, **arguments)
         assert "subfolder" in caught.value.hint
 
 

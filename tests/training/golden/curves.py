@@ -67,7 +67,7 @@ def losses(name: str, nudge: float = 0.0, **other: Any) -> list[float]:
     weights = [weight for weight in method.parameters() if weight.requires_grad]
     with torch.no_grad():
         for weight in weights:
-            weight *= 1 + nudge * torch.randn(weight.shape, generator=seeded(1), dtype=weight.dtype)
+            weight.mul_(1 + nudge * torch.randn(weight.shape, generator=seeded(1), dtype=weight.dtype))
     optimizer = torch.optim.SGD(weights, lr=LR)
     found = []
     for step in range(STEPS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -218,7 +218,7 @@ def losses_of_processes(parts: list[slice], *, backward_sums: bool) -> tuple[lis
 
     def work(rank: int) -> None:
         w, mine = weights[rank], parts[rank]
-        loss, _ = barlow_twins(x1[mine] @ w, x2[mine] @ w, LAMBDA, meeting.member(rank))
+        loss, _ = barlow_twins(x1[mine] @ w, x2[mine] @ w, LAMBDA, cast(Any, meeting.member(rank)))
         loss.backward()
         losses[rank] = loss.detach()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from embedserve_training import methods
 from embedserve_training.methods.instance_discrimination import InstanceDiscrimination, _mean_exponential
+from embedserve_training.methods.method import Method
 from embedserve_training.methods.moco import MoCo
 from embedserve_training.networks import memory
 from embedserve_training.run import optim
@@ -37,7 +39,7 @@ def indices(batch: int = BATCH) -> Tensor:
     return torch.arange(batch) * 5 % IMAGES
 
 
-def step(method: methods.Method, seed: int = 0) -> Tensor:
+def step(method: Method, seed: int = 0) -> Tensor:
     """Forward, backward and after_step without an optimiser; the loss."""
     output = method(drawn_views(method, BATCH, seed), indices(), seeded(seed))
     output.loss.backward()
@@ -186,7 +188,7 @@ def test_a_step_in_bf16_has_an_fp32_loss_near_that_of_fp32(name: str) -> None:
 
 @every_method
 def test_a_step_of_a_method_in_fp64_is_in_fp64_throughout(name: str) -> None:
-    extra = {"noise": 6, "proximal_weight": 1.0} if name == "instance-discrimination" else {}
+    extra: dict[str, Any] = {"noise": 6, "proximal_weight": 1.0} if name == "instance-discrimination" else {}
     method = in_double(build(name, **extra))
     output = method([view_BCSS.double() for view_BCSS in drawn_views(method)], indices(), seeded())
     output.loss.backward()
@@ -223,7 +225,7 @@ def test_descent_lowers_the_loss(name: str) -> None:
 # --- Accumulation --------------------------------------------------------------------------------------------------
 
 
-def in_parts(method: methods.Method, parts: int) -> dict[str, Tensor]:
+def in_parts(method: Method, parts: int) -> dict[str, Tensor]:
     """Gradients of a batch of which one part after the other is computed; after_step comes once."""
     dtype = next(method.parameters()).dtype
     views_VBCSS, generator = [view_BCSS.to(dtype) for view_BCSS in drawn_views(method)], seeded()
@@ -292,7 +294,7 @@ def test_the_optimiser_is_given_what_is_trained_and_nothing_frozen(name: str) ->
 
 @every_method
 def test_a_method_goes_on_from_its_state_dict_to_the_bit(name: str) -> None:
-    extra = {"noise": 6} if name == "instance-discrimination" else {}
+    extra: dict[str, Any] = {"noise": 6} if name == "instance-discrimination" else {}
     method, other = build(name, **extra), build(name, seed=9, **extra)
     step(method)
     other.load_state_dict(method.state_dict())

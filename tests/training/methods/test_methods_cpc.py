@@ -61,10 +61,11 @@ def test_predictions_use_only_patches_on_the_near_side_of_their_targets(
     directions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the gradient of each prediction with respect to the patches, turned back for each direction."""
+    from embedserve_training.losses.cpc import cpc_info_nce
     from embedserve_training.methods import cpc as module
 
     calls: list[tuple[Tensor, Tensor]] = []
-    loss = module.cpc_info_nce
+    loss = cpc_info_nce
 
     def record(predicted_ND: Tensor, target_ND: Tensor, gather: object) -> tuple[Tensor, dict[str, Tensor]]:
         calls.append((predicted_ND, target_ND))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ BATCH = 8
 INDICES = torch.tensor([3, 20, 7, 1, 15, 9, 22, 0])
 
 
-def a_method(**changes: object) -> InstanceDiscrimination:
+def a_method(**changes: Any) -> InstanceDiscrimination:
     method = build("instance-discrimination", **changes)
     assert isinstance(method, InstanceDiscrimination)
     return method

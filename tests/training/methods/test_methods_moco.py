@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ BATCH = 8
 INDICES = torch.arange(BATCH)
 
 
-def a_moco(**changes: object) -> MoCo:
+def a_moco(**changes: Any) -> MoCo:
     method = build("moco", **changes)
     assert isinstance(method, MoCo)
     return method
@@ -36,7 +37,7 @@ def test_key_weights_follow_by_one_minus_momentum_of_the_distance() -> None:
     method = a_moco(momentum=0.9)
     with torch.no_grad():
         for weight in query_weights(method):
-            weight += 1.0  # copies began equal, so a tenth of 1 is what they move
+            weight.add_(1.0)  # copies began equal, so a tenth of 1 is what they move
     before = [weight.clone() for weight in key_weights(method)]
     method.after_step()
     for now, was in zip(key_weights(method), before, strict=True):
@@ -132,7 +133,7 @@ class Literal:
         with torch.no_grad():
             for weight in self.query.parameters():
                 if weight.grad is not None:
-                    weight -= self.lr * weight.grad
+                    weight.sub_(self.lr * weight.grad)
         return loss.item()
 
 

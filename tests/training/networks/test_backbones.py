@@ -42,7 +42,7 @@ def test_small_cnn_knows_in_which_quadrant_something_is() -> None:
     body = backbones.build("small-cnn", 32).eval().body
     image = torch.zeros(1, 3, 32, 32)
     image[..., :8, :8] = 1.0  # upper left
-    change = (body(image) - body(torch.zeros(1, 3, 32, 32))).abs().view(-1, 2, 2).sum(0)  # type: ignore[operator]
+    change = (body(image) - body(torch.zeros(1, 3, 32, 32))).abs().view(-1, 2, 2).sum(0)
     assert change.flatten().argmax() == 0
 
 
@@ -50,7 +50,7 @@ def test_small_cnn_knows_in_which_quadrant_something_is() -> None:
 def test_a_resnet_keeps_the_pixels_of_small_images(size_px: int, side: int) -> None:
     body = backbones.build("resnet18", size_px).body
     sides = []
-    body.layer4.register_forward_hook(lambda module, given, y: sides.append(y.shape[-1]))  # type: ignore[union-attr,operator]
+    body.layer4.register_forward_hook(lambda module, given, y: sides.append(y.shape[-1]))  # type: ignore[union-attr]
     body.eval()(torch.rand(1, 3, size_px, size_px))
     assert sides == [side]
 
@@ -78,7 +78,7 @@ def test_a_backbone_that_cannot_take_the_size_is_refused_before_training() -> No
 def test_building_leaves_a_backbone_untouched_by_data() -> None:
     backbone = backbones.build("small-cnn", 16)
     assert backbone.training
-    assert all(int(m.num_batches_tracked) == 0 for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(m.num_batches_tracked == 0 for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

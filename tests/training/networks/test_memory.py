@@ -71,7 +71,7 @@ def test_follow_moves_parameters_by_one_minus_momentum_and_leaves_buffers() -> N
     with torch.no_grad():
         for weight in network.parameters():
             weight.copy_(weight + 4.0)
-        network[1].running_mean.fill_(7.0)  # type: ignore[union-attr]
+        network[1].running_mean.fill_(7.0)  # type: ignore[operator]
     before = [weight.clone() for weight in follower.parameters()]
     momentum_update(follower, network, 0.75)
     for now, was in zip(follower.parameters(), before, strict=True):
@@ -84,10 +84,10 @@ def test_many_steps_of_follow_are_the_sum_of_the_series() -> None:
     follower = momentum_copy(network)
     with torch.no_grad():
         network.weight.fill_(1.0)
-        follower.weight.fill_(0.0)  # type: ignore[operator, union-attr]
+        follower.weight.fill_(0.0)  # type: ignore[operator]
     for _ in range(1000):
         momentum_update(follower, network, 0.999)
-    assert follower.weight.item() == pytest.approx(1 - 0.999**1000, rel=1e-4)  # type: ignore[operator, union-attr]
+    assert follower.weight.item() == pytest.approx(1 - 0.999**1000, rel=1e-4)  # type: ignore[operator]
 
 
 def test_a_momentum_copy_takes_no_gradient_and_shares_nothing() -> None:

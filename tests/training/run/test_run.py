@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from embedserve.errors import InvalidInput, SetupError, TrainingError
+from embedserve.images.preprocess import PreprocessSpec
 from embedserve_training.data import cache, folders
 from embedserve_training.plan.config import TrainConfig
 from embedserve_training.run import checkpoint, run_folder, served
@@ -142,7 +143,5 @@ def test_a_folder_that_cannot_be_read_is_reported(image_folder: Path, tmp_path: 
     assert [entry.path for entry in found.unreadable] == ["discs"]
 
 
-def _spec():
-    from embedserve.images.preprocess import PreprocessSpec
-
+def _spec() -> PreprocessSpec:
     return PreprocessSpec(size_px=16)

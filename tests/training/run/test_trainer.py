@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from embedserve_training.methods.method import StepOutput
 from embedserve_training.plan.config import TrainConfig
 from embedserve_training.run import checkpoint, gradient, run_folder, trainer
 from embedserve_training.run.run import run_training
+from embedserve_training.watch.monitor import Monitor
 from embedserve_training.watch.progress import Progress
 
 Config = Callable[..., TrainConfig]
@@ -206,8 +208,8 @@ def test_a_run_that_collapses_is_stopped_on_request_and_else_continues(
 
     def alike(self: gradient.BatchGradient, *args: Any) -> StepOutput:
         output = of(self, *args)
-        vectors = {"features_ND": output.features_ND, "projections_ND": output.projections_ND}
-        return replace(output, **{name: torch.ones_like(value) for name, value in vectors.items()})
+        features_ND, projections_ND = torch.ones_like(output.features_ND), torch.ones_like(output.projections_ND)
+        return replace(output, features_ND=features_ND, projections_ND=projections_ND)
 
     monkeypatch.setattr(gradient.BatchGradient, "of", alike)
     config = tiny_config(epochs=26)  # 78 steps: checks after 50 and 75 see the same
@@ -231,13 +233,13 @@ def test_a_budget_in_minutes_is_kept_and_its_schedule_runs_to_the_end(
     image_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
-    record = trainer.Monitor.record
+    record = Monitor.record
 
-    def keep(self: trainer.Monitor, progress: Progress, used: float) -> None:
+    def keep(self: Monitor, progress: Progress, used: float) -> None:
         rates.append(progress.lr)
         record(self, progress, used)
 
-    monkeypatch.setattr(trainer.Monitor, "record", keep)
+    monkeypatch.setattr(Monitor, "record", keep)
     monkeypatch.setattr(trainer, "REPORT_EVERY_S", 0.0)
     now = 0.0
 
@@ -247,7 +249,7 @@ def test_a_budget_in_minutes_is_kept_and_its_schedule_runs_to_the_end(
         now += 0.1 / 3
         return now
 
-    monkeypatch.setattr(trainer.time, "perf_counter", clock)
+    monkeypatch.setattr(time, "perf_counter", clock)
     result = run_training(image_folder, config=tiny_config(minutes=0.1), out=tmp_path, report=quiet)
     assert result.status == "finished"
     assert result.seconds == pytest.approx(6.0, abs=0.2)
@@ -289,7 +291,7 @@ def test_batches_fetched_ahead_are_those_of_resident_pixels(monkeypatch: pytest.
     def take(count: int) -> list[torch.Tensor]:
         stream = module.Batches(pixels, 6, seed=1, device=torch.device("cpu")).start_at(2)
         taken = [next(stream)[1] for _ in range(count)]
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         return taken
 
     resident = take(8)

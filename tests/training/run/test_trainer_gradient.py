@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -155,5 +156,5 @@ def test_compiling_a_network_keeps_its_gradients_and_the_names_of_its_weights(
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradients(compiled), gradients(plain), rtol=1e-3, atol=1e-4)
     assert list(compiled._method.state_dict()) == list(plain._method.state_dict())
-    assert compiled._method.head._compiled_call_impl is not None
-    assert plain._method.head._compiled_call_impl is None
+    assert cast(Any, compiled._method.head)._compiled_call_impl is not None
+    assert cast(Any, plain._method.head)._compiled_call_impl is None

@@ -89,7 +89,8 @@ def test_every_method_has_a_configuration() -> None:
 def test_a_run_killed_within_a_step_and_started_again_equals_an_uninterrupted_one_to_the_bit(
     method: str, image_folder: Path, tmp_path: Path
 ) -> None:
-    values = {"method": method, "backbone": "small-cnn", "batch_size": 16, "epochs": 3, "device": "cpu", "workers": 1}
+    values: dict[str, Any] = {"method": method, "backbone": "small-cnn", "batch_size": 16, "epochs": 3}
+    values |= {"device": "cpu", "workers": 1}
     values |= CONFIGS[method]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.run(

@@ -74,7 +74,7 @@ def train(method: Method, lr: float, steps: int, batch: int, check: Callable[[St
         ]
         output: StepOutput = method(views_VBCSS, indices_B, generator)
         optimizer.zero_grad()
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        output.loss.backward()
         optimizer.step()
         method.after_step()
         check(output, step)
