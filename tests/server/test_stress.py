@@ -1,4 +1,4 @@
-"""A real server with more callers than it can serve, callers who vanish, and SIGTERM in the midst of it."""
+"""A real server with more calls than it can serve, clients that vanish, and SIGTERM under load."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ MANY = pb.EmbedRequest(images=[picture(seed) for seed in range(64)])
 
 
 class Steps:
-    """Holds the encoder, once armed, and lets it take one batch after the other as a test says."""
+    """Holds the encoder, once armed, and lets one batch after the other through when a test says so."""
 
     def __init__(self) -> None:
         self.armed = threading.Event()
         self.sizes: list[int] = []
-        """Of the batches that were let through."""
+        """Sizes of the batches that were let through."""
         self._entered, self._go = threading.Semaphore(0), threading.Semaphore(0)
 
     def __call__(self, images: np.ndarray) -> None:
@@ -60,13 +60,13 @@ class Steps:
         self._go.release()
 
     def release(self) -> None:
-        """No more holding."""
+        """Hold nothing any more."""
         self.armed.clear()
         for _ in range(1000):
             self._go.release()
 
 
-def images_in_work(server: Server) -> int:
+def images_in_flight(server: Server) -> int:
     return server._state.engine.admission.images
 
 
@@ -95,11 +95,11 @@ def test_under_overload_what_is_let_in_is_answered_and_the_rest_refused_and_noth
             steps.hold()
             calls = [stub.Embed.future(ONE, timeout=120) for _ in range(70)]
             wait_until(lambda calls=calls: sum(call.done() for call in calls) == 50)  # type: ignore[misc]
-            assert images_in_work(servers[0]) == 20
+            assert images_in_flight(servers[0]) == 20
             steps.release()
             codes += Counter(call.code().name for call in calls)
             assert codes == {"OK": 20 * wave, "RESOURCE_EXHAUSTED": 50 * wave}
-            wait_until(lambda: images_in_work(servers[0]) == 0)
+            wait_until(lambda: images_in_flight(servers[0]) == 0)
         outcomes = {name: images[name]._value.get() for name in ("embedded", "expired", "failed", "cancelled")}
         assert outcomes == {"embedded": codes["OK"], "expired": 0, "failed": 0, "cancelled": 0}
 
@@ -141,7 +141,7 @@ def test_of_calls_with_a_deadline_only_as_many_are_let_in_as_can_be_answered_in_
         steps.hold()  # nothing is answered before all have asked
         calls = [EmbeddingServiceStub(channel).Embed.future(ONE, timeout=60) for _ in range(300)]
         wait_until(lambda: len(let_in) + len(refused) == 299)
-        assert images_in_work(servers[0]) == 1 + len(let_in)
+        assert images_in_flight(servers[0]) == 1 + len(let_in)
         steps.release()
         codes = Counter(call.code().name for call in calls)
     assert codes == {"OK": 1 + len(let_in), "RESOURCE_EXHAUSTED": len(refused)}
@@ -152,7 +152,7 @@ def test_of_calls_with_a_deadline_only_as_many_are_let_in_as_can_be_answered_in_
     assert all(expected_ms > 0.8 * remaining_ms for expected_ms, remaining_ms in refused)
 
 
-def test_a_caller_of_single_images_waits_for_a_few_images_and_not_for_the_calls_of_64_beside_him(steps: Steps) -> None:
+def test_a_caller_of_single_images_waits_for_a_few_images_and_not_for_bulk_calls_of_64(steps: Steps) -> None:
     servers: list[Server] = []
     encoder = FakeEncoder(on_batch=steps, parallel_runs=1)
     with serving(encoder, max_batch=1, on_listening=servers.append) as address, ExitStack() as running:
@@ -161,7 +161,7 @@ def test_a_caller_of_single_images_waits_for_a_few_images_and_not_for_the_calls_
         steps.hold()
         calls = [EmbeddingServiceStub(bulk).Embed.future(MANY, timeout=60) for _ in range(2)]
         steps.wait_entered()
-        wait_until(lambda: images_in_work(servers[0]) == 128)
+        wait_until(lambda: images_in_flight(servers[0]) == 128)
         for _ in range(3):
             single = EmbeddingServiceStub(other).Embed.future(ONE, timeout=120)
             wait_until(lambda: has_arrived(servers[0]))
@@ -172,14 +172,14 @@ def test_a_caller_of_single_images_waits_for_a_few_images_and_not_for_the_calls_
             steps.step()  # the image is in the batch that has entered
             steps.wait_entered()
             assert len(single.result().results) == 1
-            # One image was with the encoder; then each of the two bulk calls has a turn, and a turn may be over.
+            # One image was with the encoder; then each of the two bulk calls has a turn, and one may have just had it.
             assert len(steps.sizes) - before <= 6
         steps.release()
         assert all(len(call.result().results) == 64 for call in calls)
 
 
 def has_arrived(server: Server) -> bool:
-    """Whether the call of one image waits for its turn."""
+    """Whether the call of one image is queued."""
     turns = list(server._state.engine.embedder.batcher._turns.values())
     return any(len(entry.calls[0].sources) == 1 for entry in turns)
 
@@ -196,10 +196,10 @@ def test_forty_calls_dropped_at_once_cost_at_most_one_batch_more(steps: Steps) -
         steps.hold()
         calls = [EmbeddingServiceStub(channels[number % 4]).Embed.future(ONE, timeout=60) for number in range(40)]
         steps.wait_entered()
-        wait_until(lambda: images_in_work(servers[0]) == 40)
+        wait_until(lambda: images_in_flight(servers[0]) == 40)
         for call in calls:
             call.cancel()
-        wait_until(lambda: images_in_work(servers[0]) == 0)
+        wait_until(lambda: images_in_flight(servers[0]) == 0)
         steps.release()
         assert len(EmbeddingServiceStub(channels[0]).Embed(ONE, timeout=60).results) == 1
         wait_until(lambda: servers[0]._state.engine.embedder.batcher.in_work == 0)
@@ -230,12 +230,12 @@ def test_a_client_that_is_killed_leaves_no_work_behind(steps: Steps) -> None:
         with subprocess.Popen([sys.executable, "-c", CLIENT, address]) as client:
             try:
                 steps.wait_entered()
-                wait_until(lambda: images_in_work(servers[0]) >= 3 * 64 + 32)
+                wait_until(lambda: images_in_flight(servers[0]) >= 3 * 64 + 32)
             finally:
                 client.kill()
         batcher = servers[0]._state.engine.embedder.batcher
         # Room in admission is given back a moment before the images are taken back.
-        wait_until(lambda: images_in_work(servers[0]) == batcher.waiting == batcher.in_work == 0)
+        wait_until(lambda: images_in_flight(servers[0]) == batcher.waiting == batcher.in_work == 0)
         wait_until(lambda: servers[0]._gate.calls == 0)
         steps.release()
         with Client(address, timeout_s=20) as another:
@@ -248,7 +248,7 @@ def test_a_client_that_is_killed_leaves_no_work_behind(steps: Steps) -> None:
 
 
 class Callers:
-    """Closed loops over every kind of call, until the server refuses them."""
+    """Closed loops of every kind of call, until the server refuses them."""
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address)
