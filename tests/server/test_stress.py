@@ -1,4 +1,4 @@
-"""A real server with more callers than it can serve, callers who vanish, and SIGTERM in the midst of it."""
+"""A real server with more calls than it can serve, clients that vanish, and SIGTERM under load."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ MANY = pb.EmbedRequest(images=[picture(seed) for seed in range(64)])
 
 
 class Steps:
-    """Holds the encoder, once armed, and lets it take one batch after the other as a test says."""
+    """Holds the encoder, once armed, and lets one batch after the other through when a test says so."""
 
     def __init__(self) -> None:
         self.armed = threading.Event()
         self.sizes: list[int] = []
-        """Of the batches that were let through."""
+        """Sizes of the batches that were let through."""
         self._entered, self._go = threading.Semaphore(0), threading.Semaphore(0)
 
     def __call__(self, images: np.ndarray) -> None:
@@ -60,7 +60,7 @@ class Steps:
         self._go.release()
 
     def release(self) -> None:
-        """No more holding."""
+        """Hold nothing any more."""
         self.armed.clear()
         for _ in range(1000):
             self._go.release()
@@ -152,7 +152,7 @@ def test_of_calls_with_a_deadline_only_as_many_are_let_in_as_can_be_answered_in_
     assert all(expected_ms > 0.8 * remaining_ms for expected_ms, remaining_ms in refused)
 
 
-def test_a_caller_of_single_images_waits_for_a_few_images_and_not_for_the_calls_of_64_beside_him(steps: Steps) -> None:
+def test_a_caller_of_single_images_waits_for_a_few_images_and_not_for_bulk_calls_of_64(steps: Steps) -> None:
     servers: list[Server] = []
     encoder = FakeEncoder(on_batch=steps, parallel_runs=1)
     with serving(encoder, max_batch=1, on_listening=servers.append) as address, ExitStack() as running:
@@ -172,14 +172,14 @@ def test_a_caller_of_single_images_waits_for_a_few_images_and_not_for_the_calls_
             steps.step()  # the image is in the batch that has entered
             steps.wait_entered()
             assert len(single.result().results) == 1
-            # One image was with the encoder; then each of the two bulk calls has a turn, and a turn may be over.
+            # One image was with the encoder; then each of the two bulk calls has a turn, and one may have just had it.
             assert len(steps.sizes) - before <= 6
         steps.release()
         assert all(len(call.result().results) == 64 for call in calls)
 
 
 def has_arrived(server: Server) -> bool:
-    """Whether the call of one image waits for its turn."""
+    """Whether the call of one image is queued."""
     flows = list(server._state.engine.embedder.batcher.queue._flows.values())
     return any(len(flow.calls[0].sources) == 1 for flow in flows)
 
@@ -248,7 +248,7 @@ def test_a_client_that_is_killed_leaves_no_work_behind(steps: Steps) -> None:
 
 
 class Callers:
-    """Closed loops over every kind of call, until the server refuses them."""
+    """Closed loops of every kind of call, until the server refuses them."""
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address)

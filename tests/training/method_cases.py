@@ -74,12 +74,12 @@ def build(name: str, processes: Processes = SINGLE_PROCESS, *, seed: int = 0, **
 
 
 def in_double(method: Method) -> Method:
-    """The method in fp64, queue, bank and normaliser too, so that rounding pushes no ReLU to its other side."""
+    """The method in fp64, with queue, bank and normaliser, so that rounding pushes no ReLU to its other side."""
     return method.double()
 
 
 def drawn_views(method: Method, batch: int = 8, seed: int = 0) -> list[Tensor]:
-    """V views of coloured rings on coloured ground, shifted and lightened between views: float [B, 3, S, S] each."""
+    """V views of coloured rings on coloured ground, shifted and brightened between views: float [B, 3, S, S] each."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:SIZE_PX, 0:SIZE_PX]
     views = [np.empty((batch, 3, SIZE_PX, SIZE_PX), np.float32) for _ in range(method.views)]

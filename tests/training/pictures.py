@@ -25,7 +25,7 @@ def picture_CSS(side: int = 32, seed: int = 0) -> torch.Tensor:
 
 
 def views(recipe: Augmentation, count: int = 64, side: int = 32, size_px: int = 32, seed: int = 0) -> torch.Tensor:
-    """``count`` views of one picture, float [count, 3, S, S]."""
+    """``count`` views of the same picture, float [count, 3, S, S]."""
     images = torch.from_numpy(picture(side)).expand(count, side, side, 3)
     return augment.augment(images, size_px, recipe, torch.Generator().manual_seed(seed))
 

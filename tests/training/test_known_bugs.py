@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 WHERE: dict[tuple[int, str], tuple[str, ...]] = {
     (1, "no gather across processes, or one without gradient"): (
         "test_two_processes.py::test_bug_1_no_gather_or_one_without_gradient_would_show",
-        "test_two_processes.py::test_two_processes_give_the_losses_and_gradients_of_one_on_the_joined_batch",
+        "test_two_processes.py::test_two_processes_give_the_losses_and_gradients_of_one_on_the_global_batch",
     ),
     (2, "labels without the offset of the process"): (
         "test_two_processes.py::test_bug_2_labels_without_their_offset_would_show",
@@ -62,7 +62,7 @@ WHERE: dict[tuple[int, str], tuple[str, ...]] = {
     ),
     (10, "queue, position, bank or normaliser lost on resume"): (
         "test_known_bugs.py::test_bug_10_what_a_method_remembers_is_in_its_state_dict",
-        "test_methods.py::test_a_method_goes_on_from_its_state_dict_to_the_bit",
+        "test_methods.py::test_a_method_continues_from_its_state_dict_bit_for_bit",
         "test_trainer_resume.py::test_a_run_killed_within_a_step_and_started_again_equals_an_uninterrupted_one_to_the_bit",
     ),
     (11, "weight decay of batch-norm and biases with LARS"): (

@@ -35,7 +35,7 @@ EVERYTHING = Augmentation(
     sobel=0.3,
     cutout=0.5,
 )
-"""But for the rotation, which has its own tests: it resamples a second time."""
+"""Except rotation, which resamples a second time and has its own tests."""
 
 
 def test_without_any_augmentation_the_image_comes_back() -> None:
@@ -76,7 +76,7 @@ def test_every_augmentation_draws_its_parameters_for_each_image(changes: dict[st
 def one_view(
     image_TTC: np.ndarray, size_px: int, spatial: Spatial, colour: Colour, pixels: Pixels, i: int
 ) -> np.ndarray:
-    """View number ``i`` as the package says: one operation after the other, for one image. Float [3, S, S]."""
+    """View number ``i`` by one operation after the other, as documented, for one image. Float [3, S, S]."""
     side, crop = len(image_TTC), spatial.crop
     left, top = float(crop.left_B[i]) * side, float(crop.top_B[i]) * side
     box = (left, top, left + float(crop.width_B[i]) * side, top + float(crop.height_B[i]) * side)
@@ -119,7 +119,7 @@ def one_view(
 
 
 def slow_blur(view_CSS: np.ndarray, sigma: float) -> np.ndarray:
-    """A Gaussian over a tenth of the view; what lies outside has no weight."""
+    """A Gaussian over a tenth of the view; pixels outside have no weight."""
     size_px = view_CSS.shape[2]
     radius = max(size_px // 20, 1)
     blurred = np.zeros_like(view_CSS)
@@ -134,7 +134,7 @@ def slow_blur(view_CSS: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def slow_sobel(channel_SS: np.ndarray) -> np.ndarray:
-    """A quarter of the length of the gradient, pixel by pixel."""
+    """A quarter of the gradient's magnitude, pixel by pixel."""
     kernel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     padded = np.pad(channel_SS, 1, mode="edge")
     result = np.zeros_like(channel_SS)
@@ -152,14 +152,14 @@ def test_operations_come_in_the_documented_order_as_applied_one_by_one_to_each_i
     drawn = (Spatial.draw(EVERYTHING, draw), Colour.draw(EVERYTHING, draw), Pixels.draw(EVERYTHING, draw))
     theirs = np.stack([one_view(images[i], size_px, *drawn, i) for i in range(count)])
     # Contrast pivots about the mean grey of the blurred view here and of the sharp one there. And at the threshold of
-    # solarization a rounding error turns a value around: both answers are right.
+    # solarization a rounding error inverts a value: both results are right.
     distance = np.abs(ours.numpy() - theirs)
     assert (distance > 5e-4).mean() < 1e-3
     assert np.median(distance.max((1, 2, 3))) < 5e-5
 
 
-def test_losing_colour_before_the_jitter_is_losing_it_after_it() -> None:
-    # MoCo v1 does the former, everybody else the latter.
+def test_grayscale_before_the_jitter_equals_grayscale_after_it() -> None:
+    # MoCo v1 does the former, all others the latter.
     pixels_BCP = torch.rand(64, 3, 50, generator=seeded(1))
     jitter = Colour.draw(replace(PRESETS["moco-v1"][0], grayscale=0.0), Draw(seeded(2), 64, 0, 64))
     grey_CC = torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)
@@ -213,19 +213,19 @@ def test_processes_that_share_a_batch_get_the_views_of_one_process_that_has_it_a
         augment.augment(images[start:end], 28, recipe, generator, first=start, total=12)
         for (start, end), generator in zip([(0, 5), (5, 6), (6, 12)], generators[1:], strict=True)
     ]
-    # Beside the threshold of solarization a rounding error would show; there is none in these sums.
+    # Near the threshold of solarization a rounding error would show; these sums have none.
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=0)
     assert len({tuple(generator.get_state().tolist()) for generator in generators}) == 1  # the next view agrees as well
 
 
 @pytest.mark.parametrize(("first", "total"), [(-1, None), (0, 3), (5, 8)])
-def test_images_outside_of_their_batch_are_refused(first: int, total: int | None) -> None:
+def test_images_outside_their_batch_are_refused(first: int, total: int | None) -> None:
     images = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match="are not in a batch"):
         augment.augment(images, 16, NOTHING, seeded(), first=first, total=total)
 
 
-def test_operations_that_a_recipe_does_not_use_take_no_random_numbers() -> None:
+def test_operations_that_a_recipe_does_not_use_draw_no_random_numbers() -> None:
     # So presets keep their views when an operation is added to the package.
     plain, unused = seeded(3), seeded(3)
     images = torch.from_numpy(picture()).expand(4, 32, 32, 3)
@@ -238,14 +238,14 @@ def test_operations_that_a_recipe_does_not_use_take_no_random_numbers() -> None:
     ("name", "expected"), [("photo-1", [0.5053, 0.4234, 0.1232]), ("small-1", [0.5053, 0.5781, 0.2494])]
 )
 def test_a_seed_gives_the_views_that_it_gave_in_version_0_1(name: str, expected: list[float]) -> None:
-    # One pixel of three views: another order of the draws would change every measured run.
+    # One pixel of three views: a change in the order of the draws changes every measured run.
     torch.testing.assert_close(views(RECIPES[name], count=3)[:, 1, 7, 21], torch.tensor(expected), atol=2e-4, rtol=0)
 
 
 # --- Presets -------------------------------------------------------------------------------------------------------
 
 
-def test_the_names_that_the_configuration_takes_are_those_of_the_presets() -> None:
+def test_the_names_in_the_configuration_are_those_of_the_presets() -> None:
     assert set(config.AUGMENTATIONS) == PRESETS.keys()
 
 
@@ -280,14 +280,14 @@ def test_barlow_twins_views_differ_in_blur_and_solarization_only() -> None:
     assert replace(first, blur=0.1, solarize=0.2) == second
 
 
-def test_radiographs_are_never_mirrored_nor_turned_far() -> None:
+def test_radiographs_are_never_mirrored_nor_rotated_far() -> None:
     [recipe] = PRESETS["xray"]
     assert (recipe.flip, recipe.vertical_flip, recipe.quarter_turns) == (0, 0, 0)
     assert recipe.rotation <= 10
     assert recipe.crop_scale[0] >= 0.3
 
 
-def test_under_a_microscope_all_eight_orientations_are_as_likely() -> None:
+def test_under_a_microscope_all_eight_orientations_are_equally_likely() -> None:
     [recipe] = PRESETS["microscopy"]
     orientations = replace(
         NOTHING, flip=recipe.flip, vertical_flip=recipe.vertical_flip, quarter_turns=recipe.quarter_turns
@@ -320,7 +320,7 @@ def test_under_a_microscope_all_eight_orientations_are_as_likely() -> None:
     ],
     ids=str,
 )
-def test_a_recipe_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+def test_an_invalid_recipe_is_refused(changes: dict[str, Any]) -> None:
     [name] = changes
     with pytest.raises(InvalidInput, match=f"^{name} of an augmentation is "):
         Augmentation(**changes)

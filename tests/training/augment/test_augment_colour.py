@@ -1,4 +1,4 @@
-"""Colour jitter, grayscale and the loss of channels beside torchvision and an application one by one."""
+"""Colour jitter, grayscale and channel drop, compared with torchvision and with one operation after the other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_brightness_contrast_and_saturation_are_those_of_torchvision() -> None:
         torch.testing.assert_close(ours, operation(image, factor), atol=1e-3, rtol=0)
 
 
-def test_colour_operations_in_one_matrix_are_the_operations_one_after_the_other() -> None:
+def test_one_matrix_equals_the_colour_operations_one_after_the_other() -> None:
     pixels_BCP = torch.rand(32, 3, 50, generator=seeded(1))
     colour = Colour.draw(PHOTO, Draw(seeded(2), 32, 0, 32))
     slow = pixels_BCP.clone()
@@ -50,7 +50,7 @@ def test_the_order_of_the_colour_operations_differs_between_images() -> None:
     assert set(contrast_comes_at.tolist()) == {0, 1, 2, 3}
 
 
-def test_a_third_of_a_turn_of_the_hue_three_times_is_no_turn() -> None:
+def test_three_hue_rotations_by_a_third_of_a_turn_are_the_identity() -> None:
     third = hue_rotation(torch.tensor([2 * torch.pi / 3]))[0]
     torch.testing.assert_close(third @ third @ third, torch.eye(3), atol=1e-5, rtol=0)
     assert float((third - torch.eye(3)).abs().max()) > 0.5
@@ -62,7 +62,7 @@ def test_grayscale_gives_the_luma_in_all_channels() -> None:
     torch.testing.assert_close(view, grey.expand(3, 32, 32), atol=1e-5, rtol=0)
 
 
-def test_a_loss_of_channels_keeps_each_of_the_three_as_often_and_makes_the_others_grey() -> None:
+def test_channel_drop_keeps_each_channel_equally_often_and_makes_the_others_grey() -> None:
     view = views(replace(NOTHING, channel_drop=1.0), count=600)
     kept_B = torch.zeros(3)
     for channel in range(3):
@@ -73,8 +73,8 @@ def test_a_loss_of_channels_keeps_each_of_the_three_as_often_and_makes_the_other
     assert bool(((kept_B > 150) & (kept_B < 250)).all())  # 200 ± 12
 
 
-def test_channels_are_lost_after_the_jitter() -> None:
-    # Jitter would mix the grey of a lost channel with the one that is kept.
+def test_channels_are_dropped_after_the_jitter() -> None:
+    # Jitter would mix the grey of a dropped channel into the one that is kept.
     view = views(replace(PHOTO, jitter=1.0, blur=0.0, grayscale=0.0, channel_drop=1.0), count=50)
     grey_channels = ((view - 0.5).abs().amax((2, 3)) < 1e-6).sum(1)
     assert grey_channels.tolist() == [2] * 50

@@ -1,4 +1,4 @@
-"""Solarize, noise, Sobel and cutout beside Pillow, NumPy and the statistics of many draws."""
+"""Solarize, noise, Sobel and cutout, compared with Pillow, NumPy and the statistics of many draws."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.training.pictures import NOTHING, picture, picture_CSS, seeded, views
 def test_solarize_is_that_of_pillow() -> None:
     [view] = views(replace(NOTHING, solarize=1.0), count=1)
     theirs = torch.from_numpy(np.array(ImageOps.solarize(Image.fromarray(picture()), 128)))
-    # The resampling rounds in the seventh digit; no value of eight bits is that close to one half.
+    # Resampling rounds in the seventh digit; no 8-bit value is that close to one half.
     torch.testing.assert_close(view, theirs.permute(2, 0, 1) / 255, atol=1e-5, rtol=0)
 
 
@@ -48,8 +48,8 @@ def test_noise_has_the_moments_and_the_tails_of_the_normal_distribution() -> Non
         assert abs(float((z < -bound).double().mean()) - share) < error
 
 
-def test_noise_is_independent_of_that_beside_it_and_of_that_of_other_images() -> None:
-    # Keys next to each other as well: images of a batch must not share a pattern.
+def test_noise_is_independent_between_pixels_and_between_images() -> None:
+    # Consecutive keys too: images of a batch must not share a pattern.
     z = gaussian(torch.arange(1000), 1000).double()
     for lag in (1, 2, 28, 32):
         assert abs(float((z[:, lag:] * z[:, :-lag]).mean())) < 5e-3  # five standard errors
@@ -62,7 +62,7 @@ def test_noise_is_independent_of_that_beside_it_and_of_that_of_other_images() ->
 
 def test_noise_is_a_function_of_key_and_position() -> None:
     assert torch.equal(gaussian(torch.tensor([7, 8]), 50)[:, :20], gaussian(torch.tensor([7, 8]), 20))
-    # The hash as published, in integers without sign that do not overflow.
+    # The hash as published, in unsigned integers that do not overflow.
     assert gaussian(torch.tensor([12345]), 4)[0].tolist() == pytest.approx(
         [slow_gaussian(12345, position) for position in range(4)], abs=2e-5
     )
@@ -83,14 +83,14 @@ def lowbias32(x: int) -> int:
 
 
 def test_the_extremes_of_the_noise_are_finite() -> None:
-    # 24 bits reach 5.4 standard deviations and no infinity.
+    # 24 bits reach 5.4 standard deviations, not infinity.
     ends = torch.tensor([-(2.0**24) + 1, 2.0**24 - 1]) * 2.0**-24
     assert ends.abs().max() < 1
     assert bool(ends.erfinv().isfinite().all())
     assert float(gaussian(torch.arange(2000), 5000).abs().max()) < 5.5
 
 
-def test_the_strength_of_the_noise_is_within_the_recipe_and_another_one_for_each_image() -> None:
+def test_the_strength_of_the_noise_is_within_the_recipe_and_differs_between_images() -> None:
     recipe = replace(NOTHING, noise=1.0, noise_sigma=(0.02, 0.06), solarize=0.0)
     grey = torch.full((400, 32, 32, 3), 128, dtype=torch.uint8)
     sigma_B = augment.augment(grey, 32, recipe, seeded())[:, 0].flatten(1).std(1)
@@ -123,7 +123,7 @@ def test_sobel_is_the_length_of_the_gradient_of_each_channel() -> None:
     torch.testing.assert_close(ours, torch.from_numpy(expected.clip(max=1)), atol=1e-5, rtol=0)
 
 
-def test_an_edge_from_black_to_white_gives_one_on_both_of_its_sides_and_a_plain_area_nothing() -> None:
+def test_an_edge_from_black_to_white_gives_one_on_both_sides_and_a_plain_area_zero() -> None:
     edge = torch.zeros(1, 1, 6, 6)
     edge[..., 3:] = 1
     for turned in (edge, edge.mT):
@@ -168,7 +168,7 @@ def test_cutout_with_the_mean_leaves_the_mean_colour_of_the_view() -> None:
 def test_cutout_covers_the_areas_and_shapes_that_the_recipe_allows() -> None:
     recipe = replace(NOTHING, cutout=1.0, cutout_area=(0.05, 0.25), cutout_ratio=(0.5, 2.0))
     view = views(recipe, count=2000, size_px=64, side=64)
-    # Less the few pixels that are 0.5 anyway.
+    # Without the few pixels that are 0.5 anyway.
     painted_BSS = ((view - 0.5).abs() < 1e-6).all(1)
     area_B = painted_BSS.float().mean((1, 2))
     height_B, width_B = painted_BSS.any(2).sum(1), painted_BSS.any(1).sum(1)

@@ -1,4 +1,4 @@
-"""Crop, resize, rotation, flips, quarter turns and blur beside Pillow, torchvision and calculation by hand."""
+"""Crop, resize, rotation, flips, quarter turns and blur, compared with Pillow, torchvision and hand calculation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_crop_and_resize_are_those_of_pillow_up_and_down(start: float, extent: f
     ours = torch.einsum("sh,hwc,tw->stc", rows, torch.from_numpy(source).float(), rows).clamp(0, 255)
     box = (start * 40, start * 40, (start + extent) * 40, (start + extent) * 40)
     theirs = np.asarray(Image.fromarray(source).resize((size_px, size_px), Image.Resampling.BICUBIC, box))
-    # Pillow rounds and clips to whole numbers after each axis; beyond that the two agree.
+    # Pillow rounds and clips to integers after each axis; otherwise the two agree.
     difference = np.abs(ours.numpy() - theirs)
     assert difference.max() <= 4
     assert difference.mean() < 0.5
@@ -69,14 +69,14 @@ def test_a_crop_that_cannot_fit_is_the_whole_image() -> None:
 
 
 def test_a_view_smaller_than_the_cached_image_shows_no_moire() -> None:
-    # An eighth of the resolution cannot show stripes of one pixel: their mean is all that may be left.
+    # An eighth of the resolution cannot show stripes of one pixel, only their mean.
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     view = augment.augment(torch.from_numpy(stripes)[None], 8, NOTHING, seeded())
     torch.testing.assert_close(view, torch.full_like(view, 0.5), atol=0.02, rtol=0)
 
 
-def test_a_turned_view_smaller_than_the_cached_image_shows_no_moire() -> None:
+def test_a_rotated_view_smaller_than_the_cached_image_shows_no_moire() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     images = torch.from_numpy(stripes).expand(8, 64, 64, 3)
@@ -112,7 +112,7 @@ def test_quarter_turns_come_in_thirds_and_after_the_flips() -> None:
 
 
 def disc(size_px: int) -> np.ndarray:
-    """Pixels that stay in a view whatever it turns by, with some distance from its border: bool [S, S]."""
+    """Pixels that stay in a view at any rotation, at some distance from its border: bool [S, S]."""
     offset = np.arange(size_px) - (size_px - 1) / 2
     return np.hypot(offset[:, None], offset) < size_px / 2 - 3
 
@@ -132,7 +132,7 @@ def test_a_rotation_is_that_of_pillow(degrees: float) -> None:
     assert difference.mean() < 0.4
 
 
-def test_no_angle_at_all_is_the_identity() -> None:
+def test_an_angle_of_zero_is_the_identity() -> None:
     x_BCEE = torch.rand(2, 3, 30, 30, generator=seeded())
     torch.testing.assert_close(rotated(x_BCEE, torch.zeros(2), 20), x_BCEE[..., 5:25, 5:25], atol=1e-5, rtol=0)
 
@@ -141,7 +141,7 @@ def test_a_recipe_without_rotation_neither_draws_angles_nor_resamples_twice() ->
     assert Spatial.draw(NOTHING, Draw(seeded(), 4, 0, 4)).angle_B is None
 
 
-def test_angles_reach_as_far_as_the_recipe_says_both_ways() -> None:
+def test_angles_reach_the_limits_of_the_recipe_both_ways() -> None:
     angle_B = Spatial.draw(replace(NOTHING, rotation=10.0), Draw(seeded(), 2000, 0, 2000)).angle_B
     assert angle_B is not None
     degrees_B = angle_B.rad2deg()
@@ -157,7 +157,7 @@ def test_flips_come_after_the_rotation(flip: float, vertical_flip: float, dims: 
     recipe = replace(NOTHING, rotation=60.0, flip=flip, vertical_flip=vertical_flip)
     images = torch.from_numpy(picture()).expand(8, 32, 32, 3)
     flipped = Spatial.draw(recipe, Draw(seeded(), 8, 0, 8)).apply(images, 31)
-    # The same draws by hand, for the angle as it is before any flip.
+    # The same draws by hand, for the angle before any flip.
     by_hand = Draw(seeded(), 8, 0, 8)
     by_hand.boxes(recipe.crop_scale, recipe.crop_ratio)
     by_hand.applies(flip)
@@ -171,7 +171,7 @@ def test_flips_come_after_the_rotation(flip: float, vertical_flip: float, dims: 
 
 @pytest.mark.parametrize("size_px", [9, 28, 32])
 @pytest.mark.parametrize("degrees", [3.0, 30.0, 45.0, 120.0])
-def test_no_turn_reaches_beyond_the_margin(size_px: int, degrees: float) -> None:
+def test_no_rotation_reaches_beyond_the_margin(size_px: int, degrees: float) -> None:
     margin = rotation_margin(size_px, math.radians(degrees))
     corner = (size_px - 1) / 2
     farthest = max(
@@ -181,15 +181,15 @@ def test_no_turn_reaches_beyond_the_margin(size_px: int, degrees: float) -> None
     assert farthest + 2 <= corner + margin
 
 
-def test_beyond_the_image_a_turned_view_shows_its_mirror_image() -> None:
+def test_beyond_the_image_a_rotated_view_mirrors_it() -> None:
     source = picture(16)
     rows = matrix(0.0, 1.0, 16, 16, 5)
     wide = torch.einsum("eh,hwc,fw->efc", rows, torch.from_numpy(source).float(), rows)
     torch.testing.assert_close(wide.numpy(), np.pad(source, ((5, 5), (5, 5), (0, 0)), "symmetric").astype(np.float32))
 
 
-def test_the_corners_of_a_turned_crop_show_what_lies_beside_it() -> None:
-    # A ramp goes on beyond the crop; turned about the crop's centre it is the ramp in the turned direction.
+def test_the_corners_of_a_rotated_crop_show_the_image_around_it() -> None:
+    # A ramp continues beyond the crop; rotated about the crop's centre it is a ramp in the rotated direction.
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None], (64, 64, 3))
     recipe = replace(NOTHING, crop_scale=(0.16, 0.16), rotation=180.0)
     draw = Draw(seeded(3), 200, 0, 200)
@@ -214,7 +214,7 @@ def test_the_corners_of_a_turned_crop_show_what_lies_beside_it() -> None:
 # --- Blur ----------------------------------------------------------------------------------------------------------
 
 
-def test_blur_is_the_gaussian_of_torchvision_inside_of_the_borders() -> None:
+def test_blur_is_the_gaussian_of_torchvision_inside_the_borders() -> None:
     image = picture_CSS(64)
     blur = blurring(torch.tensor([1.1]), 64)[0]
     ours = torch.einsum("sh,chw,tw->cst", blur, image, blur)
@@ -222,8 +222,8 @@ def test_blur_is_the_gaussian_of_torchvision_inside_of_the_borders() -> None:
     torch.testing.assert_close(ours[:, 3:-3, 3:-3], theirs[:, 3:-3, 3:-3], atol=1e-4, rtol=0)
 
 
-def test_blur_and_rotation_may_be_exchanged() -> None:
-    # The blur is computed before the turn; a round kernel does not mind.
+def test_blur_and_rotation_commute() -> None:
+    # The blur is computed before the rotation; a round kernel is not affected.
     recipe = replace(NOTHING, rotation=40.0, blur=1.0, blur_sigma=(1.0, 1.0))
     images = torch.from_numpy(picture(64)).expand(4, 64, 64, 3)
     spatial = Spatial.draw(recipe, Draw(seeded(), 4, 0, 4))
@@ -239,7 +239,7 @@ def test_blur_and_rotation_may_be_exchanged() -> None:
 
 
 @pytest.mark.parametrize("applies", [[True, False, True], [False] * 3, [True] * 3])
-def test_an_operation_sees_only_the_images_that_it_applies_to(applies: list[bool]) -> None:
+def test_an_operation_gets_only_the_images_that_it_applies_to(applies: list[bool]) -> None:
     seen: list[int] = []
 
     def operation(x_bX: torch.Tensor) -> torch.Tensor:

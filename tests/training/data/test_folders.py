@@ -1,4 +1,4 @@
-"""Folders of images: what is found, in which order, with which labels, and what is left out."""
+"""Folders of images: the files found, their order and labels, and the files left out."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_missing_folder_is_a_data_error_with_a_hint(tmp_path: Path) -> None:
     assert caught.value.hint
 
 
-def test_a_folder_without_images_names_what_it_holds(tmp_path: Path) -> None:
+def test_a_folder_without_images_names_the_files_it_holds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match=r"holds no images .*notes\.txt") as caught:
         folders.scan(tmp_path)
@@ -56,9 +56,7 @@ def test_labels_are_the_top_level_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("1.png", "dog/1.png"), ("dog/1.png", "dog/2.png")])
-def test_a_file_outside_of_the_folders_or_a_single_folder_is_no_labelling(
-    tmp_path: Path, names: tuple[str, ...]
-) -> None:
+def test_files_beside_subfolders_or_in_a_single_one_have_no_labels(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         put(tmp_path / name)
     assert folders.scan(tmp_path).labels is None
@@ -83,7 +81,7 @@ def test_a_folder_of_unreadable_files_only_is_a_data_error_that_quotes_the_first
         cache.open_cache(folders.scan(tmp_path), 16, tmp_path / "cache", workers=1)
 
 
-def test_images_of_every_kind_are_decoded_as_the_server_decodes_them(tmp_path: Path) -> None:
+def test_images_of_every_kind_are_decoded_as_by_the_server(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
     exif = Image.Exif()
@@ -102,7 +100,7 @@ def test_images_of_every_kind_are_decoded_as_the_server_decodes_them(tmp_path: P
         np.testing.assert_array_equal(pixels, expected)
 
 
-def test_the_cache_is_read_again_and_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_reads_the_cache_and_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "images/a.png")
     folder = folders.scan(tmp_path / "images")
     first = cache.open_cache(folder, 16, tmp_path / "cache", workers=1)

@@ -1,4 +1,4 @@
-"""Processes that meet, agree, and end together; and what is said if they cannot."""
+"""Processes that join, agree, and end together; and what is reported if they cannot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from embedserve.errors import DataError, EmbedserveError, SetupError
 from embedserve_training.distributed.launch import ProcessGroup, join_process_group
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What ``torchrun`` sets."""
+"""The environment variables of ``torchrun``."""
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def fail() -> None:
     raise DataError("there are no images")
 
 
-def test_without_torchrun_a_process_is_alone_and_first() -> None:
+def test_without_torchrun_there_is_one_process_which_is_the_first() -> None:
     with join_process_group("auto") as group:
         assert (group.processes.count, group.is_first) == (1, True)
         assert group.all_reduce_max(3, -1.5, False) == [3, -1.5, False]
@@ -41,14 +41,14 @@ def test_without_torchrun_a_process_is_alone_and_first() -> None:
     assert not dist.is_initialized()
 
 
-def test_a_single_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_of_torchrun_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     with join_process_group("cpu") as group:
         assert group.processes.count == 1
     assert not dist.is_initialized()
 
 
-def test_alone_a_failure_is_what_it_is() -> None:
+def test_in_a_single_process_a_failure_is_raised_unchanged() -> None:
     with pytest.raises(DataError, match="there are no images"), ProcessGroup().fail_together():
         fail()
     with pytest.raises(DataError, match="there are no images"):
@@ -68,7 +68,7 @@ def test_more_processes_than_gpus_are_refused_with_their_number(monkeypatch: pyt
     assert "--nproc-per-node 2" in refused.value.hint
 
 
-def test_processes_that_were_not_started_by_torchrun_are_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_without_torchrun_are_refused_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     what = "WORLD_SIZE is 4, but the processes cannot connect"
     with pytest.raises(SetupError, match=what) as refused, join_process_group("cpu"):
@@ -77,7 +77,7 @@ def test_processes_that_were_not_started_by_torchrun_are_told_of_it(monkeypatch:
 
 
 def work(folder: str) -> None:
-    """One of three processes: what it agrees on with the others, until process 2 is gone without a word."""
+    """One of three processes: its agreements with the others, until process 2 ends without notice."""
     outcomes: dict[str, Any] = {}
     rank = int(os.environ["RANK"])
     try:
@@ -98,7 +98,7 @@ def work(folder: str) -> None:
 
 
 def fail_in_1_and_2(folder: str) -> None:
-    """One of three processes, of which two fail, each in its own way."""
+    """One of three processes, of which two fail with different errors."""
     rank = int(os.environ["RANK"])
     outcome: list[Any] = []
     try:
@@ -110,13 +110,13 @@ def fail_in_1_and_2(folder: str) -> None:
     except EmbedserveError as error:
         outcome = [type(error).__name__, error.message]
     except SystemExit as end:
-        # Only now may this process end: the one that has something to say is through.
+        # This process may end only now: the one that reports has done so.
         outcome = ["SystemExit", end.code, Path(folder, "1.json").exists()]
     Path(folder, f"{rank}.json").write_text(json.dumps(outcome))
 
 
 def launched(function: str, folder: Path) -> list[Any]:
-    """What three processes write that run a function of this module."""
+    """The output of three processes that run a function of this module."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -157,7 +157,7 @@ def test_processes_agree_and_a_lost_one_is_noticed_by_the_others(tmp_path: Path)
         assert message.startswith(f"process {rank} has lost the connection to another process of the run")
 
 
-def test_the_first_process_that_failed_says_so_and_the_others_wait_for_its_end(tmp_path: Path) -> None:
+def test_the_first_process_that_failed_reports_and_the_others_wait_for_it_to_end(tmp_path: Path) -> None:
     outcomes = launched("fail_in_1_and_2", tmp_path)
     assert outcomes == [
         ["SystemExit", 1, True],

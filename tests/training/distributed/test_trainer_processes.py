@@ -1,8 +1,9 @@
-"""Whole runs of two processes on the CPU: what they learn is what one process learns, and they end together.
+"""Whole runs of two processes on the CPU: they learn what one process learns, and end together.
 
-SimCLR and Barlow Twins normalise over the joined batch. MoCo's two processes with s parts of batch-norm are one process
-with 2 · s. Instance Discrimination normalises each process's batch, so one process that splits its batch stands for
-two. CPC has no batch-norm. Running statistics that are each process's own are those of process 0 and are not compared.
+SimCLR and Barlow Twins normalise over the global batch. MoCo's two processes with s parts of batch-norm equal one
+process with 2 · s. Instance Discrimination normalises each process's batch, so one process that splits its batch stands
+for two. CPC has no batch-norm. Running statistics that each process has for itself are those of process 0, and are not
+compared.
 
 Runs that are compared are in fp64 throughout, losses, queue and bank too: rounding in fp32 pushes a ReLU to its other
 side, which after three steps is 1e-4 to 3e-3 of the distance that the weights have moved, on processors whose kernels
@@ -47,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "cpc": {"method": "cpc", **SGD, "size_px": 20, "patch_px": 12, "patch_grid": 3, "predict_steps": 2},
 }
 ALONE = {"moco": {"bn_splits": 4}, "moco in parts": {"bn_splits": 2}}
-"""What one process has instead."""
+"""The settings of the one process where they differ."""
 OWN_STATISTICS = ("moco", "moco in parts", "instance-discrimination")
 
 
@@ -60,7 +61,7 @@ Step = Callable[[trainer.Trainer], None]
 
 
 def during(steps: dict[int, Step]) -> Callable[..., StepOutput]:
-    """A step that does something more once it has been taken."""
+    """A step after which something else is done."""
     original = trainer.Trainer._step
 
     def step(self: trainer.Trainer, *args: Tensor) -> StepOutput:
@@ -73,7 +74,7 @@ def during(steps: dict[int, Step]) -> Callable[..., StepOutput]:
 
 
 def in_double(patch: pytest.MonkeyPatch) -> None:
-    """Methods and views of the runs to come are in fp64, and there is one report, at the end, of all steps."""
+    """Make methods and views of the following runs fp64, and report all steps once, at the end."""
     build, views = methods.build, gradient.BatchGradient._views
 
     def build_in_double(*args: Any, **named: Any) -> Method:
@@ -145,7 +146,7 @@ def _failure(fail: Callable[[], object]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def both(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs of two processes, and what each says of them."""
+    """A folder with the runs of two processes, and the outcomes in each."""
     folder = tmp_path_factory.mktemp("both")
     spawn(work, args=(str(folder), str(image_folder)), nprocs=2)
     for rank in (0, 1):
@@ -191,7 +192,7 @@ def test_a_run_of_two_processes_ends_with_the_state_of_a_run_of_one(
 
 
 @pytest.mark.slow
-def test_process_0_speaks_and_writes_for_all(both: Path) -> None:
+def test_process_0_reports_and_writes_for_all(both: Path) -> None:
     first, second = (said(both, rank)["simclr"] for rank in (0, 1))
     assert (first["rank"], second["rank"]) == (0, 1)
     assert second["lines"] == []
@@ -211,14 +212,14 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(both: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_does_not_go_on_with_one(both: Path, image_folder: Path) -> None:
+def test_a_run_of_two_processes_does_not_continue_with_one(both: Path, image_folder: Path) -> None:
     with pytest.raises(TrainingError, match="was started with 2 processes, not with 1") as refused:
         run_training(image_folder, config=config_of("simclr"), out=both / "stopped", report=lambda line: None)
     assert "--fresh" in refused.value.hint
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_in_one_process_ends_all_and_that_one_names_the_last_good_checkpoint(
+def test_a_loss_that_is_not_finite_in_one_process_ends_all_and_it_names_the_last_good_checkpoint(
     both: Path,
 ) -> None:
     kind, message = said(both, 1)["not finite"]

@@ -1,4 +1,4 @@
-"""Two processes that torchrun starts, through the command line: killed, stopped, and gone on with to the bit."""
+"""Two processes that torchrun starts, through the command line: killed, stopped, and continued bit for bit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ run()
 
 
 def torchrun(program: list[str], folder: Path, out: Path) -> subprocess.Popen[str]:
-    """Two processes that train, with what they say in one pipe."""
+    """Two processes that train, with their output in one pipe."""
     line = [*program, "train", str(folder), "-o", str(out), "--method", "moco", "--set", "queue_size=20"]
     line += ["--backbone", "small-cnn", "--batch-size", "16", "--epochs", "10", "--device", "cpu", "--workers", "1"]
     return subprocess.Popen(
@@ -49,7 +49,9 @@ def torchrun(program: list[str], folder: Path, out: Path) -> subprocess.Popen[st
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_killed_and_later_stopped_go_on_to_the_bit(image_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_that_are_killed_and_then_stopped_continue_bit_for_bit(
+    image_folder: Path, tmp_path: Path
+) -> None:
     whole, halves, script = tmp_path / "whole", tmp_path / "halves", tmp_path / "killed.py"
     script.write_text(KILLED.replace("SAVED_AT", str(SAVED_AT)).replace("KILLED_AT", str(KILLED_AT)))
     embedserve = ["-m", "embedserve"]
@@ -85,7 +87,7 @@ def test_two_processes_that_are_killed_and_later_stopped_go_on_to_the_bit(image_
     assert_equal_to_the_bit(halves, whole)
 
 
-def test_a_folder_that_is_not_there_is_said_once(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_once(tmp_path: Path) -> None:
     failed = torchrun(["-m", "embedserve"], tmp_path / "nowhere", tmp_path / "run")
     _, said = failed.communicate()
     assert failed.returncode == 1

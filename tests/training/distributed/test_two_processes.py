@@ -40,7 +40,7 @@ Results = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A method as one process has it, and what two processes have instead."""
+    """A method in one process, and its settings in two processes."""
 
     method: str
     alone: dict[str, Any]
@@ -80,7 +80,7 @@ def averaged(gradient: Tensor) -> Tensor:
 
 
 def output_of(method: Method, step: int, call: Callable[..., Any] | None = None) -> Any:
-    """What a step gives in this process, with its own part of a batch that is drawn for all."""
+    """The output of a step in this process, for its part of a batch that is drawn for all."""
     own = method.processes.own_rows
     views_VBCSS = [own(view_BCSS).double() for view_BCSS in drawn_views(method, BATCH, seed=step)]
     indices_B = own((torch.arange(BATCH) * 5 + step) % IMAGES)
@@ -117,14 +117,14 @@ def gradients(method: Method, call: Callable[..., Any] | None = None) -> Results
 
 
 class NothingGathered(Processes):
-    """Bug 1: every process takes its own rows for all there are."""
+    """Bug 1: every process treats its own rows as the global batch."""
 
     def gather(self, z_BD: Tensor) -> tuple[Tensor, int]:
         return z_BD, 0
 
 
 class GatheredWithoutGradient(Processes):
-    """Bug 1: the rows of others are constants, so what this process's rows do in their losses is lost."""
+    """Bug 1: the rows of others are constants, so the gradients of their losses for this process's rows are lost."""
 
     def gather(self, z_BD: Tensor) -> tuple[Tensor, int]:
         parts = list(self.gather_detached(z_BD).chunk(self.count))
@@ -133,14 +133,14 @@ class GatheredWithoutGradient(Processes):
 
 
 class OffsetForgotten(Processes):
-    """Bug 2: every process looks for its partners where those of the first one are."""
+    """Bug 2: every process looks for its partners at the positions of the first one's."""
 
     def gather(self, z_BD: Tensor) -> tuple[Tensor, int]:
         return gather_rows(z_BD)[0], 0
 
 
 class RawAllReduce(Processes):
-    """Bug 3: as in the authors' code, the cross-correlation is summed without the gradient of the others' losses."""
+    """Bug 3: as in the authors' code, the cross-correlation is summed without the gradients of the others' losses."""
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
         if x.ndim != 2 or x.shape[0] != x.shape[1]:
@@ -159,7 +159,7 @@ FAULTS: dict[str, tuple[str, type[Processes]]] = {
 
 
 def work(rank: int, folder: str) -> None:
-    """One of two processes: every case, the cases through DDP, and the faults."""
+    """One of two processes: every case, the cases with DDP, and the bugs."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     try:
@@ -186,17 +186,16 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
-    """What each of the two processes has to show."""
+    """The results of each of the two processes."""
     folder: Path = tmp_path_factory.mktemp("two")
     spawn(work, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 def distance(mine: Results, theirs: Results, kind: str = "") -> float:
-    """The greatest difference of any entry, as a share of the greatest number in it.
+    """The largest difference in any tensor, as a share of its largest absolute value, which counts as .01 at least.
 
-    Of an entry that is zero but for rounding, such as the gradient along the scale that a batch-norm takes away, the
-    share is that of .01.
+    Some tensors are zero except for rounding, such as gradients along a scale that batch-norm removes.
     """
     names = [name for name in theirs if name.startswith(kind) and theirs[name].numel()]
     assert names
@@ -220,7 +219,7 @@ every_case = pytest.mark.parametrize("name", CASES)
 
 @pytest.mark.slow
 @every_case
-def test_two_processes_give_the_losses_and_gradients_of_one_on_the_joined_batch(
+def test_two_processes_give_the_losses_and_gradients_of_one_on_the_global_batch(
     name: str, by_rank: list[dict[str, Results]]
 ) -> None:
     alone = two_steps(CASES[name].build(SINGLE_PROCESS))
@@ -270,7 +269,7 @@ def test_distributed_data_parallel_gives_the_gradients_of_one_process(
 
 
 @pytest.mark.slow
-def test_joined_images_are_whole_whatever_the_order_of_their_channels_in_memory(
+def test_gathered_images_are_equal_in_any_memory_format(
     by_rank: list[dict[str, Results]],
 ) -> None:
     assert all(torch.equal(results["join"]["joined"], results["join"]["whole"]) for results in by_rank)

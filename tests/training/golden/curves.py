@@ -1,9 +1,9 @@
-"""Eight steps of each method on drawn images: what the golden curves are made of, and compared with.
+"""Eight steps of each method on drawn images, which the golden curves record.
 
-They have to come out alike on other processors and with other builds of PyTorch. So weights are whole numbers drawn by
-NumPy and scaled (normal numbers differ in their last digit between processors), and methods compute in fp64: with a
-batch of 8, some channels of which hardly vary, a difference of 1e-6 in the weights grows to several percent of the loss
-within eight steps.
+They must be the same on other processors and with other builds of PyTorch. So weights are scaled integers drawn by
+NumPy (normal numbers differ in their last digit between processors), and methods compute in fp64: with a batch of 8,
+some channels of which hardly vary, a difference of 1e-6 in the weights grows to several percent of the loss within
+eight steps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def drawn_by_numpy(method: Method) -> Method:
-    """The method with every random number in it drawn as whole numbers: matrices, queue and bank."""
+    """The method with all its random numbers drawn as integers: matrices, queue and bank."""
     rng = np.random.default_rng(0)
     with torch.no_grad():
         for name, value in method.state_dict().items():
@@ -59,7 +59,7 @@ def losses(name: str, nudge: float = 0.0, **other: Any) -> list[float]:
 
     Args:
         name: of the case.
-        nudge: share by which weights are changed at random first, to see how far rounding carries.
+        nudge: relative random change of the weights before the first step, to see how far rounding carries.
         other: changes of the method.
     """
     method_name, changes = CASES[name]

@@ -1,4 +1,4 @@
-"""Write the golden loss curves anew. Only for a change that is meant to change what a method computes:
+"""Rewrite the golden loss curves. Only for a change that is meant to change what a method computes:
 
 PYTHONPATH=.:training python tests/training/golden/make.py
 """

@@ -12,7 +12,7 @@ from embedserve_training.losses import nt_xent, nt_xent_chance
 
 
 def slow_nt_xent(z1: np.ndarray, z2: np.ndarray, tau: float) -> float:
-    """Equation 1 of arXiv 2002.05709 as it is written: a loop over pairs (i, j) of the 2N samples, in float64."""
+    """Equation 1 of arXiv 2002.05709 as written: a loop over pairs (i, j) of the 2N samples, in float64."""
     z = np.concatenate([z1, z2]).astype(np.float64)
     n = len(z1)
 
@@ -74,7 +74,7 @@ def test_exp_of_a_logit_at_tau_07_does_not_overflow_half_precision(dtype: torch.
 
 @pytest.mark.parametrize(("tau", "expected"), [(0.5, 6.24), (0.2, 6.35), (0.1, 6.61)])
 def test_random_embeddings_cost_more_than_collapsed_ones_the_lower_the_temperature(tau: float, expected: float) -> None:
-    # ln(2B − 1) + 1 / (2 D τ²), as a cosine of random vectors has the variance 1 / D: 6.252, 6.334 and 6.627 for 256
+    # ln(2B − 1) + 1 / (2 D τ²), as a cosine of random vectors has variance 1 / D: 6.252, 6.334 and 6.627 for 256
     # images in 128 dimensions. The positive pairs scatter by 1 / (τ √(B D)): .06 at τ = .1.
     z1, z2 = torch.randn(2, 256, 128, generator=torch.Generator().manual_seed(4))
     assert float(nt_xent(z1, z2, tau)[0]) == pytest.approx(expected, abs=0.01 / tau)

@@ -17,7 +17,7 @@ LAMBDA = 0.0051
 
 
 def slow_barlow_twins(z1: np.ndarray, z2: np.ndarray, off_diagonal: float) -> float:
-    """The equation as it is written, entry by entry in float64, of columns standardised with ε = 1e-5."""
+    """The equation as written, entry by entry in float64, for columns standardised with ε = 1e-5."""
 
     def standard(z: np.ndarray) -> np.ndarray:
         z = z.astype(np.float64)
@@ -34,7 +34,7 @@ def slow_barlow_twins(z1: np.ndarray, z2: np.ndarray, off_diagonal: float) -> fl
 
 
 def drawn(batch: int, dimension: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Two views that agree in part, of means and scales that differ by column, float64."""
+    """Two views that partly agree, with means and scales that differ by column, float64."""
     random = torch.Generator().manual_seed(seed)
     z1, noise = torch.randn(2, batch, dimension, generator=random, dtype=torch.float64)
     scale = torch.linspace(0.05, 20, dimension, dtype=torch.float64)
@@ -92,7 +92,7 @@ def test_independent_views_cost_chance() -> None:
 
 
 def test_uncorrelated_columns_that_agree_cost_nothing() -> None:
-    # Columns of a Hadamard matrix but the constant one: mean 0, variance 1, at right angles.
+    # Columns of a Hadamard matrix except the constant one: mean 0, variance 1, orthogonal.
     h2 = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     z = torch.kron(torch.kron(h2, h2), h2)[:, 1:]
     loss, diagnostics = barlow_twins(z, z, 1.0)
@@ -153,11 +153,11 @@ def test_gradients_reach_both_views_and_diagnostics_carry_none() -> None:
     assert not any(value.requires_grad for value in diagnostics.values())
 
 
-# --- Several processes, played by threads ----------------------------------------------------------------------------
+# --- Several processes, in threads -----------------------------------------------------------------------------------
 
 
 class Meeting:
-    """Where threads that play processes add up tensors; ``member(rank)`` is the sum as that process sees it."""
+    """Sums tensors over threads that stand for processes; ``member(rank)`` is the all-reduce of that process."""
 
     def __init__(self, members: int, *, backward_sums: bool) -> None:
         self.barrier = threading.Barrier(members, timeout=60)
@@ -235,7 +235,7 @@ def losses_of_processes(parts: list[slice], *, backward_sums: bool) -> tuple[lis
 @pytest.mark.parametrize(
     "parts", [[slice(0, 11)], [slice(0, 6), slice(6, 11)], [slice(0, 4), slice(4, 8), slice(8, 11)]], ids=len
 )
-def test_every_process_has_the_loss_and_all_together_the_gradient_of_one_with_the_joined_batch(
+def test_every_process_has_the_loss_and_their_mean_the_gradient_of_one_with_the_global_batch(
     parts: list[slice],
 ) -> None:
     expected_loss, expected_gradient = loss_of_one_process()
@@ -246,7 +246,7 @@ def test_every_process_has_the_loss_and_all_together_the_gradient_of_one_with_th
 
 
 def test_a_sum_without_gradient_in_its_backward_gives_another_gradient() -> None:
-    # The defect of many ports, and the reason for what AllReduce asks of the backward.
+    # The bug of many ports, and the reason why the backward of AllReduce must be a sum.
     _, expected_gradient = loss_of_one_process()
     _, gradient = losses_of_processes([slice(0, 6), slice(6, 11)], backward_sums=False)
     assert float((gradient - expected_gradient).norm()) > 0.1 * float(expected_gradient.norm())

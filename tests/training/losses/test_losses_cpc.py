@@ -14,7 +14,7 @@ from embedserve_training.losses import cpc_chance, cpc_info_nce
 
 
 def slow_cpc(predicted: np.ndarray, target: np.ndarray) -> float:
-    """The equation as it is written: f of the true patch over the sum of f of all, f = exp(dot product), in float64."""
+    """The equation as written: f of the true patch over the sum of f of all, f = exp(dot product), in float64."""
     total = 0.0
     for i, row in enumerate(predicted.astype(np.float64)):
         f = [math.exp(float(row @ other)) for other in target.astype(np.float64)]
@@ -36,7 +36,7 @@ def test_cpc_info_nce_is_equation_4(rows: int, dimension: int, scale: float) -> 
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(2, 0.6931), (256, 5.5452), (1568, 7.3576)])
-def test_patches_all_alike_cost_the_logarithm_of_how_many(rows: int, expected: float) -> None:
+def test_equal_patches_cost_the_logarithm_of_their_number(rows: int, expected: float) -> None:
     same = torch.ones(rows, 3)
     assert float(cpc_info_nce(same, same)[0]) == pytest.approx(expected, abs=1e-4)
     assert cpc_chance(rows) == pytest.approx(expected, abs=1e-4)
@@ -82,7 +82,7 @@ def test_dot_products_beyond_the_range_of_fp16_cost_a_finite_loss_in_fp32(dtype:
         loss, _ = cpc_info_nce(patches, patches)
     assert loss.dtype == torch.float32
     # The first prediction is right by 200 × (200 − 199), which costs e⁻²⁰⁰; the second prefers the first patch by
-    # 199 × (200 − 199), which costs 199. Both types hold 199 and 200 exactly.
+    # 199 × (200 − 199), which costs 199. Both dtypes represent 199 and 200 exactly.
     assert float(loss) == pytest.approx(199 / 2)
 
 

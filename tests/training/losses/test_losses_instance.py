@@ -35,7 +35,7 @@ def slow_softmax(v: np.ndarray, bank: np.ndarray, indices: np.ndarray, tau: floa
 
 
 def slow_nce(v: np.ndarray, bank: np.ndarray, indices: np.ndarray, noise: np.ndarray, tau: float, z: float) -> float:
-    """Equations 5, 6 and 7, with the quotients they are written with, in float64."""
+    """Equations 5, 6 and 7 as written, with their quotients, in float64."""
     images, per_image = len(bank), noise.shape[1]
 
     def h(row: np.ndarray, other: np.ndarray) -> float:
@@ -60,7 +60,7 @@ def slow_normaliser(v: np.ndarray, bank: np.ndarray, noise: np.ndarray, tau: flo
 
 
 def drawn(batch: int, images: int, noise: int, dimension: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Embeddings of some norm, a bank of unit rows, the rows of the images and noise, float64 and int64."""
+    """Embeddings of any norm, a bank of unit rows, the rows of the images and noise, float64 and int64."""
     random = torch.Generator().manual_seed(batch * images)
     v = 3 * torch.randn(batch, dimension, generator=random, dtype=torch.float64)
     bank = F.normalize(torch.randn(images, dimension, generator=random, dtype=torch.float64), dim=1)
@@ -110,7 +110,7 @@ def test_the_normaliser_over_all_rows_is_the_sum_that_the_softmax_divides_by() -
 
 
 @pytest.mark.parametrize("tau", [0.07, 1.0])
-def test_a_bank_of_equal_rows_costs_the_logarithm_of_how_many(tau: float) -> None:
+def test_a_bank_of_equal_rows_costs_the_logarithm_of_their_number(tau: float) -> None:
     same = torch.tensor([[0.6, 0.8]])
     loss, _ = instance_softmax(same.expand(4, 2), same.expand(1000, 2), torch.arange(4), tau)
     assert float(loss) == pytest.approx(6.9078, abs=1e-4)
@@ -134,7 +134,7 @@ def test_chance_of_4096_noise_rows_is_9_318() -> None:
 
 
 def test_the_proximal_term_is_the_mean_squared_distance_to_the_row_in_the_bank() -> None:
-    # The first has not moved, the second by a right angle (2), the third is opposite (4).
+    # The first has not moved (0), the second by a right angle (2), the third to the opposite (4).
     v = torch.tensor([[5.0, 0.0], [0.0, 0.1], [-1.0, 0.0]])
     bank = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     assert float(proximal(v, bank, torch.tensor([1, 1, 1]))) == pytest.approx((0 + 2 + 4) / 3)

@@ -13,7 +13,7 @@ from embedserve_training.losses import info_nce, info_nce_chance
 
 
 def slow_info_nce(q: np.ndarray, k: np.ndarray, queue: np.ndarray, tau: float) -> float:
-    """The equation as it is written: for each query one sum over one positive and K negatives, in float64."""
+    """The equation as written: for each query one sum over one positive and K negatives, in float64."""
     total = 0.0
     for query, key in zip(q.astype(np.float64), k.astype(np.float64), strict=True):
         query, key = query / np.linalg.norm(query), key / np.linalg.norm(key)
@@ -42,7 +42,7 @@ def test_info_nce_is_equation_1_averaged_over_queries(batch: int, queue_size: in
 
 @pytest.mark.parametrize(("queue_size", "expected"), [(65_536, 11.090), (4096, 8.318)])
 @pytest.mark.parametrize("tau", [0.07, 0.2])
-def test_embeddings_all_alike_cost_the_logarithm_of_k_plus_1_at_any_temperature(
+def test_equal_embeddings_cost_the_logarithm_of_k_plus_1_at_any_temperature(
     queue_size: int, expected: float, tau: float
 ) -> None:
     same = torch.tensor([[1.0, 0.0]])
@@ -108,7 +108,7 @@ def test_top1_is_the_share_of_queries_nearer_to_their_key_than_to_the_whole_queu
 
 
 def test_a_collapsed_encoder_finds_no_key() -> None:
-    # The label is column 0, which argmax would pick among equals: a collapse would look perfect.
+    # The label is column 0, which argmax picks among equals: a collapse would look perfect.
     same = torch.tensor([[1.0, 0.0]]).expand(4, 2)
     assert float(info_nce(same, same, same, 0.2)[1]["top1"]) == 0
 

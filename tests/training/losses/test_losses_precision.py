@@ -1,4 +1,4 @@
-"""Every loss is in fp32 at least, and in fp64 for fp64 inputs, where parts of a batch give what all of it gives.
+"""Every loss is in fp32 at least, and in fp64 for fp64 inputs, where parts of a batch give the result of the whole.
 
 Shapes: B rows, D numbers per row.
 """
@@ -53,7 +53,7 @@ LOSSES: dict[str, Loss] = {
 }
 WITHOUT_GRADIENT = ("instance_normaliser",)
 PER_IMAGE = ("info_nce", "instance_softmax", "instance_nce", "proximal")
-"""Means over images, each of which costs the same whatever others are in the batch."""
+"""Means over images whose losses do not depend on the other images of the batch."""
 
 
 def views(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def test_a_gradient_in_fp64_has_the_slope_of_the_loss(name: str) -> None:
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
 @pytest.mark.parametrize("name", PER_IMAGE)
-def test_parts_of_a_batch_have_the_loss_and_the_gradient_of_all_of_it(name: str, parts: int) -> None:
+def test_parts_of_a_batch_have_the_loss_and_the_gradient_of_the_whole(name: str, parts: int) -> None:
     a, b = views(torch.float64)
     whole_a, cut_a = a.clone().requires_grad_(), a.clone().requires_grad_()
     whole = LOSSES[name](whole_a, b, indices())

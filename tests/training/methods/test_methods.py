@@ -1,4 +1,4 @@
-"""What holds for each of the five methods: anchors, gradients, state, precision, and that its file is short."""
+"""All five methods: loss references, gradients, state, precision, and the length of their files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def step(method: Method, seed: int = 0) -> Tensor:
 
 
 class Constant(nn.Module):
-    """Gives every row the same vector."""
+    """Returns the same vector for every row."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Constant(nn.Module):
 # --- Loss references -----------------
 
 
-def test_simclr_that_gives_all_images_the_same_vector_costs_its_collapse_anchor() -> None:
+def test_simclr_that_gives_all_images_the_same_vector_costs_its_collapse_reference() -> None:
     method = simclr()
     method.projector = Constant(16)  # type: ignore[assignment]
     loss = method(drawn_views(method), indices(), seeded()).loss
@@ -71,7 +71,7 @@ def test_simclr_that_gives_all_images_the_same_vector_costs_its_collapse_anchor(
     assert method.loss_references(256).collapse == pytest.approx(6.2364, abs=1e-4)  # ln 511
 
 
-def test_moco_whose_queue_is_full_of_the_same_vector_costs_its_collapse_anchor() -> None:
+def test_moco_whose_queue_is_full_of_the_same_vector_costs_its_collapse_reference() -> None:
     method = moco()
     method.head = method.key_head = Constant(16)  # type: ignore[assignment]
     for _ in range(3):  # 24 keys fill a queue of 20
@@ -85,14 +85,14 @@ def test_moco_whose_queue_is_full_of_the_same_vector_costs_its_collapse_anchor()
     assert moco(queue_size=4096).loss_references(BATCH).collapse == pytest.approx(8.318, abs=1e-3)  # ln 4097
 
 
-def test_barlow_twins_that_gives_all_images_the_same_vector_costs_as_many_as_it_has_numbers() -> None:
+def test_barlow_twins_that_gives_all_images_the_same_vector_costs_its_number_of_dimensions() -> None:
     method = barlow_twins()
     method.projector = Constant(16)  # type: ignore[assignment]
     loss = method(drawn_views(method), indices(), seeded()).loss
     assert loss.item() == method.loss_references(BATCH).collapse == 16.0
 
 
-def test_instance_discrimination_whose_bank_holds_one_vector_costs_its_collapse_anchor() -> None:
+def test_instance_discrimination_whose_bank_holds_one_vector_costs_its_collapse_reference() -> None:
     method = instance_discrimination()
     method.head = Constant(16)  # type: ignore[assignment]
     method.bank.rows_ND.copy_(torch.nn.functional.normalize(torch.linspace(-1, 2, 16), dim=0).expand(IMAGES, -1))
@@ -101,7 +101,7 @@ def test_instance_discrimination_whose_bank_holds_one_vector_costs_its_collapse_
     assert method.loss_references(BATCH).collapse == pytest.approx(3.17805, abs=1e-5)  # ln 24
 
 
-def test_instance_discrimination_with_noise_costs_far_more_in_collapse_than_at_chance_as_its_anchors_say() -> None:
+def test_instance_discrimination_with_noise_costs_far_more_in_collapse_than_at_chance_as_its_references_say() -> None:
     torch.manual_seed(0)
     method = InstanceDiscrimination(BUILDERS["cpc"]().backbone, 20_000, tau=0.2, noise=512, projection=32)
     method.head = Constant(32)  # type: ignore[assignment]
@@ -109,10 +109,10 @@ def test_instance_discrimination_with_noise_costs_far_more_in_collapse_than_at_c
     method(views_VBCSS, indices_B, seeded())  # estimates Z on a bank of random directions
     method.bank.rows_ND.copy_(torch.nn.functional.normalize(torch.linspace(-1, 2, 32), dim=0).expand(20_000, -1))
     loss = method(views_VBCSS, indices_B, seeded()).loss
-    anchors = method.loss_references(32)
-    assert loss.item() == pytest.approx(anchors.collapse, rel=0.02)
-    assert anchors.chance == pytest.approx(7.24, abs=0.01)  # 1 + ln 513
-    assert anchors.collapse > 2 * anchors.chance
+    references = method.loss_references(32)
+    assert loss.item() == pytest.approx(references.collapse, rel=0.02)
+    assert references.chance == pytest.approx(7.24, abs=0.01)  # 1 + ln 513
+    assert references.collapse > 2 * references.chance
 
 
 @pytest.mark.parametrize(("scale", "dimension"), [(2.0, 3), (5.0, 16), (10.0, 128)])
@@ -122,11 +122,11 @@ def test_the_mean_exponential_of_a_random_cosine_is_that_of_many_draws(scale: fl
     assert _mean_exponential(scale, dimension) == pytest.approx((scale * cosines_N).exp().mean().item(), rel=0.03)
 
 
-def test_the_mean_exponential_on_a_sphere_in_space_is_sinh_of_the_scale_by_the_scale() -> None:
+def test_the_mean_exponential_on_the_unit_sphere_is_sinh_of_the_scale_over_the_scale() -> None:
     assert _mean_exponential(2.0, 3) == pytest.approx(1.8134302, rel=1e-7)  # the cosine is uniform: sinh(2) / 2
 
 
-def test_cpc_that_gives_all_patches_the_same_vector_costs_its_collapse_anchor() -> None:
+def test_cpc_that_gives_all_patches_the_same_vector_costs_its_collapse_reference() -> None:
     method = cpc()
     method.backbone.body = Constant(256)
     loss = method(drawn_views(method), indices(), seeded()).loss
@@ -148,7 +148,7 @@ def test_every_trained_weight_gets_a_gradient_and_no_other_does(name: str) -> No
 
 
 @every_method
-def test_what_a_step_gives_has_the_shapes_it_says_and_no_gradient_but_for_the_loss(name: str) -> None:
+def test_the_output_of_a_step_has_the_documented_shapes_and_only_the_loss_has_a_gradient(name: str) -> None:
     method = build(name)
     output = method(drawn_views(method), indices(), seeded())
     assert output.loss.shape == ()
@@ -199,7 +199,7 @@ def test_a_step_of_a_method_in_fp64_is_in_fp64_throughout(name: str) -> None:
     outputs = [output.loss, output.features_ND, output.projections_ND]
     for tensor in (*outputs, *gradients, *state, *diagnostics):
         assert tensor.dtype == torch.float64
-    # Nothing was rounded to fp32 on its way.
+    # Nothing was rounded to fp32 on the way.
     assert output.loss != output.loss.float().double()
     assert all(not torch.equal(grad, grad.float().double()) for grad in gradients)
     for remembered in (key for key in method.state_dict() if key in ("queue.keys_KD", "bank.rows_ND", "normaliser")):
@@ -226,7 +226,7 @@ def test_descent_lowers_the_loss(name: str) -> None:
 
 
 def in_parts(method: Method, parts: int) -> dict[str, Tensor]:
-    """Gradients of a batch of which one part after the other is computed; after_step comes once."""
+    """Gradients of a batch that is computed part by part; after_step is called once."""
     dtype = next(method.parameters()).dtype
     views_VBCSS, generator = [view_BCSS.to(dtype) for view_BCSS in drawn_views(method)], seeded()
     for part in range(parts):
@@ -247,7 +247,7 @@ def in_parts(method: Method, parts: int) -> dict[str, Tensor]:
 def test_moco_in_two_parts_has_the_queue_lengths_and_key_weights_of_the_whole_batch(
     case: Callable[[int], MoCo],
 ) -> None:
-    # Keys are shuffled within a part, so they meet other images in batch-norm and gradients differ by that.
+    # Keys are shuffled within a part, so batch-norm normalises them with other images, and gradients differ.
     whole, parts = case(1), case(2)
     in_parts(whole, 1)
     in_parts(parts, 2)
@@ -282,18 +282,18 @@ def test_instance_discrimination_has_in_two_parts_the_gradients_and_the_bank_of_
     torch.testing.assert_close(parts.bank.rows_ND, whole.bank.rows_ND, rtol=1e-12, atol=1e-14)
 
 
-# --- What is kept ---------------------------------------------------------------------------------------------------
+# --- State ----------------------------------------------------------------------------------------------------------
 
 
 @every_method
-def test_the_optimiser_is_given_what_is_trained_and_nothing_frozen(name: str) -> None:
+def test_the_optimiser_gets_all_trained_and_no_frozen_weights(name: str) -> None:
     method = build(name)
     given = {id(weight) for group in optim.parameter_groups(method, 0.1) for weight in group["params"]}
     assert given == {id(weight) for weight in method.parameters() if weight.requires_grad}
 
 
 @every_method
-def test_a_method_goes_on_from_its_state_dict_to_the_bit(name: str) -> None:
+def test_a_method_continues_from_its_state_dict_bit_for_bit(name: str) -> None:
     extra: dict[str, Any] = {"noise": 6} if name == "instance-discrimination" else {}
     method, other = build(name, **extra), build(name, seed=9, **extra)
     step(method)
@@ -308,7 +308,7 @@ def test_there_is_a_case_here_for_every_method() -> None:
 
 
 @every_method
-def test_a_method_is_a_file_that_can_be_read_beside_its_paper(name: str) -> None:
+def test_a_method_is_a_short_file_that_names_its_paper(name: str) -> None:
     file = Path(inspect.getfile(methods.METHODS[name]))
     text = file.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 160

@@ -1,4 +1,4 @@
-"""CPC: nothing that is to be predicted can be seen, and its encoder takes whole images as well."""
+"""CPC: the encoder cannot see the patches to be predicted, and takes whole images too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def a_context(layers: int = 4) -> RowContext:
 
 
 def changes(context: RowContext, row: int, column: int) -> Tensor:
-    """Where the context differs after one place of its input has changed: bool [G, G]."""
+    """Where the context changes with one position of its input: bool [G, G]."""
     z_BDGG = torch.randn(1, 8, GRID, GRID, generator=seeded()).double()
     other_BDGG = z_BDGG.clone()
     other_BDGG[:, :, row, column] += 5.0
@@ -51,7 +51,7 @@ def test_each_layer_of_the_context_looks_one_row_up_and_one_place_to_either_side
         assert columns == set(range(3 - layers, 4 + layers))
 
 
-def test_contexts_of_different_images_have_nothing_to_do_with_each_other() -> None:
+def test_contexts_of_different_images_are_independent() -> None:
     context, z_BDGG = a_context(), torch.randn(3, 8, GRID, GRID, generator=seeded()).double()
     torch.testing.assert_close(context(z_BDGG)[1:2], context(z_BDGG[1:2]))
 
@@ -60,7 +60,7 @@ def test_contexts_of_different_images_have_nothing_to_do_with_each_other() -> No
 def test_predictions_use_only_patches_on_the_near_side_of_their_targets(
     directions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the gradient of each prediction with respect to the patches, turned back for each direction."""
+    """By the gradient of each prediction for the patches, rotated back for each direction."""
     from embedserve_training.losses.cpc import cpc_info_nce
     from embedserve_training.methods import cpc as module
 
@@ -108,7 +108,7 @@ def test_a_change_in_one_patch_changes_its_embedding_and_no_other() -> None:
     assert moved_N[torch.arange(len(moved_N)) != 13].max() < 1e-5
 
 
-def test_layer_norm_stands_in_place_of_each_batch_norm() -> None:
+def test_layer_norm_replaces_each_batch_norm() -> None:
     method = build("cpc")
     assert not any(isinstance(module, _BatchNorm) for module in method.modules())
     norms = [module for module in method.modules() if isinstance(module, nn.GroupNorm)]
@@ -116,7 +116,7 @@ def test_layer_norm_stands_in_place_of_each_batch_norm() -> None:
     assert all(norm.num_groups == 1 for norm in norms)
 
 
-def test_a_step_begins_near_chance_because_predictors_begin_near_zero() -> None:
+def test_a_run_starts_near_chance_because_predictors_start_near_zero() -> None:
     method = build("cpc")
     loss = method(drawn_views(method, BATCH), INDICES, seeded()).loss.item()
     assert loss == pytest.approx(method.loss_references(BATCH).chance, abs=0.3)
@@ -146,7 +146,7 @@ def test_the_loss_is_the_mean_over_distances_of_the_paper_written_out() -> None:
     assert loss == pytest.approx(sum(distances) / 2, rel=1e-4)
 
 
-def test_the_encoder_takes_whole_images_and_gives_each_its_own_embedding() -> None:
+def test_the_encoder_gives_each_whole_image_its_own_embedding() -> None:
     method = build("cpc").eval()
     images_BCSS = drawn_views(method, BATCH)[0]
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_the_encoder_takes_whole_images_and_gives_each_its_own_embedding() -> No
     torch.testing.assert_close(h_BD, alone_BD, rtol=1e-4, atol=1e-5)
 
 
-def test_a_patch_that_the_backbone_does_not_take_is_named_when_the_method_is_made() -> None:
+def test_a_patch_size_that_the_backbone_does_not_take_is_refused_when_the_method_is_built() -> None:
     from embedserve.errors import InvalidInput
     from embedserve_training import methods
     from embedserve_training.plan import plan
@@ -168,7 +168,7 @@ def test_a_patch_that_the_backbone_does_not_take_is_named_when_the_method_is_mad
         methods.build(settings, 64)
 
 
-def test_each_direction_has_a_context_and_predictors_of_its_own() -> None:
+def test_each_direction_has_its_own_context_and_predictors() -> None:
     method = cpc(directions=4)
     assert len(method.contexts) == len(method.predictors) == 4
     weights = [next(context.parameters()) for context in method.contexts]

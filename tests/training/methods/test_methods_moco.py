@@ -1,4 +1,4 @@
-"""MoCo: the momentum copy, the order of a step beside the authors', and batch-norm that does not give the key away."""
+"""MoCo: the momentum copy, the authors' order of a step, and batch-norm that does not leak the key."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_key_weights_follow_by_one_minus_momentum_of_the_distance() -> None:
     method = a_moco(momentum=0.9)
     with torch.no_grad():
         for weight in query_weights(method):
-            weight.add_(1.0)  # copies began equal, so a tenth of 1 is what they move
+            weight.add_(1.0)  # the copies started equal, so they move by a tenth of 1
     before = [weight.clone() for weight in key_weights(method)]
     method.after_step()
     for now, was in zip(key_weights(method), before, strict=True):
@@ -47,7 +47,7 @@ def test_key_weights_follow_by_one_minus_momentum_of_the_distance() -> None:
         torch.testing.assert_close(now, was + 0.19, rtol=1e-6, atol=1e-6)
 
 
-def test_key_networks_begin_as_copies_with_tensors_of_their_own() -> None:
+def test_key_networks_start_as_copies_with_their_own_tensors() -> None:
     method = a_moco()
     for query, key in zip(query_weights(method), key_weights(method), strict=True):
         assert torch.equal(query, key)
@@ -105,9 +105,9 @@ def test_the_first_version_has_a_linear_head_and_the_second_a_hidden_layer_witho
 
 
 class Literal:
-    """Three steps as the authors take them: query, key encoder follows, keys, logits, enqueue, descent.
+    """Three steps in the authors' order: query, update of the key encoder, keys, logits, enqueue, descent.
 
-    Written out for one process without shuffling: the network here has no batch-norm, so the order of keys is nothing.
+    For one process without shuffling: the network has no batch-norm, so the order of keys does not matter.
     """
 
     def __init__(self, method: MoCo, lr: float) -> None:
@@ -162,7 +162,7 @@ def test_three_steps_are_those_of_the_authors_order() -> None:
         assert output.loss.item() == pytest.approx(literal.step(first_BCSS, second_BCSS), rel=1e-5)
     ours = method.queue.keys_KD.roll(-int(method.queue.position), 0)  # the oldest first
     torch.testing.assert_close(ours, torch.stack(literal.queue), rtol=1e-4, atol=1e-5)
-    # Here the key encoder has followed after the third step already; there it will before the fourth one's keys.
+    # Our key encoder is updated after the third step, theirs before the fourth one's keys.
     with torch.no_grad():
         for theirs, query in zip(literal.key.parameters(), literal.query.parameters(), strict=True):
             theirs.copy_(0.7 * theirs + 0.3 * query)
@@ -178,7 +178,7 @@ def test_keys_come_back_in_the_order_of_their_images() -> None:
     torch.testing.assert_close(method._keys(key_BCSS, seeded(3)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_symmetric_loss_is_the_mean_of_both_ways_and_its_diagnostics_are() -> None:
+def test_a_symmetric_loss_and_its_diagnostics_are_the_means_of_both_directions() -> None:
     method = without_batch_norm()
     first_BCSS, second_BCSS = drawn_views(method)
     one, other = (method(pair, INDICES, seeded()) for pair in ([first_BCSS, second_BCSS], [second_BCSS, first_BCSS]))

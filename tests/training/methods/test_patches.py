@@ -1,4 +1,4 @@
-"""Where patches lie, and what training shows of them."""
+"""The positions of patches, and the part of them that training shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.training.method_cases import seeded
 
 
 def numbered(batch: int, side: int) -> Tensor:
-    """Images whose every pixel has another value within 0–1: float [B, 3, S, S]."""
+    """Images in which every pixel has a different value within 0–1: float [B, 3, S, S]."""
     count = batch * 3 * side * side
     return (torch.arange(count, dtype=torch.float64) / count).view(batch, 3, side, side)
 
@@ -51,7 +51,7 @@ def test_patches_cover_the_borders_at_every_size(size_px: int, grid: int) -> Non
 
 
 def slowly(patches_NCPP: Tensor, generator: torch.Generator, total: int, first: int) -> Tensor:
-    """Pixel by pixel: grey, and in the middle the window at a drawn place."""
+    """Pixel by pixel: grey, and in the middle the crop at a drawn position."""
     count, _, side, _ = patches_NCPP.shape
     kept = round(side * 60 / 64)
     margin = (side - kept) // 2
@@ -80,7 +80,7 @@ def test_of_64_pixels_60_are_shown_and_all_25_places_occur() -> None:
     assert corners == {float(patches_NCPP[0, 0, y, x]) for y in range(5) for x in range(5)}
 
 
-def test_a_process_shows_its_patches_as_one_process_with_all_would() -> None:
+def test_patches_in_two_processes_equal_those_in_one() -> None:
     patches_NCPP = numbered(6, 16)
     whole_NCPP = crop_and_pad(patches_NCPP, seeded(1), SINGLE_PROCESS)
     parts = [crop_and_pad(patches_NCPP.chunk(3)[rank], seeded(1), Processes(rank, 3)) for rank in range(3)]

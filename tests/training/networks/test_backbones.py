@@ -38,7 +38,7 @@ def test_small_cnn_takes_every_small_size(size_px: int) -> None:
     assert backbone(torch.rand(2, 3, size_px, size_px)).shape == (2, 256)
 
 
-def test_small_cnn_knows_in_which_quadrant_something_is() -> None:
+def test_small_cnn_keeps_the_quadrant_of_a_feature() -> None:
     body = backbones.build("small-cnn", 32).eval().body
     image = torch.zeros(1, 3, 32, 32)
     image[..., :8, :8] = 1.0  # upper left

@@ -19,7 +19,7 @@ from embedserve_training.networks.batch_norm import GlobalBatchNorm, SplitBatchN
 
 @dataclass(frozen=True)
 class Mirrored(Processes):
-    """Two processes of which the other one holds the very same batch."""
+    """Two processes, the other of which has the same batch."""
 
     count: int = 2
 
@@ -28,7 +28,7 @@ class Mirrored(Processes):
 
 
 def norms() -> tuple[nn.BatchNorm2d, nn.BatchNorm2d]:
-    """Twice the same batch-norm of three channels, with weights that are not one and zero."""
+    """The same batch-norm of three channels twice, with weights other than one and zero."""
     made = []
     for _ in range(2):
         norm = nn.BatchNorm2d(3)
@@ -40,12 +40,12 @@ def norms() -> tuple[nn.BatchNorm2d, nn.BatchNorm2d]:
 
 
 def batch(seed: int = 0) -> Tensor:
-    """Float [6, 3, 4, 4], its channels far from zero mean and unit variance."""
+    """Float [6, 3, 4, 4] whose channels are far from zero mean and unit variance."""
     x_BCHH = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return x_BCHH * torch.tensor([0.1, 1.0, 10.0]).view(3, 1, 1) + torch.tensor([3.0, 0.0, -5.0]).view(3, 1, 1)
 
 
-def test_joined_it_normalises_and_remembers_as_torch_does_with_the_joined_batch() -> None:
+def test_synchronised_it_normalises_and_tracks_statistics_as_torch_does_for_the_global_batch() -> None:
     plain, norm = norms()
     joined = batch_norm.synchronise(norm, Mirrored())
     x_BCHH = batch()
@@ -55,7 +55,7 @@ def test_joined_it_normalises_and_remembers_as_torch_does_with_the_joined_batch(
     torch.testing.assert_close(joined.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
 
 
-def test_joined_it_is_torchs_own_in_evaluation() -> None:
+def test_synchronised_it_equals_torchs_in_evaluation() -> None:
     plain, norm = norms()
     joined = batch_norm.synchronise(norm, Mirrored())
     for module in (plain, joined):
@@ -66,7 +66,7 @@ def test_joined_it_is_torchs_own_in_evaluation() -> None:
 @pytest.mark.parametrize(
     "change", [lambda net: batch_norm.synchronise(net, Mirrored()), lambda net: batch_norm.split(net, 2)]
 )
-def test_the_tensors_and_names_of_a_network_stay_what_they_were(change: object) -> None:
+def test_the_tensors_of_a_network_and_their_names_are_kept(change: object) -> None:
     network = build("small-cnn", 16)
     before = dict(network.state_dict(keep_vars=True))
     frozen = next(value for name, value in before.items() if name.endswith("norm1.bias"))
@@ -81,21 +81,21 @@ def test_the_tensors_and_names_of_a_network_stay_what_they_were(change: object) 
     assert kinds in ({GlobalBatchNorm}, {SplitBatchNorm})
 
 
-def test_a_process_alone_keeps_torchs_own() -> None:
+def test_a_single_process_keeps_torchs_modules() -> None:
     network = build("small-cnn", 16)
     for changed in (batch_norm.synchronise(network, SINGLE_PROCESS), batch_norm.split(network, 1)):
         assert changed is network
         assert not any(isinstance(module, GlobalBatchNorm | SplitBatchNorm) for module in changed.modules())
 
 
-def test_without_it_no_image_sees_another() -> None:
+def test_with_layer_norm_no_image_depends_on_another() -> None:
     network = batch_norm.to_layer_norm(build("small-cnn", 16))
     x_BCHH = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(network(x_BCHH)[:2], network(x_BCHH[:2]), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
-def test_a_batch_that_cannot_be_cut_evenly_is_taken_whole() -> None:
+def test_a_batch_that_cannot_be_cut_evenly_is_normalised_as_a_whole() -> None:
     plain, norm = norms()
     split = batch_norm.split(norm, 4)
     torch.testing.assert_close(split(batch()), plain(batch()))

@@ -1,4 +1,4 @@
-"""The queue beside a deque, the bank row by row, and the momentum copy."""
+"""The queue compared with a deque, the bank row by row, and the momentum copy."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_the_queue_holds_the_last_keys_whatever_its_size_and_that_of_batches(siz
         assert oldest_first.tolist() == list(expected)
 
 
-def test_the_queue_begins_with_random_directions() -> None:
+def test_the_queue_starts_with_random_directions() -> None:
     keys_KD = KeyQueue(100, 16).keys_KD
     torch.testing.assert_close(keys_KD.norm(dim=1), torch.ones(100))
     assert (keys_KD @ keys_KD.T).fill_diagonal_(0).abs().max() < 0.99
 
 
-def test_a_loaded_queue_goes_on_at_its_position() -> None:
+def test_a_loaded_queue_continues_at_its_position() -> None:
     queue, other = KeyQueue(5, 2), KeyQueue(5, 2)
     queue.put(torch.ones(3, 2))
     other.load_state_dict(queue.state_dict())
@@ -65,7 +65,7 @@ def test_queue_and_bank_keep_their_dtype_whatever_they_are_given(own: torch.dtyp
     assert torch.equal(queue.keys_KD[:2], rows_RD.to(own))
 
 
-def test_follow_moves_parameters_by_one_minus_momentum_and_leaves_buffers() -> None:
+def test_a_momentum_update_moves_parameters_by_one_minus_momentum_and_leaves_buffers() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     follower = momentum_copy(network)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_follow_moves_parameters_by_one_minus_momentum_and_leaves_buffers() -> N
     assert torch.equal(follower[1].running_mean, torch.zeros(2))  # type: ignore[index]
 
 
-def test_many_steps_of_follow_are_the_sum_of_the_series() -> None:
+def test_many_momentum_updates_are_the_sum_of_the_series() -> None:
     network = nn.Linear(1, 1, bias=False)
     follower = momentum_copy(network)
     with torch.no_grad():

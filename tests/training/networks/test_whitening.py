@@ -1,4 +1,4 @@
-"""Whitening of served embeddings: what it does to vectors, and that it travels from training to the encoder file."""
+"""Whitening of served embeddings: its effect on vectors, and its way from training to the encoder file."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Config = Callable[..., TrainConfig]
 
 
 def quiet(line: str) -> None:
-    """Report to nobody."""
+    """Discard a report."""
 
 
 def correlated(rows: int) -> torch.Tensor:
-    """Vectors of three numbers that depend on each other and lie far from 0, [N, 3]."""
+    """Vectors of three correlated numbers far from 0, [N, 3]."""
     mixing = torch.tensor([[3.0, 1.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 0.8]])
     return torch.randn(rows, 3, generator=torch.Generator().manual_seed(1)) @ mixing + torch.tensor([10.0, -4.0, 2.0])
 
@@ -44,7 +44,7 @@ def test_whitened_vectors_have_mean_zero_and_the_identity_as_covariance_but_for_
     assert float(expected_DD.diagonal().min()) > 0.8  # so nearly the identity
 
 
-def test_a_direction_without_variance_is_not_blown_up() -> None:
+def test_a_direction_without_variance_is_not_amplified() -> None:
     h_ND = correlated(1000)
     h_ND[:, 2] = 5.0
     h_ND[1, 2] += 1e-6
@@ -56,19 +56,19 @@ def test_a_direction_without_variance_is_not_blown_up() -> None:
     assert factor == pytest.approx((FLOOR * greatest) ** -0.5, rel=1e-3)
 
 
-def test_vectors_that_are_white_already_keep_their_cosines() -> None:
+def test_vectors_that_are_already_white_keep_their_cosines() -> None:
     h_ND = torch.randn(20000, 4, generator=torch.Generator().manual_seed(2))
     white_ND = Whitening.fit(h_ND)(h_ND)
     assert float(torch.cosine_similarity(h_ND, white_ND).min()) > 0.98
 
 
-def test_vectors_that_are_all_alike_stay_finite() -> None:
+def test_equal_vectors_stay_finite() -> None:
     h_ND = torch.ones(10, 3)
     assert torch.isfinite(Whitening.fit(h_ND)(h_ND)).all()
 
 
 class Means(Backbone):
-    """The mean of each channel as an embedding of three numbers."""
+    """An embedding of three numbers: the mean of each channel."""
 
     def __init__(self) -> None:
         super().__init__(nn.Linear(1, 1), "means", 3)
@@ -80,13 +80,13 @@ class Means(Backbone):
         return images_NCSS.mean((2, 3))
 
 
-# Small images are served whole, whatever the size of the cached ones; large ones without a margin.
+# Small images are served whole, for any size of the cached ones; large ones without their margin.
 @pytest.mark.parametrize(("cached", "size", "cut"), [(10, 8, 0), (8, 8, 0), (6, 8, 0), (74, 64, 5), (64, 64, 0)])
-def test_it_is_fitted_to_what_the_encoder_sees(cached: int, size: int, cut: int) -> None:
+def test_it_is_fitted_to_images_as_the_encoder_sees_them(cached: int, size: int, cut: int) -> None:
     rng = np.random.default_rng(3)
     pixels = np.zeros((40, cached, cached, 3), np.uint8)
     pixels[:] = rng.integers(0, 256, (40, 1, 1, 3))
-    if cut:  # what is cut off must not count
+    if cut:  # the margin must not count
         pixels[:, :cut] = pixels[:, -cut:] = pixels[:, :, :cut] = pixels[:, :, -cut:] = 255
     network = Means().train()
     fitted = fit_to_images(network, pixels, size)
@@ -112,21 +112,21 @@ def test_a_finished_run_serves_whitened_embeddings_through_the_file(finished_run
     np.testing.assert_allclose(served_ND, expected_ND.numpy(), atol=1e-4)
 
 
-def test_it_can_be_left_out(image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
+def test_it_can_be_switched_off(image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
     run_training(image_folder, config=tiny_config(epochs=1, whiten=False), out=tmp_path, report=quiet)
     assert checkpoint.load(tmp_path).whitening is None
     encoder = served.trained(tmp_path)
     assert isinstance(encoder.whitening, nn.Identity)
 
 
-def test_a_killed_run_is_whitened_with_the_images_that_it_left(
+def test_a_killed_run_is_whitened_with_its_decoded_images(
     finished_run: Path, image_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A checkpoint of a run under way has no whitening; its decoded images are still there.
+    # A checkpoint of a running training has no whitening; its decoded images still exist.
     from embedserve_training.run import trainer
 
     class Killed(Exception):
-        """Stands for SIGKILL: nothing after the step is done."""
+        """Like SIGKILL: nothing after the step is done."""
 
     def die(self: trainer.Trainer) -> None:
         raise Killed
