@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -361,6 +362,12 @@ class CollectionInfo(CollectionIdentity):
     """Items that are in no segment yet; searches compare them one by one."""
     deleted: int = 0
     """Rows of the index whose items were deleted or replaced; merging removes them."""
+
+    @property
+    def dead(self) -> int:
+        """The old name of ``deleted``."""
+        warnings.warn("CollectionInfo.dead is now called deleted", DeprecationWarning, stacklevel=2)
+        return self.deleted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

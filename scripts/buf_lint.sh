@@ -2,8 +2,9 @@
 # Lint protos/ with buf, by the rules in buf.yaml.
 # Usage: scripts/buf_lint.sh PYTHON
 #
-# Uses the buf in .buf/, else one on PATH, else installs it into .buf/ with npm; skipped if there is no npm. buf reads an image made by our own protoc, since fetching google/rpc/status.proto from buf's
-# registry would need another network connection and an account's rate limit.
+# Uses the buf in .buf/, else one on PATH, else installs it into .buf/ with npm; skipped if there is no npm. buf reads an
+# image made by our own protoc, since fetching google/rpc/status.proto from buf's registry would need another network
+# connection and an account's rate limit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from embedserve.cli import main as cli
+from embedserve.cli.collection import RENAMED
 
 OUT = Path(__file__).resolve().parents[1] / "docs/cli.md"
 HEADER = """\
@@ -48,7 +49,7 @@ def render(root: click.Command) -> str:
     commands = [(name, command) for name, command in walk(root, "embedserve") if command is not root]
     overview = ["| command | what it does |", "|---|---|"]
     overview += [f"| [`{name}`](#{anchor(name)}) | {first_sentence(command)} |" for name, command in commands]
-    sections = [HEADER, "\n".join(overview) + "\n", *deprecated(root)]
+    sections = [HEADER, "\n".join(overview) + "\n", *renamed()]
     sections += ["\n".join(section(name, command)) for name, command in commands]
     return "\n".join(sections)
 
@@ -62,19 +63,12 @@ def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command
                 yield from walk(child, f"{name} {short}")
 
 
-def deprecated(root: click.Command) -> Iterator[str]:
+def renamed() -> Iterator[str]:
     """The old names of commands, with the new ones."""
-    names = [
-        (f"{name} {short}", child.deprecated)
-        for name, group in walk(root, "embedserve")
-        if isinstance(group, click.Group)
-        for short, child in group.commands.items()
-        if child.deprecated
-    ]
-    if names:
-        yield "Old names still work in this release, with a warning on standard error:\n\n| old name | |\n|---|---|"
-        yield from (f"| `{name}` | {hint} |" for name, hint in names)
-        yield ""
+    yield "Old names still work in this release, with a warning on standard error:\n\n| old name | |\n|---|---|"
+    for old, new in RENAMED.items():
+        yield f"| `embedserve collection {old}` | Use `embedserve collection {new}`. |"
+    yield ""
 
 
 def section(name: str, command: click.Command) -> Iterator[str]:

@@ -170,3 +170,11 @@ def test_a_collection_of_external_vectors_is_recognised() -> None:
 
     assert collection(EXTERNAL).external
     assert not collection("0" * 64).external
+
+
+def test_the_old_name_of_deleted_rows_warns_and_still_works() -> None:
+    info = CollectionInfo(
+        name="photos", fingerprint="f", encoder_name="e", dimension=4, keep=Keep.NONE, created_unix_s=0.0, deleted=7
+    )
+    with pytest.warns(DeprecationWarning, match="now called deleted"):
+        assert info.dead == 7

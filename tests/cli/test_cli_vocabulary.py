@@ -70,3 +70,10 @@ def test_a_misspelt_command_of_collection_is_answered_with_the_right_one(cli: Cl
     outcome = cli("collection", "delet-items")
     assert outcome.exit_code == 2
     assert "delete-items" in outcome.err
+
+
+def test_a_suggestion_never_offers_an_old_name(cli: Cli) -> None:
+    err = cli("collection", "itms").err
+    assert "get-items" in err
+    assert "'items'" not in err
+    assert "'remove'" not in cli("collection", "remov").err

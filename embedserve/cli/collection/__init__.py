@@ -28,19 +28,23 @@ class _CollectionGroup(click.Group):
 
     @property
     def commands(self) -> MutableMapping[str, click.Command]:
-        """Name → command, the old names among them, hidden."""
+        """Name → command, without the old names: what help, completion and suggestions offer."""
         if not self._loaded:
             self._loaded = True
             for module in _MODULES:
                 for command in import_module(f"{__name__}.{module}").COMMANDS:
                     self.add_command(command)
-            for old, new in RENAMED.items():
-                self.add_command(_deprecated(self._commands[new], old))
         return self._commands
 
     @commands.setter
     def commands(self, commands: MutableMapping[str, click.Command]) -> None:
         self._commands, self._loaded = commands, False
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name, or of an old name."""
+        if new_name := RENAMED.get(cmd_name):
+            return _deprecated(self.commands[new_name], cmd_name)
+        return super().get_command(ctx, cmd_name)
 
 
 def _deprecated(command: click.Command, old_name: str) -> click.Command:
