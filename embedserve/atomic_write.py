@@ -31,7 +31,10 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
         if before is not None and not stat.S_ISREG(before.st_mode):
             raise DataError(f"{path} already exists, and is not a regular file", hint="choose another name")
         if before is not None and not overwrite:
-            raise DataError(f"{path} already exists", hint="choose another name, or allow overwriting it")
+            raise DataError(
+                f"{path} already exists",
+                hint="choose another name, or overwrite it: --overwrite, in Python overwrite=True",
+            )
         # Not with tempfile, whose files only their owner may read: only the system itself applies the umask.
         name = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         with name.open("xb") as file:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 Outcome = Literal["embedded", "refused", "failed", "cancelled", "expired"]
-"""How an admitted image ended: with its vector; an error of the image; an error of ours; its client hung up; its
+"""How an admitted image ended: with its vector; a bad image; an internal error; the client disconnected; the
 deadline passed."""
 
 

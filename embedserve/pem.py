@@ -54,7 +54,7 @@ def read_pair(certificate: Path, key: Path) -> KeyPair:
     except _PasswordAsked as error:
         raise SetupError(
             f"the private key {key} is protected by a password",
-            hint=f"remove it, as nobody can enter it: openssl pkey -in {key} -out key.pem",
+            hint=f"remove it, since it cannot be entered at start: openssl pkey -in {key} -out key.pem",
         ) from error
     except (ssl.SSLError, OSError) as error:
         if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":

@@ -272,7 +272,7 @@ def _words(height: int) -> str:
     return (
         f'<g><rect x="40" y="{height - 50}" width="{_WIDTH - 80}" height="34" rx="6" fill="{fill}" stroke="{line}"/>'
         f'<text x="{_WIDTH / 2:.0f}" y="{height - 28}" font-size="14" fill="#223" text-anchor="middle">'
-        f"the words that all rooms speak: {escape(' · '.join(names))}</text></g>"
+        f"shared by all rooms: {escape(' · '.join(names))}</text></g>"
     )
 
 

@@ -140,7 +140,7 @@ def command(
             }
         )
     elif not counts.failed:
-        say(f"search them: embedserve search IMAGE --collection {collection}")
+        say(f"next: embedserve search IMAGE --collection {collection}")
     if counts.failed:
         sys.exit(1)
 

@@ -15,7 +15,7 @@ from embedserve.cli.terminal.options import collection_option, json_option, serv
 @click.argument("image", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @collection_option
 @click.option("--like", "item_id", metavar="ID", help="Search by this item of the collection instead of an image.")
-@click.option("-k", default=10, type=click.IntRange(1), help="Hits at most.")
+@click.option("-k", default=10, type=click.IntRange(1), help="Maximum number of hits.")
 @click.option("--min-score", type=click.FloatRange(-1, 1), help="Only hits with at least this cosine.")
 @where_option
 @click.option("--group-by", default="", metavar="KEY", help="At most one hit for each value of this metadata key.")

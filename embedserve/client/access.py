@@ -83,7 +83,7 @@ def access(
     allow_plain_token: bool = False,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> Access:
-    """What a client was told about a connection, checked; ``Client`` explains the arguments.
+    """The validated connection settings of a client; ``Client`` explains the arguments.
 
     Raises:
         InvalidInput: arguments contradict each other, the token is not allowed in a header, or would be sent in clear

@@ -209,7 +209,7 @@ class AsyncCalls:
             channel.close()  # ends the thread if this task is cancelled
 
     def check_open(self) -> None:
-        """Refuse to go on with a closed client.
+        """Raise if the client is closed.
 
         Raises:
             FailedPrecondition: the client has been closed.

@@ -49,7 +49,7 @@ class BulkMethod(Generic[StreamRequestT, StreamResponseT, RequestT]):
     as_call: Callable[[StreamRequestT], RequestT]
     """The request of a single call with the content of a stream's request."""
     is_answer: Callable[[StreamRequestT, StreamResponseT, int], bool]
-    """Whether a response answers a request that follows so many inputs on its stream."""
+    """Whether a response answers a request that follows this many inputs on its stream."""
 
 
 EMBED: BulkMethod[embedding_pb.EmbedStreamRequest, embedding_pb.EmbedStreamResponse, embedding_pb.EmbedRequest] = (

@@ -1,4 +1,4 @@
-"""Which error of ours a failed gRPC call stands for, and whether another attempt makes sense."""
+"""Which embedserve error a failed gRPC call stands for, and whether another attempt makes sense."""
 
 from __future__ import annotations
 
@@ -173,8 +173,8 @@ def _handshake_failure(text: str, target: str) -> Failure | None:
         )
     elif "Hostname Verification" in text:
         error = Unavailable(
-            f"the certificate of the server at {target} is made out to another name",
-            hint="connect by a name or an address that stands in the certificate, or have one made for this name",
+            f"the certificate of the server at {target} was issued for another name",
+            hint="connect by a name or an address listed in the certificate, or have one issued for this name",
         )
     elif "WRONG_VERSION_NUMBER" in text:
         error = Unavailable(

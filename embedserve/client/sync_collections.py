@@ -204,7 +204,7 @@ class Collections:
         """Remove a collection with all its items, and the aliases that point to it.
 
         Raises:
-            CollectionNotFound: no collection has the name; an alias is not enough.
+            CollectionNotFound: no collection has the name; an alias is not accepted.
         """
         request = messages.message(collection_pb.DeleteCollectionRequest, name=name)
         # Not retried: after a lost answer the collection would be gone, or another one have its name.

@@ -34,7 +34,7 @@ class Window(Generic[RequestT, ResponseT]):
     """The chunks of one bulk method that are sent over streams and not yet answered. Does no I/O.
 
     Args:
-        is_answer: whether a response answers a request that follows so many inputs on its stream.
+        is_answer: whether a response answers a request that follows this many inputs on its stream.
         target: of the channel, for messages.
         timeout_s: how long to wait for the next answer while chunks are in flight, new streams included.
     """

@@ -3,7 +3,7 @@
 Flows take turns, image by image, so that a call of 64 does not hold back a call of one. A worker takes what waits at
 the moment it is free and does not wait for more: batches grow by themselves while the encoder is busy, and an idle
 server adds no delay. Every image is prepared alone before it joins a batch, so a bad one costs the others nothing; a
-batch that fails is halved until the failing image stands alone. Images of a call that is cancelled or past its deadline
+batch that fails is halved until the failing image is isolated. Images of a call that is cancelled or past its deadline
 are dropped before they are prepared, and again when a batch is formed.
 
 On the CPU each worker prepares a few images and then encodes them itself: as many workers as cores are busy all the
@@ -94,7 +94,7 @@ class Batcher(Generic[SourceT, ExtraT]):
         runs: calls of ``encode`` side by side.
         decode_threads: threads that prepare images; 0 if each run prepares its own.
         max_batch: images in a batch at most.
-        observer: is told what becomes of every image.
+        observer: notified of the outcome of every image.
         ms_per_image: the first value of ``ms_per_image``, if it is known.
     """
 

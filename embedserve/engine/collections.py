@@ -105,7 +105,7 @@ class Collections:
         await self._core.in_store(lambda store: store.set_alias(alias, collection))
 
     def check(self, name: str) -> AsyncGenerator[CheckProgress | CheckReport]:
-        """Compare everything that is stored more than once; gives the progress and, last, the report.
+        """Compare everything that is stored more than once; yields the progress and, finally, the report.
 
         Closing the iterator ends the check.
 
@@ -156,14 +156,14 @@ class Collections:
 
         Raises:
             Overloaded: too many checks, backups and restores wait already.
-            InvalidInput: the name is not allowed, or the bytes are no backup, incomplete or damaged.
+            InvalidInput: the name is not allowed, or the bytes are not a backup, or are incomplete or damaged.
             AlreadyExists: the name is taken.
             DiskFull: nothing was created.
         """
         store = self._core.store
         with suppress(CollectionNotFound):  # the store looks again when everything has arrived
             store.identity(name)
-            raise AlreadyExists(f"there is a collection or an alias {name!r} already")
+            raise AlreadyExists(f"there is already a collection or an alias {name!r}")
         return await self._core.jobs.consume(
             lambda taken, check: store.restore_collection(name, _verified(taken), check), parts
         )

@@ -94,7 +94,7 @@ class Embedder:
             admission: counts the images in flight, over all embedders of a server.
             decode_threads: threads that decode for a GPU; 0 for one per core. On the CPU the encoder's threads decode.
             max_batch: images in a batch at most; 0 for the size that ``best_batch`` finds.
-            observer: is told what becomes of images.
+            observer: notified of the outcome of every image.
         """
         max_batch, ms_per_image = await asyncio.to_thread(_warm_up, encoder, max_batch)
         return cls(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Engine:
     """One encoder and, if there is a data directory, its collections. Make it with ``start``.
 
-    ``deadline`` is everywhere when the caller stops waiting, on ``time.monotonic``'s clock. A result that is an
+    ``deadline`` is always when the caller stops waiting, on ``time.monotonic``'s clock. A result that is an
     EmbedserveError concerns that image, item or query alone; a raised one concerns the whole call. Without a data
     directory, whatever needs a collection raises FailedPrecondition.
     """

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Items:
     """The items of an engine's collections.
 
-    ``collection`` is a name or an alias everywhere; CollectionNotFound is raised if none is called so.
+    ``collection`` is a name or an alias everywhere; CollectionNotFound is raised if none has that name.
     """
 
     def __init__(self, core: Core) -> None:

@@ -1,7 +1,7 @@
 """Jobs that take minutes, in their own threads; pieces of what they make or read pass through the event loop.
 
-Only a few pieces are held at a time. A job whose caller has gone is told by an exception, at the next piece that it
-gives or takes or when it checks, so that it ends and cleans up.
+Only a few pieces are held at a time. A job whose caller has gone gets an exception at the next piece that it
+yields or takes, or at its next check, so that it ends and cleans up.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Jobs:
         with self._lock:
             if self._count >= self._most:
                 raise Overloaded(
-                    f"{self._count} checks, backups and restores are under way or wait for their turn",
+                    f"{self._count} checks, backups and restores are running or queued",
                     retry_after_ms=_RETRY_AFTER_MS,
                 )
             running = self._pool.submit(job)

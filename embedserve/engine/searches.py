@@ -1,7 +1,7 @@
-"""Searches of many calls, spread over as many threads as cores; each takes what waits at the moment it is free.
+"""Searches of many calls, spread over as many threads as cores; each takes the waiting work when it is free.
 
-A search that finds a free thread is answered at once. While all are busy, searches that ask for the same of the same
-collection go through the store together, which costs less than one by one; none waits for others to come. The queries
+A search that finds a free thread is answered at once. While all are busy, searches with the same options on the same
+collection go through the store together, which costs less than one by one; no search waits for later ones. The queries
 of a large call are shared out among the free threads, and where several calls wait, each gets its turn in every round,
 so a call of 64 does not hold back a call of one.
 """
@@ -34,7 +34,7 @@ _LEAST_SHARE = 16
 
 @dataclass(slots=True, eq=False)
 class SearchCall(QueuedCall):
-    """Queries that are answered together. Calls that ask for the same of one collection are one flow."""
+    """Queries that are answered together. Calls with the same options on one collection are one flow."""
 
     identity: CollectionIdentity
     options: SearchOptions

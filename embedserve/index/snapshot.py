@@ -1,6 +1,6 @@
 """Everything in an index at one moment: segments, deltas that wait to be sealed, and which of their rows are deleted.
 
-A snapshot never changes. A reader takes one and keeps it for the whole search; a writer makes the next one meanwhile.
+A snapshot never changes. A reader takes one and keeps it for the whole search; a writer meanwhile builds the next one.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def test_the_collection_is_created_and_bound_to_the_encoder(
 
 def test_the_next_command_to_type_is_named_in_the_end(cli: Cli, collection: str, photos: Path) -> None:
     outcome = cli("add", photos, "--collection", collection)
-    assert outcome.err.splitlines()[-1] == f"search them: embedserve search IMAGE --collection {collection}"
+    assert outcome.err.splitlines()[-1] == f"next: embedserve search IMAGE --collection {collection}"
 
 
 def test_without_a_terminal_progress_is_one_line_with_images_per_second(

@@ -1,4 +1,4 @@
-"""Warnings of the other package are its own affair: they are errors in our tests, but not where it is imported."""
+"""Warnings raised while lightly is imported are ignored; elsewhere in the tests they are errors."""
 
 from __future__ import annotations
 

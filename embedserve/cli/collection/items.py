@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command("list-items")
 @click.argument("name")
 @where_option
-@click.option("--limit", type=click.IntRange(1), help="Items at most; without it all.")
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of items; all by default.")
 @server_option
 @json_option("JSON lines: one item with id, metadata and sha256 of its image on each.")
 def list_items(name: str, conditions: tuple[Any, ...], limit: int | None, server: str, as_json: bool) -> None:

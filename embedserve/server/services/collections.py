@@ -110,7 +110,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
     async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
         """Write the items of one call."""
         begun, engine, timings = time.monotonic(), self._state.engine, Timings()
-        # First of all, as refusing costs less than converting.
+        # Checked first: refusing costs less than converting.
         engine.limits.check("max_items", len(request.items), "items in one call")
         identity, results = await engine.items.upsert(
             request.collection,

@@ -33,7 +33,7 @@ class SearchService(pb_grpc.SearchServiceServicer):
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         """Answer the queries of one call."""
         begun, engine, timings = time.monotonic(), self._state.engine, Timings()
-        # First of all, as refusing costs less than converting.
+        # Checked first: refusing costs less than converting.
         engine.limits.check("max_queries", len(request.queries), "queries in one call")
         wire.check_encoding(request.vector_encoding)
         options = SearchOptions(

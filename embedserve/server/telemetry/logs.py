@@ -39,7 +39,7 @@ def new_request_id() -> str:
 
 
 def is_valid_request_id(request_id: str | bytes) -> bool:
-    """Whether a client's request id can stand in a log line: 1–128 printable ASCII characters without spaces."""
+    """Whether a client's request id is safe to log: 1–128 printable ASCII characters without spaces."""
     return (
         isinstance(request_id, str)
         and 0 < len(request_id) <= _MAX_REQUEST_ID_CHARS

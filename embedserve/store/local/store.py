@@ -283,7 +283,7 @@ class LocalStore:
 
             write_backup(self._directories[collection.entry.uid] / FILE, path, collection.entry, check)
             file = path.open("rb")
-        # The open file stays readable, and its space is freed when it is closed, in whatever way.
+        # The open file stays readable, and its space is freed when it is closed, however that happens.
         with file:
             yield file
 

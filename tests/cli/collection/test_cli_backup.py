@@ -63,7 +63,7 @@ def test_a_backup_is_one_file_and_is_restored_under_another_name(
     assert restored.err == f"created {other}: 0 items, 16 numbers per vector, keeps originals\n"
     again = cli("collection", "restore", other, path)
     assert again.exit_code == 1
-    assert f"there is a collection or an alias '{other}' already" in again.err
+    assert f"there is already a collection or an alias '{other}'" in again.err
     client.delete_collection(other)
 
 

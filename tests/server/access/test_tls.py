@@ -86,7 +86,7 @@ def test_everything_works_over_tls_with_a_token(tmp_path: Path, authority: Autho
         ("expired", "the certificate of the server at {} has expired"),
         ("early", "the certificate of the server at {} is not valid yet"),
         ("foreign", "the certificate of the server at {} is not trusted"),
-        ("other-name", "the certificate of the server at {} is made out to another name"),
+        ("other-name", "the certificate of the server at {} was issued for another name"),
     ],
 )
 def test_a_server_that_cannot_be_trusted_is_refused_at_once_with_the_reason(

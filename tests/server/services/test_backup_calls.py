@@ -96,7 +96,7 @@ def test_the_seventeenth_waiting_job_is_refused(
     path = tmp_path / "backup"
     path.write_bytes(b"abc")
     with Client(target, timeout_s=5) as client:  # too short for a retry
-        with pytest.raises(Overloaded, match="18 checks, backups and restores are under way or wait") as refused:
+        with pytest.raises(Overloaded, match="18 checks, backups and restores are running or queued") as refused:
             client.restore_collection("again", path)
         assert refused.value.retry_after_ms == 10_000
         with pytest.raises(Overloaded):

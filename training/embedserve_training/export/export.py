@@ -123,7 +123,7 @@ def _less_precise(
         [encoder.encode(images.held_out_NSSC[start : start + 16]) for start in range(0, len(images.held_out_NSSC), 16)]
     )
     measured = fidelity.compare(served.embed(network, images.held_out_NSSC), converted_ND, images.labels)
-    report(f"{precision} beside PyTorch on {measured.images} other images: {measured}")
+    report(f"{precision} compared with PyTorch on {measured.images} other images: {measured}")
     gain = fidelity.speed(encoder, Encoder.from_file(exact, device="cpu"), images.held_out_NSSC)
     on_gpus = "; it is for GPUs, and CPUs compute it in fp32" if precision == "fp16" else ""
     report(f"{precision} on this CPU: {gain:.2f} times the images per second of fp32{on_gpus}")

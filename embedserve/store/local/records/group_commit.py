@@ -1,6 +1,6 @@
 """Group commit: concurrent writes go to disk in one transaction, with one sync.
 
-The first caller commits alone. Writes that come meanwhile are gathered; then one of their callers commits for all. No
+The first caller commits alone. Writes arriving meanwhile are collected; then one of their callers commits for all. No
 caller waits for others to come, and the more callers there are, the fewer syncs a write costs.
 """
 
