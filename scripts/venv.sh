@@ -43,7 +43,7 @@ echo "Installing embedserve[$extra] into $venv from the Python package index; ex
 echo "  the serving part (onnxruntime, FAISS, gRPC, Pillow): about 500 MB on disk"
 case $extra in
 train) echo "  $torch" ;;
-dev) echo "  the tools (ruff, mypy, pytest, protobuf compiler): about 150 MB on disk" ;;
+dev) echo "  the tools (ruff, mypy, pytest, protobuf compiler, pyarrow, onnx): about 350 MB on disk" ;;
 *) echo "  $torch" && echo "  the tools and the libraries to compare with: about 300 MB on disk" ;;
 esac
 
