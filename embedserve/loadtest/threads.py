@@ -54,17 +54,17 @@ def threaded_closed_loop(
         sent_s, done_s, answered = array("d"), array("d"), array("I")
         ready.wait()
         from_s = began_s[0] + warmup_s
-        made = 0
+        made, is_measured = 0, False
         while True:
             before_s = time.perf_counter()
+            if is_measured and before_s >= from_s + seconds:  # a call that began now would be outside the window
+                return sent_s, done_s, answered
             count = call(made)
-            after_s = time.perf_counter()
             sent_s.append(before_s)
-            done_s.append(after_s)
+            done_s.append(time.perf_counter())
             answered.append(count)
             made += 1
-            if before_s >= from_s and after_s >= from_s + seconds:
-                return sent_s, done_s, answered
+            is_measured = before_s >= from_s
 
     with ThreadPoolExecutor(clients) as pool:
         futures = [pool.submit(work, number) for number in range(clients)]
