@@ -129,8 +129,8 @@ class VectorStore(Protocol):
                 the work.
 
         Yields:
-            0 once the items are found; then, after each transaction, how many it removed, which is on disk. Whoever
-            stops there keeps the rest.
+            0 once the items are found; then, after each transaction, how many it removed, which is on disk. A
+            caller that stops there keeps the rest.
 
         Raises:
             CollectionNotFound: also if the collection is removed meanwhile.

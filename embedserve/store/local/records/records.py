@@ -276,8 +276,9 @@ class WriteTransaction:
 
     def _add_facets(self, added: Sequence[tuple[int, bytes]]) -> None:
         """``added``: row numbers and metadata."""
+        # One that is there already, where the table is damaged, is as it should be.
         self._connection.executemany(
-            "INSERT INTO facet (key, value, rid) VALUES (?, ?, ?)",
+            "INSERT OR IGNORE INTO facet (key, value, rid) VALUES (?, ?, ?)",
             (facet for rid, meta in added for facet in self._facets.rows(rid, meta)),
         )
 
