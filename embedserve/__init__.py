@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         EncoderRef,
         ImageInput,
         ItemInput,
+        MetadataChange,
         Query,
         ServerInfo,
     )
@@ -76,6 +77,7 @@ __all__ = [
     "Limits",
     "Media",
     "Metadata",
+    "MetadataChange",
     "MetadataValue",
     "Not",
     "Or",

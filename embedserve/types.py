@@ -14,6 +14,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
+from embedserve.bounds import check_bounds
 from embedserve.errors import InvalidInput, LimitExceeded
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ class Limits:
 
 
 # --- Filters ---------------------------------------------------------------
-# A condition on a list-valued key holds when it holds for any of its elements; int and double compare as numbers;
-# bool equals only bool. A condition on a missing key is false, and Not of it is therefore true.
+# A condition on a list-valued key holds when it holds for any of its elements; int and double compare as numbers, and
+# exactly; bool equals only bool. A condition on a missing key is false, and Not of it is therefore true.
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +127,23 @@ class In:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The key's value is a number within the bounds; a bound that is None is open."""
+    """The key's value lies within the bounds; a bound that is None is open.
+
+    Bounds are all numbers or all texts. Numbers compare exactly, integers with floats too; texts by their UTF-8 bytes,
+    and for a list one of its elements must lie within all bounds.
+    """
 
     key: str
-    gt: float | None = None
-    gte: float | None = None
-    lt: float | None = None
-    lte: float | None = None
+    gt: float | str | None = None
+    gte: float | str | None = None
+    lt: float | str | None = None
+    lte: float | str | None = None
+
+    @property
+    def bounds(self) -> dict[str, float | str]:
+        """The bounds that are set, by name."""
+        bounds = {"gt": self.gt, "gte": self.gte, "lt": self.lt, "lte": self.lte}
+        return {name: bound for name, bound in bounds.items() if bound is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,15 +251,23 @@ def check_filter(condition: Filter, limits: Limits) -> None:
             case In(key, values):
                 check_metadata_key(key)
                 nodes += len(values)
-            case Range(key, gt, gte, lt, lte):
+            case Range(key):
                 check_metadata_key(key)
-                if all(bound is None for bound in (gt, gte, lt, lte)):
-                    raise InvalidInput(f"the range on {key!r} has no bound")
-                if any(bound is not None and math.isnan(bound) for bound in (gt, gte, lt, lte)):
-                    raise InvalidInput(f"the range on {key!r} has a bound that is not a number")
+                check_bounds(key, node.bounds)
             case Eq(key, _) | Exists(key):
                 check_metadata_key(key)
         limits.check("max_filter_nodes", nodes, "conditions and values in the filter")
+
+
+def has_condition(condition: Filter) -> bool:
+    """Whether a filter, within the limits, asks anything of an item; an empty And, for one, does not."""
+    match condition:
+        case And(filters) | Or(filters):
+            return any(has_condition(child) for child in filters)
+        case Not(child):
+            return has_condition(child)
+        case _:
+            return True
 
 
 # --- Items, hits, collections ----------------------------------------------

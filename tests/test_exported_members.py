@@ -39,6 +39,7 @@ EXPORTED = [
     "Limits",
     "Media",
     "Metadata",
+    "MetadataChange",
     "MetadataValue",
     "Not",
     "Or",
@@ -58,6 +59,7 @@ OF_OTHERS = {
 HELD = {
     "embedserve.client": {
         *("AddResult", "AsyncClient", "Client", "Embeddings", "EncoderInfo", "EncoderRef", "ImageInput", "ItemInput"),
+        "MetadataChange",
         *("Query", "ServerInfo"),
     },
     "embedserve.types": {

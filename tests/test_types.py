@@ -118,9 +118,37 @@ def test_a_range_needs_a_bound() -> None:
         check_filter(Range("year"), Limits())
 
 
-def test_a_bound_is_a_number() -> None:
-    with pytest.raises(InvalidInput, match="not a number"):
-        check_filter(Range("year", gt=1.0, lt=math.nan), Limits())
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        (Range("year", gt=1.0, lt=math.nan), "the bound lt of the range on 'year' is nan, which is not a number"),
+        (Range("ts", lt=2**63), "the bound lt of the range on 'ts' is 9223372036854775808, which does not fit 64 bits"),
+        (Range("ts", gte=-(2**63) - 1), "the bound gte .* -9223372036854775809, which does not fit 64 bits"),
+        (Range("ts", lt=10**400), "the bound lt .* an integer of 1329 bits, which does not fit 64 bits"),
+        (Range("ts", gt=10**10_000), "the bound gt .* an integer of 33220 bits, which does not fit 64 bits"),
+        (Range("a", gt=True), "the bound gt of the range on 'a' is True, which is neither a number nor a text"),
+        (Range("a", lte=["x"]), "the bound lte .* is a list, which is neither a number nor a text"),  # type: ignore[arg-type]
+        (Range("a", lte="\ud800"), "the bound lte .* cannot be written in UTF-8"),
+        (Range("a", gt="x", lt=5), "has the text 'x' for gt and the number 5 for lt, and no value is both"),
+    ],
+)
+def test_a_bound_that_cannot_be_compared_is_refused_by_name(condition: Range, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        check_filter(And((condition,)), Limits())
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Range("ts", gt=2**63 - 1, gte=-(2**63)),
+        Range("ts", gt=2**53 + 1, lt=1e300),
+        Range("day", gte="", lt="2027"),
+        Range("day", lt="\0"),
+    ],
+    ids=repr,
+)
+def test_integers_of_64_bits_and_texts_are_bounds(condition: Range) -> None:
+    check_filter(condition, Limits())
 
 
 def test_a_filter_may_be_as_deep_as_the_limit_and_no_deeper() -> None:

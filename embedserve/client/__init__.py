@@ -9,6 +9,7 @@ An error of the server is raised here as the same class of ``embedserve.errors``
 
 from __future__ import annotations
 
+from embedserve.changes import MetadataChange
 from embedserve.client.aio import AsyncClient
 from embedserve.client.sync import Client
 from embedserve.client.values import (
@@ -31,6 +32,7 @@ __all__ = [
     "EncoderRef",
     "ImageInput",
     "ItemInput",
+    "MetadataChange",
     "Query",
     "ServerInfo",
 ]

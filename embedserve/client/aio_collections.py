@@ -10,9 +10,11 @@ from pathlib import Path
 
 from embedserve import wire
 from embedserve.atomic_write import atomic_write
-from embedserve.client import bulk, long_calls, messages
+from embedserve.changes import MetadataChange
+from embedserve.client import bulk, item_changes, long_calls, messages
 from embedserve.client.aio_calls import AsyncCalls, in_threads
 from embedserve.client.values import AddResult, ItemInput
+from embedserve.errors import InvalidInput
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Filter, Item, Keep
 from embedserve.v1 import collection_service_pb2 as collection_pb
 
@@ -100,18 +102,82 @@ class AsyncCollections:
         )
         return await self._calls.in_order(self._calls.stubs.collections.GetItems, chunks, messages.get_items_results)
 
-    async def delete_items(self, collection: str, ids: Sequence[str]) -> int:
-        """Remove items by id; an id without an item is no error.
+    async def delete_items(
+        self, collection: str, ids: Sequence[str] | None = None, *, filter: Filter | None = None
+    ) -> int:
+        """Remove items by id, or all that match a filter.
+
+        By filter, items are removed a thousand at a time, and all within one call, so that ``timeout_s`` limits the
+        whole of it. A call that ends early may have removed some of them; the same call again removes the rest. Of
+        items that are written meanwhile and match, some may be removed.
+
+        Args:
+            collection: name or alias.
+            ids: an id without an item is no error.
+            filter: in place of ``ids``; with at least one condition on a key.
 
         Returns:
-            How many items were removed.
+            How many items were removed; by filter, where a lost call had to be repeated, by the last one.
+
+        Raises:
+            CollectionNotFound: no collection or alias has the name.
+            InvalidInput: neither or both of ``ids`` and ``filter`` are given, or the filter has no condition.
+            FailedPrecondition: the server is too old to delete by filter; nothing was removed.
+        """
+        if (ids is None) == (filter is None):
+            raise InvalidInput(
+                f"delete_items has {'neither ids nor' if ids is None else 'both ids and'} a filter",
+                hint="give one of the two: ids=['1', '2'] or filter=Eq('label', 'red')",
+            )
+        method = self._calls.stubs.collections.DeleteItems
+        if filter is not None:
+            request = item_changes.delete_matching_request(collection, filter)
+            return item_changes.deleted_matching(await self._calls.answer(method, request))
+        chunks = messages.delete_items_chunks(collection, ids or (), await self._calls.limits())
+        return sum(await self._calls.in_order(method, chunks, messages.deleted_counts))
+
+    async def count_items(self, collection: str, filter: Filter | None = None) -> int:
+        """How many items a collection has, or match a filter.
 
         Raises:
             CollectionNotFound: no collection or alias has the name.
         """
-        chunks = messages.delete_items_chunks(collection, ids, await self._calls.limits())
-        method = self._calls.stubs.collections.DeleteItems
-        return sum(await self._calls.in_order(method, chunks, messages.deleted_counts))
+        request = item_changes.count_request(collection, filter)
+        return item_changes.counted(await self._calls.answer(self._calls.stubs.collections.CountItems, request))
+
+    async def update_metadata(
+        self, collection: str, changes: MetadataChange | Iterable[MetadataChange], *, errors: str = "raise"
+    ) -> list[AddResult]:
+        """Change the metadata of items; their vectors and images stay as they are, and are not sent.
+
+            client.update_metadata("photos", MetadataChange("shoes/12.jpg", set={"price": 30}, remove=["new"]))
+
+        Many changes go in several calls, each of them one transaction. If an id occurs twice in one of them, its
+        changes are made in order.
+
+        Args:
+            collection: name or alias.
+            changes: one or several.
+            errors: "raise": raise the first error, once all changes have been tried; "keep": return errors.
+
+        Returns:
+            For each change, in order, the item's id and, if it was not changed, the error that says why: ItemNotFound
+            where the collection has no such item.
+
+        Raises:
+            CollectionNotFound: no collection or alias has the name.
+            ItemNotFound, LimitExceeded, InvalidInput: an item was not changed; the others are.
+            DiskFull: the server's disk is full.
+        """
+        if errors not in ("raise", "keep"):
+            raise InvalidInput(f'errors is {errors!r}, not "raise" or "keep"')
+        several = [changes] if isinstance(changes, MetadataChange) else changes
+        chunks = item_changes.update_chunks(collection, several, await self._calls.limits())
+        method = self._calls.stubs.collections.UpdateMetadata
+        results = await self._calls.in_order(method, chunks, item_changes.update_results)
+        if errors == "raise":
+            item_changes.raise_first(results)
+        return results
 
     async def list_items(
         self,

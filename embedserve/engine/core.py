@@ -39,6 +39,8 @@ class Core:
         # Separate pools, or a few writes that wait for the disk would hold up every read.
         self.readers = ThreadPoolExecutor(usable_cores(), thread_name_prefix="read")
         self.writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+        # What may read the metadata of all items, so that it never holds up the reads of a few.
+        self.scans = ThreadPoolExecutor(max(1, usable_cores() // 2), thread_name_prefix="scan")
         self._pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
         self._store = store
 
@@ -47,7 +49,7 @@ class Core:
         await self.embedder.close()
         if self.searches is not None:
             await self.searches.close()
-        for pool in (self.readers, self.writers, self._pool):
+        for pool in (self.readers, self.writers, self.scans, self._pool):
             pool.shutdown()
         await self.jobs.close()
         if self._store is not None:

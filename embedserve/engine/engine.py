@@ -18,6 +18,7 @@ from embedserve.engine.collections import Collections
 from embedserve.engine.core import Core
 from embedserve.engine.embedder import Embedder
 from embedserve.engine.inputs import positioned
+from embedserve.engine.item_changes import ItemChanges
 from embedserve.engine.items import Items
 from embedserve.engine.search import Searcher
 from embedserve.engine.timings import Timings
@@ -51,6 +52,7 @@ class Engine:
         self.limits = embedder.admission.limits
         self.collections = Collections(self._core)
         self.items = Items(self._core)
+        self.item_changes = ItemChanges(self._core)
         self.searcher = Searcher(self._core, self.items)
         self._start_embedder = start_embedder
         self._replacing = asyncio.Lock()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+from embedserve.changes import MetadataChange
 from embedserve.types import (
     DEFAULT_TARGET_RECALL,
     CheckProgress,
@@ -111,6 +112,53 @@ class VectorStore(Protocol):
 
     def delete_items(self, collection: str, ids: Sequence[str]) -> int:
         """Remove items in one transaction, on disk when this returns; how many of them existed."""
+
+    def delete_matching(
+        self, collection: str, filter: Filter, on_progress: Callable[[], None] = ..., *, uid: str = ""
+    ) -> Iterator[int]:
+        """Remove all items that match a filter, in transactions of at most a thousand items.
+
+        Items that match when they are looked for are removed unless they match no more when their turn comes; of those
+        that match later, some may be. Memory does not grow with what matches: a byte for each row
+        of the index, and a thousand row numbers.
+
+        Args:
+            collection: name or alias.
+            filter: on metadata.
+            on_progress: called now and then, in the same thread, while items are looked for; an exception from it ends
+                the work.
+
+        Yields:
+            0 once the items are found; then, after each transaction, how many it removed, which is on disk. A
+            caller that stops there keeps the rest.
+
+        Raises:
+            CollectionNotFound: also if the collection is removed meanwhile.
+            DiskFull: nothing more was removed.
+        """
+
+    def update_metadata(
+        self, collection: str, changes: Sequence[MetadataChange], max_metadata_bytes: int, *, uid: str = ""
+    ) -> list[int | None]:
+        """Change the metadata of items in one transaction, on disk when this returns; nothing else of them changes.
+
+        Args:
+            collection: name or alias.
+            changes: checked; made one after the other, also where an id occurs twice.
+            max_metadata_bytes: a change that would leave more than this, as JSON, is not made.
+
+        Returns:
+            For each change the size of the metadata that comes of it, in bytes as JSON; None if there is no such item.
+
+        Raises:
+            DiskFull: nothing was changed.
+            StoreError: an item is damaged; nothing was changed.
+        """
+
+    def count_items(
+        self, collection: str, filter: Filter | None = None, on_progress: Callable[[], None] = ..., *, uid: str = ""
+    ) -> int:
+        """How many items there are, or match a filter, at one moment; ``on_progress`` as in ``delete_matching``."""
 
     def list_items(
         self,

@@ -80,6 +80,16 @@ class CollectionServiceStub(object):
                 request_serializer=embedserve_dot_v1_dot_collection__service__pb2.DeleteItemsRequest.SerializeToString,
                 response_deserializer=embedserve_dot_v1_dot_collection__service__pb2.DeleteItemsResponse.FromString,
                 _registered_method=True)
+        self.CountItems = channel.unary_unary(
+                '/embedserve.v1.CollectionService/CountItems',
+                request_serializer=embedserve_dot_v1_dot_collection__service__pb2.CountItemsRequest.SerializeToString,
+                response_deserializer=embedserve_dot_v1_dot_collection__service__pb2.CountItemsResponse.FromString,
+                _registered_method=True)
+        self.UpdateMetadata = channel.unary_unary(
+                '/embedserve.v1.CollectionService/UpdateMetadata',
+                request_serializer=embedserve_dot_v1_dot_collection__service__pb2.UpdateMetadataRequest.SerializeToString,
+                response_deserializer=embedserve_dot_v1_dot_collection__service__pb2.UpdateMetadataResponse.FromString,
+                _registered_method=True)
         self.ListItems = channel.unary_unary(
                 '/embedserve.v1.CollectionService/ListItems',
                 request_serializer=embedserve_dot_v1_dot_collection__service__pb2.ListItemsRequest.SerializeToString,
@@ -165,7 +175,25 @@ class CollectionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteItems(self, request, context):
-        """Removes items by id. An id that is not there is not an error.
+        """Removes items by id, in one transaction, or all that fit a filter, a thousand at a time. An id that is not there is
+        not an error. The call is answered when all is on disk. By filter, a call that ends early (its deadline passes, it
+        is cancelled, the server stops, the disk is full) may have removed some of them; the same call again removes the
+        rest. Of the items that are written meanwhile and fit the filter, some may be removed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountItems(self, request, context):
+        """Counts all items, or those that fit a filter, at one moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateMetadata(self, request, context):
+        """Changes the metadata of items, by id, and nothing else of them. An item that cannot be changed fails alone. The
+        others are changed in one transaction, which is on disk when the call is answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -253,6 +281,16 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     servicer.DeleteItems,
                     request_deserializer=embedserve_dot_v1_dot_collection__service__pb2.DeleteItemsRequest.FromString,
                     response_serializer=embedserve_dot_v1_dot_collection__service__pb2.DeleteItemsResponse.SerializeToString,
+            ),
+            'CountItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountItems,
+                    request_deserializer=embedserve_dot_v1_dot_collection__service__pb2.CountItemsRequest.FromString,
+                    response_serializer=embedserve_dot_v1_dot_collection__service__pb2.CountItemsResponse.SerializeToString,
+            ),
+            'UpdateMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateMetadata,
+                    request_deserializer=embedserve_dot_v1_dot_collection__service__pb2.UpdateMetadataRequest.FromString,
+                    response_serializer=embedserve_dot_v1_dot_collection__service__pb2.UpdateMetadataResponse.SerializeToString,
             ),
             'ListItems': grpc.unary_unary_rpc_method_handler(
                     servicer.ListItems,
@@ -519,6 +557,60 @@ class CollectionService(object):
             '/embedserve.v1.CollectionService/DeleteItems',
             embedserve_dot_v1_dot_collection__service__pb2.DeleteItemsRequest.SerializeToString,
             embedserve_dot_v1_dot_collection__service__pb2.DeleteItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/embedserve.v1.CollectionService/CountItems',
+            embedserve_dot_v1_dot_collection__service__pb2.CountItemsRequest.SerializeToString,
+            embedserve_dot_v1_dot_collection__service__pb2.CountItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/embedserve.v1.CollectionService/UpdateMetadata',
+            embedserve_dot_v1_dot_collection__service__pb2.UpdateMetadataRequest.SerializeToString,
+            embedserve_dot_v1_dot_collection__service__pb2.UpdateMetadataResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,7 +54,17 @@ class CollectionServiceStub:
     GetItems: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.GetItemsRequest, _collection_service_pb2.GetItemsResponse]
     """Reads items by id."""
     DeleteItems: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteItemsRequest, _collection_service_pb2.DeleteItemsResponse]
-    """Removes items by id. An id that is not there is not an error."""
+    """Removes items by id, in one transaction, or all that fit a filter, a thousand at a time. An id that is not there is
+    not an error. The call is answered when all is on disk. By filter, a call that ends early (its deadline passes, it
+    is cancelled, the server stops, the disk is full) may have removed some of them; the same call again removes the
+    rest. Of the items that are written meanwhile and fit the filter, some may be removed.
+    """
+    CountItems: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.CountItemsRequest, _collection_service_pb2.CountItemsResponse]
+    """Counts all items, or those that fit a filter, at one moment."""
+    UpdateMetadata: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.UpdateMetadataRequest, _collection_service_pb2.UpdateMetadataResponse]
+    """Changes the metadata of items, by id, and nothing else of them. An item that cannot be changed fails alone. The
+    others are changed in one transaction, which is on disk when the call is answered.
+    """
     ListItems: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.ListItemsRequest, _collection_service_pb2.ListItemsResponse]
     """Reads all items, or those that fit a filter, page by page in the order of their ids. Pages stay consistent
     while items are written: an item that is there all the time is on exactly one page.
@@ -100,7 +110,17 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     GetItems: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.GetItemsRequest, _collection_service_pb2.GetItemsResponse]  # type: ignore[assignment]
     """Reads items by id."""
     DeleteItems: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteItemsRequest, _collection_service_pb2.DeleteItemsResponse]  # type: ignore[assignment]
-    """Removes items by id. An id that is not there is not an error."""
+    """Removes items by id, in one transaction, or all that fit a filter, a thousand at a time. An id that is not there is
+    not an error. The call is answered when all is on disk. By filter, a call that ends early (its deadline passes, it
+    is cancelled, the server stops, the disk is full) may have removed some of them; the same call again removes the
+    rest. Of the items that are written meanwhile and fit the filter, some may be removed.
+    """
+    CountItems: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.CountItemsRequest, _collection_service_pb2.CountItemsResponse]  # type: ignore[assignment]
+    """Counts all items, or those that fit a filter, at one moment."""
+    UpdateMetadata: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.UpdateMetadataRequest, _collection_service_pb2.UpdateMetadataResponse]  # type: ignore[assignment]
+    """Changes the metadata of items, by id, and nothing else of them. An item that cannot be changed fails alone. The
+    others are changed in one transaction, which is on disk when the call is answered.
+    """
     ListItems: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.ListItemsRequest, _collection_service_pb2.ListItemsResponse]  # type: ignore[assignment]
     """Reads all items, or those that fit a filter, page by page in the order of their ids. Pages stay consistent
     while items are written: an item that is there all the time is on exactly one page.
@@ -197,7 +217,29 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collection_service_pb2.DeleteItemsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collection_service_pb2.DeleteItemsResponse, _abc.Awaitable[_collection_service_pb2.DeleteItemsResponse]]:
-        """Removes items by id. An id that is not there is not an error."""
+        """Removes items by id, in one transaction, or all that fit a filter, a thousand at a time. An id that is not there is
+        not an error. The call is answered when all is on disk. By filter, a call that ends early (its deadline passes, it
+        is cancelled, the server stops, the disk is full) may have removed some of them; the same call again removes the
+        rest. Of the items that are written meanwhile and fit the filter, some may be removed.
+        """
+
+    @_abc_1.abstractmethod
+    def CountItems(
+        self,
+        request: _collection_service_pb2.CountItemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collection_service_pb2.CountItemsResponse, _abc.Awaitable[_collection_service_pb2.CountItemsResponse]]:
+        """Counts all items, or those that fit a filter, at one moment."""
+
+    @_abc_1.abstractmethod
+    def UpdateMetadata(
+        self,
+        request: _collection_service_pb2.UpdateMetadataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collection_service_pb2.UpdateMetadataResponse, _abc.Awaitable[_collection_service_pb2.UpdateMetadataResponse]]:
+        """Changes the metadata of items, by id, and nothing else of them. An item that cannot be changed fails alone. The
+        others are changed in one transaction, which is on disk when the call is answered.
+        """
 
     @_abc_1.abstractmethod
     def ListItems(

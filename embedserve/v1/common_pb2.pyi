@@ -182,7 +182,7 @@ class Filter(_message.Message):
 
     @_builtins.property
     def range(self) -> Global___FilterRange:
-        """The value is a number within bounds."""
+        """The value is a number, or a text, within bounds."""
 
     @_builtins.property
     def exists(self) -> Global___FilterExists:
@@ -291,7 +291,10 @@ Global___FilterOneOf: _TypeAlias = FilterOneOf  # noqa: Y015
 
 @_typing.final
 class FilterRange(_message.Message):
-    """metadata[key] is a number within the bounds. At least one bound is set."""
+    """metadata[key] lies within the bounds. At least one bound is set. Bounds are either all numbers or all texts: numbers
+    compare with numbers, exactly; texts with texts, by their UTF-8 bytes, and where the value is a list, one of its
+    elements lies within all bounds. A bound is set as a double or as a value, not as both.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -300,16 +303,36 @@ class FilterRange(_message.Message):
     GTE_FIELD_NUMBER: _builtins.int
     LT_FIELD_NUMBER: _builtins.int
     LTE_FIELD_NUMBER: _builtins.int
+    GT_VALUE_FIELD_NUMBER: _builtins.int
+    GTE_VALUE_FIELD_NUMBER: _builtins.int
+    LT_VALUE_FIELD_NUMBER: _builtins.int
+    LTE_VALUE_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Metadata key, 1–128 characters."""
     gt: _builtins.float
-    """Greater than."""
+    """Greater than; any double but NaN."""
     gte: _builtins.float
-    """Greater than or equal to."""
+    """Greater than or equal to; any double but NaN."""
     lt: _builtins.float
-    """Less than."""
+    """Less than; any double but NaN."""
     lte: _builtins.float
-    """Less than or equal to."""
+    """Less than or equal to; any double but NaN."""
+    @_builtins.property
+    def gt_value(self) -> Global___MetadataValue:
+        """Greater than; an int64, a double or a string. For integers that a double does not hold exactly, and for texts."""
+
+    @_builtins.property
+    def gte_value(self) -> Global___MetadataValue:
+        """Greater than or equal to; as gt_value."""
+
+    @_builtins.property
+    def lt_value(self) -> Global___MetadataValue:
+        """Less than; as gt_value."""
+
+    @_builtins.property
+    def lte_value(self) -> Global___MetadataValue:
+        """Less than or equal to; as gt_value."""
+
     def __init__(
         self,
         *,
@@ -318,10 +341,14 @@ class FilterRange(_message.Message):
         gte: _builtins.float | None = ...,
         lt: _builtins.float | None = ...,
         lte: _builtins.float | None = ...,
+        gt_value: Global___MetadataValue | None = ...,
+        gte_value: Global___MetadataValue | None = ...,
+        lt_value: Global___MetadataValue | None = ...,
+        lte_value: Global___MetadataValue | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gt", b"_gt", "_gte", b"_gte", "_lt", b"_lt", "_lte", b"_lte", "gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gt", b"_gt", "_gte", b"_gte", "_lt", b"_lt", "_lte", b"_lte", "gt", b"gt", "gt_value", b"gt_value", "gte", b"gte", "gte_value", b"gte_value", "lt", b"lt", "lt_value", b"lt_value", "lte", b"lte", "lte_value", b"lte_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gt", b"_gt", "_gte", b"_gte", "_lt", b"_lt", "_lte", b"_lte", "gt", b"gt", "gte", b"gte", "key", b"key", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gt", b"_gt", "_gte", b"_gte", "_lt", b"_lt", "_lte", b"_lte", "gt", b"gt", "gt_value", b"gt_value", "gte", b"gte", "gte_value", b"gte_value", "key", b"key", "lt", b"lt", "lt_value", b"lt_value", "lte", b"lte", "lte_value", b"lte_value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gt: _TypeAlias = _typing.Literal["gt"]  # noqa: Y015
     _WhichOneofArgType__gt: _TypeAlias = _typing.Literal["_gt", b"_gt"]  # noqa: Y015

@@ -3,6 +3,7 @@
 Nothing behind the services of the server and the calls of the client sees a message.
 """
 
+from embedserve.wire.changes import change_from_proto, change_to_proto
 from embedserve.wire.collections import (
     check_step_from_proto,
     check_step_to_proto,
@@ -33,6 +34,8 @@ __all__ = [
     "FLOATS",
     "PACKED_F16",
     "PACKED_F32",
+    "change_from_proto",
+    "change_to_proto",
     "check_encoding",
     "check_step_from_proto",
     "check_step_to_proto",

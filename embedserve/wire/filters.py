@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from embedserve.bounds import BOUNDS, check_bounds, is_double
 from embedserve.errors import InvalidInput
 from embedserve.types import And, Eq, Exists, Filter, In, Limits, Not, Or, Range
 from embedserve.v1 import common_pb2 as common_pb
@@ -9,7 +12,11 @@ from embedserve.wire.metadata import value_from_proto, value_to_proto
 
 
 def filter_to_proto(condition: Filter) -> common_pb.Filter:
-    """A filter as a message."""
+    """A filter as a message.
+
+    Raises:
+        InvalidInput: the bounds of a range are not allowed.
+    """
     match condition:
         case And(filters):
             return common_pb.Filter(all_of=common_pb.FilterList(filters=map(filter_to_proto, filters)))
@@ -21,8 +28,8 @@ def filter_to_proto(condition: Filter) -> common_pb.Filter:
             return common_pb.Filter(equals=common_pb.FilterEquals(key=key, value=value_to_proto(value)))
         case In(key, values):
             return common_pb.Filter(one_of=common_pb.FilterOneOf(key=key, values=map(value_to_proto, values)))
-        case Range(key, gt, gte, lt, lte):
-            return common_pb.Filter(range=common_pb.FilterRange(key=key, gt=gt, gte=gte, lt=lt, lte=lte))
+        case Range():
+            return common_pb.Filter(range=_range_to_proto(condition))
         case Exists(key):
             return common_pb.Filter(exists=common_pb.FilterExists(key=key))
 
@@ -31,7 +38,7 @@ def filter_from_proto(message: common_pb.Filter, limits: Limits) -> Filter:
     """The filter in a message. One that is too large is refused while it is read, not afterwards.
 
     Raises:
-        InvalidInput: a node has no field set, or a list instead of a single value.
+        InvalidInput: a node has no field set, a list instead of a single value, or two forms of one bound.
         LimitExceeded: max_filter_nodes or max_filter_depth is exceeded.
     """
     return _FilterReader(limits).read(message, 1)
@@ -59,11 +66,7 @@ class _FilterReader:
                 self._count(len(message.one_of.values))
                 return In(key, tuple(_single(key, value) for value in message.one_of.values))
             case "range":
-                bounds = message.range
-                given: dict[str, float] = {
-                    name: getattr(bounds, name) for name in ("gt", "gte", "lt", "lte") if bounds.HasField(name)
-                }
-                return Range(bounds.key, **given)
+                return _range_from_proto(message.range)
             case "exists":
                 return Exists(message.exists.key)
             case None:
@@ -85,3 +88,31 @@ def _single(key: str, message: common_pb.MetadataValue) -> str | int | float | b
     if not isinstance(value, (str, int, float)):
         raise InvalidInput(f"the filter compares {key!r} with a list; only single values are allowed")
     return value
+
+
+def _range_to_proto(condition: Range) -> common_pb.FilterRange:
+    check_bounds(condition.key, condition.bounds)
+    message = common_pb.FilterRange(key=condition.key)
+    for name, bound in condition.bounds.items():
+        # A double wherever it holds the bound, as older servers know only doubles. They find no bound in the others,
+        # and refuse the range.
+        if isinstance(bound, str) or (isinstance(bound, int) and not is_double(bound)):
+            getattr(message, f"{name}_value").CopyFrom(value_to_proto(bound))
+        else:
+            setattr(message, name, bound)
+    return message
+
+
+def _range_from_proto(message: common_pb.FilterRange) -> Range:
+    bounds: dict[str, Any] = {}
+    for name in BOUNDS:
+        value_name = f"{name}_value"
+        if message.HasField(value_name):  # type: ignore[arg-type]  # one of its fields
+            if message.HasField(name):  # type: ignore[arg-type]
+                raise InvalidInput(
+                    f"the range on {message.key!r} has both {name} and {value_name}", hint="set one of the two"
+                )
+            bounds[name] = _single(message.key, getattr(message, value_name))
+        elif message.HasField(name):  # type: ignore[arg-type]
+            bounds[name] = getattr(message, name)
+    return Range(message.key, **bounds)

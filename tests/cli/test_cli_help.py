@@ -16,7 +16,7 @@ COMMANDS = [
     "completion",
     "collection",
     *(f"collection {verb}" for verb in ("list", "info", "create", "delete", "set-alias")),
-    *(f"collection {verb}" for verb in ("list-items", "get-items", "delete-items")),
+    *(f"collection {verb}" for verb in ("list-items", "get-items", "count-items", "delete-items", "update-metadata")),
     *(f"collection {verb}" for verb in ("check", "backup", "restore", "export", "import")),
 ]
 

@@ -58,6 +58,8 @@ METHODS = {
         "GetItems",
         "DeleteItems",
         "ListItems",
+        "CountItems",
+        "UpdateMetadata",
         "CheckCollection",
         "BackupCollection",
         "RestoreCollection",

@@ -126,6 +126,9 @@ class Connection:
     def cursor(self) -> Cursor:
         return Cursor(self._inner.cursor())
 
+    def set_progress_handler(self, handler: Callable[[], bool] | None, steps: int) -> None:
+        self._inner.set_progress_handler(handler, steps)
+
     def interrupt(self) -> None:
         self._inner.interrupt()
 

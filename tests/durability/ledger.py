@@ -16,16 +16,21 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.changes import MetadataChange
 from embedserve.engine.unit_vectors import unit
 from embedserve.store.local.store import LocalStore
 from embedserve.types import (
     EXTERNAL,
+    And,
     CollectionInfo,
+    Eq,
+    Filter,
     Hit,
     Include,
     Item,
     Keep,
     Media,
+    Range,
     SearchOptions,
 )
 
@@ -73,7 +78,12 @@ def make_item(id: str, number: int, *, media: bool = True) -> Item:
     return Item(
         id=id,
         vector=as_it_is_stored(vector),
-        metadata={"number": number, "even": number % 2 == 0, "text": "x" * (number * 37 % 300)},
+        metadata={
+            "number": number,
+            "even": number % 2 == 0,
+            "writer": number % 100,
+            "text": "x" * (number * 37 % 300),
+        },
         content_sha256=chance.bytes(32),
         media=image,
     )
@@ -101,6 +111,10 @@ class Door(Protocol):
     def put(self, collection: str, items: Sequence[Item]) -> None: ...
 
     def delete(self, collection: str, ids: Sequence[str]) -> None: ...
+
+    def delete_matching(self, collection: str, filter: Filter) -> None: ...
+
+    def update(self, collection: str, changes: Sequence[MetadataChange]) -> None: ...
 
     def set_alias(self, alias: str, collection: str) -> None: ...
 
@@ -136,6 +150,14 @@ class StoreDoor:
 
     def delete(self, collection: str, ids: Sequence[str]) -> None:
         self._store.delete_items(collection, ids)
+
+    def delete_matching(self, collection: str, filter: Filter) -> None:
+        for _ in self._store.delete_matching(collection, filter):
+            pass
+
+    def update(self, collection: str, changes: Sequence[MetadataChange]) -> None:
+        if None in self._store.update_metadata(collection, changes, 1 << 14):
+            raise Violation(f"{collection}: an item that was there is not found")
 
     def set_alias(self, alias: str, collection: str) -> None:
         self._store.set_alias(alias, collection)
@@ -225,6 +247,41 @@ class Delete:
 
 
 @dataclass(frozen=True)
+class DeleteMatching:
+    """Items are removed some at a time: a crash may leave any of them."""
+
+    collection: str
+    filter: Filter
+    ids: Sequence[str]
+    """Of the items that match."""
+
+    def make(self, door: Door) -> None:
+        door.delete_matching(self.collection, self.filter)
+
+    def expect(self, world: World) -> None:
+        for id in self.ids:
+            world.collections[self.collection].pop(id, None)
+
+
+@dataclass(frozen=True)
+class Update:
+    collection: str
+    changes: Sequence[MetadataChange]
+
+    def make(self, door: Door) -> None:
+        door.update(self.collection, self.changes)
+
+    def expect(self, world: World) -> None:
+        items = world.collections[self.collection]
+        for change in self.changes:
+            vector, metadata, media = items[change.id]
+            new = {} if change.replace else json.loads(metadata)
+            for key in change.remove:
+                new.pop(key, None)
+            items[change.id] = vector, json.dumps({**new, **change.set}, sort_keys=True), media
+
+
+@dataclass(frozen=True)
 class SetAlias:
     alias: str
     collection: str
@@ -263,7 +320,7 @@ class Writer:
         self._made = 0
 
     def next_call(self) -> Call:
-        """The next call; the expected content after it is added to ``worlds``."""
+        """The next call; the expected content after each of its steps is added to ``worlds``."""
         call = self._draw()
         self.expect(call)
         return call
@@ -289,9 +346,13 @@ class Writer:
         return puts
 
     def expect(self, call: Call) -> None:
-        world = self.worlds[-1].copy()
-        call.expect(world)
-        self.worlds.append(world)
+        steps: list[Call] = [call]
+        if isinstance(call, DeleteMatching) and call.ids:
+            steps = [Delete(call.collection, [id]) for id in call.ids]
+        for step in steps:
+            world = self.worlds[-1].copy()
+            step.expect(world)
+            self.worlds.append(world)
 
     def _draw(self) -> Call:
         chance, world = self._chance, self.worlds[-1]
@@ -312,8 +373,31 @@ class Writer:
             return Delete(collection, chance.sample(there, min(len(there), chance.choice((1, 2, 9)))))
         if kind < 0.47 and len(there) > self._ids // 2:
             return Delete(collection, there[: len(there) // 2])
+        if kind < 0.54 and there:
+            return self._delete_matching(collection, world.collections[collection])
+        if kind < 0.68 and there:
+            return self._update(collection, chance.sample(there, min(len(there), chance.choice((1, 2, 9)))))
         ids = [f"{self.prefix}{chance.randrange(self._ids):03}" for _ in range(chance.choice(self._batches))]
         return Put(collection, [self._item(id) for id in dict.fromkeys(ids)])
+
+    def _delete_matching(self, collection: str, items: dict[str, Stored]) -> DeleteMatching:
+        """Those of this writer's items with the lowest numbers."""
+        numbers = {id: json.loads(item[1])["number"] for id, item in items.items()}
+        below = sorted(numbers.values())[min(len(numbers) - 1, self._chance.choice((0, 2, 8)))]
+        mine = And((Eq("writer", self._number), Range("number", lt=below)))
+        return DeleteMatching(collection, mine, [id for id, number in numbers.items() if number < below])
+
+    def _update(self, collection: str, ids: Sequence[str]) -> Update:
+        changes = []
+        for id in ids:
+            self._made += 1
+            number = self._made * 100 + self._number
+            values = {"number": number, "even": number % 2 == 0}
+            if self._chance.random() < 0.3:
+                changes.append(MetadataChange(id, {**values, "writer": self._number}, replace=True))
+            else:
+                changes.append(MetadataChange(id, values, remove=self._chance.choice(((), ("text", "none")))))
+        return Update(collection, changes)
 
     def _item(self, id: str) -> Item:
         self._made += 1

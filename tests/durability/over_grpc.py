@@ -16,10 +16,10 @@ import pytest
 from numpy.typing import NDArray
 
 from embedserve import Client, wire
-from embedserve.client import Query, retry
+from embedserve.client import MetadataChange, Query, retry
 from embedserve.client.inputs import vector_to_proto
 from embedserve.errors import EmbedserveError, Unavailable
-from embedserve.types import CollectionInfo, Hit, Item, SearchOptions
+from embedserve.types import CollectionInfo, Filter, Hit, Item, SearchOptions
 from embedserve.v1.collection_service_pb2 import UpsertItem, UpsertRequest, UpsertResult, UpsertStreamRequest
 from embedserve.v1.collection_service_pb2_grpc import CollectionServiceStub
 from tests.durability.ledger import DIMENSION, Put, Violation, Writer, index_of, keys_of
@@ -54,6 +54,12 @@ class ClientDoor:
 
     def delete(self, collection: str, ids: Sequence[str]) -> None:
         self._client.delete_items(collection, ids)
+
+    def delete_matching(self, collection: str, filter: Filter) -> None:
+        self._client.delete_items(collection, filter=filter)
+
+    def update(self, collection: str, changes: Sequence[MetadataChange]) -> None:
+        self._client.update_metadata(collection, changes)
 
     def set_alias(self, alias: str, collection: str) -> None:
         self._client.set_alias(alias, collection)

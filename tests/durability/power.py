@@ -79,7 +79,7 @@ def run_writers(root: Path, *, seed: int, calls: int, writers: int = 3, replaced
         for segments in root.glob("data/collections/*/segments"):
             _copy_while_it_changes(segments, copies[-1] / segments.parent.name)
 
-    with recorded(disk, replaced=replaced), thresholds.lowered():
+    with recorded(disk, replaced=replaced), thresholds.lowered(few_deleted_at_once=True):
         with LocalStore.open(root / "data") as store:
             Create(SHARED).make(StoreDoor(store))
             setup_events = len(disk.events)

@@ -22,7 +22,7 @@ def test_no_power_cut_loses_what_was_acknowledged(
 ) -> None:
     points, lost = 0, []
     for number in range(seed, seed + thorough):
-        run = run_writers(work / f"recorded-{number}", seed=number, calls=16)
+        run = run_writers(work / f"recorded-{number}", seed=number, calls=24)
         found = cut_everywhere(run, work / f"cuts-{number}", seed=number, cuts_each=2 if thorough > 1 else 1)
         points += found.points
         lost += found.lost

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from embedserve.changes import MetadataChange
 from embedserve.store.local.store import LocalStore
 from embedserve.store.local.upkeep import sealing
 from embedserve.types import Filter, Hit, Include, Item, Range, SearchOptions
@@ -136,8 +137,15 @@ class Run:
         with writer.putting(ids, vectors) as versions:
             self.store.upsert("photos", [_item(version) for version in versions])
 
+    def _update(self, writer: Writer, ids: list[str]) -> None:
+        """Change only the metadata of items."""
+        vectors = np.stack([writer.current[id].vector for id in ids])
+        with writer.putting(ids, vectors) as versions:
+            changes = [MetadataChange(version.id, {"version": version.number}) for version in versions]
+            assert None not in self.store.update_metadata("photos", changes, 1000)
+
     def write(self, number: int) -> Callable[[threading.Event], int]:
-        """Replace, delete and add items until told to stop."""
+        """Replace, change, delete and add items until told to stop."""
 
         def worker(stop: threading.Event) -> int:
             mixture, writer = Mixture(100 + number), self.writers[number]
@@ -146,12 +154,15 @@ class Run:
             lost = [id for id in mine if not is_kept(id)]
             calls = 0
             while not stop.is_set():
-                match random.integers(0, 4):
+                match random.integers(0, 5):
                     case 0 | 1:
                         some = random.choice(mine, 96, replace=False).tolist()
                         self._put(writer, some, mixture.vectors(96))
                     case 2:
                         self._put(writer, [mine[random.integers(len(mine))]], mixture.vectors(1))
+                    case 3:
+                        chosen = random.choice(mine, 96, replace=False).tolist()
+                        self._update(writer, [id for id in chosen if id in writer.current])
                     case _:
                         some = random.choice(lost, 24, replace=False).tolist()
                         there = len(set(some) & writer.current.keys())

@@ -18,10 +18,13 @@ SMALL: dict[str, object] = {
     "embedserve.store.local.records.records._LOG_BYTES": 200_000,
 }
 
+DELETED_AT_ONCE: dict[str, object] = {"embedserve.store.local.collection.collection._BATCH": 3}
+"""So that a crash interrupts a deletion by filter."""
+
 
 def lower() -> None:
     """Set them for the rest of this process."""
-    for path, value in SMALL.items():
+    for path, value in {**SMALL, **DELETED_AT_ONCE}.items():
         module, _, name = path.rpartition(".")
         found = importlib.import_module(module)
         assert hasattr(found, name), path
@@ -29,9 +32,9 @@ def lower() -> None:
 
 
 @contextmanager
-def lowered() -> Iterator[None]:
+def lowered(*, few_deleted_at_once: bool = False) -> Iterator[None]:
     """Set them for a block."""
     with pytest.MonkeyPatch.context() as patch:
-        for path, value in SMALL.items():
+        for path, value in {**SMALL, **(DELETED_AT_ONCE if few_deleted_at_once else {})}.items():
             patch.setattr(path, value)
         yield

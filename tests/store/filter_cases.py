@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from embedserve.types import And, Eq, Exists, In, Not, Or, Range
@@ -12,11 +14,17 @@ TEXTS = st.one_of(
     st.sampled_from(
         ["", "5", "5.0", "true", "null", "a", "A", "a\x00b", "a\x01b", "a\x01\x02", '"', "\\u0001", "é", "é"]
     ),
+    st.sampled_from(
+        ["2026-11-24T09:30:00Z", "2026-11-24T09:30:00.5Z", "\uffff", "\U00010000", "a\x00", "a\x01", "a\x02"]
+    ),
+    st.text("\x00\x01\x02\x03\x04a", max_size=4),
     st.text(max_size=6),
 )
 INTS = st.one_of(
     st.integers(-3, 6),
-    st.sampled_from([2**53 - 1, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63)]),
+    st.sampled_from(
+        [2**53 - 1, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, 2**63 - 513, -(2**63), -(2**63) + 1, 2**62 + 1]
+    ),
     st.integers(-(2**63), 2**63 - 1),
 )
 FLOATS = st.one_of(
@@ -25,14 +33,20 @@ FLOATS = st.one_of(
 )
 SCALARS = st.one_of(TEXTS, INTS, FLOATS, st.booleans())
 METADATA = st.dictionaries(KEYS, st.one_of(SCALARS, st.lists(TEXTS, max_size=3)), max_size=4)
-BOUNDS = st.none() | FLOATS | st.sampled_from([float("inf"), float("-inf")])
+NUMBER_BOUNDS = st.none() | FLOATS | INTS | st.sampled_from([float("inf"), float("-inf")])
+
+
+def ranges(bounds: st.SearchStrategy[Any]) -> st.SearchStrategy[Range]:
+    """Ranges with at least one of these bounds."""
+    return st.builds(Range, KEYS, gt=bounds, gte=bounds, lt=bounds, lte=bounds).filter(lambda node: bool(node.bounds))
+
+
+RANGES = ranges(NUMBER_BOUNDS) | ranges(st.none() | TEXTS)
 CONDITIONS = st.recursive(
     st.one_of(
         st.builds(Eq, KEYS, SCALARS),
         st.builds(In, KEYS, st.lists(SCALARS, max_size=4).map(tuple)),
-        st.builds(Range, KEYS, gt=BOUNDS, gte=BOUNDS, lt=BOUNDS, lte=BOUNDS).filter(
-            lambda node: any(bound is not None for bound in (node.gt, node.gte, node.lt, node.lte))
-        ),
+        RANGES,
         st.builds(Exists, KEYS),
     ),
     lambda inner: st.one_of(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,16 +91,8 @@ def holds(condition: Filter, metadata: Metadata) -> bool:
             return any(_same(element, value) for element in _elements(metadata, key))
         case In(key, values):
             return any(_same(element, value) for element in _elements(metadata, key) for value in values)
-        case Range(key, gt, gte, lt, lte):
-            number = metadata.get(key)
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                return False
-            return (
-                (gt is None or number > gt)
-                and (gte is None or number >= gte)
-                and (lt is None or number < lt)
-                and (lte is None or number <= lte)
-            )
+        case Range(key):
+            return any(_is_within(element, condition) for element in _elements(metadata, key))
         case Exists(key):
             return key in metadata
 
@@ -108,6 +102,26 @@ def _elements(metadata: Metadata, key: str) -> Iterable[object]:
         return []
     value = metadata[key]
     return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_within(stored: object, condition: Range) -> bool:
+    """Whether a value lies within the bounds: a number, compared exactly, or a text, by the bytes of its UTF-8."""
+    compare: dict[str, Callable[[Any, Any], bool]] = {
+        "gt": operator.gt,
+        "gte": operator.ge,
+        "lt": operator.lt,
+        "lte": operator.le,
+    }
+    for name, bound in condition.bounds.items():
+        if isinstance(stored, bool) or isinstance(stored, str) != isinstance(bound, str):
+            return False
+        if not compare[name](_by_bytes(stored), _by_bytes(bound)):
+            return False
+    return True
+
+
+def _by_bytes(value: object) -> object:
+    return value.encode() if isinstance(value, str) else value
 
 
 def _same(stored: object, wanted: object) -> bool:

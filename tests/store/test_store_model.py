@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -16,9 +17,25 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from numpy.typing import NDArray
 
+from embedserve.changes import MetadataChange
 from embedserve.errors import AlreadyExists, CollectionNotFound
 from embedserve.store.local.store import LocalStore
-from embedserve.types import And, Eq, Exists, Filter, Hit, In, Item, Not, Or, Range, SearchOptions
+from embedserve.types import (
+    And,
+    Eq,
+    Exists,
+    Filter,
+    Hit,
+    In,
+    Item,
+    Metadata,
+    MetadataValue,
+    Not,
+    Or,
+    Range,
+    SearchOptions,
+)
+from tests.store.index_damage import DAMAGE, do_damage
 from tests.store.store_cases import EVERYTHING, all_ids, holds, new_collection, random_units, slow_search, unit
 
 # Few different vectors, so that many scores are equal.
@@ -27,29 +44,39 @@ MANY_VECTORS = random_units(300, 4)
 IDS = [f"{prefix}{n}" for prefix in ("a", "B", "é") for n in range(12)]
 COLLECTIONS = ("photos", "others")
 ALIASES = ("live", "older")
+METADATA = st.fixed_dictionaries(
+    {}, optional={"n": st.integers(0, 3) | st.just(1.0) | st.booleans(), "tags": st.lists(st.sampled_from("xy"))}
+)
 ITEMS = st.builds(
     Item,
     id=st.sampled_from(IDS),
     vector=st.sampled_from(VECTORS),
-    metadata=st.fixed_dictionaries(
-        {}, optional={"n": st.integers(0, 3) | st.just(1.0) | st.booleans(), "tags": st.lists(st.sampled_from("xy"))}
-    ),
+    metadata=METADATA,
 )
-FILTERS: st.SearchStrategy[Filter | None] = st.none() | st.sampled_from(
+CHANGES = st.builds(
+    MetadataChange,
+    id=st.sampled_from([*IDS, *(f"m{n}" for n in range(6))]),
+    set=METADATA,
+    remove=st.sampled_from([(), (), ("n",), ("tags", "other")]),
+) | st.builds(MetadataChange, id=st.sampled_from(IDS), set=METADATA, replace=st.just(True))
+LIMITS = st.sampled_from([1000, 1000, 12])
+"""Bytes of metadata that a change may leave."""
+CONDITIONS: st.SearchStrategy[Filter] = st.sampled_from(
     [
         Eq("n", 1),
         Eq("tags", "x"),
         Not(Eq("tags", "x")),
         In("n", (True, 2)),
         Range("n", gte=1, lt=3),
+        Range("tags", gt="x"),
         Exists("tags"),
         And((Eq("tags", "x"), Range("n", gte=1))),
         Or((Eq("n", 2), Exists("tags"))),
     ]
 )
+FILTERS = st.none() | CONDITIONS
 COUNTS = st.sampled_from([0, 60, 100])
 """Numbers of items that are written together."""
-DAMAGE = ["none", "none", "all removed", "a file removed", "a file cut", "a bit flipped", "no list of segments"]
 
 
 @dataclass
@@ -79,6 +106,7 @@ class StoreMachine(RuleBasedStateMachine):
                 "segment._FEW": 8,
             }.items()
         ]
+        self.small.append(mock.patch("embedserve.store.local.collection.collection._BATCH", 7))
         for patch in self.small:
             patch.start()
 
@@ -137,6 +165,43 @@ class StoreMachine(RuleBasedStateMachine):
         for id in ids:
             del items[id]
         self.check_searches()
+
+    @rule(name=st.sampled_from([*COLLECTIONS, *ALIASES]), changes=st.lists(CHANGES, max_size=8), most=LIMITS)
+    def update_metadata(self, name: str, changes: list[MetadataChange], most: int) -> None:
+        expected = self.of(name)
+        if expected is None:
+            with pytest.raises(CollectionNotFound):
+                self.store.update_metadata(name, changes, most)
+            return
+        sizes: list[int | None] = []
+        for change in changes:
+            item = expected.items.get(change.id)
+            metadata = None if item is None else changed(item.metadata, change)
+            sizes.append(None if metadata is None else len(json.dumps(metadata, ensure_ascii=False).encode()))
+            if item is not None and metadata is not None and (sizes[-1] or 0) <= most:
+                expected.items[change.id] = replace(item, metadata=metadata)
+        assert self.store.update_metadata(name, changes, most) == sizes
+
+    @rule(name=st.sampled_from(COLLECTIONS), every=st.integers(1, 3), n=st.integers(0, 3))
+    def update_many(self, name: str, every: int, n: int) -> None:
+        items = self.expected[name].items
+        changes = [MetadataChange(id=id, set={"n": n}, remove=("tags",)) for id in sorted(items)[::every]]
+        assert None not in self.store.update_metadata(name, changes, 1000)
+        for change in changes:
+            items[change.id] = replace(items[change.id], metadata=changed(items[change.id].metadata, change))
+        self.check_searches()
+
+    @rule(name=st.sampled_from([*COLLECTIONS, *ALIASES]), condition=CONDITIONS)
+    def delete_matching(self, name: str, condition: Filter) -> None:
+        expected = self.of(name)
+        if expected is None:
+            with pytest.raises(CollectionNotFound):
+                next(self.store.delete_matching(name, condition))
+            return
+        gone = [id for id, item in expected.items.items() if holds(condition, item.metadata)]
+        assert sum(self.store.delete_matching(name, condition)) == len(gone)
+        for id in gone:
+            del expected.items[id]
 
     # --- Names ----------------------------------------------------------------------
 
@@ -295,6 +360,18 @@ class StoreMachine(RuleBasedStateMachine):
         expected = [item for item in items.values() if condition is None or holds(condition, item.metadata)]
         assert [_parts(item) for item in listed] == sorted(map(_parts, expected), key=lambda parts: parts[0].encode())
 
+    @rule(name=st.sampled_from([*COLLECTIONS, *ALIASES]), condition=FILTERS)
+    def count(self, name: str, condition: Filter | None) -> None:
+        expected = self.of(name)
+        if expected is None:
+            with pytest.raises(CollectionNotFound):
+                self.store.count_items(name, condition)
+        else:
+            matching = [
+                id for id, item in expected.items.items() if condition is None or holds(condition, item.metadata)
+            ]
+            assert self.store.count_items(name, condition) == len(matching)
+
     @rule(name=st.sampled_from(COLLECTIONS), ids=st.lists(st.sampled_from(IDS), max_size=9))
     def get(self, name: str, ids: list[str]) -> None:
         items = self.expected[name].items
@@ -318,28 +395,14 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.rmtree(self.directory)
 
 
-def do_damage(directory: Path, damage: str, where: int) -> bool:
-    """Damage files of segments; whether there were any."""
-    folders = [path.parent for path in sorted(directory.glob("data/collections/*/segments/CURRENT.json"))]
-    files = sorted(directory.glob("data/collections/*/segments/*/*"))
-    if damage == "none" or not files:
-        return False
-    file = files[where % len(files)]
-    match damage:
-        case "all removed":
-            for folder in folders:
-                shutil.rmtree(folder)
-        case "no list of segments":
-            (file.parents[1] / "CURRENT.json").unlink()
-        case "a file removed":
-            file.unlink()
-        case "a file cut":
-            file.write_bytes(file.read_bytes()[: where % file.stat().st_size])
-        case "a bit flipped":
-            content = bytearray(file.read_bytes())
-            content[where % len(content)] ^= 1 << where % 8
-            file.write_bytes(content)
-    return True
+def changed(metadata: Metadata, change: MetadataChange) -> dict[str, MetadataValue]:
+    """What a change leaves of metadata."""
+    left: dict[str, MetadataValue] = {} if change.replace else dict(metadata)
+    for key in change.remove:
+        if key not in change.set:
+            left.pop(key, None)
+    left.update(change.set)
+    return left
 
 
 def check_parts(hits: list[Hit], items: dict[str, Item], options: SearchOptions) -> None:

@@ -65,8 +65,11 @@ def test_calls_without_side_effects_and_idempotent_calls_are_marked() -> None:
         MethodOptions.NO_SIDE_EFFECTS: {
             *["Embed", "EmbedStream", "GetEncoder", "GetServerInfo", "Search"],
             *["GetCollection", "ListCollections", "GetItems", "ListItems", "BackupCollection", "CheckCollection"],
+            "CountItems",
         },
-        MethodOptions.IDEMPOTENT: {*["DeleteCollection", "SetAlias", "Upsert", "UpsertStream", "DeleteItems"]},
+        MethodOptions.IDEMPOTENT: {
+            *["DeleteCollection", "SetAlias", "Upsert", "UpsertStream", "DeleteItems", "UpdateMetadata"]
+        },
         MethodOptions.IDEMPOTENCY_UNKNOWN: {"CreateCollection", "RestoreCollection"},
     }
     for level, names in levels.items():

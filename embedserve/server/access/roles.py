@@ -19,8 +19,9 @@ _SERVICES: dict[str, dict[Role | None, str]] = {
     "embedserve.v1.EmbeddingService": {Role.READ: "Embed EmbedStream GetEncoder GetServerInfo"},
     "embedserve.v1.SearchService": {Role.READ: "Search"},
     "embedserve.v1.CollectionService": {
-        Role.READ: "GetCollection ListCollections GetItems ListItems CheckCollection BackupCollection",
-        Role.WRITE: "CreateCollection DeleteCollection SetAlias Upsert UpsertStream DeleteItems RestoreCollection",
+        Role.READ: "GetCollection ListCollections GetItems ListItems CountItems CheckCollection BackupCollection",
+        Role.WRITE: "CreateCollection DeleteCollection SetAlias Upsert UpsertStream DeleteItems UpdateMetadata"
+        " RestoreCollection",
     },
     "embedserve.v1.AdminService": {Role.WRITE: "ReplaceEncoder"},
     # Orchestrators check health without a token. Reflection tells which calls there are, and no data.

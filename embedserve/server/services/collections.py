@@ -20,6 +20,7 @@ from embedserve.server.calls.minimum_rate import MIN_BYTES_PER_S, MinimumRate
 from embedserve.server.calls.responses import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
 from embedserve.server.calls.streams import Cost, ReadAhead, ordered, until_drained
 from embedserve.server.lifecycle.state import ServerState
+from embedserve.server.services.item_changes import ItemChanges
 from embedserve.types import (
     DEFAULT_TARGET_RECALL,
     CheckProgress,
@@ -58,7 +59,7 @@ class _Begun:
     """Whether it holds a list of items, so that the response holds a list."""
 
 
-class CollectionService(pb_grpc.CollectionServiceServicer):
+class CollectionService(ItemChanges, pb_grpc.CollectionServiceServicer):
     """Collections, aliases and items."""
 
     def __init__(self, state: ServerState) -> None:
@@ -200,11 +201,6 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
                 encoder=collection_encoder_ref(identity),
             ),
         )
-
-    async def DeleteItems(self, request: pb.DeleteItemsRequest, context: Context) -> pb.DeleteItemsResponse:
-        """Delete items by id."""
-        deleted = await self._state.engine.items.delete(request.collection, request.ids)
-        return pb.DeleteItemsResponse(deleted_count=deleted)
 
     async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
         """Read a page of items."""

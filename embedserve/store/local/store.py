@@ -28,6 +28,7 @@ from embedserve.observer import Observer
 from embedserve.store.local.collection.collection import Collection
 from embedserve.store.local.collection.describe import describe
 from embedserve.store.local.directories import Directories
+from embedserve.store.local.filtered_items import FilteredItems
 from embedserve.store.local.lock import DirectoryLock
 from embedserve.store.local.records.catalog import Catalog, Entry, check_filter_keys, check_name
 from embedserve.store.local.records.database import damaged, translate_errors
@@ -53,7 +54,7 @@ from embedserve.types import (
 )
 
 
-class LocalStore:
+class LocalStore(FilteredItems):
     """A VectorStore on local files; ``LocalStore.open`` makes one."""
 
     def __init__(

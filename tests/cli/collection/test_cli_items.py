@@ -1,4 +1,4 @@
-"""`embedserve collection` `list-items`, `get-items` and `delete-items` against a real server."""
+"""`embedserve collection` and items, against a real server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from embedserve import Client
+from embedserve import Client, Exists
 from tests.cli.outcome import Cli
 from tests.fakes import DIMENSION, picture
 
@@ -99,3 +99,84 @@ def test_items_are_deleted_with_yes_and_counted(cli: Cli, client: Client, filled
     outcome = cli("collection", "delete-items", filled, "a.png", "gone", "v", "--yes")
     assert (outcome.exit_code, outcome.err) == (0, "deleted 2 of 3 items\n")
     assert [item.id for item in client.list_items(filled)] == ["b.png"]
+
+
+def test_items_that_match_are_counted(cli: Cli, filled: str) -> None:
+    assert cli("collection", "count-items", filled).out == "3\n"
+    assert cli("collection", "count-items", filled, "--where", "label=cat").out == "1\n"
+
+
+@pytest.mark.parametrize(("answer", "exit_code", "left"), [("y", 0, 1), ("n", 130, 3)])
+def test_before_items_that_match_are_deleted_they_are_counted(
+    cli: Cli, client: Client, filled: str, monkeypatch: pytest.MonkeyPatch, answer: str, exit_code: int, left: int
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+
+    def reply(question: str) -> str:
+        asked.append(question)
+        return answer
+
+    monkeypatch.setattr("click.termui.visible_prompt_func", reply)
+    outcome = cli("collection", "delete-items", filled, "--where", "label")
+    assert outcome.exit_code == exit_code
+    assert "Delete 2 items from collection" in outcome.err + "".join(asked)
+    assert client.get_collection(filled).items == left
+
+
+def test_items_that_match_are_deleted_with_yes(cli: Cli, client: Client, filled: str) -> None:
+    outcome = cli("collection", "delete-items", filled, "--where", "label=dog", "--yes")
+    assert (outcome.exit_code, outcome.err) == (0, "deleted 1 item\n")
+    assert [item.id for item in client.list_items(filled)] == ["a.png", "v"]
+
+
+def test_where_no_item_matches_nobody_is_asked(cli: Cli, filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    outcome = cli("collection", "delete-items", filled, "--where", "label=bird")
+    assert (outcome.exit_code, outcome.err) == (0, "no items match\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.png", "--where", "label"]], ids=["neither", "both"])
+def test_a_deletion_names_either_ids_or_conditions(cli: Cli, filled: str, arguments: list[str]) -> None:
+    outcome = cli("collection", "delete-items", filled, *arguments, "--yes")
+    assert outcome.exit_code == 2
+    assert "give either ids or --where" in outcome.err
+
+
+# --- Metadata ---
+
+
+def test_metadata_are_changed(cli: Cli, client: Client, filled: str) -> None:
+    given = ["--set", "price=30", "--set", "label='7'", "--set", "tags=x=y", "--set", "tags=z", "--remove", "ok"]
+    outcome = cli("collection", "update-metadata", filled, "a.png", *given)
+    assert (outcome.exit_code, outcome.err) == (0, "changed 1 item\n")
+    [item] = client.get_items(filled, ["a.png"])
+    assert item is not None
+    assert item.metadata == {"label": "7", "tags": ["x=y", "z"], "price": 30}
+    assert cli("collection", "update-metadata", filled, "a.png", "b.png", "--replace").err == "changed 2 items\n"
+    assert cli("collection", "count-items", filled, "--where", "label").out == "0\n"
+
+
+def test_an_item_whose_metadata_cannot_be_changed_is_named(cli: Cli, client: Client, filled: str) -> None:
+    outcome = cli("collection", "update-metadata", filled, "gone", "v", "--set", "a=1")
+    assert outcome.exit_code == 1
+    assert "gone" in outcome.err
+    assert "changed 1 item" in outcome.err
+    assert client.count_items(filled, Exists("a")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give what is to change"),
+        (["--set", "price"], "--set takes KEY=VALUE, and 'price' is not"),
+        (["--set", "=5"], "--set takes KEY=VALUE"),
+        (["--set", "a=1", "--set", "a=x"], "lists have texts only"),
+    ],
+)
+def test_a_change_that_says_nothing_or_cannot_be_read_is_refused(
+    cli: Cli, filled: str, arguments: list[str], said: str
+) -> None:
+    outcome = cli("collection", "update-metadata", filled, "a.png", *arguments)
+    assert outcome.exit_code == 2
+    assert said in " ".join(outcome.err.split())

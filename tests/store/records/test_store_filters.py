@@ -64,6 +64,20 @@ def matches(
 @example([{"a": []}, {}], Not(Exists("a")), ("a",))
 @example([{"a": ["x", "5"]}, {"a": "5"}, {"a": 5}], Eq("a", "5"), ("a",))
 @example([{"a": "a\x00b"}, {"a": "a\x01b"}, {"a": ["a"]}], In("a", ("a\x00b", "a\x01\x03b")), ("a",))
+@example([{"a": 1768907725507217522 + n} for n in (-1, 0, 1)], Range("a", gt=1768907725507217522), ("a",))
+@example([{"a": 2**53 + n} for n in (-1, 0, 1)], Range("a", gt=2.0**53), ("a",))
+@example([{"a": 2.0**53}, {"a": 2.0**53 + 2}], Range("a", gte=2**53 + 1), ("a",))
+@example([{"a": 2**63 - 1}, {"a": 2.0**63}], Range("a", lt=2.0**63), ("a",))
+@example([{"a": 2**63 - 1}, {"a": 2.0**63}], Range("a", lte=2**63 - 1), ("a",))
+@example([{"a": -(2**63)}, {"a": -(2.0**63)}, {"a": -(2**63) + 1}], Range("a", gt=-(2**63)), ("a",))
+@example([{"a": 0.1}, {"a": 0}, {"a": -0.0}, {"a": 5e-324}], Range("a", gt=0, lt=1), ("a",))
+@example([{"a": 2**53 + 1}, {"a": 2.0**53}], In("a", (2.0**53, "x")), ("a",))
+@example([{"a": "b"}, {"a": ["a", "c"]}, {"a": 5}, {"a": []}, {"a": True}], Range("a", gt="a", lt="c"), ("a",))
+@example([{"a": "b"}, {"a": ["a", "c"]}, {"a": 5}, {"a": []}, {"a": ""}], Range("a", gte=""), ("a",))
+@example([{"a": "b"}, {"a": ["a", "c"]}, {"a": 5}, {"a": []}, {"a": ""}], Range("a", lt="b"), ("a",))
+@example([{"a": f"x{c}"} for c in ("", "\0", "\1", "\2", "\1\2", "\0\3")], Range("a", gt="x\0", lte="x\1"), ("a",))
+@example([{"a": 5}, {"a": "5"}, {"a": "\x01"}, {"a": ["\0"]}, {"a": []}], Range("a", lt="\x01"), ("a",))
+@example([{"a": "\U00010000"}, {"a": "\uffff"}], Range("a", gt="\uffff"), ("a",))
 def test_sql_matches_the_same_items_as_the_slow_evaluator(
     table: sqlite3.Connection, documents: list[Metadata], node: Filter, some: tuple[str, ...]
 ) -> None:

@@ -12,9 +12,11 @@ from threading import RLock
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.changes import MetadataChange
 from embedserve.index import spec
 from embedserve.index.current import CurrentSnapshot
 from embedserve.index.delta import FrozenDelta
+from embedserve.index.rows import Rows
 from embedserve.index.search_params import SearchParams
 from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
@@ -28,6 +30,7 @@ from embedserve.store.local.collection.recall import RecallMonitor
 from embedserve.store.local.collection.segment_files import SegmentFiles
 from embedserve.store.local.records.catalog import Entry
 from embedserve.store.local.records.group_commit import GroupCommit
+from embedserve.store.local.records.interruption import interruptible
 from embedserve.store.local.records.records import FILE, Change, Records, WriteTransaction
 from embedserve.store.local.records.row import Row
 from embedserve.store.local.records.view import View
@@ -36,6 +39,10 @@ from embedserve.types import Filter, Hit, Include, Item, Page, Recall, SearchOpt
 _TRIES = 20
 """How often a reader looks for records and index in step before it makes writers wait."""
 _WAIT_S = 0.05
+_BATCH = 1000
+"""Items that a deletion by filter removes in one transaction, for which other writes wait; a deletion by ids removes as
+many."""
+_WINDOW = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,39 @@ class Collection:
         write = _Write(lambda writing: writing.delete(list(dict.fromkeys(ids))), [], none)
         return len(self._group_commit.commit(write).removed)
 
+    def matching_batches(self, filter: Filter, check: Callable[[], None]) -> Iterator[list[int]]:
+        """The row numbers of the items that match a filter now, in batches that one transaction may remove.
+
+        Args:
+            filter: on metadata.
+            check: called every few milliseconds while the items are looked for; an exception from it ends the work.
+        """
+        return _batches(self._masks(filter, check))
+
+    def delete_matching(self, rids: Sequence[int], filter: Filter) -> int:
+        """Remove those of the given rows that still match a filter in one transaction; how many they were."""
+        none = np.empty((0, self.entry.dimension), np.float32)
+        write = _Write(lambda writing: writing.delete_matching(rids, filter), [], none)
+        return len(self._group_commit.commit(write).removed)
+
+    def update_metadata(self, changes: Sequence[MetadataChange], max_metadata_bytes: int) -> list[int | None]:
+        """Change metadata in one transaction; see ``WriteTransaction.update_metadata``."""
+        sizes: list[int | None] = []
+
+        def apply(writing: WriteTransaction) -> Change:
+            # Again, if what was in the same transaction failed.
+            change, sizes[:] = writing.update_metadata(changes, max_metadata_bytes)
+            return change
+
+        self._group_commit.commit(_Write(apply, [], np.empty((0, self.entry.dimension), np.float32)))
+        return sizes
+
+    def count(self, filter: Filter | None, check: Callable[[], None]) -> int:
+        """How many items there are, or match a filter; ``check`` as in ``matching_batches``."""
+        if filter is None:
+            return self._index.current.items
+        return sum(int(np.count_nonzero(mask)) for _, mask in self._masks(filter, check))
+
     def items(self, ids: Sequence[str], include: Include) -> list[Item | None]:
         """The items with these ids, in order; None where there is none."""
         with self._records.reading() as view:
@@ -160,6 +200,11 @@ class Collection:
             structures.Stopped: ``stopped`` returned true, or the collection is being closed.
         """
         return self.recall.measure(self._index.current, lambda: stopped() or self._closing)
+
+    def _masks(self, filter: Filter, check: Callable[[], None]) -> list[tuple[Rows, NDArray[np.bool_]]]:
+        """The parts of the index as it is now, each with its live rows that match a filter: bool [N]."""
+        with self.in_step() as (view, snapshot), interruptible(view.connection, check):
+            return list(zip(snapshot.parts, self._matching(view, snapshot, filter), strict=True))
 
     def _matching(self, view: View, snapshot: Snapshot, filter: Filter) -> list[NDArray[np.bool_]]:
         """For each part the live rows that match a filter: bool [N]."""
@@ -208,6 +253,8 @@ class Collection:
             snapshot = None
             for write in writes:
                 change = write.apply(writing)
+                if change.updated is not None:  # before a reader can see it
+                    self._matcher.metadata_log.add(change.seq, change.updated)
                 if snapshot is None:
                     snapshot = self._snapshot_at(change.seq - 1)
                 snapshot = snapshot.changed(
@@ -266,3 +313,13 @@ class Collection:
             self._records.close()
             # Segments stay mapped as long as something refers to them.
             self._index.publish(Snapshot.of(self._index.current.seq, self.entry.dimension, []))
+
+
+def _batches(masks: Sequence[tuple[Rows, NDArray[np.bool_]]]) -> Iterator[list[int]]:
+    """The row numbers that are set in the masks of some parts, ascending."""
+    for part, mask in masks:
+        # A window at a time, so that a million matches are not a million numbers.
+        for start in range(0, len(part), _WINDOW):
+            rids = part.rids[start : start + _WINDOW][mask[start : start + _WINDOW]]
+            for first in range(0, len(rids), _BATCH):
+                yield rids[first : first + _BATCH].tolist()

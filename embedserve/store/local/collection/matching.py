@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.store.local.collection.metadata_log import MetadataLog
 from embedserve.store.local.records.filters import Leaf
 from embedserve.store.local.records.view import View
 from embedserve.types import And, Filter, Not, Or
@@ -33,7 +34,8 @@ class Matcher:
     """Finds the rows of a part that match a filter. Safe to use from several threads.
 
     Conditions on declared keys are looked up in the table of facets and combined as bits; the rest is one SQL condition
-    on the rows of the part. Rows never change, so the result for a part stays valid as long as the part exists.
+    on the rows of the part. Rows change in nothing but their metadata, so the result for a part stays valid as long as
+    the part exists, except for the rows in ``metadata_log``, which are read again.
 
     Args:
         filter_keys: the declared keys of the collection.
@@ -43,6 +45,8 @@ class Matcher:
     def __init__(self, filter_keys: Sequence[str], max_bytes: int = 64 << 20) -> None:
         self._filter_keys = frozenset(filter_keys)
         self._masks = _Masks(max_bytes)
+        self.metadata_log = MetadataLog()
+        """To be told of every change of metadata in place."""
 
     def matching(self, view: View, filter: Filter, rids: NDArray[np.int64], part: Hashable | None) -> NDArray[np.bool_]:
         """The rows that match the filter.
@@ -51,7 +55,7 @@ class Matcher:
             view: contains every live row of the part.
             filter: with allowed keys.
             rids: row numbers of the part, ascending: int64 [N].
-            part: identifies the part forever if its rows never change; None if they may.
+            part: identifies the part forever if it always has the same rows; None if it may get others.
 
         Returns:
             bool [N]; undefined for rows that are not in the view any more.
@@ -61,7 +65,7 @@ class Matcher:
         """
         if not len(rids):
             return np.empty(0, np.bool_)
-        search = _Search(view, rids, part, self._filter_keys, self._masks)
+        search = _Search(view, rids, part, self._filter_keys, self._masks, self.metadata_log)
         return search.unpacked(search.bits(filter))
 
     def forget(self, part: Hashable) -> None:
@@ -86,13 +90,19 @@ class _Masks:
         self._masks: OrderedDict[tuple[Hashable, bytes], _Mask] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, part: Hashable, key: bytes, seq: int) -> Bits | None:
+    def get(self, part: Hashable, key: bytes, seq: int) -> _Mask | None:
         with self._lock:
             mask = self._masks.get((part, key))
             if mask is None or mask.seq > seq:
                 return None
             self._masks.move_to_end((part, key))
-            return mask.bits
+            return mask
+
+    def drop(self, part: Hashable, key: bytes, mask: _Mask) -> None:
+        """Drop a mask that is out of date, unless another has taken its place."""
+        with self._lock:
+            if self._masks.get((part, key)) is mask:
+                self._bytes -= _size(self._masks.pop((part, key)).bits)
 
     def put(self, part: Hashable, key: bytes, seq: int, bits: Bits) -> None:
         size = _size(bits)
@@ -123,6 +133,7 @@ class _Search:
         part: Hashable | None,
         filter_keys: frozenset[str],
         masks: _Masks,
+        metadata_log: MetadataLog,
     ) -> None:
         self._view = view
         self._rids = rids
@@ -130,6 +141,7 @@ class _Search:
         self._part = part
         self._filter_keys = filter_keys
         self._masks = masks
+        self._metadata_log = metadata_log
         self._all = np.packbits(np.ones(len(rids), np.bool_))
         self._worthwhile: dict[int, bool] = {}
 
@@ -147,7 +159,26 @@ class _Search:
         return np.unpackbits(bits, count=len(self._rids)).view(np.bool_)
 
     def _kept(self, node: Filter) -> Bits | None:
-        return None if self._part is None else self._masks.get(self._part, _key(node), self._view.seq())
+        """The rows that match a filter, if its mask is cached."""
+        if self._part is None:
+            return None
+        key, seq = _key(node), self._view.seq()
+        mask = self._masks.get(self._part, key, seq)
+        if mask is None:
+            return None
+        changed = self._metadata_log.between(mask.seq, seq, self._first, self._last)
+        if changed is not None and not len(changed):
+            return mask.bits
+        self._masks.drop(self._part, key, mask)
+        if changed is None or len(changed) > _FEW:
+            return None
+        flags = self.unpacked(mask.bits).copy()
+        for rids, matches in ((changed, False), (self._view.matching_among(node, changed.tolist()), True)):
+            places = np.searchsorted(self._rids, rids)
+            flags[places[self._rids[places] == rids]] = matches
+        bits = np.packbits(flags)
+        self._masks.put(self._part, key, seq, bits)
+        return bits
 
     def _computed(self, node: Filter) -> Bits:
         if not self._looks_up(node):

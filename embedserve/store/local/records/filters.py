@@ -7,9 +7,11 @@ never NULL, so that NOT is a plain negation.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from embedserve.bounds import check_bounds
 from embedserve.store.local.records.facets import boolean
 from embedserve.store.local.records.row import escaped
 from embedserve.types import And, Eq, Exists, Filter, In, Not, Or, Range, check_metadata_key
@@ -59,8 +61,12 @@ def condition(
         case In(key, values):
             return _one_of(path_of(key), values)
         case Range(key):
-            tests = [(f"number {sign} ?", bound) for sign, bound in _bounds(node)]
-            return _number(path_of(key), " AND ".join(sql for sql, _ in tests), [bound for _, bound in tests])
+            bounds = _bounds(node)
+            if _is_of_texts(node):
+                return _text_within(path_of(key), bounds)
+            return _number(
+                path_of(key), " AND ".join(f"number {sign} ?" for sign, _ in bounds), [bound for _, bound in bounds]
+            )
         case Exists(key):
             return Condition("json_type(item.meta, ?) IS NOT NULL", (path_of(key),))
 
@@ -77,11 +83,8 @@ def facet_condition(node: Leaf, filter_keys: Sequence[str]) -> Condition:
         case In(_, values):
             return _facet_among(number, values)
         case Range():
-            tests: list[tuple[str, Value]] = [(f"value {sign} ?", bound) for sign, bound in _bounds(node)]
-            if node.lt is None and node.lte is None:
-                # Texts sort after all numbers, the empty one first, and blobs after texts.
-                tests.append(("value < ?", ""))
-            return Condition(" AND ".join(["key = ?", *(sql for sql, _ in tests)]), (number, *(v for _, v in tests)))
+            within = _facet_text_within(_bounds(node)) if _is_of_texts(node) else _facet_number_within(_bounds(node))
+            return Condition(f"key = ? AND {within.sql}", (number, *within.values))
         case Exists():
             return Condition("key = ?", (number,))
 
@@ -98,9 +101,63 @@ def _facet_among(number: int, wanted: Sequence[str | int | float | bool]) -> Con
     return Condition(f"key = ? AND value IN ({_marks(values)})", (number, *values)) if values else NEVER
 
 
-def _bounds(node: Range) -> list[tuple[str, float]]:
-    bounds = [(">", node.gt), (">=", node.gte), ("<", node.lt), ("<=", node.lte)]
-    return [(sign, bound) for sign, bound in bounds if bound is not None]
+# Values sort as numbers, then texts, the empty one first, then blobs, the empty one first.
+
+
+def _facet_number_within(bounds: Sequence[tuple[str, Value]]) -> Condition:
+    if not any(sign.startswith("<") for sign, _ in bounds):
+        bounds = [*bounds, ("<", "")]
+    return _compared("value", bounds)
+
+
+def _facet_text_within(bounds: Sequence[tuple[str, Value]]) -> Condition:
+    if _need_order(bounds):
+        within = _compared_in_order("value", bounds)
+        return Condition(f"typeof(value) = 'text' AND {within.sql}", within.values)
+    if not any(sign.startswith(">") for sign, _ in bounds):
+        bounds = [*bounds, (">=", "")]
+    if not any(sign.startswith("<") for sign, _ in bounds):
+        bounds = [*bounds, ("<", b"")]
+    return _compared("value", bounds)
+
+
+def _compared(value: str, bounds: Sequence[tuple[str, Value]]) -> Condition:
+    return Condition(" AND ".join(f"{value} {sign} ?" for sign, _ in bounds), tuple(bound for _, bound in bounds))
+
+
+def _bounds(node: Range) -> list[tuple[str, Value]]:
+    """The bounds as SQLite compares them, each with its sign.
+
+    Raises:
+        InvalidInput: they are not allowed.
+    """
+    check_bounds(node.key, node.bounds)
+    return [(_SIGNS[name], escaped(bound)) for name, bound in node.bounds.items()]
+
+
+_SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+
+
+def _is_of_texts(node: Range) -> bool:
+    return any(isinstance(bound, str) for bound in node.bounds.values())
+
+
+# The escapes for U+0000 and U+0001 begin with U+0001 and sort in the wrong order. That shows only where a bound has one
+# of them itself: any other character is above both, and so above both escapes.
+
+
+def _need_order(bounds: Sequence[tuple[str, Value]]) -> bool:
+    return any(isinstance(bound, str) and "\x01" in bound for _, bound in bounds)
+
+
+def _compared_in_order(value: str, bounds: Sequence[tuple[str, Value]]) -> Condition:
+    """The same where a bound has an escape: both escapes change places on both sides."""
+    for old, new in (("1, 2", "1, 4"), ("1, 3", "1, 2"), ("1, 4", "1, 3")):
+        value = f"replace({value}, char({old}), char({new}))"
+    swapped = {"\x01\x02": "\x01\x03", "\x01\x03": "\x01\x02"}
+    return _compared(
+        value, [(sign, re.sub("\x01[\x02\x03]", lambda found: swapped[found[0]], str(text))) for sign, text in bounds]
+    )
 
 
 def path_of(key: str) -> str:
@@ -154,7 +211,17 @@ def _text(path: str, texts: Sequence[str]) -> Condition:
     )
 
 
-def _number(path: str, test: str, values: Sequence[float]) -> Condition:
+def _text_within(path: str, bounds: Sequence[tuple[str, Value]]) -> Condition:
+    """True if the value is a text within the bounds, or a list with such an element."""
+    # A text is a table of one row here.
+    within = (_compared_in_order if _need_order(bounds) else _compared)("element.value", bounds)
+    return Condition(
+        f"EXISTS (SELECT 1 FROM json_each(item.meta, ?) AS element WHERE element.type = 'text' AND {within.sql})",
+        (path, *within.values),
+    )
+
+
+def _number(path: str, test: str, values: Sequence[Value]) -> Condition:
     """``test`` on the value, called number; false if the value is not a number."""
     return Condition(
         "EXISTS (SELECT 1 FROM (SELECT CASE json_type(item.meta, ?)"

@@ -1,6 +1,7 @@
 """The items of a collection, the source of truth: one SQLite file, written by one thread at a time.
 
-Row numbers are never reused, so the index can refer to them: replacing an item gives it a new one.
+Row numbers are never reused, so the index can refer to them: replacing an item gives it a new one. Only its metadata
+may change in place, which the index does not know.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.changes import MetadataChange
 from embedserve.store.local.records import facets
 from embedserve.store.local.records.database import (
     BUSY_MS,
@@ -27,9 +29,9 @@ from embedserve.store.local.records.database import (
 )
 from embedserve.store.local.records.facets import Facets
 from embedserve.store.local.records.readers import Readers
-from embedserve.store.local.records.row import Row
+from embedserve.store.local.records.row import Row, to_json
 from embedserve.store.local.records.view import View, media_crc
-from embedserve.types import Media
+from embedserve.types import Filter, Media, metadata_bytes
 
 _VERSIONS = (
     (
@@ -92,6 +94,8 @@ class Change:
     """Row numbers that were removed: int64 [R], in any order."""
     rids: NDArray[np.int64]
     """Row numbers that were added: int64 [N], ascending."""
+    updated: NDArray[np.int64] | None = None
+    """Row numbers whose metadata changed: int64 [U], ascending; None for none."""
 
 
 class Records:
@@ -143,7 +147,7 @@ class Records:
     def writing(self) -> Iterator[WriteTransaction]:
         """One transaction; see ``Writer.transaction``."""
         with self._writer.transaction() as connection:
-            yield WriteTransaction(connection, self._path, self._facets)
+            yield WriteTransaction(connection, self._path, self._facets, self._dimension)
         self._trim_log()
 
     def close(self) -> None:
@@ -172,10 +176,11 @@ class Records:
 class WriteTransaction:
     """The changes that one transaction can make."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, facets: Facets) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, facets: Facets, dimension: int) -> None:
         self._connection = connection
         self._path = path
         self._facets = facets
+        self._dimension = dimension
 
     def upsert(self, rows: Sequence[tuple[Row, Media | None]]) -> Change:
         """Insert rows with distinct ids, replacing those with the same ids."""
@@ -197,15 +202,57 @@ class WriteTransaction:
             ),
         )
         if self._facets:
-            self._connection.executemany(
-                "INSERT INTO facet (key, value, rid) VALUES (?, ?, ?)",
-                (facet for rid, (row, _) in numbered for facet in self._facets.rows(rid, row.meta)),
-            )
+            self._add_facets([(rid, row.meta) for rid, (row, _) in numbered])
         return Change(seq, removed, np.arange(first, first + len(rows), dtype=np.int64))
 
     def delete(self, ids: Sequence[str]) -> Change:
         """Remove the rows with these ids, as far as they exist."""
         return Change(self._next_seq(), self._remove(ids), np.empty(0, np.int64))
+
+    def delete_matching(self, rids: Sequence[int], filter: Filter) -> Change:
+        """Remove those of the given rows that exist and match a filter now."""
+        view = View(self._connection, self._path, self._dimension)
+        ids = view.ids(view.matching_among(filter, rids).tolist())
+        return self.delete([id.decode() for id in ids.values()])
+
+    def update_metadata(
+        self, changes: Sequence[MetadataChange], max_metadata_bytes: int
+    ) -> tuple[Change, list[int | None]]:
+        """Change metadata in place, one item after the other.
+
+        Returns:
+            The change, and for each item the size of the metadata that comes of it, in bytes as JSON, None if there is
+            no such item. Larger ones than ``max_metadata_bytes`` are not written.
+
+        Raises:
+            StoreError: a row is damaged; names the item. A new checksum would hide the damage.
+        """
+        seq, view = self._next_seq(), View(self._connection, self._path, self._dimension)
+        sizes: list[int | None] = []
+        updated: set[int] = set()
+        for change in changes:
+            rid = view.rid(change.id)
+            if rid is None:
+                sizes.append(None)
+                continue
+            row = view.rows_of_hits([rid])[rid]
+            metadata = change.of(row.metadata)
+            size = metadata_bytes(metadata)
+            sizes.append(size)
+            new = replace(row, meta=to_json(metadata).encode())
+            if size <= max_metadata_bytes and new.meta != row.meta:
+                self._set_metadata(rid, row, new, seq)
+                updated.add(rid)
+        none = np.empty(0, np.int64)
+        return Change(seq, none, none, np.array(sorted(updated), np.int64)), sizes
+
+    def _set_metadata(self, rid: int, old: Row, new: Row, seq: int) -> None:
+        self._connection.execute(
+            "UPDATE item SET seq = ?, crc = ?, meta = ? WHERE rid = ?", (seq, new.crc, new.meta.decode(), rid)
+        )
+        if self._facets:
+            self._remove_facets([(rid, old.meta)])
+            self._add_facets([(rid, new.meta)])
 
     def _next_seq(self) -> int:
         self._connection.execute("UPDATE state SET seq = seq + 1")
@@ -226,6 +273,14 @@ class WriteTransaction:
         if self._facets:
             self._remove_facets(removed)
         return np.array(rids, np.int64)
+
+    def _add_facets(self, added: Sequence[tuple[int, bytes]]) -> None:
+        """``added``: row numbers and metadata."""
+        # One that is there already, where the table is damaged, is as it should be.
+        self._connection.executemany(
+            "INSERT OR IGNORE INTO facet (key, value, rid) VALUES (?, ?, ?)",
+            (facet for rid, meta in added for facet in self._facets.rows(rid, meta)),
+        )
 
     def _remove_facets(self, removed: Sequence[tuple[int, bytes]]) -> None:
         """``removed``: row numbers and metadata."""

@@ -12,8 +12,8 @@ import json
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from embedserve.errors import EmbedserveError
 from embedserve.store.local.records.catalog import Entry, check_filter_keys
 from embedserve.store.local.records.database import connect, damaged, translate_errors
 from embedserve.store.local.records.facets import Facets
+from embedserve.store.local.records.interruption import interruptible
 from embedserve.store.local.records.verify import missing_facets, verify_rows
 from embedserve.types import Keep
 
@@ -34,8 +35,6 @@ _PAGES = 512
 """Pages copied at a time, 4 or 8 MB. 160 MB beside a writing thread took 0.2 s with 64, 512 and all pages at a time,
 and writes waited at most 25 ms. VACUUM INTO took twice as long, and a write waited 80 ms."""
 _ROWS = 2048
-_STEPS = 10_000
-"""Instructions of SQLite's virtual machine between two checks, about a millisecond."""
 _MAX_DIMENSION = 1 << 16
 """Limit for the dimension that a backup states, since memory is allocated by it."""
 _LAST_LINE = b"embedserve backup, sha256 %b\n"
@@ -157,7 +156,7 @@ def first_problem(connection: sqlite3.Connection, entry: Entry, check: Callable[
     Raises:
         sqlite3.Error: its pages are inconsistent.
     """
-    with _interruptible(connection, check):
+    with interruptible(connection, check):
         # The quick check would not compare the index of ids with the rows.
         (answer,) = connection.execute("PRAGMA integrity_check (1)").fetchone()
     if answer != "ok":
@@ -176,7 +175,7 @@ def first_problem(connection: sqlite3.Connection, entry: Entry, check: Callable[
         expected, after = expected + count, batch.last_rid
     if has_facets and connection.execute("SELECT COUNT(*) FROM facet").fetchone() != (expected,):
         return "filters would find items by metadata that they lack"
-    with _interruptible(connection, check):
+    with interruptible(connection, check):
         orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
     if orphan is not None:
         return "an image belongs to no item"
@@ -199,32 +198,6 @@ def _copy(source: Path, target: Path, check: Callable[[], None]) -> None:
         reader.execute("BEGIN")
         reader.execute("SELECT seq FROM state").fetchone()
         reader.backup(writer, pages=_PAGES, progress=lambda *_: check())
-
-
-@contextmanager
-def _interruptible(connection: sqlite3.Connection, check: Callable[[], None]) -> Iterator[None]:
-    """Call ``check`` while a statement runs; an exception from it ends the statement and is raised here.
-
-    SQLite before 3.41 makes no calls while it checks the structure of pages, a third of its integrity check.
-    """
-    raised: list[BaseException] = []
-
-    def stops() -> bool:
-        try:
-            check()
-        except BaseException as error:
-            raised.append(error)
-        return bool(raised)
-
-    connection.set_progress_handler(stops, _STEPS)
-    try:
-        yield
-    except sqlite3.OperationalError:
-        if raised:
-            raise raised[0] from None
-        raise
-    finally:
-        connection.set_progress_handler(None, 0)
 
 
 def _of(value: object, kind: type) -> Any:
