@@ -70,7 +70,7 @@ def plain(value: object, what: str) -> str | int | float | bool:
         return value  # type: ignore[return-value]
     if kind is int:
         if not -(2**63) <= value < 2**63:  # type: ignore[operator]
-            raise InvalidInput(f"{what} is {_digits(value)}, which does not fit 64 bits")  # type: ignore[arg-type]
+            raise InvalidInput(f"{what} is {digits(value)}, which does not fit 64 bits")  # type: ignore[arg-type]
         return value  # type: ignore[return-value]
     if kind is float:
         if value != value:
@@ -254,7 +254,7 @@ def check_metadata(metadata: Metadata) -> None:
             _check_text(key, value)
         elif isinstance(value, int):
             if not -(2**63) <= value < 2**63:
-                raise InvalidInput(f"metadata {key!r} is {_digits(value)}, which does not fit 64 bits")
+                raise InvalidInput(f"metadata {key!r} is {digits(value)}, which does not fit 64 bits")
         elif isinstance(value, float):
             if not math.isfinite(value):
                 raise InvalidInput(
@@ -286,7 +286,8 @@ def check_utf_8(text: str, what: str) -> None:
         raise InvalidInput(f"{what} is {text!r}, which cannot be written in UTF-8") from None
 
 
-def _digits(number: int) -> str:
+def digits(number: int) -> str:
+    """An integer for a message; one that would fill the screen, or that Python does not print, by its length."""
     return str(number) if number.bit_length() <= _MAX_SHOWN_BITS else f"an integer of {number.bit_length()} bits"
 
 

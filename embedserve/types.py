@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 DEFAULT_TARGET_RECALL = 0.95
 """recall@10 that approximate search is tuned to, unless a collection or a query sets another."""
 
+MAX_TIMEOUT_S = 31_536_000.0
+"""Longest time that a caller may ask to wait, a year: gRPC ends calls with a timeout beyond 7.5e9 s at once, and
+infinite waits never return."""
+
 EXTERNAL = "external"
 """The fingerprint of a collection whose vectors come from outside; it is bound to no encoder."""
 

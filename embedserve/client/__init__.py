@@ -17,7 +17,9 @@ from embedserve.client.values import (
     EncoderInfo,
     EncoderRef,
     ImageInput,
+    ItemId,
     ItemInput,
+    MetadataInput,
     Query,
     ServerInfo,
 )
@@ -30,7 +32,9 @@ __all__ = [
     "EncoderInfo",
     "EncoderRef",
     "ImageInput",
+    "ItemId",
     "ItemInput",
+    "MetadataInput",
     "Query",
     "ServerInfo",
 ]

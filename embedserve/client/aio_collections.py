@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 
 from embedserve import wire
 from embedserve.atomic_write import atomic_write
-from embedserve.client import bulk, long_calls, messages
+from embedserve.client import arguments, bulk, long_calls, messages
 from embedserve.client.aio_calls import AsyncCalls, in_threads
-from embedserve.client.values import AddResult, ItemInput
+from embedserve.client.values import AddResult, ItemId, ItemInput
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Filter, Item, Keep
 from embedserve.v1 import collection_service_pb2 as collection_pb
 
@@ -25,17 +25,19 @@ class AsyncCollections:
     # --- Items ---
 
     async def add(
-        self, collection: str, items: Iterable[ItemInput], *, encoder_fingerprint: str = ""
+        self, collection: str, items: Iterable[ItemInput], *, errors: str = "raise", encoder_fingerprint: str = ""
     ) -> list[AddResult]:
         """Write items, replacing those with the same ids. An item without an error is on the server's disk.
 
-        An item that cannot be used fails alone; if an id occurs twice, the later item counts. Many items go over a
-        stream, as in ``embed``. If that fails for good, items without a result may have been written; adding them again
-        under the same ids does no harm.
+        An item that cannot be used fails alone: all others are written first, and then its error is raised. If an id
+        occurs twice, the later item counts. Many items go over a stream, as in ``embed``. If that fails for good, items
+        without a result may have been written; adding them again under the same ids does no harm.
 
         Args:
             collection: name or alias.
             items: taken one by one, so that an iterator may give more than fits in memory.
+            errors: "raise" raises ``ItemsFailed`` if an item was not written, once all others are; it has all results.
+                "keep" returns the results, in which the errors are.
             encoder_fingerprint: of the encoder that made the vectors of items that have one; required for them unless
                 the collection is external.
 
@@ -43,21 +45,26 @@ class AsyncCollections:
             For each item, in order, its id and, if it was not written, the error that says why.
 
         Raises:
+            ItemsFailed: items were not written, and ``errors`` is "raise".
             CollectionNotFound: no collection or alias has the name.
             EncoderMismatch: the collection is bound to another encoder.
             DiskFull: the server's disk is full.
         """
-        results = self._add(collection, items, encoder_fingerprint)
+        is_raised = arguments.errors(errors)
+        results = self._add(*arguments.additions(collection, items, encoder_fingerprint))
         try:
-            return [result async for result in results]
+            added = [result async for result in results]
         finally:
             await results.aclose()
+        if is_raised:
+            bulk.raise_failures(added)
+        return added
 
     def add_each(
         self, collection: str, items: Iterable[ItemInput], *, encoder_fingerprint: str = ""
     ) -> AsyncIterator[AddResult]:
-        """Like ``add``, giving each result as soon as it is known."""
-        return self._add(collection, items, encoder_fingerprint)
+        """Like ``add``, giving each result as soon as it is known, with the error of an item that was not written."""
+        return self._add(*arguments.additions(collection, items, encoder_fingerprint))
 
     async def _add(
         self, collection: str, items: Iterable[ItemInput], encoder_fingerprint: str
@@ -75,7 +82,7 @@ class AsyncCollections:
     async def get_items(
         self,
         collection: str,
-        ids: Sequence[str],
+        ids: Iterable[ItemId],
         *,
         include_metadata: bool = True,
         include_vectors: bool = False,
@@ -90,17 +97,17 @@ class AsyncCollections:
             CollectionNotFound: no collection or alias has the name.
             InvalidInput: an id is empty or too long.
         """
-        chunks = messages.get_items_chunks(
-            collection,
-            ids,
-            await self._calls.limits(),
-            include_metadata=include_metadata,
-            include_vectors=include_vectors,
-            include_media=include_media,
-        )
+        collection = arguments.text("collection", collection, may_be_empty=False)
+        wanted = arguments.ids(ids)
+        parts = {
+            "include_metadata": arguments.flag("include_metadata", include_metadata),
+            "include_vectors": arguments.flag("include_vectors", include_vectors),
+            "include_media": arguments.flag("include_media", include_media),
+        }
+        chunks = messages.get_items_chunks(collection, wanted, await self._calls.limits(), **parts)
         return await self._calls.in_order(self._calls.stubs.collections.GetItems, chunks, messages.get_items_results)
 
-    async def delete_items(self, collection: str, ids: Sequence[str]) -> int:
+    async def delete_items(self, collection: str, ids: Iterable[ItemId]) -> int:
         """Remove items by id; an id without an item is no error.
 
         Returns:
@@ -109,11 +116,13 @@ class AsyncCollections:
         Raises:
             CollectionNotFound: no collection or alias has the name.
         """
-        chunks = messages.delete_items_chunks(collection, ids, await self._calls.limits())
+        collection = arguments.text("collection", collection, may_be_empty=False)
+        gone = arguments.ids(ids)
+        chunks = messages.delete_items_chunks(collection, gone, await self._calls.limits())
         method = self._calls.stubs.collections.DeleteItems
         return sum(await self._calls.in_order(method, chunks, messages.deleted_counts))
 
-    async def list_items(
+    def list_items(
         self,
         collection: str,
         *,
@@ -129,13 +138,16 @@ class AsyncCollections:
         Raises:
             CollectionNotFound: no collection or alias has the name.
         """
-        request: collection_pb.ListItemsRequest | None = messages.list_items_request(
-            collection,
-            filter=filter,
-            include_metadata=include_metadata,
-            include_vectors=include_vectors,
-            page_size=page_size,
+        request = messages.list_items_request(
+            arguments.text("collection", collection, may_be_empty=False),
+            filter=arguments.condition(filter),
+            include_metadata=arguments.flag("include_metadata", include_metadata),
+            include_vectors=arguments.flag("include_vectors", include_vectors),
+            page_size=arguments.whole("page_size", page_size, least=1),
         )
+        return self._list_items(request)
+
+    async def _list_items(self, request: collection_pb.ListItemsRequest | None) -> AsyncGenerator[Item]:
         while request is not None:
             response = await self._calls.answer(self._calls.stubs.collections.ListItems, request)
             for item in response.items:
@@ -153,7 +165,7 @@ class AsyncCollections:
         dimension: int = 0,
         index: str = "auto",
         target_recall: float | None = None,
-        filter_keys: Sequence[str] = (),
+        filter_keys: Iterable[str] = (),
         encoder_fingerprint: str = "",
         encoder_name: str = "",
     ) -> CollectionInfo:
@@ -176,15 +188,15 @@ class AsyncCollections:
             InvalidInput: an argument is not allowed.
         """
         request = messages.create_collection_request(
-            name,
-            keep=keep,
-            external=external,
-            dimension=dimension,
-            index=index,
-            target_recall=target_recall,
-            filter_keys=filter_keys,
-            encoder_fingerprint=encoder_fingerprint,
-            encoder_name=encoder_name,
+            arguments.text("name", name, may_be_empty=False),
+            keep=arguments.keep(keep),
+            external=arguments.flag("external", external),
+            dimension=arguments.whole("dimension", dimension, least=0),
+            index=arguments.text("index", index),
+            target_recall=arguments.target_recall_of(target_recall),
+            filter_keys=arguments.texts("filter_keys", filter_keys),
+            encoder_fingerprint=arguments.text("encoder_fingerprint", encoder_fingerprint),
+            encoder_name=arguments.text("encoder_name", encoder_name),
         )
         # Not retried: if the first answer was lost, the second would say that the collection exists.
         response = await self._calls.answer(self._calls.stubs.collections.CreateCollection, request, is_retried=False)
@@ -196,6 +208,7 @@ class AsyncCollections:
         Raises:
             CollectionNotFound: no collection or alias has the name.
         """
+        name = arguments.text("name", name, may_be_empty=False)
         request = messages.message(collection_pb.GetCollectionRequest, name=name)
         response = await self._calls.answer(self._calls.stubs.collections.GetCollection, request)
         return wire.collection_from_proto(response.collection)
@@ -212,6 +225,7 @@ class AsyncCollections:
         Raises:
             CollectionNotFound: no collection has the name; an alias is not accepted.
         """
+        name = arguments.text("name", name, may_be_empty=False)
         request = messages.message(collection_pb.DeleteCollectionRequest, name=name)
         # Not retried: after a lost answer the collection would be gone, or another one have its name.
         await self._calls.answer(self._calls.stubs.collections.DeleteCollection, request, is_retried=False)
@@ -224,6 +238,8 @@ class AsyncCollections:
             AlreadyExists: a collection has the alias as its name.
             InvalidInput: the alias is not allowed as a name.
         """
+        alias = arguments.text("alias", alias, may_be_empty=False)
+        collection = arguments.text("collection", collection)
         request = messages.message(collection_pb.SetAliasRequest, alias=alias, collection=collection)
         await self._calls.answer(self._calls.stubs.collections.SetAlias, request)
 
@@ -242,8 +258,9 @@ class AsyncCollections:
         Raises:
             CollectionNotFound: no collection or alias has the name.
         """
+        name = arguments.text("name", name, may_be_empty=False)
+        reader = long_calls.CheckReader(arguments.callback("on_progress", on_progress))
         request = messages.message(collection_pb.CheckCollectionRequest, name=name)
-        reader = long_calls.CheckReader(on_progress)
         async with aclosing(self._calls.responses(self._calls.stubs.collections.CheckCollection, request)) as responses:
             async for response in responses:
                 reader.read(response)
@@ -274,9 +291,12 @@ class AsyncCollections:
             DataError: the file exists, or cannot be written.
             DiskFull: the server has no room for the copy.
         """
+        name, file_path = arguments.text("name", name, may_be_empty=False), arguments.path("path", path)
+        overwrite = arguments.flag("overwrite", overwrite)
+        on_progress = arguments.callback("on_progress", on_progress)
         request = messages.message(collection_pb.BackupCollectionRequest, name=name)
         method = self._calls.stubs.collections.BackupCollection
-        async with in_threads(atomic_write(Path(path), overwrite=overwrite)) as file:
+        async with in_threads(atomic_write(file_path, overwrite=overwrite)) as file:
             writer = long_calls.BackupWriter(file, on_progress)
             async with aclosing(self._calls.responses(method, request)) as responses:
                 async for response in responses:
@@ -303,7 +323,8 @@ class AsyncCollections:
             InvalidInput: the name is not allowed, or the file is not a backup, incomplete or damaged.
             DiskFull: the server has no room.
         """
-        messages.message(collection_pb.RestoreCollectionRequest, name=name)  # refuses a name that cannot be sent
-        await asyncio.to_thread(long_calls.check_readable, Path(path))
-        sender = long_calls.RestoreSender(name, Path(path), self._calls.target, self._calls.timeout_s, on_progress)
+        name, file_path = arguments.text("name", name, may_be_empty=False), arguments.path("path", path)
+        on_progress = arguments.callback("on_progress", on_progress)
+        await asyncio.to_thread(long_calls.check_readable, file_path)
+        sender = long_calls.RestoreSender(name, file_path, self._calls.target, self._calls.timeout_s, on_progress)
         return await self._calls.restore(sender)
