@@ -43,7 +43,8 @@ def inner_filters(given: object, name: str, kinds: tuple[type, ...]) -> tuple[An
         InvalidInput: they are not several, or one is no filter; says which.
     """
     if not isinstance(given, tuple):
-        if isinstance(given, (*kinds, str, bytes, Mapping)) or not isinstance(given, Iterable):
+        is_one = isinstance(given, (*kinds, str, bytes, bytearray, memoryview, Mapping))
+        if is_one or not isinstance(given, Iterable) or getattr(given, "ndim", 1) != 1:
             raise InvalidInput(
                 f"filters of {name} is {shown(given)}",
                 hint=f"write several filters in a list, as in {name}([Eq('label', 'red'), Exists('price')])",

@@ -21,16 +21,23 @@ from embedserve.metadata import metadata_bytes_at_most as metadata_bytes_at_most
 from embedserve.metadata import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import date
+    from uuid import UUID
+
     import numpy as np
     from numpy.typing import NDArray
 
+    ValueInput: TypeAlias = str | int | float | bool | date | UUID | np.generic
+    """What stands for a value of metadata; ``metadata.plain`` says for which."""
+    _Bound: TypeAlias = str | int | float | date | UUID | np.generic | None
     Vector: TypeAlias = NDArray[np.float32]
     """One embedding: float32 [D], unit norm once it is stored."""
 
 DEFAULT_TARGET_RECALL = 0.95
 """recall@10 that approximate search is tuned to, unless a collection or a query sets another."""
 
-MAX_TIMEOUT_S = 31_536_000.0
+MAX_TIMEOUT_S = 31_536_000
 """Longest time that a caller may ask to wait, a year: gRPC ends calls with a timeout beyond 7.5e9 s at once, and
 infinite waits never return."""
 
@@ -100,6 +107,10 @@ class And:
 
     filters: tuple[Filter, ...]
 
+    if TYPE_CHECKING:
+
+        def __init__(self, filters: Iterable[Filter]) -> None: ...
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "filters", conditions.inner_filters(self.filters, "And", FILTERS))
 
@@ -109,6 +120,10 @@ class Or:
     """At least one of the filters holds; an empty list never holds."""
 
     filters: tuple[Filter, ...]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, filters: Iterable[Filter]) -> None: ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "filters", conditions.inner_filters(self.filters, "Or", FILTERS))
@@ -131,6 +146,10 @@ class Eq:
     key: str
     value: str | int | float | bool
 
+    if TYPE_CHECKING:
+
+        def __init__(self, key: str, value: ValueInput) -> None: ...
+
     def __post_init__(self) -> None:
         if type(self.key) is not str:
             object.__setattr__(self, "key", conditions.key_text(self.key, "Eq"))
@@ -144,6 +163,10 @@ class In:
 
     key: str
     values: tuple[str | int | float | bool, ...]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, key: str, values: Iterable[ValueInput]) -> None: ...
 
     def __post_init__(self) -> None:
         if type(self.key) is not str:
@@ -161,6 +184,12 @@ class Range:
     gte: float | None = None
     lt: float | None = None
     lte: float | None = None
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, key: str, gt: _Bound = None, gte: _Bound = None, lt: _Bound = None, lte: _Bound = None
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if type(self.key) is not str:

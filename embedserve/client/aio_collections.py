@@ -193,7 +193,7 @@ class AsyncCollections:
             external=arguments.flag("external", external),
             dimension=arguments.whole("dimension", dimension, least=0),
             index=arguments.text("index", index),
-            target_recall=arguments.target_recall_of(target_recall),
+            target_recall=None if target_recall is None else arguments.number("target_recall", target_recall),
             filter_keys=arguments.texts("filter_keys", filter_keys),
             encoder_fingerprint=arguments.text("encoder_fingerprint", encoder_fingerprint),
             encoder_name=arguments.text("encoder_name", encoder_name),

@@ -7,8 +7,10 @@ names the parameter, what was given, and what to write.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,14 +69,31 @@ def whole(name: str, value: Any, *, least: int) -> int:
     return number
 
 
-def number(name: str, value: Any, *, low: float, high: float) -> float:
-    """An argument that is a number from ``low`` to ``high``."""
-    given = value
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise InvalidInput(f"{name} is {shown(given)}", hint=f"write a number from {low:g} to {high:g}")
-    if not low <= value <= high:
-        raise InvalidInput(f"{name} is {shown(given)}; it is a number from {low:g} to {high:g}")
-    return float(value)
+def number(name: str, value: Any) -> float:
+    """An argument that is a finite number; the server holds it to its range."""
+    found = _float(value)
+    if not math.isfinite(found):
+        raise InvalidInput(f"{name} is {shown(value)}", hint=f"write a number, as in {name}=0.5")
+    return found
+
+
+def timeout(name: str, value: Any) -> float:
+    """An argument that is a time to wait, in seconds."""
+    seconds = _float(value)
+    if not 0 < seconds <= MAX_TIMEOUT_S:
+        raise InvalidInput(
+            f"{name} is {shown(value)}",
+            hint=f"write seconds, more than 0 and at most {MAX_TIMEOUT_S} (a year), as in {name}=60",
+        )
+    return seconds
+
+
+def _float(value: Any) -> float:
+    """A number; nan if it is none, or too large for one."""
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            return float(value)
+    return math.nan
 
 
 def flag(name: str, value: object) -> bool:
@@ -84,16 +103,6 @@ def flag(name: str, value: object) -> bool:
     if isinstance(value, np.bool_):
         return bool(value)
     raise InvalidInput(f"{name} is {shown(value)}", hint=f"write {name}=True or {name}=False")
-
-
-def timeout(name: str, value: Any) -> float:
-    """An argument that is a time to wait, in seconds."""
-    hint = f"write seconds, more than 0 and at most {MAX_TIMEOUT_S:.0f} (a year), as in {name}=60"
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise InvalidInput(f"{name} is {shown(value)}", hint=hint)
-    if not 0 < value <= MAX_TIMEOUT_S:
-        raise InvalidInput(f"{name} is {shown(value)}", hint=hint)
-    return float(value)
 
 
 def callback(name: str, value: CallbackT | None) -> CallbackT | None:
@@ -227,26 +236,16 @@ def search_options(
     """The options of a search; ``AsyncClient.search`` explains them."""
     return SearchOptions(
         k=whole("k", k, least=1),
-        min_score=None if min_score is None else number("min_score", min_score, low=-1, high=1),
+        min_score=None if min_score is None else number("min_score", min_score),
         filter=None if filter is None else condition(filter),
         group_by=text("group_by", group_by),
         exact=flag("exact", exact),
         ef=whole("ef", ef, least=0),
         nprobe=whole("nprobe", nprobe, least=0),
-        target_recall=target_recall_of(target_recall),
+        target_recall=None if target_recall is None else number("target_recall", target_recall),
         include_metadata=flag("include_metadata", include_metadata),
         include_vectors=flag("include_vectors", include_vectors),
     )
-
-
-def target_recall_of(value: Any) -> float | None:
-    """A target recall, in (0, 1]; None: the collection's, or the default."""
-    if value is None:
-        return None
-    target_recall = number("target_recall", value, low=0, high=1)
-    if not target_recall:
-        raise InvalidInput("target_recall is 0; it is more than 0 and at most 1")
-    return target_recall
 
 
 # --- Connections -----------------------------------------------------------

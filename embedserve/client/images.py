@@ -176,7 +176,7 @@ def _check_array(array: NDArray[Any]) -> None:
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))):
         raise InvalidInput(what, hint="an image is [H, W, 3] (RGB), [H, W, 4] (RGBA) or [H, W] (grey)")
     if not array.size:
-        raise InvalidInput(f"{what}, without a pixel")
+        raise InvalidInput(f"{what}, without a pixel", hint="leave empty images out")
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:

@@ -96,7 +96,7 @@ def vector_of(values: ArrayLike) -> NDArray[np.float32]:
     if not finite.all():
         position = int(finite.argmin())
         raise InvalidInput(
-            f"vector[{position}] is {given[position]}, not a finite float32",
+            f"number {position} of the vector is {given[position]}, not a finite float32",
             hint="a row of NaN in embeddings stands for an image that could not be used: see its errors",
         )
     return vector

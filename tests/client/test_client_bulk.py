@@ -291,7 +291,7 @@ def test_an_item_that_cannot_be_sent_fails_alone(connect: Connect, server: FakeS
     items = [
         ItemInput(id="a", image=b"1"),
         ItemInput(id="gone", image=tmp_path / "gone.jpg"),
-        ItemInput(id="bad", image=b"1", metadata={"x": {"nested": 1}}),  # type: ignore[dict-item]
+        ItemInput(id="bad", image=b"1", metadata={"x": {"nested": 1}}),
         ItemInput(id="\udc80", image=b"1"),
         ItemInput(id="text", vector=["one", "two"]),
         ItemInput(id="matrix", vector=[[1, 2], [3, 4]]),

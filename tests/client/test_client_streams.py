@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from embedserve import AddResult, Client, ItemInput, Limits, wire
-from embedserve.client import bulk, inputs, window
+from embedserve.client import bulk, images, inputs, window
 from embedserve.errors import (
     CollectionNotFound,
     DataError,
@@ -179,7 +179,7 @@ def test_slow_files_are_read_a_few_at_a_time_and_keep_their_order(
 ) -> None:
     monkeypatch.setattr(inputs, "_SLOW_READ_S", 0.0)
     together, lock, under_way, most = threading.Barrier(4), threading.Lock(), 0, 0
-    real = bulk.read_image
+    real = images.read_image
 
     def slow(image: Any, limits: Limits) -> bytes:
         nonlocal under_way, most
