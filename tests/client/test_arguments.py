@@ -20,6 +20,7 @@ import pytest
 
 from embedserve import AsyncClient, Client, Exists, ItemInput, Not, Query
 from embedserve.errors import FailedPrecondition, InvalidInput, LimitExceeded
+from embedserve.types import MAX_TIMEOUT_S
 from tests.client.fake_server import Connect, FakeServer
 from tests.client.test_client_methods import public
 from tests.client.wrong_values import (
@@ -230,3 +231,15 @@ def test_a_coroutine_is_answered_with_await(connect: Connect, server: FakeServer
     with pytest.raises(InvalidInput, match="images is a coroutine") as caught:
         connect(server.target).embed(made_coroutine)
     assert "await" in caught.value.hint
+
+
+# --- Times ---
+
+
+def test_the_longest_time_that_is_taken_reaches_the_server_as_a_deadline(connect: Connect, server: FakeServer) -> None:
+    # grpcio ends calls at once whose deadline lies beyond its clock, some 236 years from now.
+    client = connect(server.target, timeout_s=MAX_TIMEOUT_S)
+    client.embed([b"1"])
+    client.embed([b"1"] * 40)
+    client.wait_ready(MAX_TIMEOUT_S)
+    assert min(server.timeouts_s) > MAX_TIMEOUT_S - 60
