@@ -25,7 +25,7 @@ ImageInput: TypeAlias = "_Encoded | Image | NDArray[np.uint8]"
 binary file, which is read from where it stands; or pixels, sent as PNG: a PIL image, whose EXIF orientation is applied,
 or a uint8 array [H, W, 3] (RGB), [H, W, 4] (RGBA, composed on white) or [H, W] (grey)."""
 
-ItemId: TypeAlias = "str | int | UUID"
+ItemId: TypeAlias = "str | int | UUID | np.integer[Any]"
 """The id of an item, 1–256 bytes of UTF-8. Integers, NumPy's included, and UUIDs are taken as their text, so 7 and "7"
 are the same id, and what the server returns is text."""
 
