@@ -80,7 +80,8 @@ class Limits:
     def __post_init__(self) -> None:
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if not 1 <= value < 2**32:  # as wide as they are on the wire
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            if not is_whole or not 1 <= value < 2**32:  # as wide as they are on the wire
                 raise InvalidInput(f"{limit.name} is {value}; a limit must be between 1 and {2**32 - 1}")
 
     def check(self, name: str, value: int, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -149,6 +150,12 @@ def test_values_of_a_list_count_towards_the_size_of_a_filter() -> None:
 def test_a_limit_below_1_is_refused_by_name(name: str) -> None:
     with pytest.raises(InvalidInput, match=f"{name} is 0"):
         Limits(**{name: 0})
+
+
+@pytest.mark.parametrize("value", [None, "5", 5.0, True, 2**32])
+def test_a_limit_is_a_whole_number_as_wide_as_on_the_wire(value: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"max_k is {value}; a limit must be between 1 and 4294967295"):
+        Limits(max_k=value)
 
 
 def test_a_value_at_the_limit_passes_and_one_above_is_refused_with_both_numbers() -> None:
