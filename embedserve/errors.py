@@ -21,6 +21,7 @@
     ├── Unavailable                 UNAVAILABLE          starting, draining or unreachable
     ├── DeadlineExceeded            DEADLINE_EXCEEDED    the caller's deadline passed before the work was done
     ├── InternalError               INTERNAL             our own bug; says how to report it
+    ├── ItemsFailed                 ITEMS_FAILED         some items of an add were not written; carries all results
     ├── EncoderFileError            ENCODER_FILE         the file is not an encoder, or contradicts itself
     ├── StoreError                  STORE                the data directory is locked, damaged or not writable
     ├── DataError                   DATA                 the image folder is missing, empty or unusable
@@ -35,7 +36,8 @@ or change.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 
 class EmbedserveError(Exception):
@@ -55,6 +57,8 @@ class EmbedserveError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # a traceback shows it
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive pickling by default, and worker processes send errors this way.
@@ -69,6 +73,8 @@ def _rebuild(kind: type[EmbedserveError], state: dict[str, object]) -> Embedserv
     error = kind.__new__(kind)
     Exception.__init__(error, state["message"])
     error.__dict__.update(state)
+    if "__notes__" in state:
+        error.__notes__ = list(error.__notes__)  # a note on the one is none on the other
     return error
 
 
@@ -221,6 +227,25 @@ class InternalError(EmbedserveError):
     """A bug of ours."""
 
     code = "INTERNAL"
+
+
+class ItemsFailed(EmbedserveError):
+    """Some items of an ``add`` were not written; all others are on the server's disk.
+
+    Args:
+        results: the outcome for each item (``AddResult``), in order, as ``add(…, errors="keep")`` returns them.
+    """
+
+    code = "ITEMS_FAILED"
+
+    def __init__(self, message: str, *, hint: str = "", results: Sequence[Any] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.results = tuple(results)
+
+    @property
+    def failures(self) -> tuple[Any, ...]:
+        """Those of the results that have an error."""
+        return tuple(result for result in self.results if result.error is not None)
 
 
 class EncoderFileError(EmbedserveError):

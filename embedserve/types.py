@@ -5,30 +5,41 @@ Wire messages and database rows are converted to and from these at the edges and
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
+from embedserve import conditions
 from embedserve.bounds import check_bounds
 from embedserve.errors import InvalidInput, LimitExceeded
+from embedserve.metadata import Metadata as Metadata
+from embedserve.metadata import MetadataValue as MetadataValue
+from embedserve.metadata import check_metadata as check_metadata
+from embedserve.metadata import check_metadata_key as check_metadata_key
+from embedserve.metadata import metadata_bytes as metadata_bytes
+from embedserve.metadata import metadata_bytes_at_most as metadata_bytes_at_most
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import date
+    from uuid import UUID
+
     import numpy as np
     from numpy.typing import NDArray
 
+    ValueInput: TypeAlias = str | int | float | bool | date | UUID | np.generic
+    """What stands for a value of metadata; ``metadata.plain`` says for which."""
+    _Bound: TypeAlias = str | int | float | date | UUID | np.generic | None
     Vector: TypeAlias = NDArray[np.float32]
     """One embedding: float32 [D], unit norm once it is stored."""
 
-MetadataValue: TypeAlias = str | int | float | bool | Sequence[str]
-Metadata: TypeAlias = Mapping[str, MetadataValue]
-
 DEFAULT_TARGET_RECALL = 0.95
 """recall@10 that approximate search is tuned to, unless a collection or a query sets another."""
+
+MAX_TIMEOUT_S = 31_536_000
+"""Longest time that a caller may ask to wait, a year: gRPC ends calls with a timeout beyond 7.5e9 s at once, and
+infinite waits never return."""
 
 EXTERNAL = "external"
 """The fingerprint of a collection whose vectors come from outside; it is bound to no encoder."""
@@ -69,7 +80,8 @@ class Limits:
     def __post_init__(self) -> None:
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if not 1 <= value < 2**32:  # as wide as they are on the wire
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            if not is_whole or not 1 <= value < 2**32:  # as wide as they are on the wire
                 raise InvalidInput(f"{limit.name} is {value}; a limit must be between 1 and {2**32 - 1}")
 
     def check(self, name: str, value: int, what: str) -> None:
@@ -86,6 +98,8 @@ class Limits:
 # --- Filters ---------------------------------------------------------------
 # A condition on a list-valued key holds when it holds for any of its elements; int and double compare as numbers, and
 # exactly; bool equals only bool. A condition on a missing key is false, and Not of it is therefore true.
+# Each refuses what it cannot mean when it is made, so that nothing is swallowed; those that come over the wire are made
+# of the right types, for which this costs one look at each.
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +108,13 @@ class And:
 
     filters: tuple[Filter, ...]
 
+    if TYPE_CHECKING:
+
+        def __init__(self, filters: Iterable[Filter]) -> None: ...
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "filters", conditions.inner_filters(self.filters, "And", FILTERS))
+
 
 @dataclass(frozen=True, slots=True)
 class Or:
@@ -101,12 +122,22 @@ class Or:
 
     filters: tuple[Filter, ...]
 
+    if TYPE_CHECKING:
+
+        def __init__(self, filters: Iterable[Filter]) -> None: ...
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "filters", conditions.inner_filters(self.filters, "Or", FILTERS))
+
 
 @dataclass(frozen=True, slots=True)
 class Not:
     """The filter does not hold."""
 
     filter: Filter
+
+    def __post_init__(self) -> None:
+        conditions.check_is_filter(self.filter, "the filter in Not", FILTERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +147,16 @@ class Eq:
     key: str
     value: str | int | float | bool
 
+    if TYPE_CHECKING:
+
+        def __init__(self, key: str, value: ValueInput) -> None: ...
+
+    def __post_init__(self) -> None:
+        if type(self.key) is not str:
+            object.__setattr__(self, "key", conditions.key_text(self.key, "Eq"))
+        if type(self.value) is not str:
+            object.__setattr__(self, "value", conditions.single_value(self.value, self.key))
+
 
 @dataclass(frozen=True, slots=True)
 class In:
@@ -123,6 +164,16 @@ class In:
 
     key: str
     values: tuple[str | int | float | bool, ...]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, key: str, values: Iterable[ValueInput]) -> None: ...
+
+    def __post_init__(self) -> None:
+        if type(self.key) is not str:
+            object.__setattr__(self, "key", conditions.key_text(self.key, "In"))
+        if type(self.values) is not tuple or set(map(type, self.values)) != {str}:
+            object.__setattr__(self, "values", conditions.several_values(self.values, self.key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +196,20 @@ class Range:
         bounds = {"gt": self.gt, "gte": self.gte, "lt": self.lt, "lte": self.lte}
         return {name: bound for name, bound in bounds.items() if bound is not None}
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, key: str, gt: _Bound = None, gte: _Bound = None, lt: _Bound = None, lte: _Bound = None
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        if type(self.key) is not str:
+            object.__setattr__(self, "key", conditions.key_text(self.key, "Range"))
+        for name in ("gt", "gte", "lt", "lte"):
+            bound = getattr(self, name)
+            if bound is not None and type(bound) not in _BOUND_TYPES:
+                object.__setattr__(self, name, conditions.bound_value(bound, self.key, name))
+
 
 @dataclass(frozen=True, slots=True)
 class Exists:
@@ -152,82 +217,14 @@ class Exists:
 
     key: str
 
+    def __post_init__(self) -> None:
+        if type(self.key) is not str:
+            object.__setattr__(self, "key", conditions.key_text(self.key, "Exists"))
+
 
 Filter: TypeAlias = And | Or | Not | Eq | In | Range | Exists
-
-
-@lru_cache(maxsize=1024)  # few keys recur; an exception is not cached
-def check_metadata_key(key: str) -> None:
-    """Refuse a key that is not 1–128 characters without quotes, backslashes and control characters.
-
-    Raises:
-        InvalidInput: with the offending key.
-    """
-    if not 1 <= len(key) <= 128 or not key.isprintable() or any(character in "\"'`\\" for character in key):
-        raise InvalidInput(
-            f"metadata key {key!r} is not allowed",
-            hint="keys are 1–128 printable characters without quotes and backslashes",
-        )
-
-
-def check_metadata(metadata: Metadata) -> None:
-    """Refuse keys and values that not every backend can store exactly.
-
-    Raises:
-        InvalidInput: names the key and says what is wrong with its value.
-    """
-    for key, value in metadata.items():
-        check_metadata_key(key)
-        if isinstance(value, bool):
-            continue
-        if isinstance(value, str):
-            _check_text(key, value)
-        elif isinstance(value, int):
-            if not -(2**63) <= value < 2**63:
-                raise InvalidInput(f"metadata {key!r} is {value}, which does not fit 64 bits")
-        elif isinstance(value, float):
-            if not math.isfinite(value):
-                raise InvalidInput(f"metadata {key!r} is {value}; only finite numbers can be kept")
-        else:
-            is_list = isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview))
-            if not is_list or not all(isinstance(element, str) for element in value):
-                raise InvalidInput(
-                    f"metadata {key!r} is a {type(value).__name__}",
-                    hint="values are strings, integers, floats, booleans or lists of strings",
-                )
-            for element in value:
-                _check_text(key, element)
-
-
-def _check_text(key: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidInput(f"metadata {key!r} is {text!r}, which cannot be written in UTF-8") from None
-
-
-def metadata_bytes(metadata: Metadata) -> int:
-    """Size of metadata as JSON in UTF-8, in bytes."""
-    return len(json.dumps(dict(metadata), ensure_ascii=False).encode())
-
-
-def metadata_bytes_at_most(metadata: Metadata) -> int:
-    """An upper bound of ``metadata_bytes`` that is cheap to compute; about six times too high for plain text."""
-    size_bytes = 2
-    for key, value in metadata.items():
-        size_bytes += 8 + _MAX_CHAR_BYTES * len(key)
-        if isinstance(value, str):
-            size_bytes += _MAX_CHAR_BYTES * len(value)
-        elif isinstance(value, Sequence):
-            size_bytes += sum(4 + _MAX_CHAR_BYTES * len(element) for element in value)
-        else:
-            size_bytes += _MAX_NUMBER_BYTES
-    return size_bytes
-
-
-_MAX_CHAR_BYTES = 6
-"""Of one character in JSON: a control character becomes \\u0001; UTF-8 takes at most 4."""
-_MAX_NUMBER_BYTES = 32
+FILTERS = (And, Or, Not, Eq, In, Range, Exists)
+_BOUND_TYPES = frozenset((str, int, float))
 
 
 def check_filter(condition: Filter, limits: Limits) -> None:

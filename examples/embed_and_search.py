@@ -27,7 +27,7 @@ def main(folder: Path, query: Path, server: str) -> None:
         # Vectors without a collection: float32 [2, D] with unit norm, so a dot product is the cosine.
         images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
         embeddings = client.embed([query, images[0]])
-        print(f"cosine of {query.name} and {images[0].name}: {embeddings.vectors[0] @ embeddings.vectors[1]:.4f}")
+        print(f"cosine of {query.name} and {images[0].name}: {embeddings[0] @ embeddings[1]:.4f}")
 
         with suppress(errors.AlreadyExists):  # made by an earlier run; items with the same ids are replaced
             client.create_collection(COLLECTION)
@@ -35,7 +35,7 @@ def main(folder: Path, query: Path, server: str) -> None:
             ItemInput(id=path.relative_to(folder).as_posix(), image=path, metadata={"folder": path.parent.name})
             for path in images
         )
-        for result in client.add(COLLECTION, items):
+        for result in client.add(COLLECTION, items, errors="keep"):  # without it, the first error is raised at the end
             if result.error is not None:
                 print(f"not added: {result.id}: {result.error}", file=sys.stderr)
         print(f"collection {COLLECTION}: {client.get_collection(COLLECTION).items} items")
@@ -48,7 +48,7 @@ def main(folder: Path, query: Path, server: str) -> None:
         print(f"most like the query in {subfolder}, by its vector:")
         for hit in client.search(
             COLLECTION,
-            vector=embeddings.vectors[0],
+            vector=embeddings[0],
             encoder_fingerprint=embeddings.encoder.fingerprint,
             k=3,
             filter=Eq("folder", subfolder),

@@ -34,6 +34,7 @@ Both kinds of error use the same codes:
 
 _NOT_FROM_A_SERVER = (
     errors.ImageError,  # only its subclasses are raised
+    errors.ItemsFailed,
     errors.DataError,
     errors.TrainingError,
     errors.ExportError,

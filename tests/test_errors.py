@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import pickle
 import re
+import traceback
 
 import grpc
 import pytest
 
-from embedserve import errors
-from embedserve.errors import EmbedserveError, InternalError, Overloaded, all_errors, from_code
+from embedserve import AddResult, errors
+from embedserve.errors import (
+    EmbedserveError,
+    InternalError,
+    InvalidInput,
+    ItemsFailed,
+    Overloaded,
+    all_errors,
+    from_code,
+)
 
 KINDS = [kind for kind in all_errors() if kind.__module__ == "embedserve.errors"]
 WITH_OWN_CODE = [kind for kind in KINDS if kind is not EmbedserveError and "code" in vars(kind)]
@@ -62,6 +71,31 @@ def test_an_error_survives_pickling(kind: type[EmbedserveError]) -> None:
     again = pickle.loads(pickle.dumps(kind("seven is too many", hint="use six")))
     assert type(again) is kind
     assert (again.message, again.hint, str(again)) == ("seven is too many", "use six", "seven is too many")
+
+
+def test_a_traceback_shows_the_hint_once() -> None:
+    def shown(error: EmbedserveError) -> str:
+        return "".join(traceback.format_exception_only(error))
+
+    error = InvalidInput("seven is too many", hint="use six")
+    expected = "embedserve.errors.InvalidInput: seven is too many\nhint: use six\n"
+    assert shown(error) == expected
+    assert shown(pickle.loads(pickle.dumps(error))) == expected
+    assert shown(error.at("image 3").at("call 2")) == expected.replace("seven", "call 2: image 3: seven")
+    assert shown(InvalidInput("seven is too many")) == "embedserve.errors.InvalidInput: seven is too many\n"
+
+
+def test_a_note_on_an_error_is_none_on_the_one_it_was_made_of() -> None:
+    error = InvalidInput("seven is too many", hint="use six")
+    error.at("image 3").add_note("in the morning")
+    assert error.__notes__ == ["hint: use six"]
+
+
+def test_failed_items_carry_all_results_through_pickling() -> None:
+    results = [AddResult("a"), AddResult("b", InvalidInput("bad", hint="good"))]
+    again = pickle.loads(pickle.dumps(ItemsFailed("1 of 2", hint="see failures", results=results)))
+    assert [(result.id, type(result.error)) for result in again.results] == [("a", type(None)), ("b", InvalidInput)]
+    assert [result.id for result in again.failures] == ["b"]
 
 
 def test_the_retry_time_survives_pickling() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -119,22 +120,22 @@ def test_a_range_needs_a_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("condition", "said"),
+    ("bounds", "said"),
     [
-        (Range("year", gt=1.0, lt=math.nan), "the bound lt of the range on 'year' is nan, which is not a number"),
-        (Range("ts", lt=2**63), "the bound lt of the range on 'ts' is 9223372036854775808, which does not fit 64 bits"),
-        (Range("ts", gte=-(2**63) - 1), "the bound gte .* -9223372036854775809, which does not fit 64 bits"),
-        (Range("ts", lt=10**400), "the bound lt .* an integer of 1329 bits, which does not fit 64 bits"),
-        (Range("ts", gt=10**10_000), "the bound gt .* an integer of 33220 bits, which does not fit 64 bits"),
-        (Range("a", gt=True), "the bound gt of the range on 'a' is True, which is neither a number nor a text"),
-        (Range("a", lte=["x"]), "the bound lte .* is a list, which is neither a number nor a text"),  # type: ignore[arg-type]
-        (Range("a", lte="\ud800"), "the bound lte .* cannot be written in UTF-8"),
-        (Range("a", gt="x", lt=5), "has the text 'x' for gt and the number 5 for lt, and no value is both"),
+        ({"gt": 1.0, "lt": math.nan}, "the bound lt of the range on 'ts' is nan, which is not a number"),
+        ({"lt": 2**63}, "the bound lt of the range on 'ts' is 9223372036854775808, which does not fit 64 bits"),
+        ({"gte": -(2**63) - 1}, "the bound gte .* -9223372036854775809, which does not fit 64 bits"),
+        ({"lt": 10**400}, "the bound lt .* an integer of 1329 bits, which does not fit 64 bits"),
+        ({"gt": 10**10_000}, "the bound gt .* an integer of 33220 bits, which does not fit 64 bits"),
+        ({"gt": True}, "the bound gt of the range on 'ts' is True"),
+        ({"lte": ["x"]}, r"the bound lte of the range on 'ts' is \['x'\] \(list\)"),
+        ({"lte": "\ud800"}, "the bound lte .* cannot be written in UTF-8"),
+        ({"gt": "x", "lt": 5}, "has the text 'x' for gt and the number 5 for lt, and no value is both"),
     ],
 )
-def test_a_bound_that_cannot_be_compared_is_refused_by_name(condition: Range, said: str) -> None:
+def test_a_bound_that_cannot_be_compared_is_refused_by_name(bounds: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
-        check_filter(And((condition,)), Limits())
+        check_filter(And((Range("ts", **bounds),)), Limits())
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,12 @@ def test_values_of_a_list_count_towards_the_size_of_a_filter() -> None:
 def test_a_limit_below_1_is_refused_by_name(name: str) -> None:
     with pytest.raises(InvalidInput, match=f"{name} is 0"):
         Limits(**{name: 0})
+
+
+@pytest.mark.parametrize("value", [None, "5", 5.0, True, 2**32])
+def test_a_limit_is_a_whole_number_as_wide_as_on_the_wire(value: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"max_k is {value}; a limit must be between 1 and 4294967295"):
+        Limits(max_k=value)
 
 
 def test_a_value_at_the_limit_passes_and_one_above_is_refused_with_both_numbers() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.options import server_option
+from embedserve.cli.terminal.options import Finite, server_option
 from embedserve.errors import DataError, EmbedserveError, all_errors
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def command() -> None:
     help="Open loop: R images per second at random times, independent of the answers. 80% is a share of the highest"
     " rate of the closed loops, which run first. One run for each.",
 )
-@click.option("--seconds", default=10.0, type=click.FloatRange(0.1, 86_400), help="Length of each run.")
-@click.option("--warmup-s", default=2.0, type=click.FloatRange(0, 3600), help="Seconds of load before each run.")
+@click.option("--seconds", default=10.0, type=Finite(0.1, 86_400), help="Length of each run.")
+@click.option("--warmup-s", default=2.0, type=Finite(0, 3600), help="Seconds of load before each run.")
 @click.option(
     "--per-call", default=1, type=click.IntRange(1, 10_000), help="Images in each call or message of a stream."
 )
@@ -94,7 +94,7 @@ def command() -> None:
 @click.option("--size", default="640x480", metavar="WxH", help="Size in pixels of the drawn images.")
 @click.option("--sample", is_flag=True, help="Send the sample images (28 × 28) instead of drawn ones.")
 @click.option("--connections", default=1, type=click.IntRange(1, 1000), help="TCP connections, used in rotation.")
-@click.option("--timeout-s", default=30.0, type=click.FloatRange(0.001, 3600), help="Deadline of each call.")
+@click.option("--timeout-s", default=30.0, type=Finite(0.001, 3600), help="Deadline of each call.")
 @click.option(
     "--max-outstanding",
     default=1000,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from embedserve.cli.terminal.options import connection_options
+from embedserve.cli.terminal.options import Finite, connection_options
+from embedserve.types import MAX_TIMEOUT_S
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class _Finding:
 @click.option("--server", metavar="HOST:PORT", help="Check a server instead.")
 @connection_options
 @click.option(
-    "--wait", "wait_s", default=0.0, type=click.FloatRange(0), help="Seconds to wait until the server is ready."
+    "--wait", "wait_s", default=0.0, type=Finite(0, MAX_TIMEOUT_S), help="Seconds to wait until the server is ready."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
 def command(encoder: Path | None, device: str, server: str | None, wait_s: float, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from embedserve.cli.terminal.options import collection_option, json_option, server_option, where_option
+from embedserve.cli.terminal.options import Finite, collection_option, json_option, server_option, where_option
 
 
 @click.command("search")
@@ -16,13 +16,13 @@ from embedserve.cli.terminal.options import collection_option, json_option, serv
 @collection_option
 @click.option("--like", "item_id", metavar="ID", help="Search by this item of the collection instead of an image.")
 @click.option("-k", default=10, type=click.IntRange(1), help="Maximum number of hits.")
-@click.option("--min-score", type=click.FloatRange(-1, 1), help="Only hits with at least this cosine.")
+@click.option("--min-score", type=Finite(-1, 1), help="Only hits with at least this cosine.")
 @where_option
 @click.option("--group-by", default="", metavar="KEY", help="At most one hit for each value of this metadata key.")
 @click.option("--exact", is_flag=True, help="Compare with every item, bypassing approximate structures.")
 @click.option(
     "--target-recall",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Finite(0, 1, min_open=True),
     help="Share of the ten nearest items that approximate search finds.  [default: the collection's]",
 )
 @click.option("--ef", type=click.IntRange(1, 65536), help="HNSW only: candidates to keep during the search.")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from embedserve.cli.terminal.options import Finite
 from embedserve.server.config import ServerConfig
-from embedserve.types import Limits
+from embedserve.types import MAX_TIMEOUT_S, Limits
 
 if TYPE_CHECKING:
     from embedserve.server.telemetry import logs
@@ -44,7 +45,7 @@ _FILE = click.Path(path_type=Path)
     metavar="NAME=VALUE",
     help="Any other limit, by its name in errors and GetServerInfo, such as max_images=16; may be repeated.",
 )
-@click.option("--grace-s", default=30.0, type=click.FloatRange(0), help=_HELP["grace_s"])
+@click.option("--grace-s", default=30.0, type=Finite(0, MAX_TIMEOUT_S), help=_HELP["grace_s"])
 @click.option("--reflection/--no-reflection", default=True, help=_HELP["reflection"])
 @click.option("--tls-cert", type=_FILE, metavar="FILE", help=_HELP["tls_cert"])
 @click.option("--tls-key", type=_FILE, metavar="FILE", help=_HELP["tls_key"])

@@ -18,7 +18,9 @@ from embedserve.client.values import (
     EncoderInfo,
     EncoderRef,
     ImageInput,
+    ItemId,
     ItemInput,
+    MetadataInput,
     Query,
     ServerInfo,
 )
@@ -31,8 +33,10 @@ __all__ = [
     "EncoderInfo",
     "EncoderRef",
     "ImageInput",
+    "ItemId",
     "ItemInput",
     "MetadataChange",
+    "MetadataInput",
     "Query",
     "ServerInfo",
 ]

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
@@ -22,7 +22,7 @@ from embedserve.client.access import Access
 from embedserve.client.bulk import BulkMethod
 from embedserve.client.chunks import Chunk
 from embedserve.client.window import CALLS_IN_FLIGHT, Window
-from embedserve.errors import FailedPrecondition
+from embedserve.errors import FailedPrecondition, InvalidInput
 from embedserve.types import CollectionInfo, Limits
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
 from embedserve.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -78,6 +78,7 @@ class AsyncCalls:
         self.known_limits: Limits | None = None
         self._access = access
         self._stubs: AsyncStubs | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
     @property
@@ -85,17 +86,24 @@ class AsyncCalls:
         """Made on first use, because gRPC binds a channel to the running event loop.
 
         Raises:
-            FailedPrecondition: the client has been closed.
+            FailedPrecondition: the client has been closed, or belongs to another event loop.
         """
         if self._stubs is None or self._closed:
             self.check_open()
+            self._loop = asyncio.get_running_loop()
             self._stubs = AsyncStubs(self._access)
+        elif self._loop is not asyncio.get_running_loop():
+            raise FailedPrecondition(
+                "this AsyncClient belongs to the event loop of its first call, and this is another one",
+                hint="make a client in each asyncio.run: async with AsyncClient(…) as client",
+            )
         return self._stubs
 
     async def close(self) -> None:
         """Close the channel; calls in flight are cancelled. Closing twice does nothing."""
         self._closed = True
-        if self._stubs is not None:
+        # A channel of another loop can only be closed there; if that loop has ended, the channel is gone with it.
+        if self._stubs is not None and self._loop is asyncio.get_running_loop():
             await self._stubs.channel.close()
 
     async def limits(self) -> Limits:
@@ -257,6 +265,17 @@ class AsyncCalls:
         task = asyncio.current_task()
         if self._closed and (task is None or not task.cancelling()):
             raise failures.closed_client() from error
+
+
+class WrongStatement:
+    """Says what to write to those who open ``AsyncClient`` with ``with``."""
+
+    def __enter__(self) -> NoReturn:
+        raise InvalidInput(
+            "AsyncClient is opened with `async with`", hint="async with AsyncClient(…) as client; or with Client(…)"
+        )
+
+    def __exit__(self, *error: object) -> None: ...
 
 
 @asynccontextmanager

@@ -16,11 +16,14 @@ import numpy as np
 from google.protobuf.message import Message
 
 from embedserve import wire
+from embedserve.client import arguments
 from embedserve.client.chunks import Chunk, Entry, chunk_of, images_per_call, pack, read_results, room_bytes_for
-from embedserve.client.inputs import is_path, read_ahead, read_image, vector_to_proto, writing
+from embedserve.client.images import is_open_file, is_path, is_pil, read_image
+from embedserve.client.inputs import read_ahead, vector_to_proto, writing
 from embedserve.client.messages import encoder_ref
 from embedserve.client.values import AddResult, Embeddings, EncoderRef, ImageInput, ItemInput
-from embedserve.errors import DataError, EmbedserveError, EncoderMismatch, InvalidInput
+from embedserve.errors import DataError, EmbedserveError, EncoderMismatch, InvalidInput, ItemsFailed
+from embedserve.metadata import plain_id, plain_metadata, shown
 from embedserve.types import Limits, check_metadata
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
@@ -144,15 +147,30 @@ class EmbedReader:
         return chunk.merge(answers)
 
 
+def several_images(images: Any) -> Iterable[ImageInput]:
+    """The images of ``embed``, which are not taken yet.
+
+    Raises:
+        InvalidInput: they are not several.
+    """
+    if is_pil(images) or is_open_file(images):
+        raise InvalidInput(f"images is {shown(images)}, and takes several", hint="give a list: images=[image]")
+    if isinstance(images, np.ndarray) and images.ndim != 1:
+        if images.ndim != 4:
+            raise InvalidInput(
+                f"images is an array {list(images.shape)}; of several images it is [N, H, W, 3]",
+                hint="write images=[array] for one, images=list(array) for several grey ones",
+            )
+        return images
+    return arguments.several("images", images)
+
+
 class Collector:
     """Gathers the results of ``embed``, and names the image in an error that is raised."""
 
     def __init__(self, images: Iterable[ImageInput], errors: str) -> None:
-        if errors not in ("raise", "keep"):
-            raise InvalidInput(f'errors is {errors!r}, not "raise" or "keep"')
-        if isinstance(images, (bytes, bytearray, memoryview, str, os.PathLike)):
-            raise InvalidInput("embed takes several images; give a list, as in embed([image])")
-        self._images, self._raise = images, errors == "raise"
+        self._raise = arguments.errors(errors)
+        self._images = several_images(images)
         self._total = f" of {len(images)}" if isinstance(images, Sized) else ""
         self._names: list[str] = []
         self._results: list[NDArray[np.float32] | EmbedserveError] = []
@@ -160,7 +178,7 @@ class Collector:
     def images(self) -> Iterator[ImageInput]:
         """The images; can be iterated once."""
         for image in self._images:
-            self._names.append(str(image) if isinstance(image, (str, os.PathLike)) else "")
+            self._names.append(os.fsdecode(image) if is_path(image) else "")
             yield image
 
     def add(self, result: NDArray[np.float32] | EmbedserveError) -> None:
@@ -205,7 +223,7 @@ def add_chunks(
         return request
 
     groups = pack(
-        read_ahead(items, lambda item: is_path(item.image), lambda item: _item_entry(item, limits)),
+        read_ahead(items, lambda item: is_path(getattr(item, "image", None)), lambda item: _item_entry(item, limits)),
         room_bytes=room_bytes_for(limits, empty),
         max_entries=limits.max_items,
         max_images=min(IMAGES_PER_MESSAGE, images_per_call(limits)),
@@ -217,13 +235,19 @@ def add_chunks(
 
 
 def _item_entry(item: ItemInput, limits: Limits) -> Entry[collection_pb.UpsertItem]:
-    # The id is made here, not by the server, so that an item that is sent twice is stored once.
-    id = item.id or uuid.uuid4().hex
+    id = ""
     try:
-        check_metadata(item.metadata)
+        if not isinstance(item, ItemInput):
+            raise InvalidInput(f"one of items is {shown(item)}", hint="write ItemInput(id=…, image=…, metadata=…)")
+        if isinstance(item.id, str):
+            # The id is made here, not by the server, so that an item that is sent twice is stored once.
+            id = item.id or uuid.uuid4().hex
+        id = plain_id(id or item.id, "id")
+        metadata = plain_metadata(item.metadata)
+        check_metadata(metadata)
         with writing():
             message = collection_pb.UpsertItem(id=id)
-            wire.metadata_into(message.metadata, item.metadata)
+            wire.metadata_into(message.metadata, metadata)
         if item.image is not None:
             message.image = read_image(item.image, limits)
         elif item.vector is not None:
@@ -244,6 +268,28 @@ def add_results(
         AddResult(id, result) if isinstance(result, EmbedserveError) else AddResult(result)
         for id, result in zip(chunk.ids, chunk.merge(answers), strict=True)
     ]
+
+
+def raise_failures(results: Sequence[AddResult], done: str = "written") -> None:
+    """Raise if something was not done to an item.
+
+    Raises:
+        ItemsFailed: with all results; its message names the first item that failed.
+    """
+    failed = [(position, result) for position, result in enumerate(results) if result.error is not None]
+    if not failed:
+        return
+    position, first = failed[0]
+    error = first.error
+    assert error is not None
+    name = f"item {first.id!r}" if first.id else f"items[{position}]"
+    others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    raise ItemsFailed(
+        f"{len(failed)} of {len(results)} items were not {done}: {name}: {error.message}{others}",
+        hint=f"{error.hint}; " * bool(error.hint)
+        + f"the others are {done}; error.failures has all that failed, and errors='keep' returns them instead",
+        results=results,
+    ) from error
 
 
 def _results(chunk: Chunk[Any], response: Any) -> Sequence[Any]:

@@ -1,27 +1,23 @@
-"""A caller's inputs as they are sent: images as bytes, vectors as messages."""
+"""A caller's inputs as they are sent: files read ahead, vectors as messages."""
 
 from __future__ import annotations
 
-import os
-import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from embedserve import wire
-from embedserve.client.values import ImageInput
-from embedserve.errors import DataError, ImageTooLarge, InvalidInput
-from embedserve.types import Limits
+from embedserve.errors import InvalidInput
+from embedserve.metadata import shown
 from embedserve.v1 import common_pb2 as common_pb
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
@@ -41,36 +37,6 @@ def writing() -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"the request cannot be written: {error}") from error
-
-
-def read_image(image: ImageInput, limits: Limits) -> bytes:
-    """The encoded bytes of an image.
-
-    Raises:
-        DataError: the file cannot be read.
-        ImageTooLarge: it has more than ``max_image_bytes``.
-        InvalidInput: it is neither bytes nor a path.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        path = Path(image)
-        try:
-            # The size first, so that a film in the folder is not read.
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise DataError(f"{path} is no regular file")
-            size_bytes = status.st_size
-            data = path.read_bytes() if size_bytes <= limits.max_image_bytes else b""
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-        size_bytes = max(size_bytes, len(data))
-    elif isinstance(image, (bytes, bytearray, memoryview)):
-        data = bytes(image)
-        size_bytes = len(data)
-    else:
-        raise InvalidInput(f"an image is bytes or a path, not a {type(image).__name__}")
-    if size_bytes > limits.max_image_bytes:
-        raise ImageTooLarge(f"the image has {size_bytes} bytes; max_image_bytes is {limits.max_image_bytes}")
-    return data
 
 
 def read_ahead(
@@ -107,22 +73,35 @@ def _is_ready(result: object) -> bool:
     return not isinstance(result, Future) or result.done()
 
 
-def is_path(image: object) -> bool:
-    """Whether an image is given as the path of a file."""
-    return isinstance(image, (str, os.PathLike))
+def vector_of(values: ArrayLike) -> NDArray[np.float32]:
+    """A vector, float32 [D]. The server checks D.
+
+    Raises:
+        InvalidInput: it is not one row of numbers, or one of them is not finite as float32; says which.
+    """
+    hint = "write one row of D numbers, as in vector=embeddings[0]"
+    if isinstance(values, np.ma.MaskedArray):
+        raise InvalidInput("vector is an array with a mask", hint="fill what is masked: vector.filled(0)")
+    try:
+        given = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; arrays on a GPU
+        raise InvalidInput(f"vector is {shown(values)}, not a row of numbers: {error}", hint=hint) from error
+    if given.dtype.kind not in "fiu":
+        raise InvalidInput(f"vector is {shown(values)} with values of {given.dtype}, not a row of numbers", hint=hint)
+    if given.ndim != 1 or not given.size:
+        raise InvalidInput(f"the vector has shape {given.shape}; it is one row of D numbers", hint=hint)
+    with np.errstate(over="ignore"):
+        vector = given.astype(np.float32, copy=False)
+    finite = np.isfinite(vector)
+    if not finite.all():
+        position = int(finite.argmin())
+        raise InvalidInput(
+            f"number {position} of the vector is {given[position]}, not a finite float32",
+            hint="a row of NaN in embeddings stands for an image that could not be used: see its errors",
+        )
+    return vector
 
 
 def vector_to_proto(values: ArrayLike) -> common_pb.Vector:
-    """A vector of D numbers as a message. The server checks D, and that all numbers are finite.
-
-    Raises:
-        InvalidInput: it is not a row of numbers.
-    """
-    try:
-        with np.errstate(over="ignore"):
-            vector = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"the vector is not a row of numbers: {error}") from error
-    if vector.ndim != 1 or not vector.size:
-        raise InvalidInput(f"the vector has shape {vector.shape}; it is one row of D numbers")
-    return wire.vector_to_proto(vector, wire.PACKED_F32)
+    """A vector as a message; ``vector_of`` says what it may be."""
+    return wire.vector_to_proto(vector_of(values), wire.PACKED_F32)

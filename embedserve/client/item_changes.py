@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from embedserve import wire
 from embedserve.changes import MetadataChange, check_change
@@ -10,6 +11,7 @@ from embedserve.client.chunks import Chunk, Entry, chunk_of, pack, read_results,
 from embedserve.client.inputs import writing
 from embedserve.client.values import AddResult
 from embedserve.errors import EmbedserveError, FailedPrecondition, InvalidInput
+from embedserve.metadata import plain_id, plain_metadata
 from embedserve.types import Filter, Limits, check_filter, has_condition
 from embedserve.v1 import collection_service_pb2 as collection_pb
 
@@ -86,13 +88,17 @@ def update_chunks(
 def _entry(change: MetadataChange) -> Entry[collection_pb.MetadataChange]:
     if not isinstance(change, MetadataChange):
         return Entry(InvalidInput(f"a change is a MetadataChange, not a {type(change).__name__}"))
+    id = ""
     try:
+        id = plain_id(change.id, "id")
+        metadata = plain_metadata(change.set)
+        change = replace(change, id=id, set=metadata)
         check_change(change)
         with writing():
             message = wire.change_to_proto(change)
     except EmbedserveError as error:
-        return Entry(error, id=change.id)
-    return Entry(message, message.ByteSize(), id=change.id)
+        return Entry(error, id=id)
+    return Entry(message, message.ByteSize(), id=id)
 
 
 def update_results(
@@ -105,11 +111,3 @@ def update_results(
         AddResult(id, answer if isinstance(answer, EmbedserveError) else None)
         for id, answer in zip(chunk.ids, answers, strict=True)
     ]
-
-
-def raise_first(results: Sequence[AddResult]) -> None:
-    """Raise why the first of the items that were not changed was not; the others are changed."""
-    failed = [result for result in results if result.error is not None]
-    if failed and failed[0].error is not None:
-        others = f" ({len(failed)} of {len(results)} items were not changed)" if len(results) > 1 else ""
-        raise failed[0].error.at(f"item {failed[0].id!r}{others}")

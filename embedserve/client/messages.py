@@ -10,9 +10,11 @@ from google.protobuf.message import Message
 
 from embedserve import wire
 from embedserve.client.chunks import Chunk, Entry, chunk_of, images_per_call, pack, read_results, room_bytes_for
-from embedserve.client.inputs import read_image, vector_to_proto, writing
+from embedserve.client.images import read_image
+from embedserve.client.inputs import vector_to_proto, writing
 from embedserve.client.values import EncoderInfo, EncoderRef, Query, ServerInfo
 from embedserve.errors import EmbedserveError, InvalidInput, ItemNotFound
+from embedserve.metadata import plain_id, shown
 from embedserve.types import Filter, Hit, Item, Keep, Limits, SearchOptions
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import common_pb2 as common_pb
@@ -38,13 +40,7 @@ def message(kind: type[RequestT], **fields: Any) -> RequestT:
 def search_chunks(
     collection: str, queries: Iterable[Query], options: SearchOptions, limits: Limits, encoder_fingerprint: str
 ) -> Iterator[Chunk[search_pb.SearchRequest]]:
-    """Search requests for any number of queries.
-
-    Raises:
-        InvalidInput: an option is out of range.
-    """
-    if options.k < 1:
-        raise InvalidInput(f"k is {options.k}; it is 1 to {limits.max_k}")
+    """Search requests for any number of queries, with options that have been checked."""
     with writing():
         empty = search_pb.SearchRequest(
             collection=collection,
@@ -80,13 +76,16 @@ def search_chunks(
 def _query_entry(query: Query, limits: Limits) -> Entry[search_pb.SearchQuery]:
     message = search_pb.SearchQuery()
     try:
+        if not isinstance(query, Query):
+            raise InvalidInput(
+                f"one of queries is {shown(query)}", hint="write Query(image=…), Query(vector=…) or Query(id=…)"
+            )
         if query.image is not None:
             message.image = read_image(query.image, limits)
         elif query.vector is not None:
             message.vector.CopyFrom(vector_to_proto(query.vector))
         elif query.id is not None:
-            with writing():
-                message.item_id = query.id
+            message.item_id = plain_id(query.id, "id")
     except EmbedserveError as error:
         return Entry(error)
     return Entry(message, message.ByteSize(), is_image=query.image is not None)
@@ -104,6 +103,13 @@ def search_results(
         return wire.hits_from_proto(result.hits, has_metadata=has_metadata, has_vectors=has_vectors)
 
     return chunk.merge(read_results("query", results, "hits", hits))
+
+
+def raise_first(results: Sequence[list[Hit] | EmbedserveError]) -> None:
+    """Raise the error of the first query that has one; its message says which."""
+    for position, result in enumerate(results, start=1):
+        if isinstance(result, EmbedserveError):
+            raise result.at(f"query {position} of {len(results)}")
 
 
 # --- Items -----------------------------------------------------------------
@@ -184,13 +190,7 @@ def list_items_request(
     include_vectors: bool,
     page_size: int,
 ) -> collection_pb.ListItemsRequest:
-    """The request for the first page.
-
-    Raises:
-        InvalidInput: the page size is not positive, or the filter cannot be written.
-    """
-    if page_size < 1:
-        raise InvalidInput(f"page_size is {page_size}; it is at least 1")
+    """The request for the first page, with arguments that have been checked."""
     with writing():
         return collection_pb.ListItemsRequest(
             collection=collection,
@@ -217,17 +217,9 @@ def next_page_request(
 # --- Collections, encoder, server ------------------------------------------
 
 
-def create_collection_request(name: str, *, keep: Keep | str, **fields: Any) -> collection_pb.CreateCollectionRequest:
-    """The request for a new collection; ``fields`` are those of the message.
-
-    Raises:
-        InvalidInput: a value is of the wrong type or out of range.
-    """
-    if keep not in list(Keep):
-        raise InvalidInput(f"keep is {str(keep)!r}, not one of {', '.join(Keep)}")
-    return message(
-        collection_pb.CreateCollectionRequest, name=name, keep_media=wire.keep_to_proto(Keep(keep)), **fields
-    )
+def create_collection_request(name: str, *, keep: Keep, **fields: Any) -> collection_pb.CreateCollectionRequest:
+    """The request for a new collection; ``fields`` are those of the message."""
+    return message(collection_pb.CreateCollectionRequest, name=name, keep_media=wire.keep_to_proto(keep), **fields)
 
 
 def encoder_ref(message: common_pb.EncoderRef) -> EncoderRef:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Self
 import grpc
 from grpc_health.v1 import health_pb2
 
-from embedserve.client import bulk, failures, messages
+from embedserve.client import arguments, bulk, failures, messages
 from embedserve.client.access import access
-from embedserve.client.sync_calls import Calls
+from embedserve.client.sync_calls import Calls, WrongStatement
 from embedserve.client.sync_collections import Collections
 from embedserve.client.target import address
-from embedserve.client.values import Embeddings, EncoderInfo, EncoderRef, ImageInput, Query, ServerInfo
+from embedserve.client.values import Embeddings, EncoderInfo, EncoderRef, ImageInput, ItemId, Query, ServerInfo
 from embedserve.errors import EmbedserveError, Unavailable
-from embedserve.types import Filter, Hit, SearchOptions
+from embedserve.types import Filter, Hit
 from embedserve.v1 import admin_service_pb2 as admin_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _READY_POLL_S = 0.05
 
 
-class Client(Collections):
+class Client(Collections, WrongStatement):
     """A connection to an embedserve server. Several threads may use it at once.
 
     Every method raises ``Unavailable`` if no server answers and ``DeadlineExceeded`` if it takes too long. Calls to a
@@ -39,8 +39,8 @@ class Client(Collections):
 
     Args:
         target: HOST:PORT of the server; without a port, 50051.
-        timeout_s: how long one call may take, with its retries. ``embed`` and ``add`` of many inputs may take longer in
-            total, but end if no answer comes for this long.
+        timeout_s: how long one call may take, with its retries; at most a year. ``embed`` and ``add`` of many inputs
+            may take longer in total, but end if no answer comes for this long.
         token: bearer token, sent with every call.
         tls: encrypt, and trust the CAs that this machine trusts.
         ca: encrypt, and trust only the CAs in this PEM file.
@@ -48,6 +48,8 @@ class Client(Collections):
         client_key: PEM file with the private key of ``client_cert``.
         allow_plain_token: send the token without TLS even to another machine, if the network in between is safe.
         credentials: channel credentials of gRPC, instead of the four arguments about TLS.
+
+    Every argument that a method does not mean is refused with InvalidInput before anything is sent.
 
     Raises:
         InvalidInput: arguments contradict each other, or the token would be sent in clear text to another machine.
@@ -68,16 +70,16 @@ class Client(Collections):
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         server = access(
-            address(target),
-            token=token,
-            tls=tls,
-            ca=ca,
-            client_cert=client_cert,
-            client_key=client_key,
-            allow_plain_token=allow_plain_token,
-            credentials=credentials,
+            address(arguments.target(target)),
+            token=arguments.text("token", token, secret=True),
+            tls=arguments.flag("tls", tls),
+            ca=arguments.certificate_file("ca", ca),
+            client_cert=arguments.certificate_file("client_cert", client_cert),
+            client_key=arguments.certificate_file("client_key", client_key),
+            allow_plain_token=arguments.flag("allow_plain_token", allow_plain_token),
+            credentials=arguments.credentials(credentials),
         )
-        self._calls = Calls(server, timeout_s)
+        self._calls = Calls(server, arguments.timeout("timeout_s", timeout_s))
 
     def __enter__(self) -> Self:
         return self
@@ -102,18 +104,21 @@ class Client(Collections):
         ``timeout_s`` then limits the time without an answer, not the total.
 
         Args:
-            images: encoded bytes or paths; taken one by one, so that an iterator may give more than fits in memory.
+            images: bytes or paths of encoded images, open binary files, PIL images or uint8 arrays (``ImageInput``);
+                taken one by one, so that an iterator may give more than fits in memory.
             errors: "raise" raises the first image's error; "keep" puts NaN into its row and its error into ``errors``.
             encoder_fingerprint: refuse unless the server's encoder has it; empty: any encoder.
 
         Returns:
-            float32 [N, D] in the order of the images, with errors and encoder.
+            float32 [N, D] in the order of the images, with errors and encoder. ``numpy.asarray``, indices and slices
+            work on it.
 
         Raises:
             ImageError: an image cannot be used; the message says which.
             DataError: a file cannot be read.
             EncoderMismatch: the encoder has another fingerprint, or was replaced meanwhile.
         """
+        encoder_fingerprint = arguments.text("encoder_fingerprint", encoder_fingerprint)
         collector = bulk.Collector(images, errors)
         reader = bulk.EmbedReader()
         results = self._embed(collector.images(), encoder_fingerprint, reader)
@@ -138,7 +143,8 @@ class Client(Collections):
         Raises:
             EncoderMismatch: as ``embed``.
         """
-        return self._embed(images, encoder_fingerprint, bulk.EmbedReader())
+        encoder_fingerprint = arguments.text("encoder_fingerprint", encoder_fingerprint)
+        return self._embed(bulk.several_images(images), encoder_fingerprint, bulk.EmbedReader())
 
     def _embed(
         self, images: Iterable[ImageInput], encoder_fingerprint: str, reader: bulk.EmbedReader
@@ -165,7 +171,7 @@ class Client(Collections):
         *,
         image: ImageInput | None = None,
         vector: ArrayLike | None = None,
-        id: str | None = None,
+        id: ItemId | None = None,
         k: int = 10,
         min_score: float | None = None,
         filter: Filter | None = None,
@@ -182,7 +188,7 @@ class Client(Collections):
 
         Args:
             collection: name or alias.
-            image: encoded bytes or a path.
+            image: bytes or the path of an encoded image, an open binary file, a PIL image or a uint8 array.
             vector: D numbers; ``encoder_fingerprint`` says which encoder made them.
             id: an item of the collection; it is not among its own hits.
             k: largest number of hits, at least 1.
@@ -210,7 +216,8 @@ class Client(Collections):
         """
         (result,) = self.search_many(
             collection,
-            [Query(image=image, vector=vector, id=id)],
+            [arguments.query(image, vector, id)],
+            errors="keep",
             k=k,
             min_score=min_score,
             filter=filter,
@@ -232,6 +239,7 @@ class Client(Collections):
         collection: str,
         queries: Iterable[Query],
         *,
+        errors: str = "raise",
         k: int = 10,
         min_score: float | None = None,
         filter: Filter | None = None,
@@ -244,15 +252,25 @@ class Client(Collections):
         include_vectors: bool = False,
         encoder_fingerprint: str = "",
     ) -> list[list[Hit] | EmbedserveError]:
-        """The answers to any number of queries; the options are those of ``search``.
+        """The answers to any number of queries; the other options are those of ``search``.
+
+        Args:
+            collection: name or alias.
+            queries: each an image, a vector or the id of an item.
+            errors: "raise" raises the first query's error; "keep" returns it in the place of the query's hits.
 
         Returns:
-            For each query, in order, its hits or the error that says why there are none.
+            For each query, in order, its hits; with ``errors="keep"``, or the error that says why there are none.
 
         Raises:
             InvalidInput, CollectionNotFound, EncoderMismatch: as ``search``, for all queries together.
+            ItemNotFound, ImageError, DataError: a query cannot be answered; the message says which.
         """
-        options = SearchOptions(
+        collection = arguments.text("collection", collection, may_be_empty=False)
+        queries = arguments.several("queries", queries, (Query,))
+        is_raised = arguments.errors(errors)
+        encoder_fingerprint = arguments.text("encoder_fingerprint", encoder_fingerprint)
+        options = arguments.search_options(
             k=k,
             min_score=min_score,
             filter=filter,
@@ -265,7 +283,10 @@ class Client(Collections):
             include_vectors=include_vectors,
         )
         chunks = messages.search_chunks(collection, queries, options, self._calls.limits(), encoder_fingerprint)
-        return self._calls.in_order(self._calls.stubs.search.Search, chunks, messages.search_results)
+        results = self._calls.in_order(self._calls.stubs.search.Search, chunks, messages.search_results)
+        if is_raised:
+            messages.raise_first(results)
+        return results
 
     # --- The server ---
 
@@ -292,6 +313,7 @@ class Client(Collections):
             EncoderMismatch: the encoder in the file has another fingerprint.
             FailedPrecondition: the server has no tokens.
         """
+        fingerprint = arguments.text("fingerprint", fingerprint)
         request = messages.message(admin_pb.ReplaceEncoderRequest, fingerprint=fingerprint)
         response = self._calls.answer(self._calls.stubs.admin.ReplaceEncoder, request)
         return messages.encoder_ref(response.current)
@@ -299,9 +321,13 @@ class Client(Collections):
     def wait_ready(self, timeout_s: float = 60) -> None:
         """Wait until the server is ready.
 
+        Args:
+            timeout_s: how long to wait, more than 0 and at most a year.
+
         Raises:
             Unavailable: it cannot be reached or is still starting after ``timeout_s``.
         """
+        timeout_s = arguments.timeout("timeout_s", timeout_s)
         deadline_s = time.monotonic() + timeout_s
         state = "nothing answers there"
         while (remaining_s := deadline_s - time.monotonic()) > 0:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -20,7 +20,7 @@ from embedserve.client.access import Access
 from embedserve.client.bulk import BulkMethod
 from embedserve.client.chunks import Chunk
 from embedserve.client.window import CALLS_IN_FLIGHT, Window
-from embedserve.errors import FailedPrecondition
+from embedserve.errors import FailedPrecondition, InvalidInput
 from embedserve.types import CollectionInfo, Limits
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
 from embedserve.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -228,3 +228,14 @@ class Calls:
             time.sleep(pause_s)
             self.check_open()
             attempt, future = attempt + 1, None
+
+
+class WrongStatement:
+    """Says what to write to those who open ``Client`` with ``async with``."""
+
+    async def __aenter__(self) -> NoReturn:
+        raise InvalidInput(
+            "Client is opened with `with`; it blocks", hint="with Client(…) as client; or async with AsyncClient(…)"
+        )
+
+    async def __aexit__(self, *error: object) -> None: ...

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from embedserve.errors import EmbedserveError, InvalidInput
-from embedserve.types import Limits, Metadata
+from embedserve.types import Limits
 
 if TYPE_CHECKING:
+    import os
+    from datetime import date
+    from typing import IO
+    from uuid import UUID
+
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
+    from PIL.Image import Image
 
-ImageInput: TypeAlias = bytes | str | os.PathLike[str]
-"""An encoded image (JPEG, PNG, WebP, BMP, GIF, TIFF) as bytes, or the path of a file that holds one."""
+_Encoded: TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[Any] | IO[bytes]"
+ImageInput: TypeAlias = "_Encoded | Image | NDArray[np.uint8]"
+"""An encoded image (JPEG, PNG, WebP, BMP, GIF, TIFF) as bytes, as the path of a file that holds one, or as an open
+binary file, which is read from where it stands; or pixels, sent as PNG: a PIL image, whose EXIF orientation is applied,
+or a uint8 array [H, W, 3] (RGB), [H, W, 4] (RGBA, composed on white) or [H, W] (grey)."""
+
+ItemId: TypeAlias = "str | int | UUID | np.integer[Any]"
+"""The id of an item, 1–256 bytes of UTF-8. Integers, NumPy's included, and UUIDs are taken as their text, so 7 and "7"
+are the same id, and what the server returns is text."""
+
+MetadataInput: TypeAlias = "Mapping[str, Any | date | UUID] | None"
+"""Metadata as callers may give them: text, numbers, booleans and lists of text, and what stands for one of them:
+scalars of NumPy and pandas, UUIDs, a ``datetime`` with a time zone (stored as text in UTC that sorts, as in
+"2026-11-24T09:30:00.000000Z") and a ``date`` ("2026-11-24"). None means none. What is missing (None, NaN, NaT, NA) is
+refused by its key: leave the key out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +49,31 @@ class EncoderRef:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Embeddings:
-    """The embeddings of N images."""
+    """The embeddings of N images.
+
+    It has the length, the rows and the slices of ``vectors``, and ``numpy.asarray`` makes them of it without a copy.
+    """
 
     vectors: NDArray[np.float32]
     """float32 [N, D], unit norm, in the order of the images; a row of NaN where the image could not be used."""
     errors: Mapping[int, EmbedserveError]
     """Position from 0 → why that image could not be used; empty if all could."""
     encoder: EncoderRef
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return iter(self.vectors)
+
+    def __getitem__(self, position: Any) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = self.vectors[position]
+        return rows
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        import numpy as np
+
+        return np.array(self.vectors, dtype=dtype, copy=copy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,12 +123,12 @@ class ItemInput:
         InvalidInput: both or neither are given.
     """
 
-    id: str = ""
-    """1–256 bytes of UTF-8; empty: the client makes a new id."""
+    id: ItemId = ""
+    """1–256 bytes of UTF-8; empty: the client makes a new id. Integers and UUIDs are taken as their text."""
     image: ImageInput | None = None
     vector: ArrayLike | None = None
     """D numbers; stored with unit norm."""
-    metadata: Metadata = field(default_factory=dict)
+    metadata: MetadataInput = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.image is None) == (self.vector is None):
@@ -120,7 +156,7 @@ class Query:
     image: ImageInput | None = None
     vector: ArrayLike | None = None
     """D numbers; their norm does not matter."""
-    id: str | None = None
+    id: ItemId | None = None
     """Id of an item of the collection; the item is not among its own hits."""
 
     def __post_init__(self) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 from embedserve import Client
+from embedserve.cli import main
+from scripts import cli_doc
 from tests.cli.outcome import Cli
 from tests.fakes import picture
 
@@ -76,6 +79,7 @@ def test_a_slip_is_answered_with_one_sentence_and_a_hint(slip: str, cli: Cli, pl
     assert outcome.exit_code in (1, 2)
     [error] = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     assert expected in error
+    assert outcome.err.count("hint:") == 1
     assert "\nhint:  " in outcome.err
     assert "Traceback" not in outcome.err
 
@@ -88,3 +92,29 @@ def test_impossible_vectors_are_refused_with_a_hint(client: Client, collection: 
         with pytest.raises(EmbedserveError, match=expected) as refused:
             client.search(collection, vector=vector)
         assert refused.value.hint
+
+
+NUMBERS = [
+    (command, option.opts[0])
+    for command, found in cli_doc.walk(main, "embedserve")
+    for option in found.params
+    if isinstance(option.type, click.types.FloatParamType) and command != "embedserve train"
+]
+"""Command and option, for every option that is a number with decimals; the plan of a training checks its own."""
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize(("command", "option"), NUMBERS)
+def test_a_number_is_finite(command: str, option: str, value: str) -> None:
+    found = dict(cli_doc.walk(main, "embedserve"))[command]
+    [parameter] = [parameter for parameter in found.params if option in parameter.opts]
+    with pytest.raises(click.BadParameter, match=value):
+        parameter.type.convert(value, parameter, None)
+
+
+@pytest.mark.parametrize("seconds", ["31536001", "1e12"])
+@pytest.mark.parametrize(("command", "option"), [("doctor", "--wait"), ("serve", "--grace-s")])
+def test_a_time_to_wait_is_at_most_a_year(cli: Cli, place: Path, command: str, option: str, seconds: str) -> None:
+    outcome = cli(command, *([place / "file"] if command == "serve" else []), option, seconds)
+    assert outcome.exit_code == 2
+    assert "31536000" in outcome.err

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from embedserve import AddResult, Client, ItemInput, Limits, wire
-from embedserve.client import bulk, inputs, window
+from embedserve.client import bulk, images, inputs, window
 from embedserve.errors import (
     CollectionNotFound,
     DataError,
@@ -91,7 +91,9 @@ def test_files_that_cannot_be_read_keep_their_place_in_a_stream(
     assert [result[1] for result in results if isinstance(result, np.ndarray)] == [
         number + 1 for number in range(50) if number not in (3, 20, 49)
     ]
-    added = connect(server.target).add("photos", [ItemInput(id=str(n), image=image) for n, image in enumerate(images)])
+    added = connect(server.target).add(
+        "photos", [ItemInput(id=str(n), image=image) for n, image in enumerate(images)], errors="keep"
+    )
     assert [result.id for result in added] == [str(number) for number in range(50)]
     assert [number for number, result in enumerate(added) if result.error is not None] == [3, 20, 49]
 
@@ -177,7 +179,7 @@ def test_slow_files_are_read_a_few_at_a_time_and_keep_their_order(
 ) -> None:
     monkeypatch.setattr(inputs, "_SLOW_READ_S", 0.0)
     together, lock, under_way, most = threading.Barrier(4), threading.Lock(), 0, 0
-    real = inputs.read_image
+    real = images.read_image
 
     def slow(image: Any, limits: Limits) -> bytes:
         nonlocal under_way, most
@@ -223,7 +225,7 @@ def test_a_broken_stream_is_reopened_and_each_input_is_answered_once(
 
 def test_items_that_are_sent_again_keep_their_ids(connect: Connect, server: FakeServer) -> None:
     server.on("UpsertStream", breaking_at({2, 3, 7}, server.scripts["UpsertStream"]))
-    results = connect(server.target).add("photos", [ItemInput(image=image) for image in MANY])
+    results = connect(server.target).add("photos", [ItemInput(image=image) for image in MANY], errors="keep")
     written = {item.id: item.image for request in server.asked("UpsertStream") for item in request.items}
     assert [written[result.id] for result in results] == MANY
     assert len(written) == len(MANY)

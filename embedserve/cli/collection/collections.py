@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.options import confirm, json_option, require_terminal, server_option
+from embedserve.cli.terminal.options import Finite, confirm, json_option, require_terminal, server_option
 
 if TYPE_CHECKING:
     from embedserve.types import CollectionInfo
@@ -103,7 +103,7 @@ def info_(name: str, server: str, as_json: bool) -> None:
 )
 @click.option(
     "--target-recall",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Finite(0, 1, min_open=True),
     default=0.95,
     help="Share of the ten nearest items that approximate search is tuned to find.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -95,6 +96,17 @@ def json_option(text: str) -> Callable[[_CommandT], _CommandT]:
 existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 new_file = click.Path(dir_okay=False, path_type=Path)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+
+
+class Finite(click.FloatRange):
+    """A finite number within a range; click's own lets nan pass every range, and inf every open one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number that the text stands for."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 class Condition(click.ParamType[Any]):

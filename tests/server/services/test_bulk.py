@@ -37,7 +37,8 @@ def test_one_bad_image_among_many_is_one_error(tmp_path: Path) -> None:
     with serving(FakeEncoder(), tmp_path) as address, Client(address) as client:
         client.create_collection("photos")
         embedded = client.embed(images, errors="keep")
-        added = client.add("photos", [ItemInput(id=f"{n:03}", image=image) for n, image in enumerate(images)])
+        items = [ItemInput(id=f"{n:03}", image=image) for n, image in enumerate(images)]
+        added = client.add("photos", items, errors="keep")
         stored = {item.id: item.vector for item in client.list_items("photos", include_vectors=True, page_size=1000)}
         [alone] = client.embed([PICTURES[7]]).vectors
     assert list(embedded.errors) == bad
@@ -52,7 +53,7 @@ def test_if_an_id_occurs_again_the_later_item_counts(tmp_path: Path) -> None:
     items = [ItemInput(id=str(n % 20), image=PICTURES[n % 50], metadata={"n": n}) for n in range(400)]
     with serving(FakeEncoder(), tmp_path) as address, Client(address) as client:
         client.create_collection("photos")
-        assert client.add("photos", items) == [AddResult(item.id) for item in items]
+        assert client.add("photos", items) == [AddResult(str(item.id)) for item in items]
         stored = {item.id: item.metadata["n"] for item in client.list_items("photos")}
     assert stored == {str(n % 20): n for n in range(380, 400)}
 

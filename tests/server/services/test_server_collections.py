@@ -71,6 +71,7 @@ def test_a_bad_item_fails_alone_under_its_own_id(client: Client) -> None:
             ItemInput(id="short", vector=vector(1, 3)),
             ItemInput(id="also good", image=picture(3)),
         ],
+        errors="keep",
         encoder_fingerprint=OURS,
     )
     assert [type(result.error) for result in added] == [
