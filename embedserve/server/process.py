@@ -14,6 +14,7 @@ from embedserve.engine.engine import Engine
 from embedserve.errors import EmbedserveError
 from embedserve.server.app import Server
 from embedserve.server.config import ServerConfig
+from embedserve.server.lifecycle import descriptors
 
 _log = logging.getLogger("embedserve.server")
 
@@ -24,6 +25,7 @@ def run(config: ServerConfig, *, say: Callable[[str], None]) -> None:
     Raises:
         EmbedserveError: the server could not start.
     """
+    descriptors.raise_limit()
     asyncio.run(_run(config, say))
 
 
@@ -98,7 +100,8 @@ async def _say_ready(config: ServerConfig, server: Server, engine: Engine, say: 
                     " it answers vectors and ids, not images"
                 )
     say(f"callers      {server.security.summary}")
-    if server.security.warning:
-        say(f"warning      {server.security.warning}")
+    for warning in (server.security.warning, descriptors.warning(config.limits.max_connections)):
+        if warning:
+            say(f"warning      {warning}")
     http = "" if server.http_url is None else f"  HTTP on {server.http_url}"
     say(f"ready        gRPC on {config.host}:{server.port}{http}")
