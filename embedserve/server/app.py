@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from embedserve import descriptors
 from embedserve.encoder.session import Encoder, ImageEncoder
 from embedserve.engine.engine import Engine
 from embedserve.errors import SetupError
@@ -23,7 +24,7 @@ from embedserve.server.calls.open_calls import OpenCalls
 from embedserve.server.config import ServerConfig
 from embedserve.server.http import HttpServer, application
 from embedserve.server.interceptor import CallInterceptor
-from embedserve.server.lifecycle import descriptors, encoder_health, memory
+from embedserve.server.lifecycle import encoder_health, memory
 from embedserve.server.lifecycle.replacing import EncoderReplacer
 from embedserve.server.lifecycle.state import ServerState, shutting_down
 from embedserve.server.security import Security

@@ -9,12 +9,12 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 
+from embedserve import descriptors
 from embedserve.encoder.session import Encoder
 from embedserve.engine.engine import Engine
 from embedserve.errors import EmbedserveError
 from embedserve.server.app import Server
 from embedserve.server.config import ServerConfig
-from embedserve.server.lifecycle import descriptors
 
 _log = logging.getLogger("embedserve.server")
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from embedserve.server.lifecycle import descriptors
+from embedserve import descriptors
 
 _log = logging.getLogger("embedserve.server")
 

@@ -13,9 +13,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from embedserve import descriptors
 from embedserve.server.calls import connections
 from embedserve.server.calls.connections import ConnectionRoom, peer_of
-from embedserve.server.lifecycle import descriptors
 from embedserve.types import Limits
 from tests.fakes import FakeEncoder
 from tests.running import ServerProcess, serving, wait_until
