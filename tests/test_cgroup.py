@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from embedserve import cgroup, cores, memory
-from tests.test_architecture import REPOSITORY
+from scripts.architecture import REPOSITORY
 
 MIB = 1 << 20
 V2 = "31 24 0:27 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate"
