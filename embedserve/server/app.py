@@ -23,6 +23,7 @@ from embedserve.server.calls.connections import ConnectionRoom
 from embedserve.server.calls.open_calls import OpenCalls
 from embedserve.server.config import ServerConfig
 from embedserve.server.http import HttpServer, application
+from embedserve.server.imports import import_now
 from embedserve.server.interceptor import CallInterceptor
 from embedserve.server.lifecycle import encoder_health, memory
 from embedserve.server.lifecycle.replacing import EncoderReplacer
@@ -124,6 +125,7 @@ class Server:
         Raises:
             SetupError: a port is taken or not allowed.
         """
+        import_now()
         host = self._config.host
         if self._config.http:
             tls, tokens = self.security.tls, self.security.tokens
