@@ -161,7 +161,7 @@ class Server:
             self.port,
             self._connections_allowed,
             busy=lambda: self._call_limits.peers | self._open_calls.peers,
-            known=lambda: self._call_limits.known_peers,
+            known=lambda: self._call_limits.known_peers | self._open_calls.known_peers,
         )
         self._run_in_background("connections", room.keep())
         if (trim := memory.heap_trimmer()) is not None:

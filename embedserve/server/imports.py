@@ -17,7 +17,6 @@ _AT_FIRST_USE = (
     "grpc_status.rpc_status",
     "numpy.ma",  # numpy.unique, in a check
     "encodings.idna",  # host names
-    "encodings.unicode_escape",
 )
 
 

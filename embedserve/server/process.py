@@ -10,11 +10,16 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from embedserve import descriptors
+from embedserve.cores import usable_cores
 from embedserve.encoder.session import Encoder
 from embedserve.engine.engine import Engine
+from embedserve.engine.pools import started_pool
 from embedserve.errors import EmbedserveError
 from embedserve.server.app import Server
 from embedserve.server.config import ServerConfig
+
+_MORE_THREADS = 4
+"""Than cores, for work that is handed to a thread: as many as asyncio itself would start in the course of time."""
 
 _log = logging.getLogger("embedserve.server")
 
@@ -43,6 +48,7 @@ async def _run(config: ServerConfig, say: Callable[[str], None]) -> None:
         say_if_possible(f"{name}: finishing calls in flight (at most {config.grace_s:g} s)")
 
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(started_pool(usable_cores() + _MORE_THREADS, "work"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
     server = Server(config)

@@ -19,7 +19,8 @@ _RECEIVE_TIMEOUT_WHILE_OTHERS_WAIT_S = 10.0
 """The same while other requests wait to be received; of the slow ones only as many are ended as wait."""
 
 _MIN_RECEIVING = 32
-_KNOWN_PEERS = 8192
+KNOWN_PEERS = 8192
+"""Connections of which it is remembered that they had calls."""
 
 
 class CallLimits:
@@ -81,7 +82,7 @@ class CallLimits:
         if not self._peers[peer]:
             del self._peers[peer]
             self._known[peer] = None
-            if len(self._known) > _KNOWN_PEERS:
+            if len(self._known) > KNOWN_PEERS:
                 del self._known[next(iter(self._known))]
 
     async def end_slow_calls(self) -> None:

@@ -15,21 +15,23 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from embedserve import descriptors
+from embedserve.engine.pools import started_pool
 
 _log = logging.getLogger("embedserve.server")
 
 EVERY_S = 0.05
+_EVERY_WHILE_SHORT_S = 0.01
+"""A client on the same machine opens ten thousand connections a second."""
 _LOOK_EVERY_S = 1.0
 """Between two looks while the number of descriptors stays the same."""
 KNOWN_IDLE_MS = 1000
 _LOG_EVERY_S = 1.0
-_ROOM_SHARE = 8
-"""An eighth of the connections is kept free for new ones."""
+_ROOM_SHARE = 4
+"""A quarter of the connections is kept free for new ones."""
 _LEAST_KEPT = 16
 """Connections that are kept even when something else takes the descriptors."""
 
@@ -70,11 +72,14 @@ class ConnectionRoom:
     async def keep(self) -> None:
         """Make room whenever there is little; runs until it is cancelled."""
         logged_s, logged = -_LOG_EVERY_S, 0
-        thread = ThreadPoolExecutor(1, thread_name_prefix="connections")  # its own: others may all be busy
+        thread = started_pool(1, "connections")  # its own: others may all be busy
         try:
+            short_until_s = 0.0
             while True:
-                await asyncio.sleep(EVERY_S)
+                now_s = time.monotonic()
+                await asyncio.sleep(_EVERY_WHILE_SHORT_S if now_s < short_until_s else EVERY_S)
                 if self._may_be_short():
+                    short_until_s = now_s + _LOOK_EVERY_S
                     await asyncio.get_running_loop().run_in_executor(thread, self.make)
                 if self.closed > logged and time.monotonic() >= logged_s + _LOG_EVERY_S:
                     _log.warning(
@@ -130,7 +135,7 @@ class ConnectionRoom:
         if used is None:
             return False
         full = used + self._room > self._allowed or used + descriptors.RESERVE > descriptors.limit()
-        grown = used - self._used > self._room // 4
+        grown = used - self._used > self._room // 8
         return full and (grown or time.monotonic() - self._looked_s > _LOOK_EVERY_S)
 
     def _connections(self) -> Iterator[_Connection]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import grpc
 
 from embedserve.errors import EmbedserveError, Overloaded
+from embedserve.server.calls.call_limits import KNOWN_PEERS
 from embedserve.server.calls.receiving import RETRY_AFTER_MS, Receiver
 from embedserve.server.calls.requests import checked, checked_stream, tolerant
 from embedserve.server.calls.responses import abort
@@ -50,6 +51,7 @@ class OpenCalls:
         self._calls: dict[str, dict[_Call, None]] = {}
         """For each address its calls, the oldest first."""
         self._peers = Counter[str]()
+        self._known: dict[str, None] = {}
         self._count = 0
         self._wrapped: dict[str, tuple[Any, grpc.RpcMethodHandler[Any, Any]]] = {}
 
@@ -60,6 +62,11 @@ class OpenCalls:
     def peers(self) -> set[str]:
         """Connections that have such calls; may be asked for in any thread."""
         return set(self._peers)
+
+    @property
+    def known_peers(self) -> set[str]:
+        """Connections that had such calls, as far as they are remembered; may be asked for in any thread."""
+        return set(self._known)
 
     def wrap(self, method: str, handler: grpc.RpcMethodHandler[_In, _Out]) -> grpc.RpcMethodHandler[_In, _Out]:
         """The handler of a method, bounded."""
@@ -175,6 +182,9 @@ class OpenCalls:
             self._peers[call.peer] -= 1
             if not self._peers[call.peer]:
                 del self._peers[call.peer]
+                self._known[call.peer] = None
+                if len(self._known) > KNOWN_PEERS:
+                    del self._known[next(iter(self._known))]
 
 
 def _end(call: _Call, error: EmbedserveError) -> None:
