@@ -41,7 +41,9 @@ def health(channel: grpc.Channel) -> Any:
 def serves(address: str) -> bool:
     """A health check over a new connection."""
     with grpc.insecure_channel(address, OWN_CONNECTION) as channel:
-        return bool(health(channel).Check(health_pb2.HealthCheckRequest(), timeout=20).status == 1)
+        # Waiting for the moment that gRPC takes to see that a connection has been closed.
+        answer = health(channel).Check(health_pb2.HealthCheckRequest(), timeout=20, wait_for_ready=True)
+        return bool(answer.status == 1)
 
 
 def connect(address: str) -> socket.socket:
