@@ -322,7 +322,8 @@ def print_report(results: dict[str, Any]) -> None:
     idle = results["idle_connections"]
     print(
         f"{idle['probes_answered']:,} of {idle['probes_asked']:,} probes answered beside 1,100 and 5,000 idle"
-        f" connections at {idle['files_of_the_server']:,} files; slowest {idle['slowest_ms']:.0f} ms; {idle['log_lines']} log lines"
+        f" connections at {idle['files_of_the_server']:,} files; slowest {idle['slowest_ms']:.0f} ms;"
+        f" {idle['log_lines']} log lines"
     )
     print("nothing went wrong" if not results["violations"] else f"{len(results['violations'])} violations")
 
