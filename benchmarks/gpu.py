@@ -126,17 +126,17 @@ def main() -> int:
 
 def hardware(device: str) -> dict[str, Any]:
     """The machine of the measurement."""
-    import os
-
     import torch
 
+    from embedserve.cores import usable_cores
+
     if device == "cpu":
-        return {"gpu": None, "cores": len(os.sched_getaffinity(0)), "machine": platform.machine()}
+        return {"gpu": None, "cores": usable_cores(), "machine": platform.machine()}
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,
         "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "machine": platform.machine(),
     }
 

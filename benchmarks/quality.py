@@ -30,6 +30,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "training")]  # so that it runs from a che
 
 from measuring.machine import cpu_model  # noqa: E402
 
+from embedserve.cores import usable_cores  # noqa: E402
+
 EPOCHS = {"simclr": 14, "moco": 4, "barlow-twins": 8, "instance-discrimination": 14, "cpc": 3}
 """Five to thirteen minutes each on two idle cores."""
 SUPERVISED_EPOCHS = 6
@@ -159,7 +161,7 @@ def measure_method(method: str, arguments: argparse.Namespace, *, baselines: boo
 
 def hardware(device: str) -> dict[str, Any]:
     """The machine of the measurement."""
-    found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "cpu": cpu_model(), "device": device}
+    found: dict[str, Any] = {"cores": usable_cores(), "cpu": cpu_model(), "device": device}
     if device == "cuda":
         import torch
 

@@ -37,6 +37,7 @@ from measuring.document import document, write
 from measuring.ledger import counted_calls, scrape, value_of
 from measuring.machine import memory_mb
 from measuring.traffic import Material, Traffic
+from soaking import idle_connections
 
 from embedserve import AsyncClient
 from embedserve.client.access import access
@@ -169,6 +170,8 @@ def main() -> None:
         parser.error("--encoder is given twice, or not at all")
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
         results = asyncio.run(soak(arguments, Path(folder)))
+    results["idle_connections"], violations = idle_connections.run()
+    results["violations"] += violations
     print_report(results)
     write(results, arguments.json)
     if results["violations"]:
@@ -316,6 +319,12 @@ def print_report(results: dict[str, Any]) -> None:
         )
     for violation in results["violations"]:
         print(f"VIOLATION  {violation}")
+    idle = results["idle_connections"]
+    print(
+        f"{idle['probes_answered']:,} of {idle['probes_asked']:,} probes answered beside 1,100 and 5,000 idle"
+        f" connections at {idle['files_of_the_server']:,} files; slowest {idle['slowest_ms']:.0f} ms;"
+        f" {idle['log_lines']} log lines"
+    )
     print("nothing went wrong" if not results["violations"] else f"{len(results['violations'])} violations")
 
 

@@ -76,6 +76,10 @@ class Limits:
     max_image_side_px: int = field(default=65_535, metadata={"help": "Width and height of one image."})
     max_calls: int = field(default=2048, metadata={"help": "Calls in flight; health checks are not counted."})
     max_connection_calls: int = field(default=512, metadata={"help": "Calls in flight on one connection."})
+    max_connections: int = field(
+        default=4096,
+        metadata={"help": "gRPC connections at a time, idle ones included; fewer where few files may be open."},
+    )
 
     def __post_init__(self) -> None:
         for limit in fields(self):

@@ -1,8 +1,8 @@
-"""The interface of a system: build, open, tune, search. Every peer imports it; it needs only NumPy."""
+"""The interface of a system: build, open, tune, search. Every peer imports it; it needs only NumPy, and this
+repository on the path."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,10 +10,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.cores import usable_cores
+
 K = 10
 """Hits for each query."""
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = usable_cores()
 
 Client: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 """Queries float32 [B, D] → the rows of their ten closest vectors int64 [B, 10]. Used by one thread."""

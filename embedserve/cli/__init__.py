@@ -9,6 +9,7 @@ import traceback
 import click
 
 import embedserve
+from embedserve.cores import limit_libraries
 from embedserve.errors import EmbedserveError
 
 _CONTEXT = {
@@ -38,6 +39,7 @@ def run() -> None:
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 interrupted.
     """
+    limit_libraries()
     try:
         # With standalone_mode=False click returns the code of an Exit instead of ending the process.
         sys.exit(main.main(standalone_mode=False))

@@ -63,12 +63,15 @@ def _machine() -> list[_Finding]:
     import platform
 
     import embedserve
+    from embedserve import memory
     from embedserve.cores import usable_cores
 
     findings = [
         _Finding("embedserve", f"{embedserve.__version__} in {Path(embedserve.__file__).parent}"),
         _Finding("python", f"{platform.python_version()} on {platform.platform()}, {platform.machine()}"),
         _Finding("cores", f"{usable_cores()} usable"),
+        _Finding("memory", f"{memory.usable_bytes() / 2**30:.1f} GiB usable"),
+        _files(),
         _gpu(),
         _onnxruntime(),
     ]
@@ -76,6 +79,18 @@ def _machine() -> list[_Finding]:
         findings.append(_package(package))
     findings.append(_training())
     return findings
+
+
+def _files() -> _Finding:
+    from embedserve import descriptors
+    from embedserve.types import Limits
+
+    soft = descriptors.limit()
+    descriptors.raise_limit()
+    text = f"{descriptors.limit():,} may be open in a server; the shell's limit is {soft:,}"
+    if warning := descriptors.warning(Limits().max_connections):
+        text = f"{text}; {warning}"
+    return _Finding("files", text)
 
 
 def _gpu() -> _Finding:

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from embedserve.cores import usable_cores
 from embedserve.engine.embedder import Embedder
 from embedserve.engine.jobs import Jobs
+from embedserve.engine.pools import started_pool
 from embedserve.engine.searches import Searches
 from embedserve.errors import FailedPrecondition
 from embedserve.observer import Observer
@@ -36,12 +37,13 @@ class Core:
         self.jobs = Jobs()
         """Checks, backups and restores."""
         self.searches = None if store is None else Searches(store, usable_cores())
+        started = started_pool if store is not None else _idle_pool
         # Separate pools, or a few writes that wait for the disk would hold up every read.
-        self.readers = ThreadPoolExecutor(usable_cores(), thread_name_prefix="read")
-        self.writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+        self.readers = started(usable_cores(), "read")
+        self.writers = started(_WRITERS, "write")
         # What may read the metadata of all items, so that it never holds up the reads of a few.
-        self.scans = ThreadPoolExecutor(max(1, usable_cores() // 2), thread_name_prefix="scan")
-        self._pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
+        self.scans = started(max(1, usable_cores() // 2), "scan")
+        self._pool = started(_STORE_THREADS, "store")
         self._store = store
 
     async def close(self) -> None:
@@ -91,3 +93,8 @@ class Core:
         seconds = time.monotonic() - begun
         self.observer.on_store(operation, seconds)
         return seconds * 1000
+
+
+def _idle_pool(threads: int, name: str) -> ThreadPoolExecutor:
+    """A pool for a server without a store, which never uses it."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.cores import usable_cores
 from embedserve.loadtest.latencies import histogram, percentiles
 from embedserve.loadtest.measurements import NOT_SENT, OK, STOPPED, UNANSWERED, Measurements
 from embedserve.loadtest.plot import latency_html, latency_svg
@@ -275,7 +275,7 @@ def _this_process() -> dict[str, Any]:
     packages = {package: version(package) for package in ("embedserve", "grpcio", "protobuf")}
     return {
         "machine": f"{platform.platform()}, {platform.machine()}",
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "versions": {"python": platform.python_version(), **packages},
     }
 

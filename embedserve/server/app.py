@@ -10,24 +10,29 @@ from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from embedserve import descriptors
 from embedserve.encoder.session import Encoder, ImageEncoder
 from embedserve.engine.engine import Engine
 from embedserve.errors import SetupError
 from embedserve.server.access.reload_files import reload_when_changed
 from embedserve.server.calls.call_limits import CallLimits
+from embedserve.server.calls.connections import ConnectionRoom
+from embedserve.server.calls.open_calls import OpenCalls
 from embedserve.server.config import ServerConfig
 from embedserve.server.http import HttpServer, application
+from embedserve.server.imports import import_now
 from embedserve.server.interceptor import CallInterceptor
 from embedserve.server.lifecycle import encoder_health, memory
 from embedserve.server.lifecycle.replacing import EncoderReplacer
-from embedserve.server.lifecycle.state import ServerState
+from embedserve.server.lifecycle.state import ServerState, shutting_down
 from embedserve.server.security import Security
 from embedserve.server.services.admin import AdminService
 from embedserve.server.services.collections import CollectionService
 from embedserve.server.services.embedding import EmbeddingService
+from embedserve.server.services.health import HealthService
 from embedserve.server.services.search import SearchService
 from embedserve.server.telemetry.metrics import Metrics
 from embedserve.server.telemetry.tracing import Traces
@@ -51,7 +56,8 @@ SERVICES = (
     admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
 )
 
-_FLUSH_S = 0.5
+_FLUSH_S = 5.0
+"""How long the last responses and refusals may take to be sent; all calls have ended by themselves long before."""
 _UNREAD_BYTES = 1 << 20
 """What a connection may send before a call reads it: 20 MB/s from a client that is 50 ms away."""
 
@@ -90,18 +96,20 @@ class Server:
         self._background: list[asyncio.Task[None]] = []
         self._state = ServerState()
         self._call_limits = CallLimits(config.limits)
+        self._open_calls = OpenCalls()
         self._replacer = EncoderReplacer(self._open_encoder, self._state)
         self._traces = Traces() if traces is None and config.traces else traces
         self.metrics = Metrics(_methods())
         """Kept even if they cannot be read over HTTP."""
         self._http: HttpServer | None = None
-        self._health = health.aio.HealthServicer()
+        self._health = HealthService(("", *SERVICES))
+        self._connections_allowed = descriptors.connections_allowed(config.limits.max_connections)
         self._grpc = grpc.aio.server(
             interceptors=[
-                CallInterceptor(self._state, self._call_limits, self.metrics, self._traces),
+                CallInterceptor(self._state, self._call_limits, self._open_calls, self.metrics, self._traces),
                 *self.security.interceptors,
             ],
-            options=_grpc_options(config.limits),
+            options=_grpc_options(config.limits, connections=self._connections_allowed),
         )
         self.port = 0
         """The port that the server listens on."""
@@ -117,6 +125,7 @@ class Server:
         Raises:
             SetupError: a port is taken or not allowed.
         """
+        import_now()
         host = self._config.host
         if self._config.http:
             tls, tokens = self.security.tls, self.security.tokens
@@ -133,7 +142,6 @@ class Server:
         if self._config.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
             if self.security.tls is None:
                 self.port = self._grpc.add_insecure_port(address)
@@ -148,6 +156,14 @@ class Server:
             ) from error
         await self._grpc.start()
         self._run_in_background("call limits", self._call_limits.end_slow_calls())
+        self._run_in_background("open calls", self._open_calls.end_slow())
+        room = ConnectionRoom(
+            self.port,
+            self._connections_allowed,
+            busy=lambda: self._call_limits.peers | self._open_calls.peers,
+            known=lambda: self._call_limits.known_peers | self._open_calls.known_peers,
+        )
+        self._run_in_background("connections", room.keep())
         if (trim := memory.heap_trimmer()) is not None:
             self._run_in_background("memory", memory.trim_after_growth(trim))
         self._run_in_background(
@@ -186,7 +202,7 @@ class Server:
             raise
         self.metrics.read_from(engine, ready=lambda: self._state.phase == "ready")
         self._state.ready(engine)
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._publish_health()
         return engine
 
     def _open_store(self, data: Path) -> LocalStore:
@@ -200,11 +216,17 @@ class Server:
         """Report NOT_SERVING, let calls in flight finish within the grace time, flush and close."""
         for task in self._background:
             task.cancel()
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._health.set(serving=False)
         engine = await self._state.drain(self._config.grace_s)
-        # Our own calls are answered; their last bytes are sent now. Health watches and reflection never end by
-        # themselves.
-        await self._grpc.stop(_FLUSH_S)
+        # From here on new calls are held, until gRPC has said goodbye: see ``Arrivals``.
+        await self._state.arrivals.hold()
+        goodbye = asyncio.create_task(self._grpc.stop(_FLUSH_S))
+        await asyncio.sleep(0)  # it is said in the task's first step
+        self._state.arrivals.release()
+        # What never ends by itself, or not soon: health watches and reflection, and calls whose request is on its way.
+        self._open_calls.end_all(shutting_down())
+        self._call_limits.end_unreceived(shutting_down())
+        await goodbye
         if engine is not None:
             await engine.close()
         if self._traces is not None:
@@ -216,16 +238,13 @@ class Server:
         self._background.append(asyncio.create_task(work, name=name))
 
     async def _publish_health(self) -> None:
-        status = health_pb2.HealthCheckResponse
-        await self._set_health(status.SERVING if self._state.phase == "ready" else status.NOT_SERVING)
-
-    async def _set_health(self, status: int) -> None:
-        for name in ("", *SERVICES):
-            await self._health.set(name, status)
+        self._health.set(serving=self._state.phase == "ready")
 
 
-def _grpc_options(limits: Limits) -> list[tuple[str, Any]]:
+def _grpc_options(limits: Limits, *, connections: int) -> list[tuple[str, Any]]:
     return [
+        # Counted before their handshake; one more is closed at once.
+        ("grpc.max_allowed_incoming_connections", connections),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", limits.max_message_bytes),
         # More than we admit: what HTTP/2 itself refuses carries neither a reason nor a retry time.

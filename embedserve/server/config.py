@@ -35,7 +35,7 @@ class ServerConfig:
         default=0,
         metadata={
             "help": "Memory that the index of a collection may take before codes replace its graph, in MiB; 0 for half"
-            " of the machine's."
+            " of what the machine or the container has."
         },
     )
     threads: int = field(default=0, metadata={"help": "Cores for the encoder on the CPU; 0 for all."})

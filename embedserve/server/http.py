@@ -1,8 +1,7 @@
 """The HTTP port: metrics and probes, on the event loop of the gRPC server.
 
 ``/healthz`` answers 200 as long as the event loop runs, ``/readyz`` only while calls are accepted; ``/metrics`` is for
-Prometheus. No page reads a request body. Connections are few and short-lived: connections beyond the limit, and slow
-ones, are closed.
+Prometheus. No page reads a request body. Connections are few and short-lived, see ``http_door``.
 """
 
 from __future__ import annotations
@@ -20,19 +19,17 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import embedserve
 from embedserve.errors import SetupError
+from embedserve.server.http_door import Door, HttpConnection
 
 if TYPE_CHECKING:
     from embedserve.server.access.tokens import TokenFile
     from embedserve.server.lifecycle.state import ServerState
     from embedserve.server.telemetry.metrics import Metrics
 
-MAX_CONNECTIONS = 64
-_REQUEST_TIMEOUT_S = 10.0
-"""How long a connection may take to send a request, headers and body, or be idle."""
+_BACKLOG = 1024
 _MAX_HEADER_BYTES = 16 * 1024
 
 _NOT_READY_REASONS = {
@@ -89,7 +86,6 @@ class HttpServer:
     def __init__(self, app: Starlette, *, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         config = uvicorn.Config(
             app,
-            http=_Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -102,9 +98,10 @@ class HttpServer:
             h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         )
         config.load()
-        config.ssl = tls
         self._sockets = _listen(host, port)
         self._server = _Server(config)
+        state = self._server.server_state
+        self._door = Door(self._sockets, lambda: HttpConnection(config, state, {}), tls)
         self._serving: asyncio.Task[None] | None = None
         self._scheme = "http" if tls is None else "https"
         self.port: int = self._sockets[0].getsockname()[1]
@@ -118,15 +115,18 @@ class HttpServer:
 
     def start(self) -> None:
         """Answer requests."""
-        self._serving = asyncio.create_task(self._server.serve(self._sockets), name="http")
+        # No sockets for uvicorn: the door takes the connections.
+        self._serving = asyncio.create_task(self._server.serve([]), name="http")
+        self._door.open()
 
     async def stop(self) -> None:
         """Answer the requests in flight, and close the port."""
+        await self._door.close()
+        for listening in self._sockets:
+            listening.close()
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving
-        for listening in self._sockets:
-            listening.close()
 
 
 class _Server(uvicorn.Server):
@@ -136,43 +136,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _Connection(H11Protocol):
-    """uvicorn's connection, with the limits it lacks: on idle and slow connections, and on their number."""
-
-    _timeout: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
-        self._restart_timeout()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._restart_timeout()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self._timeout is not None:
-            self._timeout.cancel()
-
-    def _restart_timeout(self) -> None:
-        if self._timeout is not None:
-            self._timeout.cancel()
-        self._timeout = self.loop.call_later(_REQUEST_TIMEOUT_S, self._close_if_idle)
-
-    def _close_if_idle(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.abort()
-
-
 def _listen(host: str, port: int) -> list[socket.socket]:
     """A socket on each address that the host resolves to, all with the same port."""
     sockets: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, address in dict.fromkeys(found):
-            sockets.append(socket.create_server((address[0], port), family=family))
+            sockets.append(socket.create_server((address[0], port), family=family, backlog=_BACKLOG))
             port = port or sockets[0].getsockname()[1]
     except OSError as error:
         for opened in sockets:

@@ -2,7 +2,7 @@
 
 Errors become statuses here: those of ``embedserve.errors`` with code and hint, anything else as INTERNAL. A call is
 recorded when its task ends, which happens to every call, even to one that was never read or was cancelled while its
-response was sent. Health and reflection pass through unchanged.
+response was sent. Health and reflection are only bounded, see ``OpenCalls``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from embedserve.errors import DeadlineExceeded, EmbedserveError, InternalError
 from embedserve.server.access.roles import caller
 from embedserve.server.calls.call_limits import CallLimits
 from embedserve.server.calls.minimum_rate import MIN_BYTES_PER_S, MinimumRate
+from embedserve.server.calls.open_calls import OpenCalls
 from embedserve.server.calls.requests import checked, checked_stream, tolerant
 from embedserve.server.calls.responses import abort
 from embedserve.server.lifecycle.state import ServerState
@@ -80,15 +81,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     Args:
         state: keeps track of the calls in flight.
         call_limits: how many calls there may be.
+        open_calls: the same for health and reflection.
         metrics: counts the calls.
         traces: where spans go; None for none.
     """
 
     def __init__(
-        self, state: ServerState, call_limits: CallLimits, metrics: Metrics, traces: Traces | None = None
+        self,
+        state: ServerState,
+        call_limits: CallLimits,
+        open_calls: OpenCalls,
+        metrics: Metrics,
+        traces: Traces | None = None,
     ) -> None:
         self._state = state
+        self._arrivals = state.arrivals
         self._call_limits = call_limits
+        self._open_calls = open_calls
         self._metrics = metrics
         self._traces = traces
         self._wrapped: dict[str, tuple[Any, grpc.RpcMethodHandler[Any, Any]]] = {}
@@ -100,10 +109,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[_In, _Out] | None:
         """The handler of a call, wrapped. Runs in the task of the call, before its request is read."""
+        self._arrivals.last_s = time.monotonic()
+        if self._arrivals.held is not None:
+            await self._arrivals.held.wait()
         method = handler_call_details.method
         handler = await continuation(handler_call_details)
         if method.startswith("/grpc."):
-            return handler
+            return handler and self._open_calls.wrap(method, handler)
         metrics = self._metrics.method(method)
         if handler is None:
             metrics.ended("UNIMPLEMENTED", 0.0)

@@ -9,11 +9,17 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 
+from embedserve import descriptors
+from embedserve.cores import usable_cores
 from embedserve.encoder.session import Encoder
 from embedserve.engine.engine import Engine
+from embedserve.engine.pools import started_pool
 from embedserve.errors import EmbedserveError
 from embedserve.server.app import Server
 from embedserve.server.config import ServerConfig
+
+_MORE_THREADS = 4
+"""Than cores, for work that is handed to a thread: as many as asyncio itself would start in the course of time."""
 
 _log = logging.getLogger("embedserve.server")
 
@@ -24,6 +30,7 @@ def run(config: ServerConfig, *, say: Callable[[str], None]) -> None:
     Raises:
         EmbedserveError: the server could not start.
     """
+    descriptors.raise_limit()
     asyncio.run(_run(config, say))
 
 
@@ -41,6 +48,7 @@ async def _run(config: ServerConfig, say: Callable[[str], None]) -> None:
         say_if_possible(f"{name}: finishing calls in flight (at most {config.grace_s:g} s)")
 
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(started_pool(usable_cores() + _MORE_THREADS, "work"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
     server = Server(config)
@@ -98,7 +106,8 @@ async def _say_ready(config: ServerConfig, server: Server, engine: Engine, say: 
                     " it answers vectors and ids, not images"
                 )
     say(f"callers      {server.security.summary}")
-    if server.security.warning:
-        say(f"warning      {server.security.warning}")
+    for warning in (server.security.warning, descriptors.warning(config.limits.max_connections)):
+        if warning:
+            say(f"warning      {warning}")
     http = "" if server.http_url is None else f"  HTTP on {server.http_url}"
     say(f"ready        gRPC on {config.host}:{server.port}{http}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import http.client
 import json
 import socket
@@ -12,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -19,7 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from embedserve import Client
-from embedserve.server import http as our_http
+from embedserve.server import http_door
 from embedserve.server.app import Server
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
@@ -134,7 +137,7 @@ def is_closed(connection: socket.socket, sent: bytes = b"") -> bool:
 
 
 def test_a_client_that_sends_slowly_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(our_http, "_REQUEST_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_door, "REQUEST_TIMEOUT_S", 0.3)
     servers: list[Server] = []
     with serving(FakeEncoder(), http=True, on_listening=servers.append):
         address = ("127.0.0.1", int((servers[0].http_url or "").rsplit(":", 1)[1]))
@@ -149,17 +152,99 @@ def test_a_client_that_sends_slowly_is_disconnected(monkeypatch: pytest.MonkeyPa
         kept.close()
 
 
-def test_more_connections_than_allowed_are_closed_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(our_http, "MAX_CONNECTIONS", 2)
-    address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+def address_of(url: str) -> tuple[str, int]:
+    return ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+
+
+def asked(connection: socket.socket) -> bytes:
+    """A whole answer, with its body."""
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(1000)
+    return answer
+
+
+def test_when_all_connections_are_taken_the_one_that_was_idle_longest_gives_way(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_door, "MAX_CONNECTIONS", 3)
     with ExitStack() as open_ones:
-        kept = [open_ones.enter_context(socket.create_connection(address, timeout=20)) for _ in range(2)]
-        for connection in kept:
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert b" 200 " in connection.recv(1000)
-        third = open_ones.enter_context(socket.create_connection(address, timeout=20))
-        wait_until(lambda: is_closed(third))
+        kept = [open_ones.enter_context(socket.create_connection(address_of(url), timeout=20)) for _ in range(3)]
+        for connection in (kept[1], kept[2], kept[0]):
+            assert b" 200 " in asked(connection)
+        assert get(f"{url}/healthz")[0] == 200
+        assert is_closed(kept[1])
+        for connection in (kept[0], kept[2]):
+            assert b" 200 " in asked(connection)
+
+
+def test_every_probe_is_answered_beside_hundreds_of_idle_and_half_sent_requests(url: str) -> None:
+    with ExitStack() as open_ones:
+        for number in range(200):
+            idle = open_ones.enter_context(socket.create_connection(address_of(url), timeout=20))
+            idle.sendall((b"", b"GET /healthz HTTP/1.1\r\nX: ", b"GET /healthz HTTP/1.1\r\n\r\n")[number % 3])
+            if number % 20 == 0:
+                assert [get(f"{url}/{page}")[0] for page in ("healthz", "readyz", "metrics")] == [200] * 3
+
+
+def test_a_handshake_that_never_ends_gives_way_to_a_probe(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_door, "MAX_CONNECTIONS", 4)
+    servers: list[Server] = []
+    with serving(FakeEncoder(), http=True, on_listening=servers.append, **authority.issue().server):
+        url = servers[0].http_url or ""
+        context = ssl.create_default_context(cafile=authority.file)
+        with ExitStack() as open_ones:
+            silent = [open_ones.enter_context(socket.create_connection(address_of(url), timeout=20)) for _ in range(9)]
+            with urllib.request.urlopen(f"{url}/readyz", timeout=20, context=context) as answer:
+                assert answer.status == 200
+            wait_until(lambda: sum(map(is_closed_within_a_moment, silent)) >= 6)
+
+
+def is_closed_within_a_moment(connection: socket.socket) -> bool:
+    connection.settimeout(0.01)
+    return is_closed(connection)
+
+
+def test_a_client_that_reads_no_response_is_disconnected(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_door, "REQUEST_TIMEOUT_S", 0.3)
+    with socket.create_connection(address_of(url), timeout=20) as unread:
+        unread.settimeout(0.05)
+        request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+        def has_lost_it() -> bool:
+            try:
+                unread.sendall(request * 100)
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+            return False
+
+        wait_until(has_lost_it)
+
+
+def test_without_descriptors_the_http_port_logs_one_line_a_second_and_answers_again_later(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = [OSError(errno.EMFILE, "Too many open files")] * 10
+    tried: list[int] = []
+    accept = asyncio.selector_events.BaseSelectorEventLoop.sock_accept
+
+    async def without_descriptors(loop: Any, listening: socket.socket) -> Any:
+        tried.append(1)
+        if failing:
+            raise failing.pop()
+        return await accept(loop, listening)
+
+    monkeypatch.setattr(asyncio.selector_events.BaseSelectorEventLoop, "sock_accept", without_descriptors)
+    assert get(f"{url}/healthz")[0] == 200  # ends the wait of the call that began before
     assert get(f"{url}/healthz")[0] == 200
+    assert len(tried) >= 10
+    lines = [record for record in caplog.records if "cannot take connections" in record.message]
+    assert len(lines) == 1
 
 
 def test_with_tokens_the_metrics_need_one_and_the_probes_do_not(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import grpc
 import pytest
 
 from embedserve.server.calls.call_limits import CallLimits
+from embedserve.server.calls.open_calls import OpenCalls
 from embedserve.server.interceptor import CallInterceptor
 from embedserve.server.lifecycle.state import ServerState
 from embedserve.server.telemetry.metrics import Metrics
@@ -108,7 +109,7 @@ def test_a_write_that_fails_since_the_caller_has_hung_up_is_counted_as_a_hang_up
 
     async def scenario() -> tuple[int, int]:
         state, gate = ServerState(), CallLimits(limits)
-        interceptor = CallInterceptor(state, gate, metrics)
+        interceptor = CallInterceptor(state, gate, OpenCalls(), metrics)
 
         async def inner(_: object) -> grpc.RpcMethodHandler[Any, Any]:
             return handler

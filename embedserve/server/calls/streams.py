@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from embedserve.engine.admission import Admission
-from embedserve.errors import Unavailable
-from embedserve.server.lifecycle.state import ServerState
+from embedserve.server.lifecycle.state import ServerState, shutting_down
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -110,7 +109,7 @@ async def until_drained(
             yield piece
             if is_last(piece):
                 return
-        raise Unavailable("the server is shutting down", hint="ask again when it is back")
+        raise shutting_down("ask again when it is back")
 
 
 async def _next_or_none(pieces: AsyncGenerator[_Out]) -> _Out | None:
@@ -194,7 +193,7 @@ class _Pipeline(Generic[_In, _Begun, _Out, _Response]):
         if (failure := self._finishing.exception()) is not None:
             raise failure
         if self._reading.cancelled():
-            raise Unavailable("the server is shutting down", hint="send again what was not answered")
+            raise shutting_down("send again what was not answered")
         if (failure := self._reading.exception()) is not None:
             raise failure
 

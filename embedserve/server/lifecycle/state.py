@@ -9,9 +9,15 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedserve.errors import Unavailable
+from embedserve.server.lifecycle.arrivals import Arrivals
 
 if TYPE_CHECKING:
     from embedserve.engine.engine import Engine
+
+
+def shutting_down(hint: str = "try another replica, or try again when it is back") -> Unavailable:
+    """What a call is refused with while the server drains."""
+    return Unavailable("the server is shutting down", hint=hint)
 
 
 class ServerState:
@@ -28,6 +34,8 @@ class ServerState:
         """The encoder fails on every image. Calls are still accepted, but clients should prefer another server."""
         self.readers: set[asyncio.Task[Any]] = set()
         """Tasks that read streams; draining cancels them."""
+        self.arrivals = Arrivals()
+        """Counts and, when the port closes, holds the calls that arrive."""
 
     @property
     def engine(self) -> Engine:
@@ -37,7 +45,7 @@ class ServerState:
             Unavailable: the server is starting or draining.
         """
         if self._draining:
-            raise Unavailable("the server is shutting down", hint="try another replica, or try again when it is back")
+            raise shutting_down()
         if self._engine is None:
             raise Unavailable("the server is starting", hint="try again in a second")
         return self._engine

@@ -10,7 +10,6 @@ SQLite is the source of truth; the whole index may be removed, and is then rebui
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,6 +20,7 @@ from typing import BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve import memory
 from embedserve.atomic_write import sync
 from embedserve.errors import DiskFull, EmbedserveError, InvalidInput, StoreError
 from embedserve.index import spec
@@ -93,7 +93,7 @@ class LocalStore(FilteredItems):
             catalog = Catalog(path, create=not Directories(directory / "collections").uids())
             undo.callback(catalog.close)
             observer = observer or Observer()
-            store = cls(directory, lock, catalog, memory_bytes or _half_of_memory(), observer)
+            store = cls(directory, lock, catalog, memory_bytes or memory.usable_bytes() // 2, observer)
             undo.callback(store._close_collections)
             store._load()
             undo.pop_all()
@@ -394,7 +394,3 @@ class LocalStore(FilteredItems):
     def _close_collections(self) -> None:
         for collection in self._registry.collections():
             collection.close()
-
-
-def _half_of_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
