@@ -1,6 +1,7 @@
 """The store of one machine: a data directory with a catalog and one directory for each collection.
 
     DATA/LOCK                           process and host that own the directory
+    DATA/RESERVE                        space for removing something from a full disk
     DATA/catalog.sqlite                 names, aliases, and the encoder that each collection is bound to
     DATA/collections/<uid>/items.sqlite the items
     DATA/collections/<uid>/segments     the segments of the index over their vectors
@@ -21,18 +22,20 @@ from typing import BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.atomic_write import sync
+from embedserve.atomic_write import make_private_directory, sync
 from embedserve.errors import DiskFull, EmbedserveError, InvalidInput, StoreError
 from embedserve.index import spec
 from embedserve.observer import Observer
 from embedserve.store.local.collection.collection import Collection
 from embedserve.store.local.collection.describe import describe
-from embedserve.store.local.directories import Directories
+from embedserve.store.local.directories import Directories, warn_if_readable
 from embedserve.store.local.lock import DirectoryLock
 from embedserve.store.local.records.catalog import Catalog, Entry, check_filter_keys, check_name
 from embedserve.store.local.records.database import damaged, translate_errors
+from embedserve.store.local.records.open_files import OpenFiles, most_connections
 from embedserve.store.local.records.records import FILE
 from embedserve.store.local.registry import Registry, not_found
+from embedserve.store.local.reserve import Reserve
 from embedserve.store.local.upkeep import restore, sealing
 from embedserve.store.local.upkeep.backup import write_backup
 from embedserve.store.local.upkeep.check import Check
@@ -60,6 +63,8 @@ class LocalStore:
         self, directory: Path, lock: DirectoryLock, catalog: Catalog, memory_bytes: int, observer: Observer
     ) -> None:
         self._directories = Directories(directory / "collections")
+        self._open_files = OpenFiles(most_connections())
+        self._reserve = Reserve(directory)
         self._lock = lock
         self._catalog = catalog
         self._registry = Registry()
@@ -85,7 +90,8 @@ class LocalStore:
         """
         path = directory / "catalog.sqlite"
         with translate_errors(directory), ExitStack() as undo:
-            (directory / "collections").mkdir(parents=True, exist_ok=True)
+            make_private_directory(directory)
+            make_private_directory(directory / "collections")
             lock = DirectoryLock(directory)
             undo.callback(lock.release)
             # A new catalog beside existing collections would not know them.
@@ -96,8 +102,10 @@ class LocalStore:
             undo.callback(store._close_collections)
             store._load()
             undo.pop_all()
+        warn_if_readable(directory)
+        store._reserve.keep()
         if background:
-            store._maintenance = Maintenance(store._registry.collections, observer)
+            store._maintenance = Maintenance(store._maintained, observer)
         return store
 
     def __enter__(self) -> Self:
@@ -178,13 +186,14 @@ class LocalStore:
             with suppress(OSError):  # a full disk does not prevent the removal
                 self._directories.mark_for_removal(uid)
             try:
-                self._catalog.remove(name)
+                self._reserve.used_if_full(lambda: self._catalog.remove(name))
             except BaseException:
                 self._directories.finish(uid)
                 raise
             self._registry.remove(name)
             collection.close()
             self._directories.remove(uid)
+        self._reserve.keep()
 
     def set_alias(self, alias: str, collection: str) -> None:
         """Point an alias to a collection, effective for every later call; an empty ``collection`` removes the alias.
@@ -223,7 +232,7 @@ class LocalStore:
     def delete_items(self, collection: str, ids: Sequence[str]) -> int:
         """Remove items in one transaction, on disk when this returns; how many of them existed."""
         with self._used(collection) as found:
-            return found.delete(ids)
+            return self._reserve.used_if_full(lambda: found.delete(ids))
 
     def list_items(
         self,
@@ -388,7 +397,12 @@ class LocalStore:
             create=create,
             memory_bytes=self._memory_bytes,
             observer=self._observer,
+            open_files=self._open_files,
         )
+
+    def _maintained(self) -> list[Collection]:
+        self._reserve.keep()
+        return self._registry.collections()
 
     def _close_collections(self) -> None:
         for collection in self._registry.collections():

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,13 @@ from embedserve.store.local.records import facets
 from embedserve.store.local.records.database import (
     BUSY_MS,
     Writer,
-    connect,
     damaged,
     open_database,
     schema_of,
     translate_errors,
 )
 from embedserve.store.local.records.facets import Facets
+from embedserve.store.local.records.open_files import ConnectionCount, OpenFiles, most_connections
 from embedserve.store.local.records.readers import Readers
 from embedserve.store.local.records.row import Row
 from embedserve.store.local.records.view import View, media_crc
@@ -75,7 +76,7 @@ _TRIM_WAIT_MS = 50
 
 def schema(version: int) -> frozenset[tuple[str, str, str, str]]:
     """What ``schema_of`` returns for a database of this version, at most VERSION."""
-    with closing(connect(Path(":memory:"))) as connection:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         for statements in _VERSIONS[: max(version, 0)]:
             for statement in statements:
                 connection.execute(statement)
@@ -102,31 +103,41 @@ class Records:
         dimension: D.
         create: create it.
         filter_keys: metadata keys whose values are kept as facets; the same as when the file was created.
+        open_files: limits the connections of all collections.
 
     Raises:
         StoreError: the file cannot be used.
         DiskFull: the file cannot be created.
     """
 
-    def __init__(self, path: Path, dimension: int, *, create: bool, filter_keys: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        dimension: int,
+        *,
+        create: bool,
+        filter_keys: Sequence[str] = (),
+        open_files: OpenFiles | None = None,
+    ) -> None:
         self._path = path
         self._dimension = dimension
         self._filter_keys = tuple(filter_keys)
         self._facets = Facets(filter_keys)
         # A page of a table should hold at least three rows: with 4 KiB pages and 512 numbers half of the file was
         # empty, and writing took twice as long.
-        page_size = 8192 if dimension <= 512 else 16384
-        connection = open_database(path, create=create, versions=_VERSIONS, page_size=page_size)
-        self._writer = Writer(connection, path)
+        self._page_size = 8192 if dimension <= 512 else 16384
+        self._count = ConnectionCount(open_files or OpenFiles(most_connections()), self.close_idle)
+        self._readers = Readers(path, self._count)
+        connection = self._open(create=create)
+        self._writer = Writer(connection, path, self._open)
         try:
             with translate_errors(path):
                 if create:
                     facets.declare(connection, self._filter_keys)
                 facets.check_declared(connection, path, self._filter_keys)
         except BaseException:
-            connection.close()
+            self._close_writer()
             raise
-        self._readers = Readers(path)
         self._trim_above = _LOG_BYTES
 
     @contextmanager
@@ -142,14 +153,36 @@ class Records:
     @contextmanager
     def writing(self) -> Iterator[WriteTransaction]:
         """One transaction; see ``Writer.transaction``."""
-        with self._writer.transaction() as connection:
-            yield WriteTransaction(connection, self._path, self._facets)
-        self._trim_log()
+        self._count.used_s = monotonic()
+        with self._writer.lock:
+            with self._writer.transaction() as connection:
+                yield WriteTransaction(connection, self._path, self._facets)
+            self._trim_log()
 
     def close(self) -> None:
         """Move the write-ahead log into the file and close it."""
         self._readers.close()
-        self._writer.close()
+        self._close_writer()
+
+    def close_idle(self) -> int:
+        """Close the connections that nobody uses now, until they are needed again; how many there were."""
+        closed = self._readers.close_idle()
+        if self._writer.close_idle():
+            self._count.closed()
+            closed += 1
+        return closed
+
+    def _open(self, *, create: bool = False) -> sqlite3.Connection:
+        self._count.opening()
+        try:
+            return open_database(self._path, create=create, versions=_VERSIONS, page_size=self._page_size)
+        except BaseException:
+            self._count.closed()
+            raise
+
+    def _close_writer(self) -> None:
+        if self._writer.close():
+            self._count.closed()
 
     def _trim_log(self) -> None:
         log = self._path.with_name(self._path.name + "-wal")

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from embedserve.atomic_write import private
 from embedserve.errors import InvalidInput
 from embedserve.store.local.records.database import connect, schema_of, translate_errors
 from embedserve.store.local.records.records import VERSION, schema
@@ -37,7 +38,7 @@ def receive(chunks: Iterable[bytes], path: Path, check: Callable[[], None]) -> N
         DiskFull: there is no room for it.
     """
     digest, kept, has_magic = hashlib.sha256(), b"", False
-    with translate_errors(path), path.open("xb") as file:
+    with translate_errors(path), open(path, "xb", opener=private) as file:
         for chunk in chunks:
             check()
             kept += chunk
