@@ -26,7 +26,7 @@ _MOST_BYTES = 4 << 20
 _LEAST_BYTES = 64 << 10
 _SHARE = 64
 """Of the whole disk at most this part is set aside."""
-_FREE = 4
+_FREE = 2
 """The reserve is made if the disk has this many times its size."""
 _AGAIN_S = 10.0
 
@@ -44,12 +44,13 @@ class Reserve:
         self._missing = True
         self._not_before = 0.0
 
-    def keep(self) -> None:
-        """Make the reserve if it is missing and the disk has room; fails silently, and tries again some seconds later.
+    def keep(self, *, at_once: bool = False) -> None:
+        """Make the reserve if it is missing and the disk has room; costs next to nothing while it is there.
 
-        Costs next to nothing while the reserve is there.
+        Args:
+            at_once: also within seconds of the last attempt, since something was removed.
         """
-        if not self._missing or time.monotonic() < self._not_before:
+        if not self._missing or (time.monotonic() < self._not_before and not at_once):
             return
         with self._lock:
             self._not_before = time.monotonic() + _AGAIN_S

@@ -193,7 +193,7 @@ class LocalStore:
             self._registry.remove(name)
             collection.close()
             self._directories.remove(uid)
-        self._reserve.keep()
+        self._reserve.keep(at_once=True)
 
     def set_alias(self, alias: str, collection: str) -> None:
         """Point an alias to a collection, effective for every later call; an empty ``collection`` removes the alias.

@@ -37,7 +37,8 @@ class OpenFiles:
         """Number of open connections of each collection that has any."""
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
+    @property
+    def connections(self) -> int:
         """Number of open connections."""
         return sum(self._open.values())
 
@@ -45,7 +46,7 @@ class OpenFiles:
         """One more connection is about to be opened; idle ones of other collections make room for it."""
         with self._lock:
             self._open[count] = self._open.get(count, 0) + 1
-            excess = len(self) - self._most
+            excess = self.connections - self._most
             if excess <= 0:
                 return
             others = sorted((other for other in self._open if other is not count), key=lambda other: other.used_s)

@@ -126,7 +126,9 @@ class Records:
         # A page of a table should hold at least three rows: with 4 KiB pages and 512 numbers half of the file was
         # empty, and writing took twice as long.
         self._page_size = 8192 if dimension <= 512 else 16384
-        self._count = ConnectionCount(open_files or OpenFiles(most_connections()), self.close_idle)
+        if open_files is None:
+            open_files = OpenFiles(most_connections())
+        self._count = ConnectionCount(open_files, self.close_idle)
         self._readers = Readers(path, self._count)
         connection = self._open(create=create)
         self._writer = Writer(connection, path, self._open)
