@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedserve.encoder import envelope
 from embedserve.encoder.envelope import Envelope
+from embedserve.encoder.outside_data import first_outside
 from embedserve.encoder.reference import COUNT as REFERENCE_COUNT
 from embedserve.errors import EncoderFileError
 from embedserve.images.preprocess import PreprocessSpec
@@ -201,8 +202,20 @@ def write(file: EncoderFile, path: str | Path) -> None:
 
 
 def _parse(model: bytes, what: str) -> Envelope:
+    """The envelope of a model that is complete.
+
+    Raises:
+        EncoderFileError: the bytes are not an ONNX model, or a part of it is in another file.
+    """
     try:
-        return envelope.parse(model)
+        parsed = envelope.parse(model)
+        if outside := first_outside(parsed):
+            raise EncoderFileError(
+                f"{what} keeps {outside} in another file, which its fingerprint would not cover",
+                hint="make it one file, in Python with the package onnx: onnx.save(onnx.load(OLD), NEW,"
+                " save_as_external_data=False)",
+            )
+        return parsed
     except ValueError:
         raise EncoderFileError(
             f"{what} is not an ONNX model", hint="encoder files are made by: embedserve export RUN -o encoder.onnx"

@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from embedserve.encoder.session import Encoder, ImageEncoder
+from embedserve.encoder.session import Encoder, ImageEncoder, check_reference
 from embedserve.engine.engine import Engine
 from embedserve.errors import SetupError
 from embedserve.server.access.reload_files import reload_when_changed
@@ -170,6 +170,7 @@ class Server:
         config = self._config
         if encoder is None:
             encoder = await asyncio.to_thread(self._open_encoder)
+            await asyncio.to_thread(check_reference, encoder)
         store = None if config.data is None else await asyncio.to_thread(self._open_store, config.data)
         try:
             engine = await Engine.start(
