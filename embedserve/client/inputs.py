@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ import numpy as np
 from embedserve import wire
 from embedserve.client.values import ImageInput
 from embedserve.errors import DataError, ImageTooLarge, InvalidInput
+from embedserve.regular_file import regular
 from embedserve.types import Limits
 from embedserve.v1 import common_pb2 as common_pb
 
@@ -54,12 +54,10 @@ def read_image(image: ImageInput, limits: Limits) -> bytes:
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
         try:
-            # The size first, so that a film in the folder is not read.
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise DataError(f"{path} is no regular file")
-            size_bytes = status.st_size
-            data = path.read_bytes() if size_bytes <= limits.max_image_bytes else b""
+            with open(path, "rb", opener=regular) as file:
+                # The size first, so that a film in the folder is not read.
+                size_bytes = os.fstat(file.fileno()).st_size
+                data = file.read() if size_bytes <= limits.max_image_bytes else b""
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         size_bytes = max(size_bytes, len(data))

@@ -22,12 +22,15 @@ from embedserve.encoder.outside_data import first_outside
 from embedserve.encoder.reference import COUNT as REFERENCE_COUNT
 from embedserve.errors import EncoderFileError
 from embedserve.images.preprocess import PreprocessSpec
+from embedserve.regular_file import regular
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 FORMAT = 1
+MAX_BYTES = (1 << 31) - 1
+"""Most bytes of an encoder file: protobuf takes no more in one message."""
 KEY = "embedserve"
 INPUT, OUTPUT = "images", "embeddings"
 
@@ -141,7 +144,10 @@ def read(path: str | Path) -> EncoderFile:
     """
     path = Path(path)
     try:
-        model = path.read_bytes()
+        with open(path, "rb", opener=regular) as opened:
+            if os.fstat(opened.fileno()).st_size > MAX_BYTES:
+                raise EncoderFileError(f"{path} has more than 2 GiB, which no ONNX file of one part has")
+            model = opened.read()
     except FileNotFoundError:
         raise EncoderFileError(
             f"there is no encoder file {path}", hint=f"make one: embedserve export RUN -o {path}"

@@ -191,7 +191,10 @@ class Server:
         return engine
 
     def _open_store(self, data: Path) -> LocalStore:
-        return LocalStore.open(data, memory_bytes=self._config.index_memory_mib << 20, observer=self.metrics)
+        config = self._config
+        return LocalStore.open(
+            data, memory_bytes=config.index_memory_mib << 20, observer=self.metrics, limits=config.limits
+        )
 
     async def replace_encoder(self) -> None:
         """Serve what the encoder file holds now, see ``EncoderReplacer.replace``."""

@@ -51,6 +51,7 @@ from embedserve.types import (
     Include,
     Item,
     Keep,
+    Limits,
     Page,
     SearchOptions,
 )
@@ -60,7 +61,13 @@ class LocalStore:
     """A VectorStore on local files; ``LocalStore.open`` makes one."""
 
     def __init__(
-        self, directory: Path, lock: DirectoryLock, catalog: Catalog, memory_bytes: int, observer: Observer
+        self,
+        directory: Path,
+        lock: DirectoryLock,
+        catalog: Catalog,
+        memory_bytes: int,
+        observer: Observer,
+        limits: Limits,
     ) -> None:
         self._directories = Directories(directory / "collections")
         self._open_files = OpenFiles(most_connections())
@@ -70,11 +77,18 @@ class LocalStore:
         self._registry = Registry()
         self._memory_bytes = memory_bytes
         self._observer = observer
+        self._limits = limits
         self._maintenance: Maintenance | None = None
 
     @classmethod
     def open(
-        cls, directory: Path, *, memory_bytes: int = 0, background: bool = True, observer: Observer | None = None
+        cls,
+        directory: Path,
+        *,
+        memory_bytes: int = 0,
+        background: bool = True,
+        observer: Observer | None = None,
+        limits: Limits | None = None,
     ) -> Self:
         """Take ownership of a data directory, which is created if it does not exist, and open all its collections.
 
@@ -83,6 +97,7 @@ class LocalStore:
             memory_bytes: budget for the index of each collection; 0 for half of this machine's memory.
             background: seal and merge segments and measure recall in a thread; otherwise ``maintain`` seals.
             observer: told what is built.
+            limits: of the server, which the items of a restored backup are held to.
 
         Raises:
             StoreError: it is in use by another process, cannot be written, or is damaged.
@@ -98,7 +113,7 @@ class LocalStore:
             catalog = Catalog(path, create=not Directories(directory / "collections").uids())
             undo.callback(catalog.close)
             observer = observer or Observer()
-            store = cls(directory, lock, catalog, memory_bytes or _half_of_memory(), observer)
+            store = cls(directory, lock, catalog, memory_bytes or _half_of_memory(), observer, limits or Limits())
             undo.callback(store._close_collections)
             store._load()
             undo.pop_all()
@@ -317,7 +332,7 @@ class LocalStore:
         with self._directories.unfinished() as uid:
             path = self._directories[uid] / FILE
             restore.receive(chunks, path, check)
-            entry = restore.verify(path, name=name, uid=uid, check=check).entry
+            entry = restore.verify(path, name=name, uid=uid, limits=self._limits, check=check).entry
             restore.strip(path)
             check()
             collection = self._open_collection(entry)
