@@ -186,7 +186,7 @@ class LocalStore:
         for collection in self._registry.collections():
             with collection.close_guard.entered() as admitted:
                 if admitted:
-                    infos.append(describe(collection, self._registry.aliases_of(collection)))
+                    infos.append(describe(collection, self._registry.aliases_of(collection), in_list=True))
         return infos
 
     def delete_collection(self, name: str) -> None:

@@ -74,6 +74,7 @@ class RowLimits:
         names = [name for name, _ in json.loads(row.meta, object_pairs_hook=list)]
         if len(set(names)) < len(names):
             raise InvalidInput("its metadata has a key twice")
+        check_metadata(row.metadata)
         self.limits.check("max_metadata_bytes", metadata_bytes(row.metadata), "bytes of metadata")
 
 
