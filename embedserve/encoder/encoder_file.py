@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,6 +189,9 @@ def pack(model: bytes, metadata: EncoderMetadata) -> EncoderFile:
 def write(file: EncoderFile, path: str | Path) -> None:
     """Write an encoder file atomically: the path always holds either the old file or the complete new one.
 
+    A new file has the permissions of the umask, since the server that reads it is often another user; one that is
+    replaced keeps its own.
+
     Raises:
         EncoderFileError: the folder does not exist or is not writable.
     """
@@ -195,6 +199,8 @@ def write(file: EncoderFile, path: str | Path) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as out:
+            if path.is_file():
+                os.fchmod(out.fileno(), stat.S_IMODE(path.stat().st_mode))
             out.write(file.model)
             out.flush()
             os.fsync(out.fileno())

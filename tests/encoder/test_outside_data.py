@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ def inside(name: str = "near") -> TensorProto:
     return numpy_helper.from_array(np.arange(300, dtype=np.float32), name)
 
 
-def node(**attributes: object) -> onnx.NodeProto:
+def node(**attributes: Any) -> onnx.NodeProto:
     return helper.make_node("Constant", [], ["c"], **attributes)
 
 

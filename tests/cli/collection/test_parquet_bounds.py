@@ -59,7 +59,8 @@ def test_a_row_group_of_huge_values_is_refused_by_group_and_column(
 ) -> None:
     monkeypatch.setattr(parquet_bounds, "_SMALL_BYTES", 1 << 20)
     values = [f"{number}" * (8 << 20) for number in range(3)]
-    path = write(tmp_path / "f.parquet", **{column: values})
+    columns: dict[str, Any] = {column: values}
+    path = write(tmp_path / "f.parquet", **columns)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)
     with pytest.raises(DataError, match=f"row group 0: the column '{column}' holds 83[0-9]+ bytes a row on average"):
         CollectionFile(path)

@@ -37,7 +37,7 @@ def mapped_bytes(path: Path) -> NDArray[np.uint8]:
     memory = (ctypes.c_uint8 * size).from_address(address)
     # Not at the exit of the process, which unmaps everything itself.
     weakref.finalize(memory, _libc().munmap, address, size).atexit = False
-    array: NDArray[np.uint8] = np.frombuffer(memory, np.uint8)
+    array: NDArray[np.uint8] = np.frombuffer(memoryview(memory), np.uint8)
     array.flags.writeable = False
     return array
 
