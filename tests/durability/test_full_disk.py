@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -218,6 +219,26 @@ def test_collections_are_removed_one_after_another_from_a_full_disk(small_disk: 
                 while file.write(bytes(4096)):
                     pass
         assert store.list_collections() == []
+
+
+def test_all_items_are_removed_from_a_full_disk_a_hundred_at_a_time(
+    larger_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_SHARE": 4, "_MOST_BYTES": 16 << 20}.items():  # as on a disk of a gigabyte
+        monkeypatch.setattr(f"embedserve.store.local.reserve.{name}", value)
+    with LocalStore.open(larger_disk / "data", background=False) as store:
+        door = StoreDoor(store)
+        door.create(SHARED)
+        items = [make_item(f"w0-{number:05}", number, media=False) for number in range(3000)]
+        door.put(SHARED, items)
+        random.Random(0).shuffle(items)
+        ballast = fill_up(larger_disk)
+        for start in range(0, len(items), 100):
+            assert store.delete_items(SHARED, [item.id for item in items[start : start + 100]]) == 100
+            with ballast.open("ab", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+        assert store.get_collection(SHARED).items == 0
 
 
 def test_the_reserve_is_made_again_once_there_is_room(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def many_collections(data: Path, count: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="descriptors are counted in /proc")
-def test_a_server_serves_a_thousand_collections_within_1024_descriptors(tmp_path: Path, work: Path) -> None:
+def test_a_server_serves_a_thousand_collections_within_1024_descriptors(
+    tmp_path: Path, work: Path, count: Callable[..., None]
+) -> None:
     many_collections(work / "data", COLLECTIONS)
     encoder = write_encoder_file(tmp_path / "encoder.onnx")
     with (
@@ -59,5 +62,7 @@ def test_a_server_serves_a_thousand_collections_within_1024_descriptors(tmp_path
         for number in range(0, COLLECTIONS, 4):
             hit, *_ = client.search(f"c{number}", vector=vector, k=1, include_metadata=True)
             assert (hit.id, hit.metadata) == ("new", {"n": number})
-        assert len(list(Path(f"/proc/{running.pid}/fd").iterdir())) < 400
+        descriptors = len(list(Path(f"/proc/{running.pid}/fd").iterdir()))
+        assert descriptors < 400
+        count("a thousand collections under a server", collections=COLLECTIONS, descriptors=descriptors, violations=0)
         assert running.terminate() == 0

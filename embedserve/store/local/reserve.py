@@ -22,7 +22,9 @@ _log = logging.getLogger("embedserve.store")
 
 _T = TypeVar("_T")
 
-_MOST_BYTES = 4 << 20
+_MOST_BYTES = 16 << 20
+"""Twice what the log of a collection holds when SQLite moves it into the database: room to move it, and to write again
+where it was."""
 _LEAST_BYTES = 64 << 10
 _SHARE = 64
 """Of the whole disk at most this part is set aside."""
@@ -59,17 +61,30 @@ class Reserve:
             except OSError:
                 self._path.unlink(missing_ok=True)
 
-    def used_if_full(self, remove: Callable[[], _T]) -> _T:
+    def used_if_full(self, remove: Callable[[], _T], first: Callable[[], None] | None = None) -> _T:
         """What ``remove`` returns; if the disk is full, the reserve is given up and ``remove`` called again.
+
+        Args:
+            remove: called up to three times.
+            first: makes room in another way, which is tried before the reserve is given up, and again with its space.
 
         Raises:
             DiskFull: it needs more than the reserve, or there is none.
         """
         try:
             return remove()
-        except DiskFull:
-            if not self._give_up():
-                raise
+        except DiskFull as error:
+            full = error
+        if first is not None:
+            first()
+            try:
+                return remove()
+            except DiskFull as error:
+                full = error
+        if not self._give_up():
+            raise full
+        if first is not None:
+            first()
         return remove()
 
     def _give_up(self) -> bool:

@@ -247,7 +247,7 @@ class LocalStore:
     def delete_items(self, collection: str, ids: Sequence[str]) -> int:
         """Remove items in one transaction, on disk when this returns; how many of them existed."""
         with self._used(collection) as found:
-            return self._reserve.used_if_full(lambda: found.delete(ids))
+            return self._reserve.used_if_full(lambda: found.delete(ids), first=found.make_room)
 
     def list_items(
         self,

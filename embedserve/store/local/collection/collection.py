@@ -121,6 +121,10 @@ class Collection:
         write = _Write(lambda writing: writing.delete(list(dict.fromkeys(ids))), [], none)
         return len(self._group_commit.commit(write).removed)
 
+    def make_room(self) -> None:
+        """Free the space of the log for the next write; on a full disk, before one is tried again."""
+        self._records.reuse_log()
+
     def items(self, ids: Sequence[str], include: Include) -> list[Item | None]:
         """The items with these ids, in order; None where there is none."""
         with self._records.reading() as view:

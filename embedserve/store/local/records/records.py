@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -16,6 +16,7 @@ from time import monotonic
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.errors import StoreError
 from embedserve.store.local.records import facets
 from embedserve.store.local.records.database import (
     BUSY_MS,
@@ -161,6 +162,11 @@ class Records:
                 yield WriteTransaction(connection, self._path, self._facets)
             self._trim_log()
 
+    def reuse_log(self) -> None:
+        """Move the write-ahead log into the file, as far as disk and readers let it; the next write takes its space."""
+        with self._writer.lock, suppress(StoreError, sqlite3.Error):
+            self._checkpoint("RESTART")
+
     def close(self) -> None:
         """Move the write-ahead log into the file and close it."""
         self._readers.close()
@@ -192,16 +198,21 @@ class Records:
             size = log.stat().st_size
             if size <= self._trim_above:
                 return
-            # A checkpoint waits for readers, which may never pause; writers should not notice.
-            self._writer.connection.execute(f"PRAGMA busy_timeout = {_TRIM_WAIT_MS}")
-            try:
-                busy, _, _ = self._writer.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()
-            finally:
-                self._writer.connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+            busy = self._checkpoint("TRUNCATE")
         except (OSError, sqlite3.OperationalError):
             # The write itself is on disk; a later one tries again, and copies every page whose sync failed again.
             return
         self._trim_above = size * 2 if busy else _LOG_BYTES
+
+    def _checkpoint(self, kind: str) -> bool:
+        """Whether readers prevented a part of it. Needs the lock of the writer."""
+        # A checkpoint waits for readers, which may never pause; writers should not notice.
+        connection = self._writer.connection
+        connection.execute(f"PRAGMA busy_timeout = {_TRIM_WAIT_MS}")
+        try:
+            return bool(connection.execute(f"PRAGMA wal_checkpoint ({kind})").fetchone()[0])
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
 
 class WriteTransaction:
