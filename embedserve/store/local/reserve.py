@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,7 +60,8 @@ class Reserve:
             try:
                 self._missing = not self._make()
             except OSError:
-                self._path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    self._path.unlink(missing_ok=True)
 
     def used_if_full(self, remove: Callable[[], _T], first: Callable[[], None] | None = None) -> _T:
         """What ``remove`` returns; if the disk is full, the reserve is given up and ``remove`` called again.
