@@ -21,7 +21,7 @@ FROM python:3.11-slim
 COPY --from=build /opt/embedserve /opt/embedserve
 ENV PATH=/opt/embedserve/bin:$PATH PYTHONUNBUFFERED=1
 # A number, so that Kubernetes can see that it is not root.
-RUN mkdir /data && chown 10001:10001 /data
+RUN mkdir -m 700 /data && chown 10001:10001 /data
 USER 10001:10001
 WORKDIR /data
 VOLUME /data

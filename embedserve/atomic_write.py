@@ -1,4 +1,4 @@
-"""Files that appear under their name only once they are complete and on disk."""
+"""Files that appear under their name only once they are complete and on disk, and that only their owner may read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
 
     Args:
         path: where the file will be; for a link, the file that it leads to.
-        overwrite: whether it may replace an existing file, whose permissions it then gets.
+        overwrite: whether it may replace an existing file, whose permissions it then gets. A new file can be read and
+            written by its owner only, whatever the umask.
 
     Raises:
         DataError: the path exists, or is not a regular file, or cannot be written.
@@ -35,9 +36,8 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
                 f"{path} already exists",
                 hint="choose another name, or overwrite it: --overwrite, in Python overwrite=True",
             )
-        # Not with tempfile, whose files only their owner may read: only the system itself applies the umask.
         name = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        with name.open("xb") as file:
+        with open(name, "xb", opener=private) as file:
             part = name
             if before is not None:
                 os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
@@ -64,11 +64,37 @@ def write_text(path: Path, text: str) -> None:
         OSError: it cannot be written; the old text stays.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as out:
+    with open(partial, "w", opener=private) as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())
     partial.replace(path)
+
+
+def private(path: str, flags: int) -> int:
+    """An ``opener`` for ``open``: a file that it creates can be read and written by its owner only."""
+    return os.open(path, flags, 0o600)
+
+
+def create_private(path: Path) -> None:
+    """Create an empty file for its owner only, unless the path exists; for libraries that open files by name."""
+    if not path.exists():
+        os.close(private(os.fspath(path), os.O_WRONLY | os.O_CREAT))
+
+
+def make_private_directory(path: Path) -> None:
+    """Create a directory, and those above it, unless the path exists; only its owner may enter it.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def sync(path: Path) -> None:

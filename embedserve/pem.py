@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedserve.errors import SetupError
+from embedserve.regular_file import read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def read_pair(certificate: Path, key: Path) -> KeyPair:
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise SetupError(
             f"{what} {path} cannot be read: {error.strerror or error}", hint="check the path and its permissions"

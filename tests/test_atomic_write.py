@@ -48,14 +48,16 @@ def test_an_existing_file_is_replaced_only_with_overwrite(tmp_path: Path) -> Non
     assert path.read_bytes() == b"after"
 
 
-def test_a_new_file_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0o027)
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_a_new_file_is_for_its_owner_only_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
     try:
         with atomic_write(tmp_path / "f") as file:
             file.write(b"abc")
+            assert stat.S_IMODE(os.fstat(file.fileno()).st_mode) == 0o600
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o600
 
 
 def test_a_replaced_file_keeps_its_permissions_even_while_it_is_written(tmp_path: Path) -> None:

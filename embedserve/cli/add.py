@@ -205,11 +205,12 @@ def _read_table(table: Path) -> dict[str, dict[str, Any]]:
     from pathlib import PurePosixPath
 
     from embedserve.cli.terminal.conditions import parse_value
+    from embedserve.regular_file import regular
     from embedserve.types import check_metadata_key
 
     rows: dict[str, dict[str, Any]] = {}
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
+        with open(table, encoding="utf-8-sig", newline="", opener=regular) as file:
             reader = csv.DictReader(file, strict=True)
             columns = reader.fieldnames or []
             if "path" not in columns:
@@ -332,6 +333,8 @@ def _is_same(file: _File, item: Item | None) -> bool:
     """Whether the collection holds this very file with all its metadata."""
     import hashlib
 
+    from embedserve.regular_file import regular
+
     if item is None:
         return False
     for key, value in file.metadata.items():
@@ -340,7 +343,7 @@ def _is_same(file: _File, item: Item | None) -> bool:
         if type(stored) is not type(value) or stored != value:
             return False
     try:
-        with file.path.open("rb") as opened:
+        with open(file.path, "rb", opener=regular) as opened:
             return hashlib.file_digest(opened, "sha256").digest() == item.content_sha256
     except OSError:
         return False  # sending it reports the error

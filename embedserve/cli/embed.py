@@ -133,10 +133,11 @@ def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
         from functools import partial
 
         from embedserve.encoder import offline
-        from embedserve.encoder.session import Encoder
+        from embedserve.encoder.session import Encoder, check_reference
         from embedserve.images.codec import read_file
 
         encoder = Encoder.open(encoder_path)
+        check_reference(encoder)
         metadata = encoder.metadata
         yield _Embedder(
             metadata.name,

@@ -54,8 +54,8 @@ def scan(folder: Path) -> Folder:
                 (links if entry.is_symlink() else waiting).append(path)
             elif path.suffix.lower() not in SUFFIXES:
                 others.append(path)
-            elif entry.is_file() or entry.is_symlink():
-                # A broken link is kept, so that it is reported when it is read; a pipe would block.
+            else:
+                # Broken links and pipes too, so that they are reported when they are read.
                 images.append(path)
     return Folder(sorted(images), sorted(others), sorted(unreadable))
 

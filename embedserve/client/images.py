@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import io
 import os
-import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -17,6 +16,7 @@ import numpy as np
 
 from embedserve.errors import DataError, ImageFormatError, ImageTooLarge, ImageUndecodable, InvalidInput
 from embedserve.metadata import shown
+from embedserve.regular_file import regular
 from embedserve.types import Limits
 
 if TYPE_CHECKING:
@@ -104,17 +104,16 @@ def _too_large(size_bytes: int, limits: Limits, what: str = "the image has") -> 
 
 def _read_path(path: Path, limits: Limits) -> bytes:
     try:
-        # The size first, so that a film in the folder is not read.
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise DataError(
-                f"{path} is a folder", hint=f"write its files, as in sorted(pathlib.Path({str(path)!r}).glob('*.jpg'))"
-            )
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{path} is no regular file")
-        if status.st_size > limits.max_image_bytes:
-            raise _too_large(status.st_size, limits)
-        return path.read_bytes()
+        with open(path, "rb", opener=regular) as file:
+            # The size first, so that a film in the folder is not read.
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes > limits.max_image_bytes:
+                raise _too_large(size_bytes, limits)
+            return file.read()
+    except IsADirectoryError as error:
+        raise DataError(
+            f"{path} is a folder", hint=f"write its files, as in sorted(pathlib.Path({str(path)!r}).glob('*.jpg'))"
+        ) from error
     except (OSError, ValueError) as error:
         hint = "images are sent as bytes, not as addresses: download it first" if "://" in str(path) else ""
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", hint=hint) from error

@@ -15,6 +15,7 @@ import grpc
 from embedserve import wire
 from embedserve.client import failures
 from embedserve.errors import DataError, DeadlineExceeded, InternalError
+from embedserve.regular_file import regular
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo
 from embedserve.v1 import collection_service_pb2 as collection_pb
 
@@ -173,7 +174,7 @@ class RestoreSender:
         digest = hashlib.sha256()
         yield collection_pb.RestoreCollectionRequest(name=self._name)
         try:
-            with self._path.open("rb") as file:
+            with open(self._path, "rb", opener=regular) as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     self._taken_s = time.monotonic()
                     digest.update(chunk)
@@ -206,7 +207,7 @@ def check_readable(path: Path) -> None:
         DataError: with the reason.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=regular) as file:
             file.read(1)
     except OSError as error:
         raise unreadable(path, error) from error

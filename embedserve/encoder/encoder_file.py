@@ -12,21 +12,26 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedserve.encoder import envelope
 from embedserve.encoder.envelope import Envelope
+from embedserve.encoder.outside_data import first_outside
 from embedserve.encoder.reference import COUNT as REFERENCE_COUNT
 from embedserve.errors import EncoderFileError
 from embedserve.images.preprocess import PreprocessSpec
+from embedserve.regular_file import regular
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 FORMAT = 1
+MAX_BYTES = (1 << 31) - 1
+"""Most bytes of an encoder file: protobuf takes no more in one message."""
 KEY = "embedserve"
 INPUT, OUTPUT = "images", "embeddings"
 
@@ -140,7 +145,10 @@ def read(path: str | Path) -> EncoderFile:
     """
     path = Path(path)
     try:
-        model = path.read_bytes()
+        with open(path, "rb", opener=regular) as opened:
+            if os.fstat(opened.fileno()).st_size > MAX_BYTES:
+                raise EncoderFileError(f"{path} has more than 2 GiB, which no ONNX file of one part has")
+            model = opened.read()
     except FileNotFoundError:
         raise EncoderFileError(
             f"there is no encoder file {path}", hint=f"make one: embedserve export RUN -o {path}"
@@ -181,6 +189,9 @@ def pack(model: bytes, metadata: EncoderMetadata) -> EncoderFile:
 def write(file: EncoderFile, path: str | Path) -> None:
     """Write an encoder file atomically: the path always holds either the old file or the complete new one.
 
+    A new file has the permissions of the umask, since the server that reads it is often another user; one that is
+    replaced keeps its own.
+
     Raises:
         EncoderFileError: the folder does not exist or is not writable.
     """
@@ -188,6 +199,8 @@ def write(file: EncoderFile, path: str | Path) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as out:
+            if path.is_file():
+                os.fchmod(out.fileno(), stat.S_IMODE(path.stat().st_mode))
             out.write(file.model)
             out.flush()
             os.fsync(out.fileno())
@@ -201,8 +214,20 @@ def write(file: EncoderFile, path: str | Path) -> None:
 
 
 def _parse(model: bytes, what: str) -> Envelope:
+    """The envelope of a model that is complete.
+
+    Raises:
+        EncoderFileError: the bytes are not an ONNX model, or a part of it is in another file.
+    """
     try:
-        return envelope.parse(model)
+        parsed = envelope.parse(model)
+        if outside := first_outside(parsed):
+            raise EncoderFileError(
+                f"{what} keeps {outside} in another file, which its fingerprint would not cover",
+                hint="make it one file, in Python with the package onnx: onnx.save(onnx.load(OLD), NEW,"
+                " save_as_external_data=False)",
+            )
+        return parsed
     except ValueError:
         raise EncoderFileError(
             f"{what} is not an ONNX model", hint="encoder files are made by: embedserve export RUN -o encoder.onnx"

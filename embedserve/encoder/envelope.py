@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_GRAPH, _OPSET_IMPORT, _METADATA_PROPS, _FUNCTIONS = 7, 8, 14, 25
+_GRAPH, _OPSET_IMPORT, _METADATA_PROPS, _TRAINING_INFO, _FUNCTIONS = 7, 8, 14, 20, 25
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 
@@ -23,6 +23,8 @@ class Envelope:
     graph: memoryview
     opset_import: list[memoryview]
     functions: list[memoryview]
+    training: list[memoryview]
+    """``training_info``, which no inference uses."""
     properties: list[tuple[str, str]]
     """``metadata_props``."""
     rest: list[memoryview]
@@ -42,11 +44,12 @@ def parse(model: bytes) -> Envelope:
     graphs: list[memoryview] = []
     opsets: list[memoryview] = []
     functions: list[memoryview] = []
-    kept = {_GRAPH: graphs, _OPSET_IMPORT: opsets, _FUNCTIONS: functions}
+    training: list[memoryview] = []
+    kept = {_GRAPH: graphs, _OPSET_IMPORT: opsets, _FUNCTIONS: functions, _TRAINING_INFO: training}
     properties, rest = [], []
-    for number, payload, whole in _fields(memoryview(model)):
+    for number, payload, whole in fields(memoryview(model)):
         if number == _METADATA_PROPS:
-            entry = {key: bytes(value).decode() for key, value, _ in _fields(payload)}
+            entry = {key: bytes(value).decode() for key, value, _ in fields(payload)}
             properties.append((entry.get(_ENTRY_KEY, ""), entry.get(_ENTRY_VALUE, "")))
             continue
         rest.append(whole)
@@ -55,10 +58,10 @@ def parse(model: bytes) -> Envelope:
     # Protobuf would merge several graphs into one, which no part of the file holds.
     if len(graphs) != 1 or not graphs[0] or not opsets:
         raise ValueError("not an ONNX model")
-    return Envelope(graphs[0], opsets, functions, properties, rest)
+    return Envelope(graphs[0], opsets, functions, training, properties, rest)
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
     """Number, payload and complete bytes of each field of a protobuf message; the payload of a varint is its bytes.
 
     Raises:
@@ -77,7 +80,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]
             end = begin + (8 if wire_type == _EIGHT_BYTES else 4)
         else:
             raise ValueError(f"wire type {wire_type}")
-        if end > len(message) or tag < 8:
+        # Other parsers keep 32 bits of a longer tag, and would see another field.
+        if end > len(message) or tag < 8 or tag >> 32:
             raise ValueError("not a protobuf field")
         yield tag >> 3, message[begin:end], message[position:end]
         position = end

@@ -143,6 +143,8 @@ def _options() -> Any:
     # Batches vary in size, and onnxruntime would keep the memory plan of every size.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # What is fingerprinted is ONNX; onnxruntime's own format, which it would recognize, is not.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     return options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from embedserve.encoder.encoder_file import EncoderMetadata
+
+_log = logging.getLogger("embedserve.encoder")
 
 SAME_VECTOR_COSINE = 0.9999
 """Two embeddings of an image count as the same if their cosine is at least this."""
@@ -184,6 +187,30 @@ class Encoder:
             raise EncoderFileError("the encoder file has no reference vectors", hint="export it again")
         ours = self.encode(reference.draw(self.metadata.preprocess.size_px))
         return reference.lowest_cosine(ours, self.metadata.reference)
+
+
+def check_reference(encoder: ImageEncoder) -> None:
+    """Embed the eight reference images and compare them with the vectors in the encoder's file.
+
+    A file without reference vectors, which ``embedserve export`` does not make, is logged.
+
+    Raises:
+        EncoderFileError: the vectors have drifted: on this machine, or with these weights, the encoder computes
+            something else than at export.
+    """
+    metadata = encoder.metadata
+    if metadata.reference is None:
+        _log.warning("encoder %s has no reference vectors in its file: drift would go unnoticed", metadata.name)
+        return
+    cosine = reference.lowest_cosine(encoder.encode(reference.draw(metadata.preprocess.size_px)), metadata.reference)
+    least = same_vector_cosine(metadata)
+    if cosine < least:
+        raise EncoderFileError(
+            f"encoder {metadata.name} does not reproduce the reference vectors of its file on {encoder.provider}:"
+            f" lowest cosine {cosine:.6f}, at least {least} is expected",
+            hint="is the file damaged, or a package or driver new? embedserve doctor FILE --device cpu compares;"
+            " otherwise export it again",
+        )
 
 
 def same_vector_cosine(metadata: EncoderMetadata) -> float:

@@ -8,14 +8,15 @@ grey by 1/257, and takes the first frame of an animation.
 from __future__ import annotations
 
 import io
+import os
 import re
-import stat
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
+from embedserve.regular_file import regular
 from embedserve.types import Limits
 
 if TYPE_CHECKING:
@@ -105,16 +106,14 @@ def read_file(path: Path, limits: Limits | None = None) -> bytes:
 
     Raises:
         ImageTooLarge: it has more than ``max_image_bytes``.
-        ImageFormatError: it is not a regular file.
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is not a regular file.
     """
     limit = (limits or Limits()).max_image_bytes
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageFormatError("it is not a regular file")
-    if status.st_size > limit:
-        raise ImageTooLarge(f"the image has {status.st_size} bytes; max_image_bytes is {limit}")
-    return path.read_bytes()
+    with open(path, "rb", opener=regular) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ImageTooLarge(f"the image has {size} bytes; max_image_bytes is {limit}")
+        return file.read()
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> bytes:

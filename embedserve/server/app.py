@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from embedserve import descriptors
-from embedserve.encoder.session import Encoder, ImageEncoder
+from embedserve.encoder.session import Encoder, ImageEncoder, check_reference
 from embedserve.engine.engine import Engine
 from embedserve.errors import SetupError
 from embedserve.server.access.reload_files import reload_when_changed
@@ -186,6 +186,7 @@ class Server:
         config = self._config
         if encoder is None:
             encoder = await asyncio.to_thread(self._open_encoder)
+            await asyncio.to_thread(check_reference, encoder)
         store = None if config.data is None else await asyncio.to_thread(self._open_store, config.data)
         try:
             engine = await Engine.start(
@@ -206,7 +207,10 @@ class Server:
         return engine
 
     def _open_store(self, data: Path) -> LocalStore:
-        return LocalStore.open(data, memory_bytes=self._config.index_memory_mib << 20, observer=self.metrics)
+        config = self._config
+        return LocalStore.open(
+            data, memory_bytes=config.index_memory_mib << 20, observer=self.metrics, limits=config.limits
+        )
 
     async def replace_encoder(self) -> None:
         """Serve what the encoder file holds now, see ``EncoderReplacer.replace``."""

@@ -11,6 +11,7 @@ from embedserve.wire.collections import (
     collection_to_proto,
     keep_from_proto,
     keep_to_proto,
+    listed_to_proto,
     recall_from_proto,
     recall_to_proto,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "keep_to_proto",
     "limits_from_proto",
     "limits_to_proto",
+    "listed_to_proto",
     "metadata_from_proto",
     "metadata_into",
     "recall_from_proto",

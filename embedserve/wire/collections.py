@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from embedserve.errors import InvalidInput
 from embedserve.types import DEFAULT_TARGET_RECALL, CheckProgress, CheckReport, CollectionInfo, Keep, Recall
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.wire.server import encoder_ref
 from embedserve.wire.vectors import fraction_from_proto
 
+_log = logging.getLogger("embedserve.wire")
+
+_FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
+"""The years 1 to 9999, which a time on the wire may have; older releases restored collections with others."""
 _KEEP_TO_PROTO: dict[Keep, collection_pb.KeepMedia.ValueType] = {
     Keep.NONE: collection_pb.KEEP_MEDIA_NONE,
     Keep.THUMBNAILS: collection_pb.KEEP_MEDIA_THUMBNAILS,
@@ -53,8 +59,17 @@ def collection_to_proto(info: CollectionInfo) -> collection_pb.Collection:
         unsealed_count=info.unsealed,
         dead_count=info.deleted,
     )
-    message.created_at.FromMicroseconds(round(info.created_unix_s * 1e6))
+    message.created_at.FromMicroseconds(round(min(max(info.created_unix_s, _FIRST_S), _LAST_S) * 1e6))
     return message
+
+
+def listed_to_proto(info: CollectionInfo) -> collection_pb.Collection:
+    """A collection as a message in a list; of one that no message holds there is only the name, beside the others."""
+    try:
+        return collection_to_proto(info)
+    except (ValueError, TypeError, OverflowError) as error:
+        _log.error("collection %r cannot be described, only named: %s", info.name, error)
+        return collection_pb.Collection(name=info.name)
 
 
 def collection_from_proto(message: collection_pb.Collection) -> CollectionInfo:

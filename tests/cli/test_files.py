@@ -60,9 +60,9 @@ def test_a_broken_link_is_kept_to_be_reported_later(tmp_path: Path) -> None:
     assert images(tmp_path) == ["lost.png"]
 
 
-def test_a_pipe_does_not_block(tmp_path: Path) -> None:
+def test_a_pipe_is_kept_to_be_refused_when_it_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    assert images(tmp_path) == []
+    assert scan(tmp_path).images == [tmp_path / "pipe.png"]
 
 
 def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote, urlsplit
 
 import apsw
 
@@ -25,6 +26,14 @@ _OPERATIONAL = {
     sqlite3.SQLITE_PROTOCOL,
     sqlite3.SQLITE_SCHEMA,
 }
+
+
+def path_of(database: str | Path) -> str:
+    """The path of a database that the store opens by its URI."""
+    text = str(database)
+    return unquote(urlsplit(text).path) if text.startswith("file:") else text
+
+
 _CHECKPOINT_SETTING = re.compile(r"\s*PRAGMA\s+wal_autocheckpoint\s*=\s*(\d+)", re.IGNORECASE)
 
 Values = Sequence[Any] | Mapping[str, Any]

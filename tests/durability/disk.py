@@ -336,7 +336,7 @@ class Replay:
     def _directory(
         self, node: Node, target: Path, chance: random.Random, kept_writes: float, kept_names: float
     ) -> None:
-        target.mkdir()
+        target.mkdir(mode=0o700)
         stored = self._of(node)
         names = dict(stored.names)
         for _, event in stored.pending:

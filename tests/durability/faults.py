@@ -13,7 +13,7 @@ from typing import Any, Literal
 import apsw
 import pytest
 
-from tests.durability.adapter import Connection
+from tests.durability.adapter import Connection, path_of
 
 Operation = Literal["write", "sync", "truncate", "open", "delete"]
 
@@ -110,9 +110,10 @@ def failing(root: Path, fault: Fault) -> Iterator[None]:
     files = FailingFiles(name, fault)
     real, report = sqlite3.connect, sys.unraisablehook
 
-    def connect(path: Path, **more: Any) -> Any:
-        if not Path(path).is_relative_to(root):
-            return real(path, **more)
+    def connect(database: str, **more: Any) -> Any:
+        path = Path(path_of(database))
+        if not path.is_relative_to(root):
+            return real(database, **more)
         return Connection(path, name, checkpoint_pages=CHECKPOINT_PAGES)
 
     def unraisable(problem: sys.UnraisableHookArgs) -> None:

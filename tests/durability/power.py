@@ -18,7 +18,7 @@ import pytest
 from embedserve.errors import EmbedserveError
 from embedserve.store.local.store import LocalStore
 from tests.durability import thresholds
-from tests.durability.adapter import Connection
+from tests.durability.adapter import Connection, path_of
 from tests.durability.checks import check_promises, read_world
 from tests.durability.disk import Disk, Mark, RecordingFiles, Replay, watched
 from tests.durability.ledger import SHARED, Create, StoreDoor, Violation, Writer
@@ -47,9 +47,10 @@ def recorded(disk: Disk, *, replaced: Callable[[str], str] = str) -> Iterator[No
     files = RecordingFiles(name, disk)
     real = sqlite3.connect
 
-    def connect(path: Path, **more: Any) -> Any:
+    def connect(database: str, **more: Any) -> Any:
+        path = Path(path_of(database))
         if not disk.holds(str(path)):
-            return real(path, **more)
+            return real(database, **more)
         return Connection(path, name, checkpoint_pages=CHECKPOINT_PAGES, replaced=replaced)
 
     with pytest.MonkeyPatch.context() as patch, watched(disk):

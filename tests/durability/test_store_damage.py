@@ -201,10 +201,10 @@ def test_after_a_failed_sync_no_write_is_taken_until_a_restart(
             return self._inner.execute(statement, *values)
 
     real = writer.connection
-    monkeypatch.setattr(writer, "connection", Connection(real))
+    monkeypatch.setattr(writer, "_connection", Connection(real))
     with pytest.raises(StoreError, match="cannot be read or written: disk I/O error"):
         write(store)
-    monkeypatch.setattr(writer, "connection", real)
+    monkeypatch.setattr(writer, "_connection", real)
     with pytest.raises(StoreError, match="takes no writes since a sync failed"):
         write(store)
     assert len(all_ids(store)) == len(found(store, unit(1, 0, 0, 0), SearchOptions(k=100))) == 20

@@ -16,6 +16,10 @@ SMALL: dict[str, object] = {
     "embedserve.index.compaction._FEW_BYTES": 1_000,
     "embedserve.store.local.upkeep.maintenance._LOOK_S": 0.01,
     "embedserve.store.local.records.records._LOG_BYTES": 200_000,
+    # So few that files are closed and opened again all the time.
+    "embedserve.store.local.records.open_files._LEAST": 4,
+    "embedserve.store.local.records.open_files._MOST": 4,
+    "embedserve.store.local.reserve._MOST_BYTES": 64 << 10,
 }
 
 DELETED_AT_ONCE: dict[str, object] = {"embedserve.store.local.collection.collection._BATCH": 3}

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +288,25 @@ def test_a_vector_that_is_not_a_number_or_zero_counts_as_the_opposite() -> None:
     ours = np.array([[1, 0]], np.float32)
     assert reference.lowest_cosine(ours, np.array([[np.nan, 0]], np.float32)) == -1.0
     assert reference.lowest_cosine(ours, np.array([[0, 0]], np.float32)) == -1.0
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_a_replaced_file_keeps_its_permissions_and_a_new_one_has_those_of_the_umask(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "encoder.onnx"
+    before = os.umask(0o027)
+    try:
+        encoder_file.write(packed(), path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.chmod(mode)
+    encoder_file.write(packed(), path)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_file_larger_than_any_model_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.onnx"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(EncoderFileError, match="more than 2 GiB"):
+        encoder_file.read(path)

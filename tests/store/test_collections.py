@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from embedserve.errors import AlreadyExists, CollectionNotFound, DiskFull, InvalidInput, StoreError
+from embedserve.store.local.collection import describe
 from embedserve.store.local.directories import Directories
 from embedserve.store.local.records.catalog import Catalog, Entry
 from embedserve.store.local.store import LocalStore
@@ -299,3 +300,24 @@ def test_filter_keys_given_twice_count_once(data: Path) -> None:
             "photos", fingerprint=EXTERNAL, encoder_name="", dimension=4, keep=Keep.NONE, filter_keys=keys * 2
         )
     assert info.filter_keys == tuple(keys)
+
+
+def test_a_collection_whose_size_is_not_known_does_not_hide_the_others(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    new_collection(store, "other")
+    uid, real = store.get_collection("photos").uid, describe._bytes_below
+
+    def fails_for_one(directory: Path) -> int:
+        if directory.name == uid:
+            raise StoreError(f"{directory} cannot be used: Input/output error")
+        return real(directory)
+
+    monkeypatch.setattr(describe, "_bytes_below", fails_for_one)
+    assert [(info.name, info.disk_bytes > 0) for info in store.list_collections()] == [
+        ("other", True),
+        ("photos", False),
+    ]
+    assert "the size of a collection is not known" in caplog.text
+    with pytest.raises(StoreError, match="Input/output error"):
+        store.get_collection("photos")

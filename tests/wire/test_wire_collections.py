@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedserve import wire
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Keep, Recall
 from embedserve.v1 import collection_service_pb2 as pb
+
+KNOWN = CollectionInfo(
+    name="photos", fingerprint="ab" * 32, encoder_name="e", dimension=4, keep=Keep.NONE, created_unix_s=1.0, items=0
+)
 
 counts = st.integers(0, 2**40)
 small = st.integers(0, 2**31)
@@ -63,3 +71,19 @@ def test_what_an_older_server_does_not_send_has_defaults() -> None:
     older = pb.Collection(name="photos", keep_media=pb.KEEP_MEDIA_NONE)
     info = wire.collection_from_proto(older)
     assert (info.index_spec, info.target_recall, info.recall, info.filter_keys) == ("auto", 0.95, None, ())
+
+
+@pytest.mark.parametrize(("created_unix_s", "year"), [(3.0936e12, 9999), (-1e12, 1), (1e300, 9999)])
+def test_a_time_beyond_the_wire_does_not_hide_a_collection(created_unix_s: float, year: int) -> None:
+    message = wire.collection_to_proto(replace(KNOWN, created_unix_s=created_unix_s))
+    assert message.created_at.ToDatetime().year == year
+    assert wire.collection_from_proto(message).name == "photos"
+
+
+@pytest.mark.parametrize("spoiled", [{"dimension": -1}, {"encoder_name": "\ud800"}, {"created_unix_s": float("nan")}])
+def test_a_collection_that_no_message_holds_is_listed_by_its_name(
+    spoiled: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert wire.collection_from_proto(wire.listed_to_proto(replace(KNOWN, **spoiled))).name == "photos"
+    assert "collection 'photos' cannot be described, only named" in caplog.text
+    assert wire.listed_to_proto(KNOWN) == wire.collection_to_proto(KNOWN)

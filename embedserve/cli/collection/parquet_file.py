@@ -19,7 +19,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
+from embedserve.cli.collection.parquet_bounds import (
+    BUFFER_BYTES,
+    check_cells,
+    check_dimension,
+    check_groups,
+    dictionary_columns,
+)
 from embedserve.errors import DataError, EmbedserveError, InvalidInput, SetupError
+from embedserve.regular_file import regular
 from embedserve.types import CollectionInfo, Item, Keep, Limits, Metadata, check_metadata, metadata_bytes
 
 if TYPE_CHECKING:
@@ -147,14 +155,21 @@ class CollectionFile:
         self._path = path
         with self._reading():
             # Without memory mapping: if the file were truncated meanwhile, the process would be killed.
-            self._file = pq.ParquetFile(path, memory_map=False, pre_buffer=False)
+            with open(path, "rb", opener=regular):  # a pipe is refused instead of waited for
+                pass
+            texts = dictionary_columns(pq.read_metadata(path), _COLUMNS)
+            self._file = pq.ParquetFile(
+                path, memory_map=False, pre_buffer=False, buffer_size=BUFFER_BYTES, read_dictionary=texts
+            )
             self._schema = self._file.schema_arrow
         self.header = self._read_header()
         """None if another program wrote the file."""
         self.rows: int = self._file.metadata.num_rows
         self.ignored: list[str] = [name for name in self._schema.names if name not in _COLUMNS]
         """Columns that are not read."""
+        self._limits: Limits | None = None
         self._check_columns()
+        self._check_bounds()
 
     def __enter__(self) -> CollectionFile:
         return self
@@ -184,6 +199,7 @@ class CollectionFile:
         if "fingerprint" in self._schema.names:
             with self._reading():
                 for batch in self._file.iter_batches(columns=["fingerprint"]):
+                    check_cells(self._path, "fingerprint", batch.column(0))
                     found.update(batch.column(0).unique().to_pylist())
         if None in found:
             raise DataError(f"{self._path} has rows without a fingerprint, and others with one")
@@ -203,6 +219,8 @@ class CollectionFile:
         Raises:
             DataError: a row cannot be used; the message has its number, from 1, and the reason.
         """
+        self._limits = limits
+        self._check_bounds()
         dimension, limits = self.dimension, limits or Limits()
         for number, (id, vector, metadata) in enumerate(self._batches(rows_per_group(dimension or 1)), start=1):
             try:
@@ -228,6 +246,8 @@ class CollectionFile:
                 batch = next(batches, None)
                 if batch is None:
                     return
+                for name in set(columns) - {"vector"}:
+                    check_cells(self._path, name, batch.column(name), self._limits)
                 ids = batch.column("id").cast(self._pa.string()).to_pylist()
                 lists = batch.column("vector")
                 numbers = lists.flatten().cast(self._pa.float32())
@@ -239,6 +259,14 @@ class CollectionFile:
             for id, length, text in zip(ids, lengths, texts, strict=True):
                 yield id, None if length is None else flat[start : start + length], text
                 start += length or 0
+
+    def _check_bounds(self) -> None:
+        check_groups(self._path, self._file.metadata, _COLUMNS, self._limits)
+        vector_type = self._schema.field("vector").type
+        if self._pa.types.is_fixed_size_list(vector_type):
+            check_dimension(self._path, vector_type.list_size)
+        if self.header is not None:
+            check_dimension(self._path, self.header.dimension)
 
     def _check_columns(self) -> None:
         types = self._pa.types

@@ -172,9 +172,11 @@ def connection() -> dict[str, Any]:
 
 
 def _read_token(path: Path) -> str:
+    from embedserve.regular_file import read_text
+
     hint = "it must hold only the token"
     try:
-        words = path.read_text(encoding="utf-8").split()
+        words = read_text(path).split()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise DataError(f"the token file {path} cannot be read: {why}", hint=hint) from error

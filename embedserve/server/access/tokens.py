@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from embedserve.errors import SetupError
+from embedserve.regular_file import read_text
 from embedserve.server.access.reload_files import file_state
 
 MIN_TOKEN_CHARS = 16
@@ -93,7 +94,7 @@ class TokenFile:
 
     def _read(self) -> tuple[Caller, ...]:
         try:
-            text = self._path.read_text(encoding="utf-8")
+            text = read_text(self._path)
             mode = self._path.stat().st_mode
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or error

@@ -6,8 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from embedserve.encoder import reference
-from embedserve.encoder.session import ImageEncoder, same_vector_cosine
+from embedserve.encoder.session import ImageEncoder, check_reference
 from embedserve.errors import EncoderFileError, EncoderMismatch
 from embedserve.server.lifecycle.state import ServerState
 
@@ -63,7 +62,7 @@ class EncoderReplacer:
                     f" {before.provider}",
                     hint="does the GPU have memory for both? the server's log says more; otherwise restart the server",
                 )
-            await asyncio.to_thread(_verify, encoder)
+            await asyncio.to_thread(check_reference, encoder)
             await self._state.engine.replace_encoder(encoder)
             _log.warning(
                 "encoder replaced: %s (%s) by %s (%s)",
@@ -77,20 +76,3 @@ class EncoderReplacer:
                     if not info.external and info.fingerprint != encoder.fingerprint:
                         _log.warning("collection %r is bound to another encoder: it takes no images now", info.name)
             return before, encoder
-
-
-def _verify(encoder: ImageEncoder) -> None:
-    """Refuse an encoder that does not reproduce the reference vectors of its file.
-
-    Raises:
-        EncoderFileError: its vectors have drifted.
-    """
-    metadata = encoder.metadata
-    if metadata.reference is None:
-        return  # not made by our export; a server starts with such a file, too
-    cosine = reference.lowest_cosine(encoder.encode(reference.draw(metadata.preprocess.size_px)), metadata.reference)
-    if cosine < same_vector_cosine(metadata):
-        raise EncoderFileError(
-            f"encoder {metadata.name} does not reproduce the reference vectors of its file: cosine {cosine:.6f}",
-            hint="embedserve doctor FILE says more; export it again",
-        )

@@ -94,7 +94,7 @@ class CollectionService(ItemChanges, pb_grpc.CollectionServiceServicer):
     async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
         """List all collections."""
         infos = await self._state.engine.collections.list_all()
-        return pb.ListCollectionsResponse(collections=map(wire.collection_to_proto, infos))
+        return pb.ListCollectionsResponse(collections=map(wire.listed_to_proto, infos))
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context

@@ -63,7 +63,7 @@ class Directories:
     def make(self) -> str:
         """Create a directory, marked as unfinished; its uid."""
         uid = uuid.uuid4().hex
-        self[uid].mkdir()
+        self[uid].mkdir(mode=0o700)
         self._mark(uid)  # on disk before it contains items, so that a power cut leaves none without a mark
         return uid
 
@@ -90,7 +90,7 @@ class Directories:
             shutil.rmtree(self[uid])
 
     def _mark(self, uid: str) -> None:
-        (self[uid] / _MARK).touch()
+        (self[uid] / _MARK).touch(mode=0o600)
         sync(self[uid])
 
     def clear(self, known: Names[str]) -> None:
@@ -104,3 +104,13 @@ class Directories:
                     " put the newer catalog back, or remove the directory",
                     self[uid],
                 )
+
+
+def warn_if_readable(directory: Path) -> None:
+    """Name a data directory that others may enter; what an operator has made so is not changed."""
+    mode = directory.stat().st_mode & 0o777
+    if mode & 0o077:
+        _log.warning(
+            "other users may enter the data directory %s (mode %03o); if they should not: chmod -R go= %s",
+            *(directory, mode, directory),
+        )

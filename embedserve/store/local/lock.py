@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 from typing import IO
 
+from embedserve.atomic_write import private
 from embedserve.errors import StoreError
 
 
@@ -25,12 +26,13 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._file: IO[str] = (directory / "LOCK").open("a+", encoding="utf-8")
+        # Without a buffer: what a full disk does not take would be written again when the file is closed.
+        self._file: IO[bytes] = open(directory / "LOCK", "a+b", buffering=0, opener=private)  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.seek(0)
-            process, _, host = self._file.read().strip().partition(" ")
+            process, _, host = self._file.read().decode().strip().partition(" ")
             self._file.close()
             raise StoreError(
                 f"{directory} is in use by process {process or 'unknown'}" + (f" on {host}" if host else ""),
@@ -41,8 +43,12 @@ class DirectoryLock:
             raise
         try:
             self._file.truncate(0)
-            self._file.write(f"{os.getpid()} {socket.gethostname()}\n")
-            self._file.flush()
+            try:
+                self._file.write(f"{os.getpid()} {socket.gethostname()}\n".encode())
+            except OSError as error:
+                # Only people read it; the lock is held without it.
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
             _sync_names(directory)
         except BaseException:
             self._file.close()

@@ -1,6 +1,7 @@
 """The store of one machine: a data directory with a catalog and one directory for each collection.
 
     DATA/LOCK                           process and host that own the directory
+    DATA/RESERVE                        space for removing something from a full disk
     DATA/catalog.sqlite                 names, aliases, and the encoder that each collection is bound to
     DATA/collections/<uid>/items.sqlite the items
     DATA/collections/<uid>/segments     the segments of the index over their vectors
@@ -21,19 +22,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve import memory
-from embedserve.atomic_write import sync
+from embedserve.atomic_write import make_private_directory, sync
 from embedserve.errors import DiskFull, EmbedserveError, InvalidInput, StoreError
 from embedserve.index import spec
 from embedserve.observer import Observer
 from embedserve.store.local.collection.collection import Collection
 from embedserve.store.local.collection.describe import describe
-from embedserve.store.local.directories import Directories
+from embedserve.store.local.directories import Directories, warn_if_readable
 from embedserve.store.local.filtered_items import FilteredItems
 from embedserve.store.local.lock import DirectoryLock
 from embedserve.store.local.records.catalog import Catalog, Entry, check_filter_keys, check_name
 from embedserve.store.local.records.database import damaged, translate_errors
+from embedserve.store.local.records.open_files import OpenFiles, most_connections
 from embedserve.store.local.records.records import FILE
 from embedserve.store.local.registry import Registry, not_found
+from embedserve.store.local.reserve import Reserve
 from embedserve.store.local.upkeep import restore, sealing
 from embedserve.store.local.upkeep.backup import write_backup
 from embedserve.store.local.upkeep.check import Check
@@ -49,6 +52,7 @@ from embedserve.types import (
     Include,
     Item,
     Keep,
+    Limits,
     Page,
     SearchOptions,
 )
@@ -58,19 +62,34 @@ class LocalStore(FilteredItems):
     """A VectorStore on local files; ``LocalStore.open`` makes one."""
 
     def __init__(
-        self, directory: Path, lock: DirectoryLock, catalog: Catalog, memory_bytes: int, observer: Observer
+        self,
+        directory: Path,
+        lock: DirectoryLock,
+        catalog: Catalog,
+        memory_bytes: int,
+        observer: Observer,
+        limits: Limits,
     ) -> None:
         self._directories = Directories(directory / "collections")
+        self._open_files = OpenFiles(most_connections())
+        self._reserve = Reserve(directory)
         self._lock = lock
         self._catalog = catalog
         self._registry = Registry()
         self._memory_bytes = memory_bytes
         self._observer = observer
+        self._limits = limits
         self._maintenance: Maintenance | None = None
 
     @classmethod
     def open(
-        cls, directory: Path, *, memory_bytes: int = 0, background: bool = True, observer: Observer | None = None
+        cls,
+        directory: Path,
+        *,
+        memory_bytes: int = 0,
+        background: bool = True,
+        observer: Observer | None = None,
+        limits: Limits | None = None,
     ) -> Self:
         """Take ownership of a data directory, which is created if it does not exist, and open all its collections.
 
@@ -79,6 +98,7 @@ class LocalStore(FilteredItems):
             memory_bytes: budget for the index of each collection; 0 for half of this machine's memory.
             background: seal and merge segments and measure recall in a thread; otherwise ``maintain`` seals.
             observer: told what is built.
+            limits: of the server, which the items of a restored backup are held to.
 
         Raises:
             StoreError: it is in use by another process, cannot be written, or is damaged.
@@ -86,19 +106,23 @@ class LocalStore(FilteredItems):
         """
         path = directory / "catalog.sqlite"
         with translate_errors(directory), ExitStack() as undo:
-            (directory / "collections").mkdir(parents=True, exist_ok=True)
+            make_private_directory(directory)
+            make_private_directory(directory / "collections")
             lock = DirectoryLock(directory)
             undo.callback(lock.release)
             # A new catalog beside existing collections would not know them.
             catalog = Catalog(path, create=not Directories(directory / "collections").uids())
             undo.callback(catalog.close)
             observer = observer or Observer()
-            store = cls(directory, lock, catalog, memory_bytes or memory.usable_bytes() // 2, observer)
+            memory_bytes = memory_bytes or memory.usable_bytes() // 2
+            store = cls(directory, lock, catalog, memory_bytes, observer, limits or Limits())
             undo.callback(store._close_collections)
             store._load()
             undo.pop_all()
+        warn_if_readable(directory)
+        store._reserve.keep()
         if background:
-            store._maintenance = Maintenance(store._registry.collections, observer)
+            store._maintenance = Maintenance(store._maintained, observer)
         return store
 
     def __enter__(self) -> Self:
@@ -164,7 +188,7 @@ class LocalStore(FilteredItems):
         for collection in self._registry.collections():
             with collection.close_guard.entered() as admitted:
                 if admitted:
-                    infos.append(describe(collection, self._registry.aliases_of(collection)))
+                    infos.append(describe(collection, self._registry.aliases_of(collection), in_list=True))
         return infos
 
     def delete_collection(self, name: str) -> None:
@@ -179,13 +203,14 @@ class LocalStore(FilteredItems):
             with suppress(OSError):  # a full disk does not prevent the removal
                 self._directories.mark_for_removal(uid)
             try:
-                self._catalog.remove(name)
+                self._reserve.used_if_full(lambda: self._catalog.remove(name))
             except BaseException:
                 self._directories.finish(uid)
                 raise
             self._registry.remove(name)
             collection.close()
             self._directories.remove(uid)
+        self._reserve.keep(at_once=True)
 
     def set_alias(self, alias: str, collection: str) -> None:
         """Point an alias to a collection, effective for every later call; an empty ``collection`` removes the alias.
@@ -224,7 +249,7 @@ class LocalStore(FilteredItems):
     def delete_items(self, collection: str, ids: Sequence[str]) -> int:
         """Remove items in one transaction, on disk when this returns; how many of them existed."""
         with self._used(collection) as found:
-            return found.delete(ids)
+            return self._reserve.used_if_full(lambda: found.delete(ids), first=found.make_room)
 
     def list_items(
         self,
@@ -309,7 +334,7 @@ class LocalStore(FilteredItems):
         with self._directories.unfinished() as uid:
             path = self._directories[uid] / FILE
             restore.receive(chunks, path, check)
-            entry = restore.verify(path, name=name, uid=uid, check=check).entry
+            entry = restore.verify(path, name=name, uid=uid, limits=self._limits, check=check).entry
             restore.strip(path)
             check()
             collection = self._open_collection(entry)
@@ -389,7 +414,12 @@ class LocalStore(FilteredItems):
             create=create,
             memory_bytes=self._memory_bytes,
             observer=self._observer,
+            open_files=self._open_files,
         )
+
+    def _maintained(self) -> list[Collection]:
+        self._reserve.keep()
+        return self._registry.collections()
 
     def _close_collections(self) -> None:
         for collection in self._registry.collections():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -22,8 +21,8 @@ from tests.store.store_cases import holds
 
 
 @pytest.fixture(scope="module")
-def table() -> Iterator[sqlite3.Connection]:
-    connection = connect(Path(":memory:"))
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    connection = connect(tmp_path_factory.mktemp("filters") / "items.sqlite")
     connection.execute("CREATE TABLE item (rid INTEGER PRIMARY KEY, meta TEXT)")
     for statement in TABLES:
         connection.execute(statement)

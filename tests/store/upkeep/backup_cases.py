@@ -42,7 +42,7 @@ def item(number: int, version: int = 0) -> Item:
 def filled(store: LocalStore, name: str = "filled", count: int = 40) -> None:
     store.create_collection(
         name,
-        fingerprint="sha256:" + "ab" * 32,
+        fingerprint="ab" * 32,
         encoder_name="small/encoder",
         dimension=DIMENSION,
         keep=Keep.ORIGINALS,

@@ -54,6 +54,15 @@ def test_exporting_twice_gives_the_same_file(finished_run: Path, exported: Path,
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
 
 
+def test_an_encoder_too_large_for_one_file_is_named(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder_file, "MAX_BYTES", 10_000)
+    with pytest.raises(ExportError, match=r"the encoder has \d+\.\d GB; one file holds at most 2 GB"):
+        export(finished_run, tmp_path / "large.onnx", report=quiet)
+    assert not (tmp_path / "large.onnx").exists()
+
+
 def test_no_path_of_this_machine_is_in_the_file(finished_run: Path, exported: Path, image_folder: Path) -> None:
     content = exported.read_bytes()
     for path in (finished_run, image_folder, Path(module.__file__).parent, Path(torch.__file__).parent, Path.home()):

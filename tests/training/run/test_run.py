@@ -128,7 +128,9 @@ def test_a_pipe_in_the_folder_is_left_out_without_waiting_for_it(image_folder: P
     shutil.copytree(image_folder, tmp_path / "images")
     os.mkfifo(tmp_path / "images" / "pipe.png")
     _, _, skipped = folders.load_squares(folders.scan(tmp_path / "images"), _spec(), workers=1)
-    assert [(entry.path, entry.reason) for entry in skipped] == [("pipe.png", "it is not a regular file")]
+    assert [(entry.path, entry.reason) for entry in skipped] == [
+        ("pipe.png", "cannot be read: it is a pipe, not a regular file")
+    ]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everywhere")

@@ -94,9 +94,10 @@ def _open_run(run: Path) -> Subject:
 
 
 def _open_file(path: Path) -> Subject:
-    from embedserve.encoder.session import Encoder
+    from embedserve.encoder.session import Encoder, check_reference
 
     encoder = Encoder.open(path)
+    check_reference(encoder)
     metadata = encoder.metadata
     try:
         settings = Settings.from_json(metadata.training)

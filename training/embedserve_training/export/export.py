@@ -177,6 +177,23 @@ def to_onnx(network: ServedEncoder, size_px: int) -> bytes:
         raise ExportError("PyTorch returned no ONNX program")
     model = program.model_proto
     _strip(model)
+    return _serialised(model)
+
+
+def _serialised(model: Any) -> bytes:
+    """The bytes of an ONNX model.
+
+    Raises:
+        ExportError: they would be more than protobuf takes; ONNX keeps such weights in a second file, which the
+            fingerprint of an encoder does not cover.
+    """
+    # Of the weights alone: protobuf cannot say how large a message is that it cannot write.
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if size > encoder_file.MAX_BYTES:
+        raise ExportError(
+            f"the encoder has {size / 1e9:.1f} GB; one file holds at most 2 GB",
+            hint="train a smaller backbone; weights in a second file are refused, as no fingerprint would cover them",
+        )
     serialised: bytes = model.SerializeToString(deterministic=True)
     return serialised
 

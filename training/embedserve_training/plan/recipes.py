@@ -18,6 +18,7 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import Any
 
 from embedserve.errors import InvalidInput
+from embedserve.regular_file import read_text
 from embedserve_training.plan.config import METHODS, TrainConfig, applies, check_values
 
 _NEVER = ("method", "recipe", "seed", "workers", "device")
@@ -62,7 +63,7 @@ def load(name: str) -> Recipe:
     if not name.endswith(".toml") and name not in names():
         raise InvalidInput(f"there is no recipe {name!r}", hint=f"a TOML file, or one of: {', '.join(names())}")
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_text(path))
     except OSError as error:
         raise InvalidInput(f"the recipe {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedserve.atomic_write import write_text
+from embedserve.atomic_write import make_private_directory, write_text
 from embedserve.errors import TrainingError
 from embedserve_training.data.folders import Skipped
 from embedserve_training.plan.config import Settings
@@ -81,7 +81,8 @@ def locked(run: Path) -> Iterator[None]:
         TrainingError: the folder cannot be created, or another process is training in it.
     """
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        # With the images of the run in it, decoded.
+        make_private_directory(run)
         lock = (run / ".lock").open("w")
     except OSError as error:
         raise TrainingError(

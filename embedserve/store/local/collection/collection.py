@@ -31,6 +31,7 @@ from embedserve.store.local.collection.segment_files import SegmentFiles
 from embedserve.store.local.records.catalog import Entry
 from embedserve.store.local.records.group_commit import GroupCommit
 from embedserve.store.local.records.interruption import interruptible
+from embedserve.store.local.records.open_files import OpenFiles
 from embedserve.store.local.records.records import FILE, Change, Records, WriteTransaction
 from embedserve.store.local.records.row import Row
 from embedserve.store.local.records.view import View
@@ -65,6 +66,7 @@ class Collection:
         create: create the file of its items.
         memory_bytes: budget for its index.
         observer: told when a segment cannot be used.
+        open_files: limits the files that all collections hold open.
 
     Raises:
         InvalidInput: the index in ``entry`` is unknown.
@@ -79,6 +81,7 @@ class Collection:
         create: bool = False,
         memory_bytes: int = 4 << 30,
         observer: Observer | None = None,
+        open_files: OpenFiles | None = None,
     ) -> None:
         self.entry = entry
         self.directory = directory
@@ -93,7 +96,9 @@ class Collection:
         self._matcher = Matcher(entry.filter_keys)
         self._group_commit: GroupCommit[_Write, Change] = GroupCommit(self._commit)
         self._closing = False
-        self._records = Records(directory / FILE, entry.dimension, create=create, filter_keys=entry.filter_keys)
+        self._records = Records(
+            directory / FILE, entry.dimension, create=create, filter_keys=entry.filter_keys, open_files=open_files
+        )
         try:
             with self._records.reading() as view:
                 self._index = CurrentSnapshot(recovery.load(view, self.files, self.path, entry.dimension))
@@ -155,6 +160,10 @@ class Collection:
         if filter is None:
             return self._index.current.items
         return sum(int(np.count_nonzero(mask)) for _, mask in self._masks(filter, check))
+
+    def make_room(self) -> None:
+        """Free the space of the log for the next write; on a full disk, before one is tried again."""
+        self._records.reuse_log()
 
     def items(self, ids: Sequence[str], include: Include) -> list[Item | None]:
         """The items with these ids, in order; None where there is none."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from embedserve.errors import EmbedserveError
 from embedserve.index import compaction
 from embedserve.index.compaction import WriteActivity
 from embedserve.index.snapshot import Snapshot
@@ -13,9 +15,16 @@ from embedserve.store.local.collection.collection import Collection
 from embedserve.store.local.records.database import translate_errors
 from embedserve.types import CollectionInfo
 
+_log = logging.getLogger("embedserve.store")
 
-def describe(collection: Collection, aliases: Sequence[str]) -> CollectionInfo:
+
+def describe(collection: Collection, aliases: Sequence[str], *, in_list: bool = False) -> CollectionInfo:
     """What the collection is and holds.
+
+    Args:
+        collection: is described.
+        aliases: that point to it.
+        in_list: report a directory that cannot be read as empty, and log why, so that others are listed beside it.
 
     Raises:
         StoreError: its directory cannot be read.
@@ -32,7 +41,7 @@ def describe(collection: Collection, aliases: Sequence[str]) -> CollectionInfo:
         items=snapshot.items,
         aliases=tuple(sorted(aliases)),
         index=_index_text(collection, snapshot),
-        disk_bytes=_disk_bytes(collection.directory),
+        disk_bytes=_disk_bytes(collection.directory, in_list=in_list),
         uid=entry.uid,
         index_spec=entry.index,
         target_recall=entry.target_recall,
@@ -62,7 +71,17 @@ def _index_text(collection: Collection, snapshot: Snapshot) -> str:
     return "; ".join(texts)
 
 
-def _disk_bytes(directory: Path) -> int:
+def _disk_bytes(directory: Path, *, in_list: bool) -> int:
+    try:
+        return _bytes_below(directory)
+    except EmbedserveError as error:
+        if not in_list:
+            raise
+        _log.error("the size of a collection is not known: %s", error)
+        return 0
+
+
+def _bytes_below(directory: Path) -> int:
     with translate_errors(directory):
         # Not rglob: it fails where the directory of a segment is removed meanwhile.
         return sum(_size(Path(path) / name) for path, _, names in os.walk(directory) for name in names)

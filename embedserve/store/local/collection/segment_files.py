@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import mmap
 import shutil
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.atomic_write import sync
+from embedserve.atomic_write import create_private, make_private_directory, private, sync
 from embedserve.errors import InvalidInput, StoreError
 from embedserve.index import spec, structures
 from embedserve.index.ids import PackedIds
@@ -32,6 +31,7 @@ from embedserve.index.segment import Segment, Unreachable
 from embedserve.index.structures import Hnsw
 from embedserve.index.tuning import OperatingPoint
 from embedserve.observer import Observer
+from embedserve.store.local.collection.mapped_file import mapped_bytes
 from embedserve.store.local.records.database import translate_errors
 from embedserve.store.local.records.files import read_document, sha256_of, write_document
 
@@ -93,9 +93,9 @@ class SegmentFiles:
         path = self.directory / segment.uid
         partial = path.with_name(path.name + ".tmp")
         with translate_errors(self.directory):
-            self.directory.mkdir(exist_ok=True)
+            make_private_directory(self.directory)
             try:
-                partial.mkdir()
+                partial.mkdir(mode=0o700)
                 self._write_files(segment, partial, seq)
                 partial.rename(path)
                 sync(self.directory)
@@ -115,7 +115,7 @@ class SegmentFiles:
         """Use these segments from now on, on disk when this returns, and remove all others."""
         uids = [segment.uid for segment in segments]
         with translate_errors(self.directory):
-            self.directory.mkdir(exist_ok=True)  # missing if deleted rows were dropped before the first seal
+            make_private_directory(self.directory)  # missing if deleted rows were dropped before the first seal
             write_document(self._current, {"format": _FORMAT, "segments": uids, "seq": seq})
         self.named = uids
         self.remove_others(set(uids))
@@ -170,9 +170,10 @@ class SegmentFiles:
         if not isinstance(segment.structure, Hnsw):
             arrays[_VECTORS] = segment.vectors.astype("<f4", copy=False)
         for name, array in arrays.items():
-            with (path / name).open("wb") as file:
+            with open(path / name, "wb", opener=private) as file:
                 file.write(np.ascontiguousarray(array).data)
         if segment.structure is not None:
+            create_private(path / _INDEX)
             segment.structure.write(path / _INDEX)
         files = {}
         for name in [*arrays, *([] if segment.structure is None else [_INDEX])]:
@@ -247,8 +248,4 @@ def _wrong_files(path: Path, manifest: dict[str, Any]) -> list[str]:
 
 def _mapped(path: Path, stored: str, kind: type[_Number]) -> NDArray[_Number]:
     """The numbers in a file, mapped, in the byte order of this machine."""
-    with path.open("rb") as file:
-        if not path.stat().st_size:
-            return np.empty(0, kind)
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapping, stored).astype(kind, copy=False)
+    return mapped_bytes(path).view(stored).astype(kind, copy=False)

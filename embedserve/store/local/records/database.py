@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import errno
 import sqlite3
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
+from embedserve.atomic_write import create_private
 from embedserve.errors import DiskFull, InvalidInput, SetupError, StoreError
 
 _OLDEST = (3, 38)
@@ -21,8 +24,15 @@ BUSY_MS = 30_000
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection without implicit transactions, for use by one thread at a time."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
+    """A connection without implicit transactions, for use by one thread at a time.
+
+    A new file is made readable for its owner only.
+    """
+    create_private(path)
+    # The process owns the data directory, so SQLite locks its files for the whole process and holds the index of the
+    # log in memory. That saves a third file for each database, for which a full disk has no room.
+    uri = f"file://{quote(bytes(path.absolute()))}?vfs=unix-excl"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
     # Numbers of metadata are compared as Python parses them: SQLite's own parser may be off by one unit in the last
     # place, which would break equality.
     connection.create_function("exact_real", 1, float, deterministic=True)
@@ -109,12 +119,27 @@ class Writer:
     Args:
         connection: from ``open_database``.
         path: of the database, for messages.
+        open_again: opens another connection after ``close_idle``.
     """
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self.connection = connection
+    def __init__(
+        self, connection: sqlite3.Connection, path: Path, open_again: Callable[[], sqlite3.Connection] | None = None
+    ) -> None:
+        self.lock = threading.RLock()
+        """A holder keeps the connection open."""
+        self._connection: sqlite3.Connection | None = connection
         self._path = path
+        self._open_again = open_again
         self._refused = ""
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection, which is opened if it was closed. Needs ``lock`` unless ``close_idle`` is never called."""
+        if self._connection is None:
+            if self._open_again is None:
+                raise StoreError(f"{self._path} is closed")
+            self._connection = self._open_again()
+        return self._connection
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -126,18 +151,39 @@ class Writer:
         """
         if self._refused:
             raise StoreError(self._refused, hint="check the disk, then restart the server")
-        with translate_errors(self._path):
+        with translate_errors(self._path), self.lock:
             try:
-                with transaction(self.connection):
-                    yield self.connection
+                if (connection := self._connection) is None:
+                    connection = self.connection
+                with transaction(connection):
+                    yield connection
             except sqlite3.OperationalError as error:
                 if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
                     self._refused = f"{self._path} takes no writes since a sync failed: {error}"
                 raise
 
-    def close(self) -> None:
-        """Close the connection."""
-        self.connection.close()
+    def close(self) -> bool:
+        """Close the connection for good; whether it was open."""
+        with self.lock:
+            self._open_again = None
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+            return connection is not None
+
+    def close_idle(self) -> bool:
+        """Close the connection until the next transaction, unless it is in use; whether it was closed."""
+        if not self.lock.acquire(blocking=False):
+            return False
+        try:
+            # After a failed sync nothing may move the log into the database.
+            if self._connection is None or self._refused:
+                return False
+            self._connection.close()
+            self._connection = None
+            return True
+        finally:
+            self.lock.release()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from embedserve.atomic_write import sync
+from embedserve.atomic_write import private, sync
 
 
 def sha256_of(path: Path) -> str:
@@ -20,7 +20,8 @@ def write_document(path: Path, document: dict[str, Any]) -> None:
     """Replace a file by a JSON document with its own hash; after a power cut the file is the old one or the new one."""
     body = json.dumps(document, indent=1, sort_keys=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps({"sha256": _hash(body), "document": body}), encoding="utf-8")
+    with open(temporary, "w", encoding="utf-8", opener=private) as file:
+        file.write(json.dumps({"sha256": _hash(body), "document": body}))
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)

@@ -7,18 +7,26 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 
 from embedserve.store.local.records.database import connect, translate_errors
+from embedserve.store.local.records.open_files import ConnectionCount
 
 _KEPT = 16
-"""Maximum number of idle connections; each takes up to three file handles and a page cache of about 2 MB."""
+"""Maximum number of idle connections; each takes two descriptors and a page cache of about 2 MB."""
 
 
 class Readers:
-    """Read transactions on one database; readers and the writer never wait for each other."""
+    """Read transactions on one database; readers and the writer never wait for each other.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the database.
+        count: of the connections of its collection.
+    """
+
+    def __init__(self, path: Path, count: ConnectionCount) -> None:
         self._path = path
+        self._count = count
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -45,18 +53,30 @@ class Readers:
 
     def close(self) -> None:
         """Close idle connections now, and those in use when they are returned."""
+        self._closed = True
+        self.close_idle()
+
+    def close_idle(self) -> int:
+        """Close the connections that are not in use; how many there were."""
         with self._lock:
-            self._closed = True
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
+            self._count.closed()
+        return len(idle)
 
     def _take(self) -> sqlite3.Connection:
+        self._count.used_s = monotonic()
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        connection = connect(self._path)
-        connection.execute("PRAGMA query_only = ON")
+        self._count.opening()
+        try:
+            connection = connect(self._path)
+            connection.execute("PRAGMA query_only = ON")
+        except BaseException:
+            self._count.closed()
+            raise
         return connection
 
     def _give_back(self, connection: sqlite3.Connection, *, healthy: bool) -> None:
@@ -65,3 +85,4 @@ class Readers:
                 self._idle.append(connection)
                 return
         connection.close()
+        self._count.closed()

@@ -9,25 +9,27 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.changes import MetadataChange
+from embedserve.errors import StoreError
 from embedserve.store.local.records import facets
 from embedserve.store.local.records.database import (
     BUSY_MS,
     Writer,
-    connect,
     damaged,
     open_database,
     schema_of,
     translate_errors,
 )
 from embedserve.store.local.records.facets import Facets
+from embedserve.store.local.records.open_files import ConnectionCount, OpenFiles, most_connections
 from embedserve.store.local.records.readers import Readers
 from embedserve.store.local.records.row import Row, to_json
 from embedserve.store.local.records.view import View, media_crc
@@ -77,7 +79,7 @@ _TRIM_WAIT_MS = 50
 
 def schema(version: int) -> frozenset[tuple[str, str, str, str]]:
     """What ``schema_of`` returns for a database of this version, at most VERSION."""
-    with closing(connect(Path(":memory:"))) as connection:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         for statements in _VERSIONS[: max(version, 0)]:
             for statement in statements:
                 connection.execute(statement)
@@ -106,31 +108,43 @@ class Records:
         dimension: D.
         create: create it.
         filter_keys: metadata keys whose values are kept as facets; the same as when the file was created.
+        open_files: limits the connections of all collections.
 
     Raises:
         StoreError: the file cannot be used.
         DiskFull: the file cannot be created.
     """
 
-    def __init__(self, path: Path, dimension: int, *, create: bool, filter_keys: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        dimension: int,
+        *,
+        create: bool,
+        filter_keys: Sequence[str] = (),
+        open_files: OpenFiles | None = None,
+    ) -> None:
         self._path = path
         self._dimension = dimension
         self._filter_keys = tuple(filter_keys)
         self._facets = Facets(filter_keys)
         # A page of a table should hold at least three rows: with 4 KiB pages and 512 numbers half of the file was
         # empty, and writing took twice as long.
-        page_size = 8192 if dimension <= 512 else 16384
-        connection = open_database(path, create=create, versions=_VERSIONS, page_size=page_size)
-        self._writer = Writer(connection, path)
+        self._page_size = 8192 if dimension <= 512 else 16384
+        if open_files is None:
+            open_files = OpenFiles(most_connections())
+        self._count = ConnectionCount(open_files, self.close_idle)
+        self._readers = Readers(path, self._count)
+        connection = self._open(create=create)
+        self._writer = Writer(connection, path, self._open)
         try:
             with translate_errors(path):
                 if create:
                     facets.declare(connection, self._filter_keys)
                 facets.check_declared(connection, path, self._filter_keys)
         except BaseException:
-            connection.close()
+            self._close_writer()
             raise
-        self._readers = Readers(path)
         self._trim_above = _LOG_BYTES
 
     @contextmanager
@@ -146,14 +160,41 @@ class Records:
     @contextmanager
     def writing(self) -> Iterator[WriteTransaction]:
         """One transaction; see ``Writer.transaction``."""
-        with self._writer.transaction() as connection:
-            yield WriteTransaction(connection, self._path, self._facets, self._dimension)
-        self._trim_log()
+        self._count.used_s = monotonic()
+        with self._writer.lock:
+            with self._writer.transaction() as connection:
+                yield WriteTransaction(connection, self._path, self._facets, self._dimension)
+            self._trim_log()
+
+    def reuse_log(self) -> None:
+        """Move the write-ahead log into the file, as far as disk and readers let it; the next write takes its space."""
+        with self._writer.lock, suppress(StoreError, sqlite3.Error):
+            self._checkpoint("RESTART")
 
     def close(self) -> None:
         """Move the write-ahead log into the file and close it."""
         self._readers.close()
-        self._writer.close()
+        self._close_writer()
+
+    def close_idle(self) -> int:
+        """Close the connections that nobody uses now, until they are needed again; how many there were."""
+        closed = self._readers.close_idle()
+        if self._writer.close_idle():
+            self._count.closed()
+            closed += 1
+        return closed
+
+    def _open(self, *, create: bool = False) -> sqlite3.Connection:
+        self._count.opening()
+        try:
+            return open_database(self._path, create=create, versions=_VERSIONS, page_size=self._page_size)
+        except BaseException:
+            self._count.closed()
+            raise
+
+    def _close_writer(self) -> None:
+        if self._writer.close():
+            self._count.closed()
 
     def _trim_log(self) -> None:
         log = self._path.with_name(self._path.name + "-wal")
@@ -161,16 +202,21 @@ class Records:
             size = log.stat().st_size
             if size <= self._trim_above:
                 return
-            # A checkpoint waits for readers, which may never pause; writers should not notice.
-            self._writer.connection.execute(f"PRAGMA busy_timeout = {_TRIM_WAIT_MS}")
-            try:
-                busy, _, _ = self._writer.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()
-            finally:
-                self._writer.connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+            busy = self._checkpoint("TRUNCATE")
         except (OSError, sqlite3.OperationalError):
             # The write itself is on disk; a later one tries again, and copies every page whose sync failed again.
             return
         self._trim_above = size * 2 if busy else _LOG_BYTES
+
+    def _checkpoint(self, kind: str) -> bool:
+        """Whether readers prevented a part of it. Needs the lock of the writer."""
+        # A checkpoint waits for readers, which may never pause; writers should not notice.
+        connection = self._writer.connection
+        connection.execute(f"PRAGMA busy_timeout = {_TRIM_WAIT_MS}")
+        try:
+            return bool(connection.execute(f"PRAGMA wal_checkpoint ({kind})").fetchone()[0])
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
 
 class WriteTransaction:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,17 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.errors import InvalidInput
+from embedserve.errors import InvalidInput, LimitExceeded
 from embedserve.store.local.records.facets import Facets, FacetValue
 from embedserve.store.local.records.row import Row
 from embedserve.store.local.records.view import media_crc
-from embedserve.types import check_metadata
+from embedserve.types import Limits, check_metadata, metadata_bytes
 
 _QUERY = """
-    SELECT item.rid, CAST(id AS BLOB), sha, CAST(meta AS BLOB), vec, item.crc, media.type, media.data, media.crc
+    SELECT item.rid, CAST(id AS BLOB), sha, CAST(meta AS BLOB), vec,
+        typeof(id) || typeof(sha) || typeof(meta) || typeof(vec) || typeof(seq) || typeof(type) || typeof(data),
+        seq, item.crc, media.type, media.data, media.crc
     FROM item LEFT JOIN media USING (rid)
     WHERE item.rid > ? ORDER BY item.rid LIMIT ?
 """
+_TYPES = {"textblobtextblobinteger" + media for media in ("nullnull", "textblob")}
 _FACET = "SELECT 1 FROM facet WHERE key = ? AND value = ? AND rid = ?"
 _SURPLUS = """
     SELECT facet.key, facet.value, facet.rid, CAST(item.id AS BLOB), CAST(item.meta AS BLOB)
@@ -28,12 +33,49 @@ _SURPLUS = """
     WHERE (facet.key, facet.value, facet.rid) > (?, ?, ?)
     ORDER BY facet.key, facet.value, facet.rid LIMIT ?
 """
+_MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}", re.ASCII)
 _NORM_ERROR = 1e-3
 """Allowed deviation of the norm of a stored vector from 1; rounding leaves it within 1e-6."""
+
+_SHOWN = 80
+"""Bytes of an id in a message."""
 
 FacetRow = tuple[int, FacetValue, int]
 FIRST_FACET: FacetRow = (-(2**63), 0, 0)
 """Sorts before all rows of the table of facets."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """What the rows of a database from outside are held to, as items that arrive in calls are."""
+
+    limits: Limits
+    """Those of the server."""
+    last_seq: int
+    """Sequence number of the last write."""
+
+    def check(self, row: Row, seq: int, media_type: str | None, data: bytes | None) -> None:
+        """Check an item, whose columns have the right types.
+
+        Raises:
+            InvalidInput: says what is not allowed.
+        """
+        self.limits.check("max_id_bytes", len(row.id), "bytes in its id")
+        if len(row.sha) not in (0, 32):
+            raise InvalidInput(f"the sha256 of its image has {len(row.sha)} bytes")
+        if not 1 <= seq <= self.last_seq:
+            raise InvalidInput(f"its sequence number is {seq}; the last write has {self.last_seq}")
+        if data is not None and media_type is not None:
+            self.limits.check("max_image_bytes", len(data), "bytes in its image")
+            if not _MEDIA_TYPE.fullmatch(media_type):
+                raise InvalidInput(f"the media type of its image is {media_type[:80]!r}")
+        # Before it is parsed: as JSON with escapes it has at most six times the bytes.
+        self.limits.check("max_metadata_bytes", len(row.meta) // 6, "bytes of metadata")
+        names = [name for name, _ in json.loads(row.meta, object_pairs_hook=list)]
+        if len(set(names)) < len(names):
+            raise InvalidInput("its metadata has a key twice")
+        check_metadata(row.metadata)
+        self.limits.check("max_metadata_bytes", metadata_bytes(row.metadata), "bytes of metadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +96,12 @@ class VerifiedRows:
     """One sentence about each of the other rows, which names the item."""
 
 
-def verify_rows(connection: sqlite3.Connection, dimension: int, after: int, limit: int) -> VerifiedRows | None:
+def verify_rows(
+    connection: sqlite3.Connection, dimension: int, after: int, limit: int, held_to: RowLimits | None = None
+) -> VerifiedRows | None:
     """Verify the next ``limit`` rows after a row number, with their images; None if there are no more.
 
-    One image at a time is held in memory.
+    One image at a time is held in memory, and of what exceeds ``held_to`` one item.
 
     Raises:
         sqlite3.Error: the file cannot be read, or its pages are inconsistent.
@@ -70,9 +114,9 @@ def verify_rows(connection: sqlite3.Connection, dimension: int, after: int, limi
         for columns in cursor:
             read, last = read + 1, columns[0]
             row = Row(*columns[1:5])
-            problem = _problem(row, columns, dimension)
+            problem = _problem(row, columns, dimension, held_to)
             if problem:
-                name = repr(row.id.decode(errors="replace")) if isinstance(row.id, bytes) else f"in row {last}"
+                name = repr(row.id[:_SHOWN].decode(errors="replace")) if isinstance(row.id, bytes) else f"in row {last}"
                 problems.append(f"item {name}: {problem}")
             else:
                 rids.append(last)
@@ -124,9 +168,11 @@ def surplus_facets(
     return last, problems
 
 
-def _problem(row: Row, columns: tuple[Any, ...], dimension: int) -> str:
+def _problem(row: Row, columns: tuple[Any, ...], dimension: int, held_to: RowLimits | None) -> str:
     """What is wrong with a row or its image; empty if nothing is."""
-    *_, crc, media_type, data, data_crc = columns
+    *_, types, seq, crc, media_type, data, data_crc = columns
+    if types not in _TYPES:
+        return "a column of its row or image has a wrong type"
     try:
         if row.crc != crc or len(row.vec) != 4 * dimension:
             return "its row does not match its checksum"
@@ -138,10 +184,12 @@ def _problem(row: Row, columns: tuple[Any, ...], dimension: int) -> str:
     try:
         if not row.text_id:
             return "its id is empty"
+        if held_to is not None:
+            held_to.check(row, seq, media_type, data)
         check_metadata(row.metadata)
     except (ValueError, RecursionError, AttributeError):
         return "its id or metadata cannot be read"
-    except InvalidInput as error:
+    except (InvalidInput, LimitExceeded) as error:
         return error.message
     # The negation also catches NaN.
     if not abs(float(np.linalg.norm(row.vector)) - 1) <= _NORM_ERROR:

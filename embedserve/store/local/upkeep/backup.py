@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sqlite3
 import time
 from collections.abc import Callable
@@ -23,8 +22,9 @@ from embedserve.store.local.records.catalog import Entry, check_filter_keys
 from embedserve.store.local.records.database import connect, damaged, translate_errors
 from embedserve.store.local.records.facets import Facets
 from embedserve.store.local.records.interruption import interruptible
-from embedserve.store.local.records.verify import missing_facets, verify_rows
-from embedserve.types import Keep
+from embedserve.store.local.records.verify import RowLimits, missing_facets, verify_rows
+from embedserve.store.local.upkeep.wire_limits import check_entry, check_time, database_problem, number
+from embedserve.types import Keep, Limits
 
 FORMAT = 1
 """Version of the document and of the last line; the database has its own."""
@@ -35,8 +35,9 @@ _PAGES = 512
 """Pages copied at a time, 4 or 8 MB. 160 MB beside a writing thread took 0.2 s with 64, 512 and all pages at a time,
 and writes waited at most 25 ms. VACUUM INTO took twice as long, and a write waited 80 ms."""
 _ROWS = 2048
-_MAX_DIMENSION = 1 << 16
-"""Limit for the dimension that a backup states, since memory is allocated by it."""
+"""Rows verified at a time, at most."""
+_ROW_BYTES = 32 << 20
+"""Bytes of their vectors, at most."""
 _LAST_LINE = b"embedserve backup, sha256 %b\n"
 LAST_LINE_BYTES = len(_LAST_LINE % bytes(64))
 
@@ -89,23 +90,23 @@ class Document:
                 encoder_name=_of(found["encoder_name"], str),
                 dimension=_of(found["dimension"], int),
                 keep=Keep(found["keep"]),
-                created_unix_s=float(found["created_unix_s"]),
+                created_unix_s=_real(found["created_unix_s"]),
                 index=_of(found["index"], str),
-                target_recall=float(found["target_recall"]),
+                target_recall=_real(found["target_recall"]),
                 filter_keys=check_filter_keys([_of(key, str) for key in _of(found["filter_keys"], list)]),
             )
             document = cls(
                 entry=entry,
-                items=_of(found["items"], int),
-                seq=_of(found["seq"], int),
-                made_unix_s=float(found["made_unix_s"]),
+                items=number("number of items", found["items"]),
+                seq=number("sequence number", found["seq"]),
+                made_unix_s=_real(found["made_unix_s"]),
             )
-        except (KeyError, TypeError, EmbedserveError) as error:
+        except KeyError as error:
+            raise ValueError(f"it does not state {error}") from error
+        except (TypeError, OverflowError, EmbedserveError) as error:
             raise ValueError(str(error)) from error
-        if not (1 <= entry.dimension <= _MAX_DIMENSION and 0 < entry.target_recall <= 1):
-            raise ValueError("its dimension or target recall is out of range")
-        if not (math.isfinite(entry.created_unix_s) and math.isfinite(document.made_unix_s)):
-            raise ValueError("one of its times is out of range")
+        check_entry(entry)
+        check_time("made_unix_s", document.made_unix_s)
         return document
 
 
@@ -150,8 +151,16 @@ def last_line(digest: str) -> bytes:
     return _LAST_LINE % digest.encode()
 
 
-def first_problem(connection: sqlite3.Connection, entry: Entry, check: Callable[[], None]) -> str:
+def first_problem(
+    connection: sqlite3.Connection, entry: Entry, check: Callable[[], None], limits: Limits | None = None
+) -> str:
     """The first problem in a database of items that is not being written; empty if there is none.
+
+    Args:
+        connection: to the database.
+        entry: what is said about its collection.
+        check: called every few milliseconds; an exception from it ends the work.
+        limits: of the wire, for a database from outside.
 
     Raises:
         sqlite3.Error: its pages are inconsistent.
@@ -166,8 +175,14 @@ def first_problem(connection: sqlite3.Connection, entry: Entry, check: Callable[
     query = "SELECT number, key FROM facet_key ORDER BY number"
     if (connection.execute(query).fetchall() if has_facets else []) != list(enumerate(entry.filter_keys)):
         return "its filter keys are not those of its collection"
+    held_to = None
+    if limits is not None:
+        if problem := database_problem(connection):
+            return problem
+        held_to = RowLimits(limits, last_seq=(connection.execute("SELECT seq FROM state").fetchone() or (0,))[0])
     facets, expected, after = Facets(entry.filter_keys), 0, 0
-    while batch := verify_rows(connection, entry.dimension, after, _ROWS):
+    rows = max(1, min(_ROWS, _ROW_BYTES // (4 * entry.dimension)))
+    while batch := verify_rows(connection, entry.dimension, after, rows, held_to):
         check()
         count, missing = missing_facets(connection, facets, batch)
         if batch.problems or missing:
@@ -198,6 +213,12 @@ def _copy(source: Path, target: Path, check: Callable[[], None]) -> None:
         reader.execute("BEGIN")
         reader.execute("SELECT seq FROM state").fetchone()
         reader.backup(writer, pages=_PAGES, progress=lambda *_: check())
+
+
+def _real(value: object) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _of(value: object, kind: type) -> Any:

@@ -15,11 +15,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from embedserve.atomic_write import private
 from embedserve.errors import InvalidInput
 from embedserve.store.local.records.database import connect, schema_of, translate_errors
 from embedserve.store.local.records.records import VERSION, schema
 from embedserve.store.local.upkeep.backup import FORMAT, LAST_LINE_BYTES, TABLE, Document, first_problem, last_line
+from embedserve.types import Limits
 
+_SPARE_BYTES = 16 << 20
+"""Room in a value beside the longest image."""
 _MAGIC = b"SQLite format 3\x00"
 _AGAIN = "get the file again from its origin, or use another backup"
 
@@ -37,7 +41,7 @@ def receive(chunks: Iterable[bytes], path: Path, check: Callable[[], None]) -> N
         DiskFull: there is no room for it.
     """
     digest, kept, has_magic = hashlib.sha256(), b"", False
-    with translate_errors(path), path.open("xb") as file:
+    with translate_errors(path), open(path, "xb", opener=private) as file:
         for chunk in chunks:
             check()
             kept += chunk
@@ -64,19 +68,22 @@ def receive(chunks: Iterable[bytes], path: Path, check: Callable[[], None]) -> N
         os.fsync(file.fileno())
 
 
-def verify(path: Path, *, name: str, uid: str, check: Callable[[], None]) -> Document:
+def verify(path: Path, *, name: str, uid: str, limits: Limits, check: Callable[[], None]) -> Document:
     """The document of a received backup, after everything in the backup was verified.
 
     Args:
         path: as ``receive`` wrote it.
         name: of the collection to be created.
         uid: of that collection.
+        limits: that its items are held to, as if they came in calls.
         check: called every few milliseconds; an exception from it ends the work.
 
     Raises:
-        InvalidInput: the backup was made by a newer release, or is inconsistent.
+        InvalidInput: the backup was made by a newer release, is inconsistent, or holds what the wire does not allow.
     """
     with _refused(), closing(_untrusted(path)) as connection:
+        # One value may otherwise take a gigabyte of memory.
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.max_image_bytes + _SPARE_BYTES)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         found = schema_of(connection)
         extra = frozenset({("table", "backup", "backup", TABLE)})
@@ -95,7 +102,7 @@ def verify(path: Path, *, name: str, uid: str, check: Callable[[], None]) -> Doc
             different = sorted(str(name) for _, name, _, _ in found ^ (extra | schema(version)))
             raise ValueError(f"its tables are not those of a collection: {', '.join(different)[:200]}")
         backup = Document.from_json(document, name=name, uid=uid)
-        problem = first_problem(connection, backup.entry, check)
+        problem = first_problem(connection, backup.entry, check, limits)
         if problem:
             raise ValueError(problem)
         items, seq = connection.execute("SELECT (SELECT COUNT(*) FROM item), (SELECT seq FROM state)").fetchone()
