@@ -9,7 +9,8 @@ from typing import Any
 from embedserve.errors import InvalidInput
 from embedserve.metadata import plain, shown
 
-_SIMPLE = frozenset((str, int, float, bool))
+_NUMBERS = frozenset((int, float))
+"""Taken as they are, nan and integers of any size too: in a store they equal nothing. The client refuses these."""
 
 
 def check_is_filter(value: object, what: str, kinds: tuple[type, ...]) -> None:
@@ -77,7 +78,7 @@ def single_value(value: object, key: str) -> str | int | float | bool:
             f"value of Eq on {key!r} is {shown(value)}",
             hint="Eq compares with one value; with one of several: In(key, values)",
         )
-    return plain(value, f"value of Eq on {key!r}")
+    return value if type(value) in _NUMBERS else plain(value, f"value of Eq on {key!r}")  # type: ignore[return-value]
 
 
 def several_values(values: Any, key: str) -> tuple[str | int | float | bool, ...]:
@@ -94,7 +95,7 @@ def several_values(values: Any, key: str) -> tuple[str | int | float | bool, ...
                 hint="write several in a list, as in In('label', ['red', 'blue']); for one: Eq('label', 'red')",
             )
         values = tuple(values)
-    return tuple([plain(value, f"a value of In on {key!r}") for value in values])
+    return tuple([value if type(value) in _NUMBERS else plain(value, f"a value of In on {key!r}") for value in values])
 
 
 def bound_value(value: object, key: str, name: str) -> int | float | str:

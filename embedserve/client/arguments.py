@@ -22,8 +22,21 @@ from embedserve.client.inputs import vector_of
 from embedserve.client.values import ItemInput, Query
 from embedserve.conditions import check_is_filter
 from embedserve.errors import InvalidInput
-from embedserve.metadata import check_utf_8, digits, plain_id, shown
-from embedserve.types import FILTERS, MAX_TIMEOUT_S, Filter, Keep, Limits, SearchOptions, check_filter
+from embedserve.metadata import check_utf_8, digits, plain, plain_id, shown
+from embedserve.types import (
+    FILTERS,
+    MAX_TIMEOUT_S,
+    And,
+    Eq,
+    Filter,
+    In,
+    Keep,
+    Limits,
+    Not,
+    Or,
+    SearchOptions,
+    check_filter,
+)
 
 CallbackT = TypeVar("CallbackT", bound=Callable[..., Any])
 ElementT = TypeVar("ElementT")
@@ -217,6 +230,18 @@ def condition(value: Any) -> Filter | None:
     check_is_filter(value, "filter", FILTERS)
     found: Filter = value
     check_filter(found, _SENDABLE_FILTER)
+    waiting: list[Filter] = [found]
+    while waiting:
+        match waiting.pop():
+            case And(filters) | Or(filters):
+                waiting += filters
+            case Not(inner):
+                waiting.append(inner)
+            case Eq(key, one):
+                plain(one, f"value of Eq on {key!r}")
+            case In(key, values):
+                for one in values:
+                    plain(one, f"a value of In on {key!r}")
     return found
 
 

@@ -41,7 +41,7 @@ WRONG_IN_FILTERS: dict[str, list[Any]] = {
     "filter": [*NO_FILTER, None],
     "key": [None, 5, b"a", ["a"], True, str],
     "value": NO_VALUE,
-    "values": [*NO_LIST, [None], ["a", [1]], [NAN], [object()]],
+    "values": [*NO_LIST, [None], ["a", [1]], [object()]],
     **dict.fromkeys(("gt", "gte", "lt", "lte"), NO_BOUND),
 }
 
@@ -55,6 +55,19 @@ def test_a_filter_refuses_what_it_cannot_mean_when_it_is_made(kind: Any, paramet
             kind(**{**FILTERS[kind], parameter: value})
         # A wrong element is named by its position, and a wrong value by its key.
         assert re.search(rf"\b({parameter}|{parameter.removesuffix('s')})\b", caught.value.message)
+
+
+@pytest.mark.parametrize("number", [NAN, 2**63, 10**400])
+@pytest.mark.parametrize("make", [lambda number: Eq("n", number), lambda number: Not(Or([In("n", [1, number])]))])
+def test_a_number_that_no_item_can_have_is_refused_and_not_sent(
+    connect: Connect, server: FakeServer, make: Any, number: float
+) -> None:
+    client = connect(server.target)
+    with pytest.raises(InvalidInput, match=r"value of (Eq|In) on 'n' is"):
+        client.search("photos", id="a", filter=make(number))
+    with pytest.raises(InvalidInput, match=r"value of (Eq|In) on 'n' is"):
+        client.list_items("photos", filter=make(number))
+    assert server.requests == []
 
 
 @pytest.mark.parametrize(
