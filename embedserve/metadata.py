@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
 from functools import lru_cache
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -111,6 +110,8 @@ def _hint(value: Any) -> str:
         return _MISSING_HINT
     if isinstance(value, (bytes, bytearray, memoryview)):
         return f"write text: value.decode(); {_TYPES_HINT}"
+    from decimal import Decimal
+
     if isinstance(value, Decimal):
         return f"write float(value), or str(value) to keep every digit; {_TYPES_HINT}"
     if isinstance(value, timedelta) or type(value).__name__ == "timedelta64":

@@ -11,7 +11,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 from embedserve import conditions
-from embedserve.bounds import check_bounds
 from embedserve.errors import InvalidInput, LimitExceeded
 from embedserve.metadata import Metadata as Metadata
 from embedserve.metadata import MetadataValue as MetadataValue
@@ -254,7 +253,7 @@ def check_filter(condition: Filter, limits: Limits) -> None:
                 nodes += len(values)
             case Range(key):
                 check_metadata_key(key)
-                check_bounds(key, node.bounds)
+                conditions.check_bounds(key, node.bounds)
             case Eq(key, _) | Exists(key):
                 check_metadata_key(key)
         limits.check("max_filter_nodes", nodes, "conditions and values in the filter")

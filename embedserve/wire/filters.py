@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from embedserve.bounds import BOUNDS, check_bounds, is_double
+from embedserve.conditions import BOUNDS, check_bounds, is_double
 from embedserve.errors import InvalidInput
 from embedserve.types import And, Eq, Exists, Filter, In, Limits, Not, Or, Range
 from embedserve.v1 import common_pb2 as common_pb

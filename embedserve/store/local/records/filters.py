@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from embedserve.bounds import check_bounds
+from embedserve.conditions import check_bounds
 from embedserve.store.local.records.facets import boolean
 from embedserve.store.local.records.row import escaped
 from embedserve.types import And, Eq, Exists, Filter, In, Not, Or, Range, check_metadata_key
