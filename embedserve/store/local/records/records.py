@@ -277,11 +277,11 @@ class WriteTransaction:
         sizes: list[int | None] = []
         updated: set[int] = set()
         for change in changes:
-            rid = view.rid(change.id)
-            if rid is None:
+            found = view.row(change.id)
+            if found is None:
                 sizes.append(None)
                 continue
-            row = view.rows_of_hits([rid])[rid]
+            rid, row = found
             metadata = change.of(row.metadata)
             size = metadata_bytes(metadata)
             sizes.append(size)
@@ -296,7 +296,8 @@ class WriteTransaction:
         self._connection.execute(
             "UPDATE item SET seq = ?, crc = ?, meta = ? WHERE rid = ?", (seq, new.crc, new.meta.decode(), rid)
         )
-        if self._facets:
+        # Numbers that are equal, as 1 and 1.0 are, are equal facets too.
+        if self._facets and self._facets.rows(rid, old.meta) != self._facets.rows(rid, new.meta):
             self._remove_facets([(rid, old.meta)])
             self._add_facets([(rid, new.meta)])
 

@@ -144,6 +144,15 @@ class View:
         found = self._connection.execute("SELECT rid FROM item WHERE id = ?", (id,)).fetchone()
         return None if found is None else int(found[0])
 
+    def row(self, id: str) -> tuple[int, Row] | None:
+        """Row number and row of an item; None if there is no such item.
+
+        Raises:
+            StoreError: the row is damaged; names the item.
+        """
+        columns = self._connection.execute(f"SELECT {_COLUMNS} FROM item WHERE id = ?", (id,)).fetchone()
+        return None if columns is None else self._row(columns)
+
     def ids(self, rids: Sequence[int]) -> dict[int, bytes]:
         """Ids in UTF-8 by row number."""
         return dict(self._connection.execute(f"SELECT rid, CAST(id AS BLOB) FROM item WHERE {_AMONG}", (_list(rids),)))
