@@ -61,8 +61,9 @@ def command(
         raise click.UsageError("give at most one of --exact, --target-recall, --ef and --nprobe")
 
     from embedserve.cli.terminal.conditions import all_of
+    from embedserve.cli.terminal.no_hits import why_nothing
     from embedserve.cli.terminal.options import connect
-    from embedserve.cli.terminal.output import metadata_text, print_json, print_table, say
+    from embedserve.cli.terminal.output import metadata_text, print_json, print_table, printable, say
 
     data: bytes | Path | None = None
     if image is not None:
@@ -81,6 +82,7 @@ def command(
             ef=ef or 0,
             nprobe=nprobe or 0,
         )
+        reason = "" if hits or as_json else why_nothing(client, collection, conditions)
     if as_json:
         rows = [
             {"rank": rank, "id": hit.id, "score": hit.score, "metadata": hit.metadata}
@@ -97,4 +99,6 @@ def command(
             right=(0, 1),
         )
     else:
-        say("no hits")
+        if not reason and min_score is not None:
+            reason = f"no item{' that matches' if conditions else ''} has a score of at least {min_score:g}"
+        say(f"no hits: {printable(reason)}" if reason else "no hits")

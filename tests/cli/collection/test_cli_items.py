@@ -99,3 +99,9 @@ def test_items_are_deleted_with_yes_and_counted(cli: Cli, client: Client, filled
     outcome = cli("collection", "delete-items", filled, "a.png", "gone", "v", "--yes")
     assert (outcome.exit_code, outcome.err) == (0, "deleted 2 of 3 items\n")
     assert [item.id for item in client.list_items(filled)] == ["b.png"]
+
+
+def test_a_listing_without_items_says_why(cli: Cli, filled: str) -> None:
+    outcome = cli("collection", "list-items", filled, "--where", "labell=dog")
+    assert (outcome.exit_code, outcome.out) == (0, "")
+    assert outcome.err == "no items: no item has the key 'labell'; did you mean 'label'?\n"
