@@ -190,48 +190,18 @@ def _with_table(files: Sequence[_File], table: Path) -> list[_File]:
     """
     from dataclasses import replace
 
+    from embedserve.cli.metadata_table import read_table
     from embedserve.cli.terminal.output import printable, say
 
-    rows = _read_table(table)
+    read = read_table(table)
+    for note in read.notes:
+        say(printable(note))
+    rows = read.rows
     unused = rows.keys() - {file.id for file in files}
     if unused:
-        say(f"{len(unused)} of {len(rows)} rows in {table} match no image, such as {printable(min(unused))!r}")
+        example = printable(min(unused))
+        say(f"{len(unused)} of {len(rows)} rows in {table} match no image, such as {example!r}")
     return [replace(file, metadata={**file.metadata, **rows.get(file.id, {})}) for file in files]
-
-
-def _read_table(table: Path) -> dict[str, dict[str, Any]]:
-    """Path → metadata; an empty cell sets no key."""
-    import csv
-    from pathlib import PurePosixPath
-
-    from embedserve.cli.terminal.conditions import parse_value
-    from embedserve.types import check_metadata_key
-
-    rows: dict[str, dict[str, Any]] = {}
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = reader.fieldnames or []
-            if "path" not in columns:
-                raise InvalidInput(
-                    f"{table} has no column 'path'; its columns are {', '.join(map(repr, columns)) or 'none'}",
-                    hint="the first line names the columns, as in: path,price,brand",
-                )
-            for column in columns:
-                check_metadata_key(column)
-            for row in reader:
-                where = f"{table}, line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise InvalidInput(f"{where}: the number of cells differs from that of the columns")
-                path = PurePosixPath(row.pop("path")).as_posix()
-                if path in rows:
-                    raise InvalidInput(f"{where}: {path!r} already has a row")
-                rows[path] = {key: parse_value(cell) for key, cell in row.items() if cell}
-    except OSError as error:
-        raise DataError(f"{table} cannot be read: {error.strerror}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{table} is not a CSV file in UTF-8: {error}") from error
-    return rows
 
 
 # --- Adding ---

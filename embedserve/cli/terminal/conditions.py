@@ -44,10 +44,10 @@ def parse_value(text: str) -> str | int | float | bool:
 def parse_condition(text: str) -> Filter:
     """The filter that a condition stands for.
 
-    ``key=value`` and ``key!=value`` compare with the value, ``key in (a, b)`` with several; a number or boolean without
-    quotes equals a text that is spelt the same, too, since a table may have made it one. ``key>=bound``, ``key<=bound``,
-    ``key>bound`` and ``key<bound`` compare with a number, or with a text if the bound is none, as dates are. ``key``
-    alone asks whether the item has it. A key or value in quotes may have any characters.
+    ``key=value`` and ``key!=value`` compare with the value, ``key in (a, b)`` with several. A number or boolean without
+    quotes equals a text that is spelt the same, too, since a table may have made it one. ``key>=bound``,
+    ``key<=bound``, ``key>bound`` and ``key<bound`` compare with a number, or with a text if the bound is none, as dates
+    are. ``key`` alone asks whether the item has it. A key or value in quotes may have any characters.
 
     Raises:
         InvalidInput: it is not a condition, or its bound is almost a number.

@@ -1,4 +1,4 @@
-"""Why a search or listing found nothing: the collection is empty, or its items lack a key or have another kind of value."""
+"""Why nothing was found: the collection is empty, or its items lack a key, or have another kind of value for it."""
 
 from __future__ import annotations
 

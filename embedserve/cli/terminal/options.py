@@ -122,10 +122,10 @@ def where_option(command: _CommandT) -> _CommandT:
         multiple=True,
         type=Condition(),
         metavar="CONDITION",
-        help='Only items whose metadata matches: key=value, key!=value, "key in (a, b)", key>=bound, key<=bound, key>bound,'
-        " key<bound, or key for items that have it. Several must all hold. A bound is a number, or else a text such as"
-        " 2026-11-24; a value is a number, true, false or text, and equals a text that is spelt the same. Quotes make"
-        " text.",
+        help='Only items whose metadata matches: key=value, key!=value, "key in (a, b)", key>=bound, key<=bound,'
+        " key>bound, key<bound, or key for items that have it. Several must all hold. A bound is a number, or else a"
+        " text such as 2026-11-24. A value is a number, true, false or text; without quotes it also equals a text that"
+        " is spelt the same.",
     )(command)
 
 

@@ -1,4 +1,4 @@
-"""What a text stands for: a number, a boolean or just a text; for conditions as people type them and cells of tables."""
+"""What a text stands for, a number, a boolean or just a text: in conditions as people type them, and in tables."""
 
 from __future__ import annotations
 
