@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.options import server_option
+from embedserve.cli.terminal.options import exclude_option, server_option
 from embedserve.errors import DataError, EmbedserveError, all_errors
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def command() -> None:
 
 @command.command("serve")
 @click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path), metavar="[IMAGES]...")
+@exclude_option
 @server_option
 @click.option(
     "--clients",
@@ -120,6 +121,7 @@ def command() -> None:
 def serve(
     server: str,
     paths: tuple[Path, ...],
+    exclude: tuple[str, ...],
     call: str,
     per_call: int,
     vectors: bool,
@@ -183,6 +185,7 @@ def serve(
         per_call=per_call,
         stream=stream,
         paths=paths,
+        exclude=exclude,
         sample=sample,
         size=size,
         vectors=vectors,

@@ -30,6 +30,7 @@ def test_a_table_gives_typed_metadata_by_path(cli: Cli, client: Client, collecti
     assert cat is not None
     assert top is not None
     assert dict(cat.metadata) == {
+        "root": "photos",
         "label": "lion",
         "folder": "cats",
         "price": 12,
@@ -38,7 +39,7 @@ def test_a_table_gives_typed_metadata_by_path(cli: Cli, client: Client, collecti
         "article": "007",
         "note": "tall, thin",
     }
-    assert dict(top.metadata) == {}
+    assert dict(top.metadata) == {"root": "photos"}
 
 
 def test_rows_without_an_image_are_counted(cli: Cli, collection: str, photos: Path, tmp_path: Path) -> None:

@@ -129,6 +129,35 @@ def where_option(command: _CommandT) -> _CommandT:
     )(command)
 
 
+class _Exclude(click.ParamType[Any]):
+    """A pattern of files and folders to leave out, checked."""
+
+    name = "pattern"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The pattern as it was typed."""
+        from embedserve.cli.terminal.exclude import Exclude
+
+        try:
+            Exclude([value])
+        except InvalidInput as error:
+            self.fail(f"{error.message}; {error.hint}", param, ctx)
+        return value
+
+
+def exclude_option(command: _CommandT) -> _CommandT:
+    """``--exclude``: files and folders to leave out."""
+    return click.option(
+        "--exclude",
+        multiple=True,
+        type=_Exclude(),
+        metavar="PATTERN",
+        help="Leave out what matches in folders, as in a .gitignore file: '*.gif' or 'thumbs/' at any depth,"
+        " 'a/b/*.png' from the folder on, '**' for any number of folders. May be repeated; in quotes, or the shell"
+        " expands it.",
+    )(command)
+
+
 def require_terminal(yes: bool) -> None:
     """Make sure that a deletion can be confirmed: by ``--yes`` or at a terminal.
 
@@ -139,14 +168,20 @@ def require_terminal(yes: bool) -> None:
         raise click.UsageError("this deletes data, and there is no terminal to confirm at: give --yes")
 
 
+def confirmed(question: str, yes: bool) -> bool:
+    """Whether the answer to a question is yes; it is not asked if ``yes`` is given."""
+    return yes or click.confirm(question, err=True)
+
+
 def confirm(question: str, yes: bool) -> None:
-    """Ask for confirmation, unless ``yes`` is given.
+    """Ask for confirmation of a deletion, unless ``yes`` is given.
 
     Raises:
-        Abort: the answer was no.
+        Exit: the answer was no; with 1, and a line that says so.
     """
-    if not yes:
-        click.confirm(question, abort=True, err=True)
+    if not confirmed(question, yes):
+        click.echo("nothing deleted", err=True)
+        raise click.exceptions.Exit(1)
 
 
 def connection() -> dict[str, Any]:
