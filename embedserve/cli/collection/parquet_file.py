@@ -155,6 +155,8 @@ class CollectionFile:
             # Without memory mapping: if the file were truncated meanwhile, the process would be killed.
             self._file = pq.ParquetFile(path, memory_map=False, pre_buffer=False)
             self._schema = self._file.schema_arrow
+            leaves = map(self._file.schema.column, range(len(self._file.schema)))
+            declared = {leaf.path: str(leaf.logical_type.type) for leaf in leaves}
         self.header = self._read_header()
         """None if another program wrote the file."""
         self.rows: int = self._file.metadata.num_rows
@@ -162,7 +164,7 @@ class CollectionFile:
         """Rows whose id a later row has too; known once ``check`` has passed."""
         self._check_columns()
         try:
-            self.metadata = MetadataColumns(self._pa, self._schema, metadata_columns, _COLUMNS)
+            self.metadata = MetadataColumns(self._pa, self._schema, metadata_columns, _COLUMNS, declared)
             """The columns that become metadata."""
         except DataError as error:
             raise DataError(f"{path}: {error.message}", hint=error.hint) from None

@@ -25,12 +25,15 @@ class MetadataColumns:
         schema: of the file.
         chosen: names of columns, or ALL.
         taken: names of columns that are something else.
+        declared: column → its logical type in Parquet, as in "JSON"; pyarrow before 21 reads some as plain columns.
 
     Raises:
         DataError: there is no such column, or it cannot be metadata.
     """
 
-    def __init__(self, pa: Any, schema: Any, chosen: Sequence[str], taken: Sequence[str]) -> None:
+    def __init__(
+        self, pa: Any, schema: Any, chosen: Sequence[str], taken: Sequence[str], declared: Mapping[str, str]
+    ) -> None:
         self.unusable: list[str] = []
         """Columns, and fields in them, that were asked for and cannot be metadata, with their types."""
         self.notes: set[str] = set()
@@ -40,7 +43,7 @@ class MetadataColumns:
         """Reads the column ``metadata``; None if there is none."""
         if "metadata" in schema.names:
             self._document = self._document_reader(pa, schema.field("metadata").type)
-        self._choose(pa, schema, chosen, [name for name in schema.names if name not in taken])
+        self._choose(pa, schema, chosen, [name for name in schema.names if name not in taken], declared)
 
     @property
     def names(self) -> list[str]:
@@ -70,7 +73,9 @@ class MetadataColumns:
             )
         return read
 
-    def _choose(self, pa: Any, schema: Any, chosen: Sequence[str], others: Sequence[str]) -> None:
+    def _choose(
+        self, pa: Any, schema: Any, chosen: Sequence[str], others: Sequence[str], declared: Mapping[str, str]
+    ) -> None:
         is_all = tuple(chosen) == ALL
         # pandas' numbering of the rows is named __index_level_0__.
         every = [name for name in others if not name.startswith("__index_level_")]
@@ -83,7 +88,14 @@ class MetadataColumns:
                     hint=f"did you mean {close[0]!r}?" if close and close[0] != name else f"there are {known}",
                 )
             unread: list[str] = []
-            read = parquet_values.reader(pa, schema.field(name).type, name, unread, self.notes)
+            field = schema.field(name)
+            if extension := parquet_values.unknown_extension(field):
+                unread.append(f"{name} ({extension})")
+                read = None
+            else:
+                read = parquet_values.DECLARED.get(declared.get(name, "")) or parquet_values.reader(
+                    pa, field.type, name, unread, self.notes
+                )
             if read is not None:
                 self._readers[name] = read
             elif not is_all:

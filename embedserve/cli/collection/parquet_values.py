@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -113,7 +113,7 @@ def reader(pa: Any, kind: Any, name: str, unread: list[str], notes: set[str]) ->
     if _is_uuid(pa, kind) and hasattr(kind, "extension_name"):
         return _uuids
     if is_json(kind):
-        return lambda column: [_json(text) for text in storage(column).to_pylist()]
+        return _jsons
     if types.is_dictionary(kind):
         if (plain := reader(pa, kind.value_type, name, unread, notes)) is None:
             return None
@@ -141,6 +141,17 @@ def reader(pa: Any, kind: Any, name: str, unread: list[str], notes: set[str]) ->
             return lambda column: _lists(column, inner)
     unread.append(f"{name} ({kind})")
     return None
+
+
+def unknown_extension(field: Any) -> str:
+    """The name of a type that a program added to Arrow and pyarrow does not know, such as pandas.period; or empty.
+
+    What its values stand for is unknown: a period is a number of months since 1970.
+    """
+    if hasattr(field.type, "extension_name") or not field.metadata:
+        return ""
+    name: bytes = field.metadata.get(b"ARROW:extension:name", b"")
+    return name.decode("utf-8", "replace")
 
 
 def parsed(text: str) -> Any:
@@ -174,6 +185,14 @@ def _becomes_text(pa: Any, kind: Any) -> bool:
 
 def _uuids(column: Any) -> list[Value]:
     return [None if data is None else str(UUID(bytes=data)) for data in storage(column).to_pylist()]
+
+
+def _jsons(column: Any) -> list[Value]:
+    return [_json(text) for text in storage(column).to_pylist()]
+
+
+DECLARED: Mapping[str, Reader] = {"JSON": _jsons, "UUID": _uuids}
+"""Logical type in Parquet → what reads it."""
 
 
 def _json(text: str | None) -> Value:

@@ -164,6 +164,34 @@ def test_the_column_metadata_may_be_a_struct_or_json(tmp_path: Path, column: Any
     ]
 
 
+def test_logical_types_of_parquet_count_where_pyarrow_reads_plain_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {"j": extension(pa.json_(), ['{"a": 1}', "2"]), "u": extension(pa.uuid(), [one.bytes for one in UUIDS])}
+    path = written(tmp_path / "f.parquet", id=columns["u"], **columns)
+    pq.write_table(pq.read_table(path), path, store_schema=False)  # as DuckDB does, without Arrow's types
+    real = pq.ParquetFile
+
+    def as_before_21(*arguments: Any, **options: Any) -> Any:
+        return real(*arguments, **options, arrow_extensions_enabled=False)
+
+    if pa.__version__ >= "21":
+        monkeypatch.setattr(pq, "ParquetFile", as_before_21)
+    [first, second] = read(path, *ALL)
+    assert (first.id, dict(first.metadata)) == (str(UUIDS[0]), {"j.a": 1, "u": str(UUIDS[0])})
+    assert (second.id, dict(second.metadata)) == (str(UUIDS[1]), {"j": 2, "u": str(UUIDS[1])})
+
+
+def test_a_type_that_pyarrow_does_not_know_is_named_not_guessed(tmp_path: Path) -> None:
+    field = pa.field("month", pa.int64(), metadata={"ARROW:extension:name": "pandas.period"})
+    columns = {"id": ["a"], "vector": [[1.0]], "month": [648]}
+    schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32())), field])
+    pq.write_table(pa.table(columns, schema=schema), tmp_path / "f.parquet")
+    with CollectionFile(tmp_path / "f.parquet", ALL) as file:
+        assert file.metadata.unusable == ["month (pandas.period)"]
+    assert [dict(item.metadata) for item in read(tmp_path / "f.parquet", *ALL)] == [{}]
+
+
 UNUSABLE = {
     "m": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
     "bytes": pa.array([b"x", None]),
