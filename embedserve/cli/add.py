@@ -122,8 +122,9 @@ def command(
 
     \b
     embedserve add photos/ --collection photos
-    embedserve add photos/ --collection photos --metadata photos.csv --keep originals
-    embedserve add photos/ --collection photos --exclude thumbs/ --remove-missing --dry-run
+    embedserve add photos/ --collection photos --metadata photos.csv
+    embedserve add photos/ --collection photos --exclude thumbs/ --dry-run
+    embedserve add photos/ --collection photos --remove-missing
     """
     if remove_missing and not dry_run:
         require_terminal(yes)

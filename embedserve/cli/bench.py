@@ -147,8 +147,9 @@ def serve(
     \b
     embedserve bench serve --server localhost:50051
     embedserve bench serve photos/ --clients 16 --per-call 8 --seconds 30
-    embedserve bench serve --clients 4,16,64 --rate 50%,80%,95%,120% --allow OVERLOADED --plot latency.svg
-    embedserve bench serve --call search --collection photos --rate 100 --json search.json
+    embedserve bench serve --clients 16,64 --rate 50%,120% --allow OVERLOADED
+    embedserve bench serve --rate 50%,80%,95% --plot latency.svg
+    embedserve bench serve --call search --collection photos --rate 100
     """
     if plot is not None and plot.suffix not in (".svg", ".html"):
         raise click.BadParameter(f"{str(plot)!r} ends neither in .svg nor in .html", param_hint="'--plot'")

@@ -51,7 +51,8 @@ def command(
 
     \b
     embedserve search query.jpg --collection photos
-    embedserve search query.jpg --collection photos -k 5 --where label=shoe --where "price<=80"
+    embedserve search query.jpg --collection photos --where "price<=80"
+    embedserve search query.jpg --collection photos --where "label in (a, b)"
     embedserve search --like shoes/12.jpg --collection photos --json
     embedserve search query.jpg --collection photos --target-recall 0.99
     """

@@ -100,7 +100,7 @@ def import_(
     \b
     embedserve collection import photos-2 photos.parquet
     embedserve collection import texts texts.parquet --external
-    embedserve collection import shop shop.parquet --external --metadata-columns price,brand
+    embedserve collection import shop s.parquet --metadata-columns price,brand
     """
     if fingerprint and external:
         raise click.UsageError("--fingerprint and --external contradict each other")

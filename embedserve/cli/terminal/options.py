@@ -35,7 +35,7 @@ _CONNECTION = "embedserve.connection"
 
 def connection_options(command: _CommandT) -> _CommandT:
     """Token and certificates of a connection. ``connect`` reads them from the context; commands do not receive them."""
-    file = click.Path(path_type=Path)
+    file = Existing(path_type=Path)
     for name, kind, text in reversed(
         [
             (
@@ -92,6 +92,23 @@ def json_option(text: str) -> Callable[[_CommandT], _CommandT]:
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
+class Existing(click.Path):
+    """A path of something that exists; another one is wrong usage, said in one sentence with a hint."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path.
+
+        Raises:
+            InvalidInput: nothing has this path.
+        """
+        path = super().convert(value, param, ctx)
+        if not os.path.lexists(path):
+            name = param.opts[0] if isinstance(param, click.Option) else getattr(param, "human_readable_name", "it")
+            raise InvalidInput(f"{value} does not exist", hint=f"the path for {name} is relative to {Path.cwd()}")
+        return path
+
+
+existing = Existing(path_type=Path)
 existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 new_file = click.Path(dir_okay=False, path_type=Path)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")

@@ -85,7 +85,7 @@ def test_listing_stops_quietly_when_its_reader_has_seen_enough(server: str, fill
 # --- Deleting ---
 
 
-@pytest.mark.parametrize(("answer", "exit_code", "left"), [("y", 0, 2), ("n", 130, 3)])
+@pytest.mark.parametrize(("answer", "exit_code", "left"), [("y", 0, 2), ("n", 1, 3)])
 def test_at_a_terminal_deletion_is_confirmed_first(
     cli: Cli, client: Client, filled: str, monkeypatch: pytest.MonkeyPatch, answer: str, exit_code: int, left: int
 ) -> None:
