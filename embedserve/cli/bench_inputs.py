@@ -122,6 +122,7 @@ def _drawn(size: str, seed: int, limits: Limits) -> list[bytes]:
 def _files(paths: Sequence[Path], patterns: Sequence[str] = ()) -> list[Path]:
     from embedserve.cli.files import no_images, scan
     from embedserve.cli.terminal.exclude import Exclude, say_excluded
+    from embedserve.cli.terminal.output import say_failed
 
     exclude = Exclude(patterns)
     excluded: list[Path] = []
@@ -133,6 +134,8 @@ def _files(paths: Sequence[Path], patterns: Sequence[str] = ()) -> list[Path]:
         found = scan(path, exclude)
         if not found.images:
             raise no_images(path, found)
+        for unread, why in found.unreadable:
+            say_failed(str(unread), f"cannot be read: {why}")
         files += found.images
         excluded += found.excluded
     say_excluded(exclude, excluded)

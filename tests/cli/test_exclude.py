@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 import pytest
 
 from embedserve import Client
+from embedserve.cli import bench_inputs
 from embedserve.cli.files import scan
 from embedserve.cli.terminal.exclude import Exclude
 from embedserve.errors import InvalidInput
@@ -98,6 +99,12 @@ def test_embed_leaves_out_what_is_excluded_in_folders_only(cli: Cli, photos: Pat
     outcome = cli("embed", photos / "cats", photos / "top.png", "-o", "-", "--exclude", "*.png")
     assert outcome.exit_code == 0
     assert [Path(row["path"]).name for row in outcome.json_lines] == ["b.jpg", "top.png"]
+
+
+def test_bench_leaves_out_what_is_excluded(photos: Path) -> None:
+    assert bench_inputs._files([photos, photos / "top.png"], ["cats", "*.webp"]) == [
+        photos / name for name in ("dogs/big/c.png", "top.png", "top.png")
+    ]
 
 
 def test_a_folder_of_which_everything_is_excluded_is_an_error_that_says_so(
