@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from embedserve.cli.terminal.options import connection_options, existing
+from embedserve.cli.terminal.options import connection_options, existing_encoder
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class _Finding:
 
 
 @click.command("doctor")
-@click.argument("encoder", required=False, type=existing)
+@click.argument("encoder", required=False, type=existing_encoder)
 @click.option(
     "--device", default="auto", metavar="DEVICE", help="Where to run the encoder: auto, cpu, cuda, tensorrt, cuda:1."
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import existing
+from embedserve.cli.terminal.options import existing, existing_encoder
 from embedserve.server.config import ServerConfig
 from embedserve.types import Limits
 
@@ -22,7 +22,7 @@ _FILE = existing
 
 
 @click.command("serve")
-@click.argument("encoder", type=existing)
+@click.argument("encoder", type=existing_encoder)
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Directory of the collections; without it there are none."
 )

@@ -18,6 +18,37 @@ if TYPE_CHECKING:
 _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
 
 
+class Existing(click.Path):
+    """A path of something that exists; another one is wrong usage, said in one sentence with a hint.
+
+    Args:
+        what: what is missing otherwise, as in "encoder file".
+        hint: how to get one, with "{path}" for the path.
+    """
+
+    def __init__(self, what: str = "", hint: str = "") -> None:
+        super().__init__(path_type=Path)
+        self._what, self._hint = what, hint
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path.
+
+        Raises:
+            InvalidInput: nothing has this path.
+        """
+        path = super().convert(value, param, ctx)
+        if not os.path.lexists(path):
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                raise click.exceptions.Exit(2)  # under torchrun: the first process says it for all
+            message = f"there is no {self._what} {value}" if self._what else f"{value} does not exist"
+            raise InvalidInput(message, hint=self._hint.format(path=value) or f"paths are relative to {Path.cwd()}")
+        return path
+
+
+existing = Existing()
+existing_encoder = Existing("encoder file", "make one: embedserve export RUN -o {path}")
+
+
 def server_option(command: _CommandT) -> _CommandT:
     """``--server`` and the options of the connection; each has one environment variable for all commands."""
     return click.option(
@@ -35,7 +66,7 @@ _CONNECTION = "embedserve.connection"
 
 def connection_options(command: _CommandT) -> _CommandT:
     """Token and certificates of a connection. ``connect`` reads them from the context; commands do not receive them."""
-    file = Existing(path_type=Path)
+    file = existing
     for name, kind, text in reversed(
         [
             (
@@ -92,23 +123,6 @@ def json_option(text: str) -> Callable[[_CommandT], _CommandT]:
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
-class Existing(click.Path):
-    """A path of something that exists; another one is wrong usage, said in one sentence with a hint."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path.
-
-        Raises:
-            InvalidInput: nothing has this path.
-        """
-        path = super().convert(value, param, ctx)
-        if not os.path.lexists(path):
-            name = param.opts[0] if isinstance(param, click.Option) else getattr(param, "human_readable_name", "it")
-            raise InvalidInput(f"{value} does not exist", hint=f"the path for {name} is relative to {Path.cwd()}")
-        return path
-
-
-existing = Existing(path_type=Path)
 existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 new_file = click.Path(dir_okay=False, path_type=Path)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
