@@ -26,9 +26,9 @@ def main() -> None:
     """Train an image encoder on your own unlabelled images and serve it.
 
     \b
-    embedserve train photos/ -o runs/photos       learn from a folder of images
-    embedserve export runs/photos -o encoder.onnx  one verified, self-describing file
-    embedserve serve encoder.onnx --data data/     embeddings and search over gRPC
+    embedserve train photos/ -o runs/photos     learn from a folder of images
+    embedserve export runs/photos               one verified, self-describing file
+    embedserve serve encoder.onnx --data data/  embeddings and search over gRPC
     embedserve add photos/ --collection photos
     embedserve search query.jpg --collection photos
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.options import Finite, server_option
+from embedserve.cli.terminal.options import Finite, exclude_option, server_option
 from embedserve.errors import DataError, EmbedserveError, all_errors
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def command() -> None:
 
 @command.command("serve")
 @click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path), metavar="[IMAGES]...")
+@exclude_option
 @server_option
 @click.option(
     "--clients",
@@ -120,6 +121,7 @@ def command() -> None:
 def serve(
     server: str,
     paths: tuple[Path, ...],
+    exclude: tuple[str, ...],
     call: str,
     per_call: int,
     vectors: bool,
@@ -145,8 +147,9 @@ def serve(
     \b
     embedserve bench serve --server localhost:50051
     embedserve bench serve photos/ --clients 16 --per-call 8 --seconds 30
-    embedserve bench serve --clients 4,16,64 --rate 50%,80%,95%,120% --allow OVERLOADED --plot latency.svg
-    embedserve bench serve --call search --collection photos --rate 100 --json search.json
+    embedserve bench serve --clients 16,64 --rate 50%,120% --allow OVERLOADED
+    embedserve bench serve --rate 50%,80%,95% --plot latency.svg
+    embedserve bench serve --call search --collection photos --rate 100
     """
     if plot is not None and plot.suffix not in (".svg", ".html"):
         raise click.BadParameter(f"{str(plot)!r} ends neither in .svg nor in .html", param_hint="'--plot'")
@@ -183,6 +186,7 @@ def serve(
         per_call=per_call,
         stream=stream,
         paths=paths,
+        exclude=exclude,
         sample=sample,
         size=size,
         vectors=vectors,

@@ -39,6 +39,8 @@ class Inputs:
     collection: str
     k: int
     seed: int
+    exclude: Sequence[str] = ()
+    """Patterns of files and folders to leave out."""
 
 
 def ready(inputs: Inputs, client: Client) -> tuple[Load, str]:
@@ -85,7 +87,7 @@ def ready(inputs: Inputs, client: Client) -> tuple[Load, str]:
 
 def _images(inputs: Inputs, limits: Limits) -> tuple[list[bytes], str]:
     if inputs.paths:
-        files = _files(inputs.paths)
+        files = _files(inputs.paths, inputs.exclude)
         images, of = _read(files, limits), f" of {', '.join(map(str, inputs.paths))}"
         what = f"{len(images)} of the {len(files)} images" if len(images) < len(files) else f"{len(images)} images"
     elif inputs.sample:
@@ -117,18 +119,26 @@ def _drawn(size: str, seed: int, limits: Limits) -> list[bytes]:
     return images
 
 
-def _files(paths: Sequence[Path]) -> list[Path]:
+def _files(paths: Sequence[Path], patterns: Sequence[str] = ()) -> list[Path]:
     from embedserve.cli.files import no_images, scan
+    from embedserve.cli.terminal.exclude import Exclude, say_excluded
+    from embedserve.cli.terminal.output import say_failed
 
+    exclude = Exclude(patterns)
+    excluded: list[Path] = []
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        found = scan(path)
+        found = scan(path, exclude)
         if not found.images:
             raise no_images(path, found)
+        for unread, why in found.unreadable:
+            say_failed(str(unread), f"cannot be read: {why}")
         files += found.images
+        excluded += found.excluded
+    say_excluded(exclude, excluded)
     return files
 
 

@@ -24,7 +24,7 @@ def command(context: click.Context, shell: str) -> None:
     """Print the completion script for a shell, and where to put it.
 
     \b
-    embedserve completion bash > ~/.local/share/bash-completion/completions/embedserve
+    embedserve completion zsh > ~/.zfunc/_embedserve
     """
     from click.shell_completion import get_completion_class
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import Finite
+from embedserve.cli.terminal.options import Finite, existing
 from embedserve.errors import EmbedserveError, SetupError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _SHOWN_SEARCHES = 3
 
 
 @click.command("demo")
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.argument("folder", required=False, type=existing)
 @click.option(
     "-o",
     "--out",

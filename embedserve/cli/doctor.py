@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from embedserve.cli.terminal.options import Finite, connection_options
+from embedserve.cli.terminal.options import Finite, connection_options, existing_encoder
 from embedserve.types import MAX_TIMEOUT_S
 
 
@@ -20,7 +20,7 @@ class _Finding:
 
 
 @click.command("doctor")
-@click.argument("encoder", required=False, type=click.Path(path_type=Path))
+@click.argument("encoder", required=False, type=existing_encoder)
 @click.option(
     "--device", default="auto", metavar="DEVICE", help="Where to run the encoder: auto, cpu, cuda, tensorrt, cuda:1."
 )

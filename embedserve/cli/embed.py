@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.options import server_option
+from embedserve.cli.terminal.options import exclude_option, server_option
 from embedserve.errors import DataError, EmbedserveError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class _Embedder:
     help="OUT.npy: float32 [N, D], and OUT.json beside it with the paths of the rows and the encoder."
     ' OUT.jsonl: path, vector and encoder on each line; "-" prints the same lines.',
 )
+@exclude_option
 @server_option
 @click.option(
     "--encoder",
@@ -48,8 +49,10 @@ class _Embedder:
     metavar="FILE",
     help="Embed in this process with an encoder file; no server is needed.",
 )
-def command(paths: tuple[Path, ...], out: str, server: str, encoder_path: Path | None) -> None:
-    """Embed images: files, or all images in folders.
+def command(
+    paths: tuple[Path, ...], out: str, exclude: tuple[str, ...], server: str, encoder_path: Path | None
+) -> None:
+    """Embed images: files, or all images in folders. A file that is given itself is never excluded.
 
     Files that cannot be used are named and skipped; the exit code is then 1.
 
@@ -63,7 +66,7 @@ def command(paths: tuple[Path, ...], out: str, server: str, encoder_path: Path |
 
     from embedserve.cli.terminal.output import progress, rate_text, say, say_failed
 
-    images, unreadable = _find(paths)
+    images, unreadable = _find(paths, exclude)
     begun = time.monotonic()
     failed: list[tuple[str, str, str]] = [(str(path), DataError.code, why) for path, why in unreadable]
     rows: list[NDArray[np.float32]] = []
@@ -105,25 +108,30 @@ def command(paths: tuple[Path, ...], out: str, server: str, encoder_path: Path |
         sys.exit(1)
 
 
-def _find(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
+def _find(paths: Sequence[Path], patterns: Sequence[str]) -> tuple[list[Path], list[tuple[Path, str]]]:
     """The files to embed, each once, and folders that could not be read.
 
     Raises:
         DataError: a folder has no images.
     """
     from embedserve.cli.files import no_images, scan
+    from embedserve.cli.terminal.exclude import Exclude, say_excluded
 
+    exclude = Exclude(patterns)
+    excluded: list[Path] = []
     images: dict[Path, None] = {}
     unreadable: list[tuple[Path, str]] = []
     for path in paths:
         if not path.is_dir():
             images[path] = None
             continue
-        found = scan(path)
+        found = scan(path, exclude)
         if not found.images and not found.unreadable:
             raise no_images(path, found)
         images.update(dict.fromkeys(found.images))
         unreadable += found.unreadable
+        excluded += found.excluded
+    say_excluded(exclude, excluded)
     return list(images), unreadable
 
 

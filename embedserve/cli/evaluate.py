@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from embedserve.cli.terminal.options import existing
+
 if TYPE_CHECKING:
     from embedserve_training.evaluate import Evaluation, Figure, Row
 
@@ -24,12 +26,12 @@ _ITSELF = {"self_recall_1": "itself\n@1", "self_mrr": "itself\nMRR"}
 
 
 @click.command("evaluate")
-@click.argument("subjects", metavar="RUN|ENCODER...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("subjects", metavar="RUN|ENCODER...", nargs=-1, required=True, type=existing)
+@click.argument("folder", type=existing)
 @click.option(
     "--test",
     "test_folder",
-    type=click.Path(path_type=Path),
+    type=existing,
     help="Labelled folder with the queries.  [default: a fifth of FOLDER, held out]",
 )
 @click.option(
@@ -64,7 +66,7 @@ def command(
     \b
     embedserve evaluate runs/photos photos/
     embedserve evaluate encoder.onnx labelled/train --test labelled/test
-    embedserve evaluate runs/seed0 runs/seed1 runs/seed2 labelled/ --supervised-epochs 20
+    embedserve evaluate runs/seed0 runs/seed1 labelled/ --supervised-epochs 20
     """
     from embedserve.cli.terminal.output import print_json, say
     from embedserve.cli.training import training_installed

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedserve.cli.terminal.exclude import Exclude
 from embedserve.errors import DataError
 
 
@@ -20,12 +21,18 @@ class Folder:
     """All other files that are not hidden, sorted."""
     unreadable: Sequence[tuple[Path, str]]
     """Folders inside that could not be read, and why."""
+    excluded: Sequence[Path] = ()
+    """Files, and folders with everything in them, that were left out on request, sorted."""
 
 
-def scan(folder: Path) -> Folder:
+def scan(folder: Path, exclude: Exclude | None = None) -> Folder:
     """List a folder and all folders in it.
 
     Links are followed, but each folder is read once, by its real path if that is inside; circular links therefore end.
+
+    Args:
+        folder: to list.
+        exclude: what to leave out; a folder that is left out is not read.
 
     Raises:
         DataError: the folder itself cannot be read.
@@ -35,6 +42,7 @@ def scan(folder: Path) -> Folder:
     images: list[Path] = []
     others: list[Path] = []
     unreadable: list[tuple[Path, str]] = []
+    excluded: list[Path] = []
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
     links: list[Path] = []
@@ -50,14 +58,16 @@ def scan(folder: Path) -> Folder:
             continue
         for entry in entries:
             path = current / entry.name
-            if entry.is_dir():
+            if exclude is not None and exclude(path.relative_to(folder), is_folder=entry.is_dir()):
+                excluded.append(path)
+            elif entry.is_dir():
                 (links if entry.is_symlink() else waiting).append(path)
             elif path.suffix.lower() not in SUFFIXES:
                 others.append(path)
             else:
                 # Broken links and pipes too, so that they are reported when they are read.
                 images.append(path)
-    return Folder(sorted(images), sorted(others), sorted(unreadable))
+    return Folder(sorted(images), sorted(others), sorted(unreadable), sorted(excluded))
 
 
 def no_images(folder: Path, found: Folder) -> DataError:
@@ -69,6 +79,8 @@ def no_images(folder: Path, found: Folder) -> DataError:
         names = ", ".join(path.name for path in found.others[:3])
         files = "1 file" if len(found.others) == 1 else f"{len(found.others)} files"
         seen = f" ({files} seen: {names}{', …' if len(found.others) > 3 else ''})"
+    if found.excluded:
+        seen += f" beside what --exclude leaves out, such as {found.excluded[0].name}"
     return DataError(f"{folder} has no images{seen}", hint=f"images are files ending in {' '.join(SUFFIXES)}")
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from embedserve.cli.terminal.options import existing
 from embedserve.cli.training import setting_option
 
 
 @click.command("preview")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=existing)
 @click.option(
     "-o",
     "--out",

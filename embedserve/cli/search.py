@@ -51,7 +51,8 @@ def command(
 
     \b
     embedserve search query.jpg --collection photos
-    embedserve search query.jpg --collection photos -k 5 --where label=shoe --where "price<=80"
+    embedserve search query.jpg --collection photos --where "price<=80"
+    embedserve search query.jpg --collection photos --where "label in (a, b)"
     embedserve search --like shoes/12.jpg --collection photos --json
     embedserve search query.jpg --collection photos --target-recall 0.99
     """
@@ -61,8 +62,9 @@ def command(
         raise click.UsageError("give at most one of --exact, --target-recall, --ef and --nprobe")
 
     from embedserve.cli.terminal.conditions import all_of
+    from embedserve.cli.terminal.no_hits import why_nothing
     from embedserve.cli.terminal.options import connect
-    from embedserve.cli.terminal.output import metadata_text, print_json, print_table, say
+    from embedserve.cli.terminal.output import metadata_text, print_json, print_table, printable, say
 
     data: bytes | Path | None = None
     if image is not None:
@@ -81,6 +83,7 @@ def command(
             ef=ef or 0,
             nprobe=nprobe or 0,
         )
+        reason = "" if hits or as_json else why_nothing(client, collection, conditions)
     if as_json:
         rows = [
             {"rank": rank, "id": hit.id, "score": hit.score, "metadata": hit.metadata}
@@ -97,4 +100,6 @@ def command(
             right=(0, 1),
         )
     else:
-        say("no hits")
+        if not reason and min_score is not None:
+            reason = f"no item{' that matches' if conditions else ''} has a score of at least {min_score:g}"
+        say(f"no hits: {printable(reason)}" if reason else "no hits")

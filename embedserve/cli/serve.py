@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import Finite
+from embedserve.cli.terminal.options import Finite, existing, existing_encoder
 from embedserve.server.config import ServerConfig
 from embedserve.types import MAX_TIMEOUT_S, Limits
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _HELP = {field.name: field.metadata.get("help", "") for field in (*fields(ServerConfig), *fields(Limits))}
 
-_FILE = click.Path(path_type=Path)
+_FILE = existing
 
 
 @click.command("serve")
-@click.argument("encoder", type=click.Path(path_type=Path))
+@click.argument("encoder", type=existing_encoder)
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Directory of the collections; without it there are none."
 )
@@ -94,7 +94,7 @@ def command(
     \b
     embedserve serve encoder.onnx --data data/
     embedserve serve encoder.onnx                  embeddings only, no collections
-    embedserve serve encoder.onnx --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --tokens tokens.txt
+    embedserve serve encoder.onnx --tls-cert c.pem --tls-key k.pem --tokens t.txt
     """
     # Otherwise gRPC logs a line for every client whose handshake fails.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

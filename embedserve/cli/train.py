@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from embedserve.cli.terminal.options import existing
 from embedserve.cli.training import setting_options
 
 
 @click.command("train")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=existing)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-METHOD, NAME being FOLDER's]"
 )

@@ -14,11 +14,18 @@ from embedserve.server.access.tokens import TokenFile
 from embedserve.server.config import ServerConfig
 
 
+class WrongFlags(SetupError):
+    """Flags of `serve` that contradict each other, or leave a port open: wrong usage, before anything was tried."""
+
+    exit_code = 2
+
+
 class Security:
     """TLS and tokens of a server, as far as the configuration asks for them.
 
     Raises:
-        SetupError: a file cannot be used, flags contradict each other, or other machines would reach an open port.
+        SetupError: a file cannot be used.
+        WrongFlags: flags contradict each other, or other machines would reach an open port.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -26,7 +33,7 @@ class Security:
         self.tokens = None if config.tokens is None else TokenFile(config.tokens)
         self._config = config
         if not config.insecure and not self._closed and not is_loopback(config.host):
-            raise SetupError(
+            raise WrongFlags(
                 f"on {config.host} other machines can reach this server, and {self._open_because}",
                 hint="listen on this machine only: --host 127.0.0.1; or check callers: --tls-cert FILE --tls-key FILE"
                 " with --tokens FILE (or --tls-client-ca FILE); or leave it open, behind something that checks"
@@ -90,12 +97,12 @@ def is_loopback(host: str) -> bool:
 def _tls(config: ServerConfig) -> ServerTls | None:
     if config.tls_cert is None and config.tls_key is None:
         if config.tls_client_ca is not None:
-            raise SetupError(
+            raise WrongFlags(
                 "--tls-client-ca asks clients for certificates, but the server itself has none",
                 hint="add --tls-cert FILE --tls-key FILE",
             )
         return None
     if config.tls_cert is None or config.tls_key is None:
         missing = "--tls-cert" if config.tls_cert is None else "--tls-key"
-        raise SetupError(f"TLS needs a certificate and its key, and {missing} is missing", hint=f"add {missing} FILE")
+        raise WrongFlags(f"TLS needs a certificate and its key, and {missing} is missing", hint=f"add {missing} FILE")
     return ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca)

@@ -60,14 +60,14 @@ def test_without_a_terminal_progress_is_one_line_with_images_per_second(
     assert line.endswith(" images/s")
 
 
-def test_metadata_are_the_folder_and_its_first_part(cli: Cli, client: Client, collection: str, photos: Path) -> None:
+def test_metadata_are_root_folder_and_label(cli: Cli, client: Client, collection: str, photos: Path) -> None:
     cli("add", photos, "--collection", collection)
     assert {item.id: dict(item.metadata) for item in client.list_items(collection)} == {
-        "cats/a.png": {"label": "cats", "folder": "cats"},
-        "cats/b.jpg": {"label": "cats", "folder": "cats"},
-        "dogs/big/c.png": {"label": "dogs", "folder": "dogs/big"},
-        "dogs/big/d.webp": {"label": "dogs", "folder": "dogs/big"},
-        "top.png": {},
+        "cats/a.png": {"root": "photos", "label": "cats", "folder": "cats"},
+        "cats/b.jpg": {"root": "photos", "label": "cats", "folder": "cats"},
+        "dogs/big/c.png": {"root": "photos", "label": "dogs", "folder": "dogs/big"},
+        "dogs/big/d.webp": {"root": "photos", "label": "dogs", "folder": "dogs/big"},
+        "top.png": {"root": "photos"},
     }
 
 

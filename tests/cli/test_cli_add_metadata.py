@@ -30,6 +30,7 @@ def test_a_table_gives_typed_metadata_by_path(cli: Cli, client: Client, collecti
     assert cat is not None
     assert top is not None
     assert dict(cat.metadata) == {
+        "root": "photos",
         "label": "lion",
         "folder": "cats",
         "price": 12,
@@ -38,7 +39,7 @@ def test_a_table_gives_typed_metadata_by_path(cli: Cli, client: Client, collecti
         "article": "007",
         "note": "tall, thin",
     }
-    assert dict(top.metadata) == {}
+    assert dict(top.metadata) == {"root": "photos"}
 
 
 def test_rows_without_an_image_are_counted(cli: Cli, collection: str, photos: Path, tmp_path: Path) -> None:
@@ -100,3 +101,33 @@ def test_a_malformed_table_is_refused_before_anything_is_sent(
     assert outcome.exit_code == 2
     assert message in outcome.err
     assert collection not in [info.name for info in client.list_collections()]
+
+
+def test_filters_find_what_pandas_wrote(
+    cli: Cli, client: Client, collection: str, photos: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "path,sold,loss,share,zip,card,taken\n"
+        "cats/a.png,True,1e-05,.5,01234,4111111111111111111,2024-01-31\n"
+        "cats/b.jpg,False,0.25,1.,90210,4111111111111111112,2024-02-01\n"
+        "top.png,,NaN,,,,\n"
+    )
+    outcome = cli("add", photos, "--collection", collection, "--metadata", table)
+    assert "column 'zip' of" in outcome.err
+    for conditions, ids in {
+        ("sold=True",): ["cats/a.png"],
+        ("sold!=true", "sold"): ["cats/b.jpg"],
+        ("loss<0.001",): ["cats/a.png"],
+        ("share>=.5",): ["cats/a.png", "cats/b.jpg"],
+        ("zip=90210",): ["cats/b.jpg"],
+        ("zip=01234",): ["cats/a.png"],
+        ("card=4111111111111111112",): ["cats/b.jpg"],
+        ("taken in (2024-01-31, 2024-02-02)",): ["cats/a.png"],
+    }.items():
+        where = [argument for condition in conditions for argument in ("--where", condition)]
+        listed = cli("collection", "list-items", collection, *where, "--json").json_lines
+        assert (conditions, [row["id"] for row in listed]) == (conditions, ids)
+    [top] = client.get_items(collection, ["top.png"])
+    assert top is not None
+    assert dict(top.metadata) == {"root": "photos"}

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 
+import click
 import pytest
 
+from embedserve.cli import main
+from embedserve.cli.collection import RENAMED
 from tests.cli.outcome import Cli
 
 COMMANDS = [
@@ -54,3 +58,30 @@ def test_an_unknown_shell_is_wrong_usage(cli: Cli) -> None:
     outcome = cli("completion", "tcsh")
     assert outcome.exit_code == 2
     assert "'tcsh' is not one of 'bash', 'fish', 'zsh'" in outcome.err
+
+
+def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield words
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from commands(child, (*words, name))
+
+
+@pytest.mark.parametrize("words", [*commands(main), *(("collection", old) for old in RENAMED)], ids=" ".join)
+def test_the_help_fits_80_columns(cli: Cli, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = cli(*words, "--help").out
+    assert text.startswith("Usage: ")
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_the_help_of_an_old_name_says_so_first_and_its_examples_are_whole(cli: Cli, old: str) -> None:
+    text = cli("collection", old, "--help").out
+    notice = f"An old name. Use `embedserve collection {RENAMED[old]}`."
+    assert notice in text
+    assert "DEPRECATED" not in text
+    same = cli("collection", RENAMED[old], "--help").out.splitlines()
+    examples = [line for line in same if line.startswith("  embedserve collection ")]
+    assert examples
+    assert set(examples) <= set(text.splitlines())

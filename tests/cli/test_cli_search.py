@@ -120,8 +120,38 @@ def test_exact_search_finds_the_same(cli: Cli, filled: str, query: Path) -> None
 
 
 def test_no_hits_are_reported_and_are_not_a_failure(cli: Cli, filled: str, query: Path) -> None:
-    outcome = cli("search", query, "--collection", filled, "--where", "price")
+    outcome = cli("search", query, "--collection", filled, "--where", "label=bird")
     assert (outcome.exit_code, outcome.out, outcome.err) == (0, "", "no hits\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--where", "price"], "no item has the key 'price'"),
+        (["--where", "label=cat", "--where", "Yeer>=1990"], "no item has the key 'Yeer'; did you mean 'year'?"),
+        (["--where", "LABEL in (cat, dog)"], "no item has the key 'LABEL'; did you mean 'label'?"),
+        (
+            ["--where", "label>5"],
+            "the values of 'label' are text, such as 'cat', and the condition has numbers; quotes make text",
+        ),
+        (["--where", "year='1993'"], "the values of 'year' are numbers, such as 1990, and the condition has text"),
+        (["--where", "label=cat", "--min-score", "1", "--like", "2.png"], "no item that matches has a score of at"),
+        (["--where", "year!=1", "--where", "label=bird"], ""),
+    ],
+    ids=str,
+)
+def test_no_hits_say_what_the_items_lack(cli: Cli, filled: str, query: Path, options: list[str], reason: str) -> None:
+    image = [] if "--like" in options else [query]
+    outcome = cli("search", *image, "--collection", filled, *options)
+    assert (outcome.exit_code, outcome.out) == (0, "")
+    assert outcome.err.startswith(f"no hits: {reason}" if reason else "no hits\n")
+
+
+def test_no_hits_say_that_the_collection_is_empty(cli: Cli, client: Client, collection: str, query: Path) -> None:
+    client.create_collection(collection)
+    outcome = cli("search", query, "--collection", collection)
+    assert outcome.err == f"no hits: collection {collection} is empty\n"
+    assert cli("search", query, "--collection", collection, "--json").err == ""
 
 
 def test_ids_and_metadata_cannot_steer_the_terminal(cli: Cli, client: Client, collection: str, query: Path) -> None:
@@ -141,7 +171,7 @@ def test_ids_and_metadata_cannot_steer_the_terminal(cli: Cli, client: Client, co
         (["QUERY", "--like", "a"], "give either IMAGE or --like ID"),
         (["QUERY", "-k", "0"], "0 is not in the range x>=1"),
         (["QUERY", "--min-score", "2"], "2.0 is not in the range -1<=x<=1"),
-        (["QUERY", "--where", "year>=old"], "'year>=old' compares with 'old', which is not a number"),
+        (["QUERY", "--where", "year>=1,5"], "'year>=1,5' compares with '1,5', which is not a number"),
         (["QUERY", "--where", "=1"], "'=1' is not a condition; write key=value"),
         (["gone.jpg"], "'gone.jpg' does not exist"),
     ],

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import MutableMapping
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -51,7 +53,16 @@ def _deprecated(command: click.Command, old_name: str) -> click.Command:
     """The command under its old name: hidden, and with a line on standard error that names the new one."""
     old = copy.copy(command)
     old.name, old.hidden = old_name, True
-    old.deprecated = f"Use `embedserve collection {command.name}`."
+    notice = f"Use `embedserve collection {command.name}`."
+    # Not click's own notice, which it puts behind the last word of the help: behind an example.
+    old.help = f"An old name. {notice}\n\n{inspect.cleandoc(command.help or '')}"
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        click.echo(f"DeprecationWarning: The command {old_name!r} is deprecated. {notice}", err=True)
+        assert command.callback is not None
+        return command.callback(*arguments, **options)
+
+    old.callback = call
     return old
 
 

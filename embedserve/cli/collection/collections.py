@@ -147,7 +147,7 @@ def create(
     """Create an empty collection. `embedserve add` creates the collection that it needs by itself.
 
     \b
-    embedserve collection create photos --keep originals --filter-key label --filter-key price
+    embedserve collection create photos --filter-key label --filter-key price
     embedserve collection create photos --index hnsw:m=32 --target-recall 0.99
     embedserve collection create texts --external --dimension 384
     """

@@ -70,19 +70,37 @@ def export(name: str, file: Path, overwrite: bool, server: str) -> None:
     help="The encoder that made the vectors, if the file does not name it.",
 )
 @click.option("--external", is_flag=True, help="The vectors were not made by an encoder of embedserve.")
+@click.option(
+    "--metadata-columns",
+    "metadata_columns",
+    multiple=True,
+    metavar="A,B,…",
+    help="Other columns that become metadata, or '*' for all that can: booleans, numbers, text, UUIDs, dates,"
+    " timestamps, JSON, lists of text, and structs, whose fields become keys such as a.b.",
+)
 @server_option
-@json_option("One JSON document: how many items were written, and which failed.")
-def import_(name: str, file: Path, fingerprint: str, external: bool, server: str, as_json: bool) -> None:
+@json_option("One JSON document: how many items were written, how many ids occur again, and which items failed.")
+def import_(
+    name: str,
+    file: Path,
+    fingerprint: str,
+    external: bool,
+    metadata_columns: tuple[str, ...],
+    server: str,
+    as_json: bool,
+) -> None:
     """Write the rows of a Parquet file to a collection, which is created if it does not exist.
 
-    FILE is one of `embedserve collection export`, or has at least a column `id` and a column `vector` with lists of
-    floats, and may have a column `metadata` with JSON objects. All rows are checked before any is written. Items with
-    the same ids are replaced, so the same command continues where it stopped. An item that is replaced loses its image,
-    because FILE has none. Needs pyarrow.
+    FILE is one of `embedserve collection export`, or has at least a column `id` with text, integers or UUIDs and a
+    column `vector` with lists of numbers, and may have a column `metadata` with JSON objects or structs. All rows are
+    checked before any is written. Items with the same ids are replaced, so the same command continues where it stopped;
+    of rows with the same id the last one counts. An item that is replaced loses its image, because FILE has none. Needs
+    pyarrow.
 
     \b
     embedserve collection import photos-2 photos.parquet
     embedserve collection import texts texts.parquet --external
+    embedserve collection import shop s.parquet --metadata-columns price,brand
     """
     if fingerprint and external:
         raise click.UsageError("--fingerprint and --external contradict each other")
@@ -92,14 +110,19 @@ def import_(name: str, file: Path, fingerprint: str, external: bool, server: str
     from embedserve.cli.terminal.output import print_json, printable, progress, say, say_failed
     from embedserve.types import EXTERNAL
 
-    with CollectionFile(file) as rows, connect(server, timeout_s=_GIVE_UP_AFTER_S) as client:
+    columns = _columns(metadata_columns)
+    with CollectionFile(file, columns) as rows, connect(server, timeout_s=_GIVE_UP_AFTER_S) as client:
         made_by = _made_by(rows, file, EXTERNAL if external else fingerprint)
         info = _existing(client, name, rows, file, made_by)
         with progress("checking", rows.rows) as bar:
             for _ in rows.check(client.server_info().limits):
                 bar.advance()
         if rows.ignored:
-            say(f"columns that are not read: {printable(', '.join(rows.ignored))}")
+            say(f"columns that are not read: {printable(', '.join(rows.ignored))}; see --metadata-columns")
+        if rows.metadata.unusable:
+            say(f"columns that cannot be metadata: {printable(', '.join(rows.metadata.unusable))}")
+        for note in sorted(rows.metadata.notes):
+            say(printable(note))
         if info is None:
             info = _create(client, name, rows, file, made_by)
             say(f"created collection {info.name}")
@@ -122,14 +145,27 @@ def import_(name: str, file: Path, fingerprint: str, external: bool, server: str
                     say_failed(f"row {number}, {result.id}", result.error.message)
     written = rows.rows - len(failed)
     if as_json:
-        print_json({"collection": info.name, "written": written, "failed": failed})
+        print_json({"collection": info.name, "written": written, "duplicates": rows.duplicates, "failed": failed})
     else:
         say(f"wrote {written:,} of {rows.rows:,} rows to {info.name}")
+        if rows.duplicates:
+            ids = "1 duplicate id" if rows.duplicates == 1 else f"{rows.duplicates:,} duplicate ids"
+            say(f"{ids}: the later row counts")
     if failed:
         sys.exit(1)
 
 
 COMMANDS = (export, import_)
+
+
+def _columns(given: tuple[str, ...]) -> list[str]:
+    """The names in ``--metadata-columns``, which may be repeated and may each list several."""
+    names = [name.strip() for text in given for name in text.split(",")]
+    if "" in names:
+        raise click.BadParameter("a name is missing between two commas", param_hint="--metadata-columns")
+    if "*" in names and len(names) > 1:
+        raise click.BadParameter("'*' is all columns; give it alone", param_hint="--metadata-columns")
+    return names
 
 
 def _made_by(rows: CollectionFile, file: Path, given: str) -> str:

@@ -30,16 +30,21 @@ def list_items(name: str, conditions: tuple[Any, ...], limit: int | None, server
     from itertools import islice
 
     from embedserve.cli.terminal.conditions import all_of
+    from embedserve.cli.terminal.no_hits import why_nothing
     from embedserve.cli.terminal.options import connect
-    from embedserve.cli.terminal.output import metadata_text, print_json, print_line
+    from embedserve.cli.terminal.output import metadata_text, print_json, print_line, printable, say
 
     with connect(server) as client:
         page_size = min(limit or 500, 500)
+        item = None
         for item in islice(client.list_items(name, filter=all_of(conditions), page_size=page_size), limit):
             if as_json:
                 print_json(_document(item))
             else:
                 print_line(f"{item.id}  {metadata_text(item.metadata)}".rstrip())
+        if item is None and not as_json:
+            reason = why_nothing(client, name, conditions)
+            say(f"no items: {printable(reason)}" if reason else "no items")
 
 
 @click.command("get-items")

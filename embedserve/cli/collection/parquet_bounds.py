@@ -34,11 +34,10 @@ def dictionary_columns(metadata: Any, names: Sequence[str]) -> list[str]:
     return [column.path for column in columns if column.path in names and column.physical_type == "BYTE_ARRAY"]
 
 
-def most_bytes(limits: Limits | None) -> dict[str, int]:
-    """Most bytes of a value by column."""
+def most_bytes(name: str, limits: Limits | None) -> int:
+    """Most bytes of a value of a column; all but ids and fingerprints become metadata."""
     limits = limits or _UNKNOWN
-    metadata = _ESCAPED * limits.max_metadata_bytes
-    return {"id": limits.max_id_bytes, "metadata": metadata, "fingerprint": limits.max_id_bytes}
+    return limits.max_id_bytes if name in ("id", "fingerprint") else _ESCAPED * limits.max_metadata_bytes
 
 
 def check_dimension(path: Path, numbers: int) -> None:
@@ -63,7 +62,6 @@ def check_groups(path: Path, metadata: Any, columns: Sequence[str], limits: Limi
     Raises:
         DataError: the rows of a group are so large that no server takes them; names group and column.
     """
-    most_of = most_bytes(limits)
     for group in range(metadata.num_row_groups):
         stated = metadata.row_group(group)
         for place in range(stated.num_columns):
@@ -77,9 +75,8 @@ def check_groups(path: Path, metadata: Any, columns: Sequence[str], limits: Limi
                     f"{path}, row group {group}: its vectors have {part.num_values // rows} numbers on average; a"
                     f" collection takes 1 to {MAX_DIMENSION}"
                 )
-            most = most_of.get(name)
-            size = part.total_uncompressed_size
-            if most is not None and size > _SMALL_BYTES and size > rows * most:
+            most, size = most_bytes(name, limits), part.total_uncompressed_size
+            if name != "vector" and size > _SMALL_BYTES and size > rows * most:
                 raise DataError(
                     f"{path}, row group {group}: the column {name!r} holds {size // rows} bytes a row on average; at"
                     f" most {most} can be taken",
@@ -104,7 +101,7 @@ def check_cells(path: Path, name: str, column: Any, limits: Limits | None = None
 
     texts = column.dictionary if pa.types.is_dictionary(column.type) else column
     if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
-        longest, most = pc.max(pc.binary_length(texts)).as_py() or 0, most_bytes(limits)[name]
+        longest, most = pc.max(pc.binary_length(texts)).as_py() or 0, most_bytes(name, limits)
         # A little too long is the matter of its row.
         if longest > most and longest * len(column) > _SMALL_BYTES:
             raise DataError(

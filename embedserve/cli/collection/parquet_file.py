@@ -6,19 +6,22 @@
     fingerprint  dictionary<string>: of the encoder that made the vector, or "external"
 
 The settings of the collection are a JSON object in the file's own metadata, under the key "embedserve". Files of other
-programs need only an id and a vector in each row; the caller says which encoder made the vectors.
+programs need only an id and a vector in each row; the caller says which encoder made the vectors, and which other
+columns become metadata.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
+from embedserve.cli.collection import parquet_values
 from embedserve.cli.collection.parquet_bounds import (
     BUFFER_BYTES,
     check_cells,
@@ -26,9 +29,11 @@ from embedserve.cli.collection.parquet_bounds import (
     check_groups,
     dictionary_columns,
 )
+from embedserve.cli.collection.parquet_metadata import Document, MetadataColumns
+from embedserve.cli.collection.parquet_metadata import flat as flattened
 from embedserve.errors import DataError, EmbedserveError, InvalidInput, SetupError
 from embedserve.regular_file import regular
-from embedserve.types import CollectionInfo, Item, Keep, Limits, Metadata, check_metadata, metadata_bytes
+from embedserve.types import CollectionInfo, Item, Keep, Limits, check_metadata, metadata_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,13 +149,14 @@ class CollectionFile:
 
     Args:
         path: the file.
+        metadata_columns: columns that become metadata beside that in ``metadata``; ``ALL`` for all that can.
 
     Raises:
         SetupError: pyarrow is not installed.
-        DataError: it cannot be read, is not a Parquet file, or has no ids and vectors.
+        DataError: it cannot be read, is not a Parquet file, has no ids and vectors, or lacks a column for metadata.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, metadata_columns: Sequence[str] = ()) -> None:
         self._pa, pq = _pyarrow()
         self._path = path
         with self._reading():
@@ -162,13 +168,24 @@ class CollectionFile:
                 path, memory_map=False, pre_buffer=False, buffer_size=BUFFER_BYTES, read_dictionary=texts
             )
             self._schema = self._file.schema_arrow
+            leaves = map(self._file.schema.column, range(len(self._file.schema)))
+            declared = {leaf.path: str(leaf.logical_type.type) for leaf in leaves}
         self.header = self._read_header()
         """None if another program wrote the file."""
         self.rows: int = self._file.metadata.num_rows
-        self.ignored: list[str] = [name for name in self._schema.names if name not in _COLUMNS]
-        """Columns that are not read."""
         self._limits: Limits | None = None
+        self.duplicates = 0
+        """Rows whose id a later row has too; known once ``check`` has passed."""
         self._check_columns()
+        try:
+            self.metadata = MetadataColumns(self._pa, self._schema, metadata_columns, _COLUMNS, declared)
+            """The columns that become metadata."""
+        except DataError as error:
+            raise DataError(f"{path}: {error.message}", hint=error.hint) from None
+        self.ignored: list[str] = [
+            name for name in self._schema.names if name not in _COLUMNS and name not in self.metadata.names
+        ]
+        """Columns that are not read."""
         self._check_bounds()
 
     def __enter__(self) -> CollectionFile:
@@ -182,8 +199,9 @@ class CollectionFile:
         """D: numbers in the first vector, and in all others if ``check`` passes; 0 if there are no rows."""
         if self.header is not None:
             return self.header.dimension
-        if self._pa.types.is_fixed_size_list(self._schema.field("vector").type):
-            return int(self._schema.field("vector").type.list_size)
+        vector_type = parquet_values.storage_type(self._schema.field("vector").type)
+        if self._pa.types.is_fixed_size_list(vector_type):
+            return int(vector_type.list_size)
         for _, vector, _ in self._batches(1):
             if vector is not None:
                 return len(vector)
@@ -222,24 +240,29 @@ class CollectionFile:
         self._limits = limits
         self._check_bounds()
         dimension, limits = self.dimension, limits or Limits()
+        hashes = array("q")  # 8 bytes a row; among ten million ids, two have the same hash in one file of 400,000
         for number, (id, vector, metadata) in enumerate(self._batches(rows_per_group(dimension or 1)), start=1):
             try:
                 _check_row(id, vector, metadata, dimension, limits)
             except EmbedserveError as error:
                 raise DataError(f"{self._path}, row {number}: {error.message}", hint=error.hint) from None
+            hashes.append(hash(id))
             yield number
+        import numpy as np
+
+        self.duplicates = len(hashes) - len(np.unique(np.frombuffer(hashes, np.int64)))
 
     def items(self) -> Iterator[Item]:
         """All rows as items, in order; ``check`` has passed."""
         for id, vector, metadata in self._batches(rows_per_group(self.dimension or 1)):
-            yield Item(id=str(id), vector=vector, metadata=_parsed(metadata))
+            yield Item(id=str(id), vector=vector, metadata=flattened(metadata))
 
-    def _batches(self, rows: int) -> Iterator[tuple[str | None, NDArray[np.float32] | None, str | None]]:
-        """Id, vector and metadata of each row, as they are in the file."""
+    def _batches(self, rows: int) -> Iterator[tuple[str | None, NDArray[np.float32] | None, Document]]:
+        """Id, vector and metadata of each row, as they are in the file; the metadata may be nested."""
         import numpy as np
         import pyarrow.compute as pc
 
-        columns = [name for name in ("id", "vector", "metadata") if name in self._schema.names]
+        columns = ["id", "vector", *self.metadata.names]
         batches = self._file.iter_batches(batch_size=rows, columns=columns)
         while True:
             with self._reading():
@@ -248,28 +271,28 @@ class CollectionFile:
                     return
                 for name in set(columns) - {"vector"}:
                     check_cells(self._path, name, batch.column(name), self._limits)
-                ids = batch.column("id").cast(self._pa.string()).to_pylist()
-                lists = batch.column("vector")
-                numbers = lists.flatten().cast(self._pa.float32())
+                ids = parquet_values.id_texts(self._pa, batch.column("id"))
+                lists = parquet_values.storage(batch.column("vector"))
+                numbers = parquet_values.floats(self._pa, lists.flatten())
                 # A missing number becomes NaN, which the check refuses.
                 flat = np.asarray(numbers.fill_null(float("nan")), dtype=np.float32)
                 lengths = pc.list_value_length(lists).to_pylist()  # None where there is no list
-                texts = batch.column("metadata").to_pylist() if "metadata" in columns else [None] * len(ids)
+                documents = self.metadata.read(batch)
             start = 0
-            for id, length, text in zip(ids, lengths, texts, strict=True):
-                yield id, None if length is None else flat[start : start + length], text
+            for id, length, document in zip(ids, lengths, documents, strict=True):
+                yield id, None if length is None else flat[start : start + length], document
                 start += length or 0
 
     def _check_bounds(self) -> None:
-        check_groups(self._path, self._file.metadata, _COLUMNS, self._limits)
-        vector_type = self._schema.field("vector").type
+        columns = ("id", "vector", "fingerprint", *self.metadata.names)
+        check_groups(self._path, self._file.metadata, columns, self._limits)
+        vector_type = parquet_values.storage_type(self._schema.field("vector").type)
         if self._pa.types.is_fixed_size_list(vector_type):
             check_dimension(self._path, vector_type.list_size)
         if self.header is not None:
             check_dimension(self._path, self.header.dimension)
 
     def _check_columns(self) -> None:
-        types = self._pa.types
         names = self._schema.names
         for name in ("id", "vector"):
             if names.count(name) != 1:
@@ -278,20 +301,16 @@ class CollectionFile:
                     hint="a file to import has the columns id and vector, and may have metadata and fingerprint",
                 )
         id_type, vector_type = self._schema.field("id").type, self._schema.field("vector").type
-        if not (_is_text(types, id_type) or types.is_integer(id_type)):
-            raise DataError(f"{self._path}: the column 'id' holds {id_type}, neither text nor integers")
-        is_list = (
-            types.is_list(vector_type) or types.is_large_list(vector_type) or types.is_fixed_size_list(vector_type)
-        )
-        if not is_list or not types.is_floating(vector_type.value_type):
-            raise DataError(f"{self._path}: the column 'vector' holds {vector_type}, not lists of floats")
-        for name in ("metadata", "fingerprint"):
-            if name in names and not _is_text(types, self._schema.field(name).type):
-                raise DataError(
-                    f"{self._path}: the column {name!r} holds {self._schema.field(name).type}, not text",
-                    hint='metadata is a JSON object as text, as in {"label": "cat"}' if name == "metadata" else "",
-                )
-        has_one_size = types.is_fixed_size_list(vector_type)
+        if not parquet_values.is_id(self._pa, id_type):
+            raise DataError(f"{self._path}: the column 'id' holds {id_type}, neither text, integers nor UUIDs")
+        if reason := parquet_values.why_no_vectors(self._pa, vector_type):
+            raise DataError(f"{self._path}: the column 'vector' holds {reason}")
+        vector_type = parquet_values.storage_type(vector_type)
+        if "fingerprint" in names and not parquet_values.is_text(self._pa, self._schema.field("fingerprint").type):
+            raise DataError(
+                f"{self._path}: the column 'fingerprint' holds {self._schema.field('fingerprint').type}, not text"
+            )
+        has_one_size = self._pa.types.is_fixed_size_list(vector_type)
         if self.header is not None and has_one_size and vector_type.list_size != self.header.dimension:
             raise DataError(
                 f"{self._path} says that its vectors have {self.header.dimension} numbers; they have"
@@ -329,7 +348,7 @@ class CollectionFile:
 
 
 def _check_row(
-    id: str | None, vector: NDArray[np.float32] | None, metadata: str | None, dimension: int, limits: Limits
+    id: str | None, vector: NDArray[np.float32] | None, metadata: Document, dimension: int, limits: Limits
 ) -> None:
     import numpy as np
 
@@ -344,32 +363,9 @@ def _check_row(
         raise InvalidInput(f"number {int(np.argmin(np.isfinite(vector)))} of the vector is not finite, or missing")
     if not vector.any():
         raise InvalidInput("the vector is zero, which has no direction")
-    parsed = _parsed(metadata)
+    parsed = flattened(metadata)
     check_metadata(parsed)
     limits.check("max_metadata_bytes", metadata_bytes(parsed), "bytes of metadata")
-
-
-def _parsed(text: str | None) -> Metadata:
-    """The metadata of a row.
-
-    Raises:
-        InvalidInput: it is not a JSON object.
-    """
-    if text is None or text == "":
-        return {}
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"the metadata is not JSON: {error}") from None
-    if not isinstance(document, Mapping):
-        raise InvalidInput(f"the metadata is {text[:80]}, not a JSON object")
-    return document
-
-
-def _is_text(types: Any, kind: Any) -> bool:
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _pyarrow() -> tuple[ModuleType, ModuleType]:

@@ -19,6 +19,37 @@ if TYPE_CHECKING:
 _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
 
 
+class Existing(click.Path):
+    """A path of something that exists; another one is wrong usage, said in one sentence with a hint.
+
+    Args:
+        what: what is missing otherwise, as in "encoder file".
+        hint: how to get one, with "{path}" for the path.
+    """
+
+    def __init__(self, what: str = "", hint: str = "") -> None:
+        super().__init__(path_type=Path)
+        self._what, self._hint = what, hint
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path.
+
+        Raises:
+            InvalidInput: nothing has this path.
+        """
+        path = super().convert(value, param, ctx)
+        if not os.path.lexists(path):
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                raise click.exceptions.Exit(2)  # under torchrun: the first process says it for all
+            message = f"there is no {self._what} {value}" if self._what else f"{value} does not exist"
+            raise InvalidInput(message, hint=self._hint.format(path=value) or f"paths are relative to {Path.cwd()}")
+        return path
+
+
+existing = Existing()
+existing_encoder = Existing("encoder file", "make one: embedserve export RUN -o {path}")
+
+
 def server_option(command: _CommandT) -> _CommandT:
     """``--server`` and the options of the connection; each has one environment variable for all commands."""
     return click.option(
@@ -36,7 +67,7 @@ _CONNECTION = "embedserve.connection"
 
 def connection_options(command: _CommandT) -> _CommandT:
     """Token and certificates of a connection. ``connect`` reads them from the context; commands do not receive them."""
-    file = click.Path(path_type=Path)
+    file = existing
     for name, kind, text in reversed(
         [
             (
@@ -134,8 +165,39 @@ def where_option(command: _CommandT) -> _CommandT:
         multiple=True,
         type=Condition(),
         metavar="CONDITION",
-        help="Only items whose metadata matches: key=value, key!=value, key>=n, key<=n, key>n, key<n, or key for"
-        " items that have it. Several must all hold. Values are numbers, true, false or text; quotes make text.",
+        help='Only items whose metadata matches: key=value, key!=value, "key in (a, b)", key>=bound, key<=bound,'
+        " key>bound, key<bound, or key for items that have it. Several must all hold. A bound is a number, or else a"
+        " text such as 2026-11-24. A value is a number, true, false or text; without quotes it also equals a text that"
+        " is spelt the same.",
+    )(command)
+
+
+class _Exclude(click.ParamType[Any]):
+    """A pattern of files and folders to leave out, checked."""
+
+    name = "pattern"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The pattern as it was typed."""
+        from embedserve.cli.terminal.exclude import Exclude
+
+        try:
+            Exclude([value])
+        except InvalidInput as error:
+            self.fail(f"{error.message}; {error.hint}", param, ctx)
+        return value
+
+
+def exclude_option(command: _CommandT) -> _CommandT:
+    """``--exclude``: files and folders to leave out."""
+    return click.option(
+        "--exclude",
+        multiple=True,
+        type=_Exclude(),
+        metavar="PATTERN",
+        help="Leave out what matches in folders, as in a .gitignore file: '*.gif' or 'thumbs/' at any depth,"
+        " 'a/b/*.png' from the folder on, '**' for any number of folders. May be repeated; in quotes, or the shell"
+        " expands it.",
     )(command)
 
 
@@ -149,14 +211,20 @@ def require_terminal(yes: bool) -> None:
         raise click.UsageError("this deletes data, and there is no terminal to confirm at: give --yes")
 
 
+def confirmed(question: str, yes: bool) -> bool:
+    """Whether the answer to a question is yes; it is not asked if ``yes`` is given."""
+    return yes or click.confirm(question, err=True)
+
+
 def confirm(question: str, yes: bool) -> None:
-    """Ask for confirmation, unless ``yes`` is given.
+    """Ask for confirmation of a deletion, unless ``yes`` is given.
 
     Raises:
-        Abort: the answer was no.
+        Exit: the answer was no; with 1, and a line that says so.
     """
-    if not yes:
-        click.confirm(question, abort=True, err=True)
+    if not confirmed(question, yes):
+        click.echo("nothing deleted", err=True)
+        raise click.exceptions.Exit(1)
 
 
 def connection() -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_what_is_exported_is_imported_as_it_was(
     assert exported.err.splitlines()[-1] == f"wrote {path}: 13 items of {filled}, 16 numbers per vector"
     imported = cli("collection", "import", other, path, "--json")
     assert imported.exit_code == 0
-    assert imported.json == {"collection": other, "written": 13, "failed": []}
+    assert imported.json == {"collection": other, "written": 13, "duplicates": 0, "failed": []}
     assert_same(client, other, filled)
     info = client.get_collection(other)
     assert (info.fingerprint, info.keep, info.index_spec) == (OURS, Keep.ORIGINALS, "hnsw:m=16")
@@ -240,3 +240,48 @@ def test_a_row_that_the_server_refuses_fails_alone_and_is_named(
     assert (failed["row"], failed["id"], failed["code"]) == (2, "b" * 300, "LIMIT_EXCEEDED")
     assert "failed  row 2, bbb" in outcome.err
     assert [item is not None for item in client.get_items(filled, ["a", "c"])] == [True, True]
+
+
+# --- Columns of other programs ---
+
+
+def test_other_columns_become_metadata_that_filters_find(cli: Cli, client: Client, other: str, tmp_path: Path) -> None:
+    path = foreign(tmp_path / "f.parquet", price=[1, 2, None], shop=[{"city": "Bonn"}] * 3, raw=[b"x"] * 3)
+    outcome = cli("collection", "import", other, path, "--external", "--metadata-columns", "price, shop")
+    assert outcome.exit_code == 0
+    assert "columns that are not read: raw; see --metadata-columns" in outcome.err
+    assert [dict(item.metadata) for item in client.list_items(other)] == [
+        {"price": 1, "shop.city": "Bonn"},
+        {"price": 2, "shop.city": "Bonn"},
+        {"shop.city": "Bonn"},
+    ]
+    listed = cli("collection", "list-items", other, "--where", "shop.city=Bonn", "--where", "price>1")
+    assert listed.out == "b  price=2  shop.city=Bonn\n"
+
+
+def test_all_columns_that_can_become_metadata_and_the_others_are_named(
+    cli: Cli, client: Client, other: str, tmp_path: Path
+) -> None:
+    path = foreign(tmp_path / "f.parquet", price=[1, 2, 3], raw=[b"x"] * 3)
+    outcome = cli("collection", "import", other, path, "--external", "--metadata-columns", "*")
+    assert outcome.exit_code == 0
+    assert "columns that cannot be metadata: raw (binary)" in outcome.err
+    assert [dict(item.metadata) for item in client.list_items(other)] == [{"price": n} for n in (1, 2, 3)]
+
+
+def test_of_rows_with_one_id_the_last_counts_and_the_others_are_counted(
+    cli: Cli, client: Client, other: str, tmp_path: Path
+) -> None:
+    path = foreign(tmp_path / "f.parquet", id=["a", "a", "a"], n=[1, 2, 3])
+    options = ("--external", "--metadata-columns", "n")
+    outcome = cli("collection", "import", other, path, *options)
+    assert outcome.err.endswith(f"wrote 3 of 3 rows to {other}\n2 duplicate ids: the later row counts\n")
+    assert cli("collection", "import", other, path, *options, "--json").json["duplicates"] == 2
+    assert [(item.id, item.metadata["n"]) for item in client.list_items(other)] == [("a", 3)]
+
+
+@pytest.mark.parametrize("columns", ["price,,shop", "*,price", ""])
+def test_a_list_of_columns_with_a_gap_is_wrong_usage(cli: Cli, tmp_path: Path, columns: str) -> None:
+    path = foreign(tmp_path / "f.parquet", price=[1, 2, 3])
+    outcome = cli("collection", "import", "any", path, "--external", "--metadata-columns", columns)
+    assert outcome.exit_code == 2

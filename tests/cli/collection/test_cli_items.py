@@ -85,7 +85,7 @@ def test_listing_stops_quietly_when_its_reader_has_seen_enough(server: str, fill
 # --- Deleting ---
 
 
-@pytest.mark.parametrize(("answer", "exit_code", "left"), [("y", 0, 2), ("n", 130, 3)])
+@pytest.mark.parametrize(("answer", "exit_code", "left"), [("y", 0, 2), ("n", 1, 3)])
 def test_at_a_terminal_deletion_is_confirmed_first(
     cli: Cli, client: Client, filled: str, monkeypatch: pytest.MonkeyPatch, answer: str, exit_code: int, left: int
 ) -> None:
@@ -106,7 +106,7 @@ def test_items_that_match_are_counted(cli: Cli, filled: str) -> None:
     assert cli("collection", "count-items", filled, "--where", "label=cat").out == "1\n"
 
 
-@pytest.mark.parametrize(("answer", "exit_code", "left"), [("y", 0, 1), ("n", 130, 3)])
+@pytest.mark.parametrize(("answer", "exit_code", "left"), [("y", 0, 1), ("n", 1, 3)])
 def test_before_items_that_match_are_deleted_they_are_counted(
     cli: Cli, client: Client, filled: str, monkeypatch: pytest.MonkeyPatch, answer: str, exit_code: int, left: int
 ) -> None:
@@ -180,3 +180,9 @@ def test_a_change_that_says_nothing_or_cannot_be_read_is_refused(
     outcome = cli("collection", "update-metadata", filled, "a.png", *arguments)
     assert outcome.exit_code == 2
     assert said in " ".join(outcome.err.split())
+
+
+def test_a_listing_without_items_says_why(cli: Cli, filled: str) -> None:
+    outcome = cli("collection", "list-items", filled, "--where", "labell=dog")
+    assert (outcome.exit_code, outcome.out) == (0, "")
+    assert outcome.err == "no items: no item has the key 'labell'; did you mean 'label'?\n"

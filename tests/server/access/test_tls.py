@@ -380,7 +380,7 @@ def test_the_command_refuses_a_port_that_is_open_to_everyone(encoder_file: Path)
         "--no-http",
     ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "error: on 0.0.0.0 other machines can reach this server" in done.stderr
 
 

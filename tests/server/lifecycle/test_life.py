@@ -22,15 +22,15 @@ from tests.fakes import picture
 from tests.running import ServerProcess
 
 
-def serve_fails(*arguments: str) -> str:
-    """Standard error of an `embedserve serve` that cannot start."""
+def serve_fails(*arguments: str, code: int = 1) -> str:
+    """Standard error of an `embedserve serve` that cannot start and exits with this code."""
     done = subprocess.run(
         [sys.executable, "-m", "embedserve", "serve", "--http-port", "0", *arguments],
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
 
@@ -140,7 +140,7 @@ def test_a_file_that_is_not_an_encoder_is_one_sentence_and_a_hint(tmp_path: Path
 
 
 def test_a_missing_encoder_file_is_named(tmp_path: Path) -> None:
-    assert f"there is no encoder file {tmp_path / 'none.onnx'}" in serve_fails(str(tmp_path / "none.onnx"))
+    assert f"there is no encoder file {tmp_path / 'none.onnx'}" in serve_fails(str(tmp_path / "none.onnx"), code=2)
 
 
 def test_a_server_whose_standard_error_is_closed_stops_on_sigterm(encoder_file: Path) -> None:

@@ -323,6 +323,7 @@ def shown(the_plan: Plan) -> list[str]:
 @pytest.mark.parametrize("method", METHODS)
 def test_no_line_is_wider_than_a_terminal_of_120_columns_with_its_indent(method: str, facts: Facts) -> None:
     assert max(len(line) for line in plan(TrainConfig(method=method), facts).lines()) <= 118
+    assert max(len(line) for line in plan(TrainConfig(method=method), facts).lines(76)) <= 76
 
 
 def test_a_long_reason_is_wrapped_below_itself_and_loses_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from embedserve_training.watch.monitor import Monitor, sign_of_failure
-from embedserve_training.watch.progress import LINE_COLUMNS, Progress, duration
+from embedserve_training.watch.progress import LINE_COLUMNS, Progress, duration, line_columns
 
 PROGRESS = Progress(
     epoch=3,
@@ -111,6 +111,24 @@ def test_the_line_fits_its_columns(progress: Progress, changes: dict[str, float]
     assert "loss " in line
     assert "rank " in line
     assert line.endswith(" ETA 111h07m")
+
+
+@pytest.mark.parametrize("progress", [PROGRESS, BARLOW])
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_line_fits_a_narrower_terminal(progress: Progress, columns: int) -> None:
+    line = replace(progress, diagnostics={"pos": 0.61}).line(columns)
+    assert len(line) <= columns
+    assert line.startswith("epoch ")
+    assert "loss " in line
+    assert " ETA " in line
+
+
+@pytest.mark.parametrize(("terminal", "columns"), [("80", 80), ("40", 80), ("100", 100), ("300", 120)])
+def test_lines_are_as_wide_as_the_terminal_within_limits(
+    monkeypatch: pytest.MonkeyPatch, terminal: str, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", terminal)
+    assert line_columns() == columns
 
 
 def test_fields_that_do_not_fit_are_left_out_of_the_line_and_kept_in_the_metrics() -> None:

@@ -16,8 +16,8 @@ from embedserve_training.plan.defaults import ONE_BATCH, Defaults
 from embedserve_training.plan.defaults import Facts as Facts
 from embedserve_training.plan.sources import PlanEntry as PlanEntry
 
-_LINE, _WIDEST = 116, 30
-"""Columns of a line of the plan, and of its values; a longer value shifts the rest of its line to the right."""
+_WIDEST = 30
+"""Columns of the values; a longer value shifts the rest of its line to the right."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ class Plan:
     settings: Settings
     entries: tuple[PlanEntry, ...]
 
-    def lines(self) -> list[str]:
+    def lines(self, columns: int = 116) -> list[str]:
         """The settings that the run uses as text, in columns: name, value, source and reason."""
         shown = [(entry, _shown(entry.value)) for entry in self.entries if _is_used(entry.name, self.settings)]
         name_width = max(len(entry.name) for entry, _ in shown)
@@ -37,7 +37,7 @@ class Plan:
             head = f"{entry.name:<{name_width}}  {value:<{value_width}}  "
             lines += textwrap.wrap(
                 f"{entry.source}: {entry.why}" if entry.why else entry.source,
-                _LINE,
+                columns,
                 initial_indent=head,
                 subsequent_indent=" " * (name_width + value_width + 4),
                 break_on_hyphens=False,

@@ -25,7 +25,7 @@ from embedserve_training.plan.config import MIN_IMAGES, SMALL_SIDE_PX, Settings,
 from embedserve_training.plan.plan import Facts, Plan, PlanEntry, plan
 from embedserve_training.run import checkpoint, run_folder
 from embedserve_training.run.run_folder import StoredPlan
-from embedserve_training.watch.progress import duration
+from embedserve_training.watch.progress import duration, line_columns
 
 Report = Callable[[str], None]
 SAMPLES = 32
@@ -206,7 +206,7 @@ def _plan_of(before: StoredPlan) -> Plan:
 
 
 def _report_plan(the_plan: Plan, report: Report) -> None:
-    for line in the_plan.lines():
+    for line in the_plan.lines(line_columns() - 4):
         report(f"  {line}")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from embedserve.errors import TrainingError
 from embedserve_training.methods.method import LossReferences, StepOutput
 from embedserve_training.watch.collapse import measure_dispersion, sign_of_collapse
-from embedserve_training.watch.progress import Progress, format_loss
+from embedserve_training.watch.progress import Progress, format_loss, line_columns
 from embedserve_training.watch.representation import measure
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Monitor:
         Raises:
             TrainingError: the metrics cannot be written.
         """
-        self._report(progress.line())
+        self._report(progress.line(line_columns()))
         try:
             with self._path.open("a") as out:
                 out.write(progress.to_json() + "\n")

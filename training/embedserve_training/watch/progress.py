@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import asdict, dataclass, field
 
 LINE_COLUMNS = 120
-"""Width of the progress line."""
+"""Width of the progress line where no terminal is narrower."""
+_LEAST_COLUMNS = 80
+_LEFT_OUT_FIRST = ("", "lr", "collapse", "std", "wait", "on", "off", "pos", "top1", "rate")
+"""Fields that give way where a line is too long; the first is none."""
+
+
+def line_columns() -> int:
+    """Width of a line of text: that of the terminal, from 80 to 120 columns; 120 without one."""
+    columns = shutil.get_terminal_size((LINE_COLUMNS, 24)).columns
+    return min(max(columns, _LEAST_COLUMNS), LINE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +53,7 @@ class Progress:
     diagnostics: dict[str, float] = field(default_factory=dict)
     """Those of the method at the last step, such as ``pos``."""
 
-    def line(self) -> str:
+    def line(self, columns: int = LINE_COLUMNS) -> str:
         """The progress line: fields keep their columns from line to line, and those that do not fit are left out."""
         tilde = "~" if self.estimated else ""
         of_all, of_dimension = f"{tilde}{self.epochs}", str(self.dimension)
@@ -61,10 +71,10 @@ class Progress:
             "wait": f"data-wait {100 * self.data_wait:.0f} %",
             "eta": f"ETA {duration(self.eta_s)}",
         }
-        for leave_out in ("", "lr", "collapse", "std"):
+        for leave_out in _LEFT_OUT_FIRST:
             fields[leave_out] = ""
             line = _joined(fields)
-            if len(line) <= LINE_COLUMNS:
+            if len(line) <= columns:
                 break
         return line
 
