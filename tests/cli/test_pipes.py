@@ -22,7 +22,7 @@ BLOCKED_S = 10.0
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Iterator[Path]:
-    """A pipe without a writer; whoever waits for one is released after a while, and then the test fails."""
+    """A pipe without a writer; a command that waits for one is released after a while, and then the test fails."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     waited = threading.Event()
