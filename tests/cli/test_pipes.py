@@ -51,7 +51,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
     "a table of metadata": lambda pipe, file: ["add", file.parent, "--collection", "c", "--metadata", pipe],
     "a Parquet file": lambda pipe, file: ["collection", "import", "c", pipe, "--external"],
     "a backup": lambda pipe, file: ["collection", "restore", "restored", pipe],
-    "an image for bench": lambda pipe, file: ["bench", "serve", pipe, "--duration", 1],
+    "an image for bench": lambda pipe, file: ["bench", "serve", pipe, "--seconds", 1],
     "a recipe": lambda pipe, file: ["train", file.parent, "--recipe", pipe],
 }
 
