@@ -22,7 +22,7 @@ BLOCKED_S = 10.0
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Iterator[Path]:
-    """A pipe without a writer; whoever waits for one is released after a while, and then the test fails."""
+    """A pipe without a writer; a command that waits for one is released after a while, and then the test fails."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     waited = threading.Event()
@@ -51,7 +51,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
     "a table of metadata": lambda pipe, file: ["add", file.parent, "--collection", "c", "--metadata", pipe],
     "a Parquet file": lambda pipe, file: ["collection", "import", "c", pipe, "--external"],
     "a backup": lambda pipe, file: ["collection", "restore", "restored", pipe],
-    "an image for bench": lambda pipe, file: ["bench", "serve", pipe, "--duration", 1],
+    "an image for bench": lambda pipe, file: ["bench", "serve", pipe, "--seconds", 1],
     "a recipe": lambda pipe, file: ["train", file.parent, "--recipe", pipe],
 }
 
