@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 EVERY_S = 5.0
-TRIM_AFTER_BYTES = 64 << 20
+TRIM_AFTER_BYTES = 16 << 20
 """Growth after which the heap is trimmed, which keeps a thread busy for up to some tenths of a second."""
 
 _STATM = Path("/proc/self/statm")

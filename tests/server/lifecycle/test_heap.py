@@ -25,6 +25,7 @@ def trims(monkeypatch: pytest.MonkeyPatch, sizes_mib: list[int], *, after_mib: i
         return current * MIB
 
     monkeypatch.setattr(memory, "EVERY_S", 0)
+    monkeypatch.setattr(memory, "TRIM_AFTER_BYTES", 64 * MIB)
     monkeypatch.setattr(memory, "_resident_bytes", resident_bytes)
 
     async def watch() -> None:
