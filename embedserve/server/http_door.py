@@ -1,8 +1,8 @@
 """Connections to the HTTP port: bounded in number and in time, counted from before their TLS handshake.
 
-When there are as many as allowed, the one that has been idle longest gives way, so that probes are answered whoever
-keeps connections open. asyncio's own listening, when no descriptor is left, logs a line for each connection that it may
-have waiting and asks again for each of them; uvicorn allows 2,048, which made a million lines in 40 seconds.
+When there are as many as allowed, the one that has been idle longest gives way, so that probes are answered however
+many connections others keep. asyncio's own listening, when no descriptor is left, logs a line for each connection that
+it may have waiting and asks again for each of them; uvicorn allows 2,048, which made a million lines in 40 seconds.
 """
 
 from __future__ import annotations

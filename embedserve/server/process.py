@@ -17,6 +17,7 @@ from embedserve.engine.pools import started_pool
 from embedserve.errors import EmbedserveError
 from embedserve.server.app import Server
 from embedserve.server.config import ServerConfig
+from embedserve.server.lifecycle import memory
 
 _MORE_THREADS = 4
 """Than cores, for work that is handed to a thread: as many as asyncio itself would start in the course of time."""
@@ -31,6 +32,7 @@ def run(config: ServerConfig, *, say: Callable[[str], None]) -> None:
         EmbedserveError: the server could not start.
     """
     descriptors.raise_limit()
+    memory.few_arenas()
     asyncio.run(_run(config, say))
 
 

@@ -70,9 +70,11 @@ def test_when_all_watches_are_taken_the_oldest_ends_and_a_new_one_and_a_check_ar
 ) -> None:
     with ExitStack() as running:
         channels = [running.enter_context(grpc.insecure_channel(server.address, OWN_CONNECTION)) for _ in range(3)]
-        watches = [health(channel).Watch(ASK, timeout=60) for channel in channels for _ in range(4)]
-        for watch in watches[-8:]:
-            assert next(watch).status == 1
+        watches = []
+        for channel in channels:
+            for _ in range(4):
+                watches.append(health(channel).Watch(ASK, timeout=60))
+                assert next(watches[-1]).status == 1
         for watch in watches[:4]:
             with pytest.raises(grpc.RpcError) as ended:
                 list(watch)
