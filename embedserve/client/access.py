@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from embedserve import pem
+from embedserve.client import hints
 from embedserve.client.target import is_this_machine
 from embedserve.errors import InvalidInput
 
@@ -109,8 +110,7 @@ def access(
     elif token and credentials is None and not allow_plain_token and not is_this_machine(target):
         raise InvalidInput(
             f"everyone on the way to {target} could read the token: the connection has no TLS",
-            hint="Client(…, ca='ca.pem') or tls=True, on the command line --ca FILE or --tls;"
-            " allow_plain_token=True or --allow-plain-token where the way is safe",
+            hint=hints.PLAIN_TOKEN,
         )
     return Access(target, credentials, token)
 

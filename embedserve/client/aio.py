@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import grpc
 from grpc_health.v1 import health_pb2
 
-from embedserve.client import bulk, failures, messages
+from embedserve.client import bulk, failures, hints, messages
 from embedserve.client.access import access
 from embedserve.client.aio_calls import AsyncCalls
 from embedserve.client.aio_collections import AsyncCollections
@@ -319,5 +319,5 @@ class AsyncClient(AsyncCollections):
                 state = "it is starting or stopping"
             await asyncio.sleep(min(_READY_POLL_S, max(0.0, deadline_s - time.monotonic())))
         raise Unavailable(
-            f"the server at {self._calls.target} is not ready after {timeout_s:g} s: {state}", hint=failures.START_HINT
+            f"the server at {self._calls.target} is not ready after {timeout_s:g} s: {state}", hint=hints.START
         )

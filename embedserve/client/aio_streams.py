@@ -62,6 +62,7 @@ async def answers(
                     stream.send(None)
                 elif chunk is not None and chunk.request is not None:
                     if stream is None:
+                        window.begin()
                         stream = _Stream(method)
                     stream.send(chunk.request)
             elif stream is not None:

@@ -13,8 +13,8 @@ from typing import IO, Any
 import grpc
 
 from embedserve import wire
-from embedserve.client import failures
-from embedserve.errors import DataError, DeadlineExceeded, InternalError
+from embedserve.client import failures, hints
+from embedserve.errors import DataError, DeadlineExceeded, ProtocolError
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo
 from embedserve.v1 import collection_service_pb2 as collection_pb
 
@@ -53,10 +53,10 @@ class CheckReader:
         """What the check found, once all responses have been read.
 
         Raises:
-            InternalError: the server ended the check without a report.
+            ProtocolError: the server ended the check without a report.
         """
         if self._report is None:
-            raise InternalError("the server ended the check without a report")
+            raise ProtocolError("the server ended the check without a report")
         return self._report
 
 
@@ -190,7 +190,7 @@ class RestoreSender:
         if is_taking and time.monotonic() - self._taken_s > self._timeout_s:
             raise DeadlineExceeded(
                 f"the server at {self._target} has taken nothing of the backup for {self._timeout_s:g} s",
-                hint="allow more: Client(timeout_s=…)",
+                hint=hints.LATE,
             )
 
 

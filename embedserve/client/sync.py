@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import grpc
 from grpc_health.v1 import health_pb2
 
-from embedserve.client import bulk, failures, messages
+from embedserve.client import bulk, failures, hints, messages
 from embedserve.client.access import access
 from embedserve.client.sync_calls import Calls
 from embedserve.client.sync_collections import Collections
@@ -317,5 +317,5 @@ class Client(Collections):
                 state = "it is starting or stopping"
             time.sleep(min(_READY_POLL_S, max(0.0, deadline_s - time.monotonic())))
         raise Unavailable(
-            f"the server at {self._calls.target} is not ready after {timeout_s:g} s: {state}", hint=failures.START_HINT
+            f"the server at {self._calls.target} is not ready after {timeout_s:g} s: {state}", hint=hints.START
         )

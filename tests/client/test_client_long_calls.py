@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from embedserve.client import long_calls
-from embedserve.errors import CollectionNotFound, DataError, DeadlineExceeded, InternalError, Unavailable
+from embedserve.errors import CollectionNotFound, DataError, DeadlineExceeded, ProtocolError, Unavailable
 from embedserve.v1 import collection_service_pb2 as pb
 from tests.client.fake_server import Connect, FakeServer
 
@@ -158,7 +158,7 @@ def test_a_server_may_be_silent_for_30_s_however_small_the_timeout(connect: Conn
 
 def test_a_check_without_a_report_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
     server.on("CheckCollection", lambda _: [])
-    with pytest.raises(InternalError, match="ended the check without a report"):
+    with pytest.raises(ProtocolError, match="ended the check without a report"):
         connect(server.target).check_collection("photos")
 
 
