@@ -17,7 +17,7 @@ from embedserve.client import bulk, failures, hints, messages
 from embedserve.client.access import access
 from embedserve.client.aio_calls import AsyncCalls
 from embedserve.client.aio_collections import AsyncCollections
-from embedserve.client.target import address
+from embedserve.client.target import Target
 from embedserve.client.values import Embeddings, EncoderInfo, EncoderRef, ImageInput, Query, ServerInfo
 from embedserve.errors import EmbedserveError, Unavailable
 from embedserve.types import Filter, Hit, SearchOptions
@@ -39,7 +39,8 @@ class AsyncClient(AsyncCollections):
     inputs are advanced in a worker thread.
 
     Args:
-        target: HOST:PORT of the server; without a port, 50051.
+        target: HOST:PORT of the server; without a port, 50051. Also ``unix:/path``, and a list of servers with the same
+            encoder and data: calls go to them in turn, and to the others while one cannot be reached.
         timeout_s: how long one call may take, with its retries. ``embed`` and ``add`` of many inputs may take longer in
             total, but end if no answer comes for this long.
         token: bearer token, sent with every call.
@@ -51,13 +52,14 @@ class AsyncClient(AsyncCollections):
         credentials: channel credentials of gRPC, instead of the four arguments about TLS.
 
     Raises:
-        InvalidInput: arguments contradict each other, or the token would be sent in clear text to another machine.
+        InvalidInput: an address is none, arguments contradict each other, or the token would be sent in clear text to
+            another machine.
         SetupError: a file with certificates cannot be used.
     """
 
     def __init__(
         self,
-        target: str = "localhost:50051",
+        target: Target = "localhost:50051",
         *,
         timeout_s: float = 60,
         token: str = "",
@@ -69,7 +71,7 @@ class AsyncClient(AsyncCollections):
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         server = access(
-            address(target),
+            target,
             token=token,
             tls=tls,
             ca=ca,

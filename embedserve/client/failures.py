@@ -28,7 +28,7 @@ from embedserve.errors import (
 )
 
 _UNAVAILABLE_PAUSE_S = 0.1
-_NO_CONNECTION = "failed to connect to all addresses"
+_NO_CONNECTION = ("failed to connect to all addresses", "connections to all backends failing", "DNS resolution failed")
 _LOST_STATUS = "Internal error from Core"
 """What grpc.aio reports where the server ended a stream that was being written to: the server's status is lost."""
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -43,6 +43,8 @@ class Failure:
     """Shortest pause before another attempt; None: another attempt makes no sense."""
     is_cut: bool = False
     """Something between client and server has cut the call, as a proxy does at its limits."""
+    is_unsent: bool = False
+    """No server has seen the call, so that even one that must not be made twice may be made again."""
 
 
 def failure_of(call: Any, target: str, timeout_s: float) -> Failure:
@@ -67,7 +69,8 @@ def failure_of(call: Any, target: str, timeout_s: float) -> Failure:
     elif isinstance(error, Unauthenticated) and "authorization:" in error.hint:
         error.hint = hints.TOKEN  # the server does not know how its caller is written
     if code == grpc.StatusCode.UNAVAILABLE:
-        return Failure(error, retry_after_s or _UNAVAILABLE_PAUSE_S)
+        is_unsent = text.startswith(_NO_CONNECTION)
+        return Failure(error, retry_after_s or _UNAVAILABLE_PAUSE_S, is_unsent=is_unsent)
     # Without a RetryInfo the message is too large or the disk is full; another attempt would end the same way.
     return Failure(error, retry_after_s if code == grpc.StatusCode.RESOURCE_EXHAUSTED else None)
 
@@ -193,7 +196,7 @@ def _handshake_failure(text: str, target: str) -> Failure | None:
 
 def _reason(text: str) -> str:
     """gRPC's reason for a connection that cannot be made, without the addresses that it tried."""
-    is_chain = text.startswith((_NO_CONNECTION, "DNS resolution failed"))
+    is_chain = text.startswith(_NO_CONNECTION)
     return text.rsplit(": ", 1)[-1] if is_chain else text
 
 
@@ -213,4 +216,4 @@ def not_ready_reason(call: Any, target: str, before: str) -> str:
         return failure.error.message
     if (by_proxy := proxy_failure(code, text, target)) is not None:
         return by_proxy[0].message  # it may be starting, too
-    return "nothing answers there" if text.startswith(_NO_CONNECTION) else text
+    return "nothing answers there" if text.startswith(_NO_CONNECTION[:2]) else text

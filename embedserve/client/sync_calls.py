@@ -220,7 +220,7 @@ class Calls:
             except grpc.RpcError as error:
                 failure = failures.failure_of(error, self.target, self.timeout_s)
                 remaining_s = deadline_s - time.monotonic()
-                pause_s = retry.pause_s(failure, attempt, remaining_s) if is_retried else None
+                pause_s = retry.pause_s(failure, attempt, remaining_s) if is_retried or failure.is_unsent else None
                 if pause_s is None:
                     raise failure.error from error
             except grpc.FutureCancelledError as error:

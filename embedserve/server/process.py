@@ -101,4 +101,5 @@ async def _say_ready(config: ServerConfig, server: Server, engine: Engine, say: 
     if server.security.warning:
         say(f"warning      {server.security.warning}")
     http = "" if server.http_url is None else f"  HTTP on {server.http_url}"
-    say(f"ready        gRPC on {config.host}:{server.port}{http}")
+    host = f"[{config.host}]" if ":" in config.host and not config.host.startswith("[") else config.host
+    say(f"ready        gRPC on {host}:{server.port}{http}")  # clients take this address as it is

@@ -17,6 +17,7 @@ import pytest
 
 from embedserve import AsyncClient, Client
 from embedserve.client import ItemInput
+from embedserve.client.hints import Hint
 from embedserve.errors import EmbedserveError, PermissionDenied, SetupError, Unauthenticated, Unavailable
 from embedserve.server.access.tls import ServerTls
 from embedserve.server.app import Server
@@ -125,7 +126,9 @@ def test_a_client_without_tls_is_told_that_the_server_may_want_it(tmp_path: Path
         error = refusal(address)
         assert type(error) is Unavailable
         assert "ends the connection before it is used" in error.message
-        assert "--ca ca.pem" in error.hint
+        assert isinstance(error.hint, Hint)
+        assert "ca='ca.pem'" in error.hint
+        assert "--ca ca.pem" in error.hint.on_command_line
         with Client(address) as client, pytest.raises(Unavailable, match="ends the connection"):
             client.wait_ready(0.3)
 
