@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import grpc
 from grpc_health.v1 import health_pb2
 
-from embedserve.client import bulk, failures, hints, messages
+from embedserve.client import answers, bulk, failures, hints, messages
 from embedserve.client.access import access
 from embedserve.client.aio_calls import AsyncCalls
 from embedserve.client.aio_collections import AsyncCollections
@@ -298,7 +298,7 @@ class AsyncClient(AsyncCollections):
         """
         request = messages.message(admin_pb.ReplaceEncoderRequest, fingerprint=fingerprint)
         response = await self._calls.answer(self._calls.stubs.admin.ReplaceEncoder, request)
-        return messages.encoder_ref(response.current)
+        return answers.encoder(response, "current", expected=fingerprint)
 
     async def wait_ready(self, timeout_s: float = 60) -> None:
         """Wait until the server is ready.

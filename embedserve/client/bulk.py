@@ -16,9 +16,9 @@ import numpy as np
 from google.protobuf.message import Message
 
 from embedserve import wire
+from embedserve.client import answers
 from embedserve.client.chunks import Chunk, Entry, chunk_of, images_per_call, pack, read_results, room_bytes_for
 from embedserve.client.inputs import is_path, read_ahead, read_image, vector_to_proto, writing
-from embedserve.client.messages import encoder_ref
 from embedserve.client.values import AddResult, Embeddings, EncoderRef, ImageInput, ItemInput
 from embedserve.errors import DataError, EmbedserveError, EncoderMismatch, InvalidInput
 from embedserve.types import Limits, check_metadata
@@ -132,7 +132,8 @@ class EmbedReader:
         """
         if response is None:
             return chunk.merge([])
-        encoder = encoder_ref(response.encoder)
+        asked = chunk.request.encoder_fingerprint if chunk.request is not None else ""
+        encoder = answers.encoder(response, expected=asked)
         if self.encoder is not None and encoder.fingerprint != self.encoder.fingerprint:
             raise EncoderMismatch(
                 f"the server's encoder was replaced while these images were embedded:"
@@ -141,8 +142,10 @@ class EmbedReader:
             )
         self.encoder = encoder
         results = _results(chunk, response)
-        answers = read_results("image", results, "vector", lambda result: wire.vector_from_proto(result.vector))
-        return chunk.merge(answers)
+        dimension = encoder.dimension
+        return chunk.merge(
+            read_results("image", results, "vector", lambda result: answers.vector(result.vector, dimension))
+        )
 
 
 class Collector:
@@ -240,10 +243,12 @@ def add_results(
 ) -> list[AddResult]:
     """The outcome for each item of the chunk."""
     results = _results(chunk, response) if response is not None else ()
-    answers = read_results("item", results, "id", lambda result: result.id)
+    found = read_results("item", results, "id", lambda result: result.id)
+    if chunk.request is not None:
+        answers.ids([item.id for item in chunk.request.items], [result.id for result in results])
     return [
         AddResult(id, result) if isinstance(result, EmbedserveError) else AddResult(result)
-        for id, result in zip(chunk.ids, chunk.merge(answers), strict=True)
+        for id, result in zip(chunk.ids, chunk.merge(found), strict=True)
     ]
 
 

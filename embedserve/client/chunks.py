@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from embedserve import wire
+from embedserve.client import answers
 from embedserve.errors import EmbedserveError, LimitExceeded, ProtocolError
 from embedserve.types import Limits
 
@@ -159,14 +159,14 @@ def read_results(
     An error of the server names the input by its position in the call. The position is removed, since the caller does
     not know how the inputs were spread over calls.
     """
-    answers: list[ResultT | EmbedserveError] = []
+    outcomes: list[ResultT | EmbedserveError] = []
     for position, result in enumerate(results, start=1):
         kind = result.WhichOneof("result")
         if kind == field:
-            answers.append(value_of(result))
+            outcomes.append(value_of(result))
         elif kind == "error":
             result.error.message = result.error.message.removeprefix(f"{noun} {position} of {len(results)}: ")
-            answers.append(wire.error_from_status(result.error))
+            outcomes.append(answers.error(result.error))
         else:
-            answers.append(ProtocolError("the server gave an empty result"))
-    return answers
+            outcomes.append(ProtocolError("the server gave an empty result"))
+    return outcomes

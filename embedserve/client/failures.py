@@ -87,27 +87,32 @@ def connection_lost(target: str) -> Failure:
 
 def _from_details(metadata: Iterable[tuple[str, Any]]) -> tuple[EmbedserveError | None, float | None]:
     """The error that the server described in the status details, and the pause that it asked for."""
-    from google.rpc import error_details_pb2, status_pb2
+    from google.rpc import status_pb2
 
     for key, value in metadata:
         if key != _DETAILS_KEY:
             continue
         try:
-            status = status_pb2.Status.FromString(value)
-        except DecodeError:
-            return None, None  # not written by our server
-        retry_after_s, ours = None, False
-        for detail in status.details:
-            if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-                retry = error_details_pb2.RetryInfo()
-                detail.Unpack(retry)
-                retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
-            elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-                info = error_details_pb2.ErrorInfo()
-                detail.Unpack(info)
-                ours = ours or info.domain == wire.ERROR_DOMAIN
-        return (wire.error_from_status(status) if ours else None), retry_after_s
+            return _described(status_pb2.Status.FromString(value))
+        except (DecodeError, ValueError):  # not written by our server
+            return None, None
     return None, None
+
+
+def _described(status: Any) -> tuple[EmbedserveError | None, float | None]:
+    from google.rpc import error_details_pb2
+
+    retry_after_s, ours = None, False
+    for detail in status.details:
+        if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            retry_after_s = max(0.0, retry.retry_delay.ToMilliseconds() / 1000)
+        elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            detail.Unpack(info)
+            ours = ours or info.domain == wire.ERROR_DOMAIN
+    return (wire.error_from_status(status) if ours else None), retry_after_s
 
 
 def _from_code(

@@ -13,7 +13,7 @@ from typing import IO, Any
 import grpc
 
 from embedserve import wire
-from embedserve.client import failures, hints
+from embedserve.client import answers, failures, hints
 from embedserve.errors import DataError, DeadlineExceeded, ProtocolError
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo
 from embedserve.v1 import collection_service_pb2 as collection_pb
@@ -43,7 +43,10 @@ class CheckReader:
 
     def read(self, response: collection_pb.CheckCollectionResponse) -> None:
         """Read the next response."""
-        step = wire.check_step_from_proto(response)
+        if response.WhichOneof("step") is None:
+            raise ProtocolError("the server gave an empty step of the check")
+        with answers.reading():
+            step = wire.check_step_from_proto(response)
         if isinstance(step, CheckReport):
             self._report = step
         elif self._on_progress is not None:
@@ -137,7 +140,7 @@ class RestoreSender:
         try:
             while True:
                 try:
-                    return wire.collection_from_proto(future.result(timeout=_POLL_S).collection)
+                    return answers.collection(future.result(timeout=_POLL_S))
                 except grpc.FutureTimeoutError:
                     self._report_progress()
                     self._check_taking()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import grpc
 from grpc_health.v1 import health_pb2
 
-from embedserve.client import bulk, failures, hints, messages
+from embedserve.client import answers, bulk, failures, hints, messages
 from embedserve.client.access import access
 from embedserve.client.sync_calls import Calls
 from embedserve.client.sync_collections import Collections
@@ -296,7 +296,7 @@ class Client(Collections):
         """
         request = messages.message(admin_pb.ReplaceEncoderRequest, fingerprint=fingerprint)
         response = self._calls.answer(self._calls.stubs.admin.ReplaceEncoder, request)
-        return messages.encoder_ref(response.current)
+        return answers.encoder(response, "current", expected=fingerprint)
 
     def wait_ready(self, timeout_s: float = 60) -> None:
         """Wait until the server is ready.

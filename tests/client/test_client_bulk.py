@@ -229,10 +229,10 @@ def test_vectors_of_two_encoders_are_never_mixed(connect: Connect, small_server:
 
 def test_the_requested_encoder_is_passed_on(connect: Connect, server: FakeServer) -> None:
     client = connect(server.target)
-    client.embed([b"1"], encoder_fingerprint="12" * 32)
-    client.embed([b"1"] * 17, encoder_fingerprint="12" * 32)
+    client.embed([b"1"], encoder_fingerprint=FINGERPRINT)
+    client.embed([b"1"] * 17, encoder_fingerprint=FINGERPRINT)
     requests = [*server.asked("Embed"), *server.asked("EmbedStream")]
-    assert [request.encoder_fingerprint for request in requests] == ["12" * 32] * 3
+    assert [request.encoder_fingerprint for request in requests] == [FINGERPRINT] * 3
 
 
 def test_a_wrong_number_of_results_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:

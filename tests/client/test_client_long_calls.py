@@ -13,7 +13,7 @@ import pytest
 from embedserve.client import long_calls
 from embedserve.errors import CollectionNotFound, DataError, DeadlineExceeded, ProtocolError, Unavailable
 from embedserve.v1 import collection_service_pb2 as pb
-from tests.client.fake_server import Connect, FakeServer
+from tests.client.fake_server import Connect, FakeServer, encoder_ref
 
 BYTES = b"abc" * 1000
 DIGEST = hashlib.sha256(BYTES).digest()
@@ -215,7 +215,9 @@ def test_a_restore_that_waits_for_its_turn_reports_none(connect: Connect, server
 
     def busy(requests: Iterator[Any]) -> Any:
         assert waited.wait(20)
-        return pb.RestoreCollectionResponse(collection=pb.Collection(name="again" if next(requests).name else ""))
+        return pb.RestoreCollectionResponse(
+            collection=pb.Collection(name="again" if next(requests).name else "", encoder=encoder_ref())
+        )
 
     server.begins_restores = False
     server.on("RestoreCollection", busy)
@@ -237,7 +239,7 @@ def test_after_the_whole_backup_is_sent_the_timeout_does_not_apply(
         assert received[0].name == "again"
         assert received[-1].sha256 == DIGEST
         waited.wait(1.2)
-        return pb.RestoreCollectionResponse(collection=pb.Collection(name="again"))
+        return pb.RestoreCollectionResponse(collection=pb.Collection(name="again", encoder=encoder_ref()))
 
     server.on("RestoreCollection", slow)
     assert connect(server.target, timeout_s=0.5).restore_collection("again", path).name == "again"
