@@ -72,7 +72,8 @@ async def _replace_encoder(server: Server) -> None:
     try:
         await server.replace_encoder()
     except EmbedserveError as error:
-        _log.error("encoder not replaced: %s%s", error.message, f"; {error.hint}" if error.hint else "")
+        fields = {"error": error.code, "reason": error.message, "hint": error.hint}
+        _log.error("encoder not replaced", extra={"fields": fields})
     except Exception:
         _log.exception("encoder not replaced: bug")
 

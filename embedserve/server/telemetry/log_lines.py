@@ -1,6 +1,6 @@
 """Lines of the log on their way to standard error: a bounded queue, and a thread that writes.
 
-Whoever logs never waits for the reader of standard error, which may be a terminal that is stopped or a pipe that nobody
+Code that logs never waits for the reader of standard error, which may be a terminal that is stopped or a pipe that nobody
 reads. What does not fit the queue is dropped, counted, and reported once there is room again.
 """
 
