@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -231,7 +232,7 @@ def nginx(folder: Path, server: str) -> Iterator[None]:
         f"daemon off; master_process off; pid {folder}/pid; events {{}}\n"
         f"http {{ access_log off; client_body_temp_path {folder}/body; {temporary}\n{server}\n}}"
     )
-    command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
+    command = [NGINX or "nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         yield
@@ -248,7 +249,8 @@ def answers_at(port: int) -> bool:
     return True
 
 
-with_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
+NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+with_nginx = pytest.mark.skipif(NGINX is None, reason="needs nginx")
 
 
 @with_nginx

@@ -284,7 +284,8 @@ def test_a_recall_below_the_target_is_logged(quiet: LocalStore, caplog: pytest.L
     (segment,) = collection_of(quiet, "lists").snapshot.segments
     assert segment.spec.kind == "ivf"
     assert segment.max_recall < 0.998
-    assert f"collection=lists rows=3000 index={segment.spec} max_recall={segment.max_recall:.3f}" in logged(caplog)
+    expected = f'collection=lists rows=3000 index="{segment.spec}" max_recall={segment.max_recall:.3f}'
+    assert expected in logged(caplog)
 
 
 class Sealings(Observer):
