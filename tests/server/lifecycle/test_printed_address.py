@@ -19,7 +19,7 @@ def has_ipv6() -> bool:
         return False
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "::1", "::"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_the_printed_address_can_be_pasted_into_a_client(encoder_file: Path, host: str) -> None:
     if ":" in host and not has_ipv6():
         pytest.skip("this machine has no IPv6")
