@@ -1,7 +1,7 @@
 """The server's log: text for people or JSON for programs, each line with the request id of its call.
 
-Code that logs never waits: a thread writes the lines, see ``log_lines``. Payloads and credentials are never logged; of a
-call's metadata only the request id is.
+Code that logs never waits: a thread writes the lines, see ``log_lines``. Payloads and credentials are never logged; of
+a call's metadata only the request id is.
 """
 
 from __future__ import annotations
