@@ -1,6 +1,6 @@
 """Lines of the log on their way to standard error: a bounded queue, and a thread that writes.
 
-Code that logs never waits for the reader of standard error, which may be a stopped terminal or a pipe that nobody reads.
+Code that logs never waits for the reader of standard error, such as a stopped terminal or a pipe that nobody reads.
 What does not fit the queue is dropped, counted, and reported once there is room again.
 """
 
