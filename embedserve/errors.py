@@ -20,6 +20,7 @@
     ├── DiskFull                    DISK_FULL
     ├── Unavailable                 UNAVAILABLE          starting, draining or unreachable
     ├── DeadlineExceeded            DEADLINE_EXCEEDED    the caller's deadline passed before the work was done
+    ├── ProtocolError               PROTOCOL             what answers breaks the protocol: another program, or a proxy
     ├── InternalError               INTERNAL             our own bug; says how to report it
     ├── ItemsFailed                 ITEMS_FAILED         some items of an add were not written; carries all results
     ├── EncoderFileError            ENCODER_FILE         the file is not an encoder, or contradicts itself
@@ -221,6 +222,17 @@ class DeadlineExceeded(EmbedserveError):
     code = "DEADLINE_EXCEEDED"
     grpc_status = "DEADLINE_EXCEEDED"
     http_status = 504
+
+
+class ProtocolError(EmbedserveError):
+    """What answers is no embedserve server, or one that gives wrong answers: too many hits, a score that is no number.
+
+    Raised by the client alone; the message says what was wrong.
+    """
+
+    code = "PROTOCOL"
+    grpc_status = "INTERNAL"
+    http_status = 502
 
 
 class InternalError(EmbedserveError):

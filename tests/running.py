@@ -128,6 +128,11 @@ class ServerProcess:
         """The process id."""
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """None as long as it runs."""
+        return self._process.poll()
+
     def kill(self) -> None:
         """Send SIGKILL: nothing can be flushed."""
         self._process.kill()

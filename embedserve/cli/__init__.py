@@ -65,6 +65,7 @@ def run() -> None:
 
 def _print_error(message: str, hint: str) -> None:
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    hint = getattr(hint, "on_command_line", hint)  # the client's hints know both ways of writing
     if hint:
         click.echo(f"{click.style('hint:', bold=True)}  {hint}", err=True)
 

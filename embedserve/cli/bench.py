@@ -167,7 +167,7 @@ def serve(
     from embedserve.cli.terminal.options import connect, connection
     from embedserve.cli.terminal.output import say
     from embedserve.client.access import access
-    from embedserve.client.target import address, is_this_machine
+    from embedserve.client.target import addresses, is_this_machine
     from embedserve.loadtest.report import Report
     from embedserve.loadtest.sweep import Plan, Rate
 
@@ -200,7 +200,7 @@ def serve(
         load, words = bench_inputs.ready(inputs, client)
         say(f"sending  {words}; {load.per_call} in each {call} call{', streamed' if stream else ''}")
         try:
-            runs = loadtest.run(_runs(access(address(server), **connection()), load, plan))
+            runs = loadtest.run(_runs(access(server, **connection()), load, plan))
         finally:
             if load.ids:
                 _remove(client, inputs.collection, load.ids)
@@ -211,7 +211,7 @@ def serve(
         server={"address": server, **asdict(info)},
         options={**asdict(inputs), **asdict(plan), "paths": [str(path) for path in paths]},
         allowed=frozenset(code.upper() for code in allow),
-        same_machine=is_this_machine(address(server)),
+        same_machine=all(map(is_this_machine, addresses(server))),
     )
     _output(report, json_out, plot)
     sys.exit(_exit_code(report))

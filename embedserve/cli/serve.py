@@ -103,7 +103,6 @@ def command(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-    from embedserve.cli.terminal.output import say
     from embedserve.server.process import run
     from embedserve.server.telemetry import logs
 
@@ -134,8 +133,16 @@ def command(
             **{"max_image_pixels": max_image_pixels, "max_queue_images": max_queue_images, **_parse(more_limits)}
         ),
     )
-    logs.configure(config.log_format, config.log_level)
-    run(config, say=logs.say if config.log_format == "json" else say)
+    log = logs.Log(config.log_format, config.log_level)
+    log.start()
+    try:
+        run(config, say=log.say)
+    except Exception as error:
+        if config.log_format == "text":
+            raise
+        raise click.exceptions.Exit(log.fail(error)) from error
+    finally:
+        log.close()
 
 
 def _parse(limits: tuple[str, ...]) -> dict[str, int]:

@@ -11,7 +11,9 @@ from typing import Any
 import grpc
 
 from embedserve import pem
-from embedserve.client.target import is_this_machine
+from embedserve.client import hints
+from embedserve.client.rotation import ROUND_ROBIN, RotatingChannel
+from embedserve.client.target import Target, addresses, is_this_machine
 from embedserve.errors import InvalidInput
 
 _SYSTEM_ROOTS = (
@@ -24,12 +26,18 @@ _SYSTEM_ROOTS = (
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What is needed to open a channel to one server."""
+    """What is needed to open a channel to a server, or to several that share the calls."""
 
-    target: str
+    targets: tuple[str, ...]
+    """The addresses of the servers, as gRPC takes them; calls go to them in turn."""
     credentials: grpc.ChannelCredentials | None
     """None for a connection without TLS."""
     token: str = field(default="", repr=False)
+
+    @property
+    def target(self) -> str:
+        """The addresses, for messages."""
+        return ", ".join(self.targets)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -37,20 +45,25 @@ class Access:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def open(self, api: Any, *, own_connection: bool = False) -> Any:
-        """A channel to the target.
+        """A channel to the servers.
 
         Args:
             api: ``grpc`` or ``grpc.aio``, whose functions have the same names.
             own_connection: do not share a connection with other channels to the same target.
         """
-        options = channel_options(self.target)
+        channels = [self._open(api, target, own_connection) for target in self.targets]
+        channel = channels[0] if len(channels) == 1 else RotatingChannel(channels)
+        return _TokenChannel(channel, self.metadata) if self.token else channel
+
+    def _open(self, api: Any, target: str, own_connection: bool) -> Any:
+        options: list[tuple[str, int | str]] = [*channel_options(target)]
         if own_connection:
             options.append(("grpc.use_local_subchannel_pool", 1))
+        if len(self.targets) > 1:
+            options.append(ROUND_ROBIN)
         if self.credentials is None:
-            channel = api.insecure_channel(self.target, options)
-        else:
-            channel = api.secure_channel(self.target, self.credentials, options)
-        return _TokenChannel(channel, self.metadata) if self.token else channel
+            return api.insecure_channel(target, options)
+        return api.secure_channel(target, self.credentials, options)
 
 
 def channel_options(target: str) -> list[tuple[str, int]]:
@@ -73,7 +86,7 @@ def channel_options(target: str) -> list[tuple[str, int]]:
 
 
 def access(
-    target: str,
+    target: Target,
     *,
     token: str = "",
     tls: bool = False,
@@ -86,10 +99,11 @@ def access(
     """The validated connection settings of a client; ``Client`` explains the arguments.
 
     Raises:
-        InvalidInput: arguments contradict each other, the token is not allowed in a header, or would be sent in clear
-            text to another machine.
+        InvalidInput: an address is none, arguments contradict each other, the token is not allowed in a header or would
+            be sent in clear text to another machine.
         SetupError: a file cannot be used.
     """
+    targets = addresses(target)
     if (client_cert is None) != (client_key is None):
         raise InvalidInput(
             "a client certificate and its key belong together", hint="give both: client_cert=…, client_key=…"
@@ -106,13 +120,12 @@ def access(
         else:
             pair = pem.read_pair(Path(client_cert), Path(client_key))
             credentials = grpc.ssl_channel_credentials(roots, pair.key, pair.certificate)
-    elif token and credentials is None and not allow_plain_token and not is_this_machine(target):
+    elif token and credentials is None and not allow_plain_token and not all(map(is_this_machine, targets)):
         raise InvalidInput(
-            f"everyone on the way to {target} could read the token: the connection has no TLS",
-            hint="Client(…, ca='ca.pem') or tls=True, on the command line --ca FILE or --tls;"
-            " allow_plain_token=True or --allow-plain-token where the way is safe",
+            f"everyone on the way to {', '.join(targets)} could read the token: the connection has no TLS",
+            hint=hints.PLAIN_TOKEN,
         )
-    return Access(target, credentials, token)
+    return Access(targets, credentials, token)
 
 
 def _system_roots() -> bytes | None:

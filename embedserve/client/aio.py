@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Self
 import grpc
 from grpc_health.v1 import health_pb2
 
-from embedserve.client import arguments, bulk, failures, messages
+from embedserve.client import answers, arguments, bulk, failures, hints, messages
 from embedserve.client.access import access
 from embedserve.client.aio_calls import AsyncCalls, WrongStatement
 from embedserve.client.aio_collections import AsyncCollections
-from embedserve.client.target import address
+from embedserve.client.target import Target
 from embedserve.client.values import Embeddings, EncoderInfo, EncoderRef, ImageInput, ItemId, Query, ServerInfo
 from embedserve.errors import EmbedserveError, Unavailable
 from embedserve.types import Filter, Hit
@@ -39,7 +39,8 @@ class AsyncClient(AsyncCollections, WrongStatement):
     inputs are advanced in a worker thread.
 
     Args:
-        target: HOST:PORT of the server; without a port, 50051.
+        target: HOST:PORT of the server; without a port, 50051. Also ``unix:/path``, and a list of servers with the same
+            encoder and data: calls go to them in turn, and to the others while one cannot be reached.
         timeout_s: how long one call may take, with its retries; at most a year. ``embed`` and ``add`` of many inputs
             may take longer in total, but end if no answer comes for this long.
         token: bearer token, sent with every call.
@@ -53,13 +54,14 @@ class AsyncClient(AsyncCollections, WrongStatement):
     Every argument that a method does not mean is refused with InvalidInput before anything is sent.
 
     Raises:
-        InvalidInput: arguments contradict each other, or the token would be sent in clear text to another machine.
+        InvalidInput: an address is none, arguments contradict each other, or the token would be sent in clear text to
+            another machine.
         SetupError: a file with certificates cannot be used.
     """
 
     def __init__(
         self,
-        target: str = "localhost:50051",
+        target: Target = "localhost:50051",
         *,
         timeout_s: float = 60,
         token: str = "",
@@ -71,7 +73,7 @@ class AsyncClient(AsyncCollections, WrongStatement):
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         server = access(
-            address(arguments.target(target)),
+            arguments.target(target),
             token=arguments.text("token", token, secret=True),
             tls=arguments.flag("tls", tls),
             ca=arguments.certificate_file("ca", ca),
@@ -318,7 +320,7 @@ class AsyncClient(AsyncCollections, WrongStatement):
         fingerprint = arguments.text("fingerprint", fingerprint)
         request = messages.message(admin_pb.ReplaceEncoderRequest, fingerprint=fingerprint)
         response = await self._calls.answer(self._calls.stubs.admin.ReplaceEncoder, request)
-        return messages.encoder_ref(response.current)
+        return answers.encoder(response, "current", expected=fingerprint)
 
     async def wait_ready(self, timeout_s: float = 60) -> None:
         """Wait until the server is ready.
@@ -345,5 +347,5 @@ class AsyncClient(AsyncCollections, WrongStatement):
                 state = "it is starting or stopping"
             await asyncio.sleep(min(_READY_POLL_S, max(0.0, deadline_s - time.monotonic())))
         raise Unavailable(
-            f"the server at {self._calls.target} is not ready after {timeout_s:g} s: {state}", hint=failures.START_HINT
+            f"the server at {self._calls.target} is not ready after {timeout_s:g} s: {state}", hint=hints.START
         )

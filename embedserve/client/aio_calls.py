@@ -16,8 +16,7 @@ import grpc.aio
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2_grpc
 
-from embedserve import wire
-from embedserve.client import aio_streams, failures, long_calls, retry
+from embedserve.client import aio_streams, answers, failures, long_calls, retry
 from embedserve.client.access import Access
 from embedserve.client.bulk import BulkMethod
 from embedserve.client.chunks import Chunk
@@ -110,7 +109,7 @@ class AsyncCalls:
         """The server's limits, asked for once."""
         if self.known_limits is None:
             response = await self.answer(self.stubs.embedding.GetServerInfo, embedding_pb.GetServerInfoRequest())
-            self.known_limits = wire.limits_from_proto(response.limits)
+            self.known_limits = answers.limits(response)
         return self.known_limits
 
     async def answer(
@@ -189,7 +188,7 @@ class AsyncCalls:
                     if response is grpc.aio.EOF:
                         return
                     has_begun = True
-                    yield response
+                    yield answers.readable(response)
             except TimeoutError as error:
                 raise long_calls.silence_error(self.target, self.timeout_s) from error
             except grpc.RpcError as error:
@@ -242,11 +241,11 @@ class AsyncCalls:
         attempt, call = 1, pending.call
         while True:
             try:
-                return await call
+                return answers.readable(await call)
             except grpc.RpcError as error:
                 failure = failures.failure_of(error, self.target, self.timeout_s)
                 remaining_s = pending.deadline_s - time.monotonic()
-                pause_s = retry.pause_s(failure, attempt, remaining_s) if is_retried else None
+                pause_s = retry.pause_s(failure, attempt, remaining_s) if is_retried or failure.is_unsent else None
                 if pause_s is None:
                     raise failure.error from error
             except asyncio.CancelledError as error:

@@ -8,10 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 
-from embedserve import wire
 from embedserve.atomic_write import atomic_write
 from embedserve.changes import MetadataChange
-from embedserve.client import arguments, bulk, item_changes, long_calls, messages
+from embedserve.client import answers, arguments, bulk, item_changes, long_calls, messages
 from embedserve.client.aio_calls import AsyncCalls, in_threads
 from embedserve.client.values import AddResult, ItemId, ItemInput
 from embedserve.errors import InvalidInput
@@ -215,13 +214,15 @@ class AsyncCollections:
             include_vectors=arguments.flag("include_vectors", include_vectors),
             page_size=arguments.whole("page_size", page_size, least=1),
         )
-        return self._list_items(request)
+        return self._list_items(request, answers.Pages(include_vectors=include_vectors))
 
-    async def _list_items(self, request: collection_pb.ListItemsRequest | None) -> AsyncGenerator[Item]:
+    async def _list_items(
+        self, request: collection_pb.ListItemsRequest | None, pages: answers.Pages
+    ) -> AsyncGenerator[Item]:
         while request is not None:
             response = await self._calls.answer(self._calls.stubs.collections.ListItems, request)
-            for item in response.items:
-                yield wire.item_from_proto(item)
+            for item in pages.items(response):
+                yield item
             request = messages.next_page_request(request, response)
 
     # --- Collections ---
@@ -270,7 +271,7 @@ class AsyncCollections:
         )
         # Not retried: if the first answer was lost, the second would say that the collection exists.
         response = await self._calls.answer(self._calls.stubs.collections.CreateCollection, request, is_retried=False)
-        return wire.collection_from_proto(response.collection)
+        return answers.collection(response)
 
     async def get_collection(self, name: str) -> CollectionInfo:
         """What a collection is and holds.
@@ -281,13 +282,13 @@ class AsyncCollections:
         name = arguments.text("name", name, may_be_empty=False)
         request = messages.message(collection_pb.GetCollectionRequest, name=name)
         response = await self._calls.answer(self._calls.stubs.collections.GetCollection, request)
-        return wire.collection_from_proto(response.collection)
+        return answers.collection(response)
 
     async def list_collections(self) -> list[CollectionInfo]:
         """All collections, by name."""
         request = collection_pb.ListCollectionsRequest()
         response = await self._calls.answer(self._calls.stubs.collections.ListCollections, request)
-        return [wire.collection_from_proto(collection) for collection in response.collections]
+        return [answers.collection_of(collection) for collection in response.collections]
 
     async def delete_collection(self, name: str) -> None:
         """Remove a collection with all its items, and the aliases that point to it.

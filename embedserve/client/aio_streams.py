@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from embedserve.client import answers as answers_of_server
 from embedserve.client import failures
 from embedserve.client.chunks import Chunk
 from embedserve.client.window import Window
@@ -62,6 +63,7 @@ async def answers(
                     stream.send(None)
                 elif chunk is not None and chunk.request is not None:
                     if stream is None:
+                        window.begin()
                         stream = _Stream(method)
                     stream.send(chunk.request)
             elif stream is not None:
@@ -159,7 +161,7 @@ class _Stream(Generic[RequestT, ResponseT]):
         held, self._held = self._held, None
         for request in held or ():
             self.send(request)
-        answer: ResponseT = response
+        answer: ResponseT = answers_of_server.readable(response)
         return answer
 
     async def finish(self, timeout_s: float) -> None:

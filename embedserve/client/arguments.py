@@ -276,14 +276,15 @@ def search_options(
 # --- Connections -----------------------------------------------------------
 
 
-def target(value: Any) -> str:
-    """The address of a server."""
-    if not isinstance(value, str) or not value.strip():
+def target(value: Any) -> str | list[str]:
+    """The address of a server, or of several."""
+    several = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not several or not all(isinstance(one, str) and one.strip() for one in several):
         hint = "write HOST:PORT, as in Client('localhost:50051')"
         if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
             hint = f"write HOST:PORT, as in Client('localhost:{shown(value).split()[0]}')"
         raise InvalidInput(f"target is {shown(value)}", hint=hint)
-    return value
+    return value if isinstance(value, str) else several
 
 
 def certificate_file(name: str, value: Any) -> Path | None:

@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from embedserve import wire
-from embedserve.errors import EmbedserveError, InternalError, LimitExceeded
+from embedserve.client import answers
+from embedserve.errors import EmbedserveError, LimitExceeded, ProtocolError
 from embedserve.types import Limits
 
 RequestT = TypeVar("RequestT", bound=Message)
@@ -48,10 +48,10 @@ class Chunk(Generic[RequestT]):
         """For each input its answer or why it was refused, in order.
 
         Raises:
-            InternalError: the number of answers is not the number of inputs that were sent.
+            ProtocolError: the number of answers is not the number of inputs that were sent.
         """
         if len(answers) != self.sent:
-            raise InternalError(f"the server gave {len(answers)} results for {self.sent} inputs")
+            raise ProtocolError(f"the server gave {len(answers)} results for {self.sent} inputs")
         remaining = iter(answers)
         return [next(remaining) if error is None else error for error in self.refused]
 
@@ -159,14 +159,14 @@ def read_results(
     An error of the server names the input by its position in the call. The position is removed, since the caller does
     not know how the inputs were spread over calls.
     """
-    answers: list[ResultT | EmbedserveError] = []
+    outcomes: list[ResultT | EmbedserveError] = []
     for position, result in enumerate(results, start=1):
         kind = result.WhichOneof("result")
         if kind == field:
-            answers.append(value_of(result))
+            outcomes.append(value_of(result))
         elif kind == "error":
             result.error.message = result.error.message.removeprefix(f"{noun} {position} of {len(results)}: ")
-            answers.append(wire.error_from_status(result.error))
+            outcomes.append(answers.error(result.error))
         else:
-            answers.append(InternalError("the server gave an empty result"))
-    return answers
+            outcomes.append(ProtocolError("the server gave an empty result"))
+    return outcomes

@@ -10,28 +10,25 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from embedserve import wire
+from embedserve.client import hints
+from embedserve.client.proxies import CUT, is_cut, proxy_failure
 from embedserve.errors import (
     AlreadyExists,
     DeadlineExceeded,
     EmbedserveError,
     FailedPrecondition,
-    InternalError,
     InvalidInput,
     LimitExceeded,
     NotFound,
     Overloaded,
     PermissionDenied,
+    ProtocolError,
     Unauthenticated,
     Unavailable,
 )
 
-START_HINT = (
-    "start one: embedserve serve encoder.onnx --data data/; if one runs there, it may speak TLS: Client(…, ca=…), or"
-    " tls=True; on the command line --ca FILE or --tls"
-)
-
 _UNAVAILABLE_PAUSE_S = 0.1
-_NO_CONNECTION = "failed to connect to all addresses"
+_NO_CONNECTION = ("failed to connect to all addresses", "connections to all backends failing", "DNS resolution failed")
 _LOST_STATUS = "Internal error from Core"
 """What grpc.aio reports where the server ended a stream that was being written to: the server's status is lost."""
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -44,6 +41,10 @@ class Failure:
     error: EmbedserveError
     retry_after_s: float | None
     """Shortest pause before another attempt; None: another attempt makes no sense."""
+    is_cut: bool = False
+    """Something between client and server has cut the call, as a proxy does at its limits."""
+    is_unsent: bool = False
+    """No server has seen the call, so that even one that must not be made twice may be made again."""
 
 
 def failure_of(call: Any, target: str, timeout_s: float) -> Failure:
@@ -58,12 +59,18 @@ def failure_of(call: Any, target: str, timeout_s: float) -> Failure:
     if code == grpc.StatusCode.UNAVAILABLE and (failure := _handshake_failure(text, target)) is not None:
         return failure
     if code == grpc.StatusCode.INTERNAL and text == _LOST_STATUS:
-        return Failure(Unavailable(f"the server at {target} ended the stream"), _UNAVAILABLE_PAUSE_S)
+        lost = Unavailable(f"the connection to {target} was cut in the middle of a call", hint=CUT)
+        return Failure(lost, _UNAVAILABLE_PAUSE_S, is_cut=True)
     error, retry_after_s = _from_details(call.trailing_metadata() or ())
     if error is None:
+        if (by_proxy := proxy_failure(code, text, target)) is not None:
+            return Failure(by_proxy[0], _UNAVAILABLE_PAUSE_S if by_proxy[1] else None, is_cut(text))
         error = _from_code(code, text, target, timeout_s, retry_after_s)
+    elif isinstance(error, Unauthenticated) and "authorization:" in error.hint:
+        error.hint = hints.TOKEN  # the server does not know how its caller is written
     if code == grpc.StatusCode.UNAVAILABLE:
-        return Failure(error, retry_after_s or _UNAVAILABLE_PAUSE_S)
+        is_unsent = text.startswith(_NO_CONNECTION)
+        return Failure(error, retry_after_s or _UNAVAILABLE_PAUSE_S, is_unsent=is_unsent)
     # Without a RetryInfo the message is too large or the disk is full; another attempt would end the same way.
     return Failure(error, retry_after_s if code == grpc.StatusCode.RESOURCE_EXHAUSTED else None)
 
@@ -80,27 +87,32 @@ def connection_lost(target: str) -> Failure:
 
 def _from_details(metadata: Iterable[tuple[str, Any]]) -> tuple[EmbedserveError | None, float | None]:
     """The error that the server described in the status details, and the pause that it asked for."""
-    from google.rpc import error_details_pb2, status_pb2
+    from google.rpc import status_pb2
 
     for key, value in metadata:
         if key != _DETAILS_KEY:
             continue
         try:
-            status = status_pb2.Status.FromString(value)
-        except DecodeError:
-            return None, None  # not written by our server
-        retry_after_s, ours = None, False
-        for detail in status.details:
-            if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-                retry = error_details_pb2.RetryInfo()
-                detail.Unpack(retry)
-                retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
-            elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-                info = error_details_pb2.ErrorInfo()
-                detail.Unpack(info)
-                ours = ours or info.domain == wire.ERROR_DOMAIN
-        return (wire.error_from_status(status) if ours else None), retry_after_s
+            return _described(status_pb2.Status.FromString(value))
+        except (DecodeError, ValueError):  # not written by our server
+            return None, None
     return None, None
+
+
+def _described(status: Any) -> tuple[EmbedserveError | None, float | None]:
+    from google.rpc import error_details_pb2
+
+    retry_after_s, ours = None, False
+    for detail in status.details:
+        if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            retry_after_s = max(0.0, retry.retry_delay.ToMilliseconds() / 1000)
+        elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            detail.Unpack(info)
+            ours = ours or info.domain == wire.ERROR_DOMAIN
+    return (wire.error_from_status(status) if ours else None), retry_after_s
 
 
 def _from_code(
@@ -109,11 +121,9 @@ def _from_code(
     """The error for a call that failed without our details: in gRPC itself, or in a proxy in between."""
     match code:
         case grpc.StatusCode.UNAVAILABLE:
-            return Unavailable(f"no server answers at {target}: {_reason(text)}", hint=START_HINT)
+            return Unavailable(f"no server answers at {target}: {_reason(text)}", hint=hints.START)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceeded(
-                f"the server at {target} did not answer within {timeout_s:g} s", hint="allow more: Client(timeout_s=…)"
-            )
+            return DeadlineExceeded(f"the server at {target} did not answer within {timeout_s:g} s", hint=hints.LATE)
         case grpc.StatusCode.RESOURCE_EXHAUSTED if retry_after_s is None:
             return LimitExceeded(text or "the message is larger than the server takes")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -134,14 +144,18 @@ def _from_code(
         case grpc.StatusCode.UNAUTHENTICATED:
             return Unauthenticated(
                 f"the server at {target} does not know this client: {text}",
-                hint="Client(…, token=…), or on the command line --token-file FILE",
+                hint=hints.TOKEN,
             )
         case grpc.StatusCode.PERMISSION_DENIED:
             return PermissionDenied(f"the server at {target} does not allow this client the call: {text}")
         case grpc.StatusCode.CANCELLED:
             return Unavailable("the call was cancelled")
         case _:
-            return InternalError(f"the server at {target} failed: {text}")
+            # Not even a bug of our server ends like this: it would be described in the details.
+            return ProtocolError(
+                f"what answers at {target} failed with {code.name}: {text or 'it does not say why'}",
+                hint="it may be a proxy, or another program than embedserve serve",
+            )
 
 
 def _handshake_failure(text: str, target: str) -> Failure | None:
@@ -151,8 +165,7 @@ def _handshake_failure(text: str, target: str) -> Failure | None:
     if text.endswith(("Socket closed", "Connection reset by peer", "Broken pipe")):
         error = Unavailable(
             f"the server at {target} ends the connection before it is used",
-            hint="it may speak TLS only (Client(…, ca='ca.pem') or --ca ca.pem), or ask for a client certificate that"
-            " it trusts (client_cert and client_key, or --client-cert and --client-key)",
+            hint=hints.TLS_ONLY,
         )
         return Failure(error, _UNAVAILABLE_PAUSE_S)  # or the server is restarting
     if "certificate has expired" in text:
@@ -169,7 +182,7 @@ def _handshake_failure(text: str, target: str) -> Failure | None:
         why = why.removeprefix("certificate verify failed: ")
         error = Unavailable(
             f"the certificate of the server at {target} is not trusted: {why}",
-            hint="give the CA that signed it: Client(…, ca='ca.pem'), on the command line --ca ca.pem",
+            hint=hints.CA,
         )
     elif "Hostname Verification" in text:
         error = Unavailable(
@@ -179,7 +192,7 @@ def _handshake_failure(text: str, target: str) -> Failure | None:
     elif "WRONG_VERSION_NUMBER" in text:
         error = Unavailable(
             f"the server at {target} does not speak TLS",
-            hint="start it with --tls-cert and --tls-key, or connect without TLS: no tls, ca or client_cert",
+            hint=hints.NO_TLS,
         )
     else:
         return None
@@ -188,7 +201,7 @@ def _handshake_failure(text: str, target: str) -> Failure | None:
 
 def _reason(text: str) -> str:
     """gRPC's reason for a connection that cannot be made, without the addresses that it tried."""
-    is_chain = text.startswith((_NO_CONNECTION, "DNS resolution failed"))
+    is_chain = text.startswith(_NO_CONNECTION)
     return text.rsplit(": ", 1)[-1] if is_chain else text
 
 
@@ -202,8 +215,10 @@ def not_ready_reason(call: Any, target: str, before: str) -> str:
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return before
     failure = _handshake_failure(text, target)
-    if failure is None:
-        return "nothing answers there" if text.startswith(_NO_CONNECTION) else text
-    if failure.retry_after_s is None:
+    if failure is not None and failure.retry_after_s is None:
         raise failure.error from call
-    return failure.error.message
+    if failure is not None:
+        return failure.error.message
+    if (by_proxy := proxy_failure(code, text, target)) is not None:
+        return by_proxy[0].message  # it may be starting, too
+    return "nothing answers there" if text.startswith(_NO_CONNECTION[:2]) else text

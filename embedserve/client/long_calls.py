@@ -13,8 +13,8 @@ from typing import IO, Any
 import grpc
 
 from embedserve import wire
-from embedserve.client import failures
-from embedserve.errors import DataError, DeadlineExceeded, InternalError
+from embedserve.client import answers, failures, hints
+from embedserve.errors import DataError, DeadlineExceeded, ProtocolError
 from embedserve.regular_file import regular
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo
 from embedserve.v1 import collection_service_pb2 as collection_pb
@@ -44,7 +44,10 @@ class CheckReader:
 
     def read(self, response: collection_pb.CheckCollectionResponse) -> None:
         """Read the next response."""
-        step = wire.check_step_from_proto(response)
+        if response.WhichOneof("step") is None:
+            raise ProtocolError("the server gave an empty step of the check")
+        with answers.reading():
+            step = wire.check_step_from_proto(response)
         if isinstance(step, CheckReport):
             self._report = step
         elif self._on_progress is not None:
@@ -54,10 +57,10 @@ class CheckReader:
         """What the check found, once all responses have been read.
 
         Raises:
-            InternalError: the server ended the check without a report.
+            ProtocolError: the server ended the check without a report.
         """
         if self._report is None:
-            raise InternalError("the server ended the check without a report")
+            raise ProtocolError("the server ended the check without a report")
         return self._report
 
 
@@ -138,7 +141,7 @@ class RestoreSender:
         try:
             while True:
                 try:
-                    return wire.collection_from_proto(future.result(timeout=_POLL_S).collection)
+                    return answers.collection(future.result(timeout=_POLL_S))
                 except grpc.FutureTimeoutError:
                     self._report_progress()
                     self._check_taking()
@@ -191,7 +194,7 @@ class RestoreSender:
         if is_taking and time.monotonic() - self._taken_s > self._timeout_s:
             raise DeadlineExceeded(
                 f"the server at {self._target} has taken nothing of the backup for {self._timeout_s:g} s",
-                hint="allow more: Client(timeout_s=…)",
+                hint=hints.LATE,
             )
 
 

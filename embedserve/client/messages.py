@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from embedserve import wire
+from embedserve.client import answers
 from embedserve.client.chunks import Chunk, Entry, chunk_of, images_per_call, pack, read_results, room_bytes_for
 from embedserve.client.images import read_image
 from embedserve.client.inputs import vector_to_proto, writing
-from embedserve.client.values import EncoderInfo, EncoderRef, Query, ServerInfo
-from embedserve.errors import EmbedserveError, InvalidInput, ItemNotFound
+from embedserve.client.values import EncoderInfo, Query, ServerInfo
+from embedserve.errors import EmbedserveError, InvalidInput, ItemNotFound, ProtocolError
 from embedserve.metadata import plain_id, shown
 from embedserve.types import Filter, Hit, Item, Keep, Limits, SearchOptions
 from embedserve.v1 import collection_service_pb2 as collection_pb
-from embedserve.v1 import common_pb2 as common_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
 from embedserve.v1 import search_service_pb2 as search_pb
 
@@ -100,7 +99,9 @@ def search_results(
     has_metadata, has_vectors = asked.include_metadata, asked.include_vectors
 
     def hits(result: search_pb.SearchResult) -> list[Hit]:
-        return wire.hits_from_proto(result.hits, has_metadata=has_metadata, has_vectors=has_vectors)
+        found = answers.hits(result.hits, asked)
+        with answers.reading():
+            return wire.hits_from_proto(found, has_metadata=has_metadata, has_vectors=has_vectors)
 
     return chunk.merge(read_results("query", results, "hits", hits))
 
@@ -150,7 +151,16 @@ def get_items_results(
     """
     results = response.results if response is not None else ()
     items: list[Item | None] = []
-    for answer in chunk.merge(read_results("id", results, "item", lambda result: wire.item_from_proto(result.item))):
+    asked = chunk.request or collection_pb.GetItemsRequest()
+    expected = iter(asked.ids)
+
+    def item(result: collection_pb.GetItemsResult) -> Item:
+        return answers.item(result.item, include_vectors=asked.include_vectors)
+
+    for answer in chunk.merge(read_results("id", results, "item", item)):
+        id = next(expected)
+        if isinstance(answer, Item) and answer.id != id:
+            raise ProtocolError(f"the server gave item {answer.id!r} instead of {id!r}")
         if not isinstance(answer, EmbedserveError):
             items.append(answer)
         elif isinstance(answer, ItemNotFound):
@@ -171,10 +181,10 @@ def delete_items_chunks(
 
 
 def deleted_counts(
-    _chunk: Chunk[collection_pb.DeleteItemsRequest], response: collection_pb.DeleteItemsResponse | None
+    chunk: Chunk[collection_pb.DeleteItemsRequest], response: collection_pb.DeleteItemsResponse | None
 ) -> list[int]:
     """How many items of the chunk were there, as a list of one number."""
-    return [response.deleted_count] if response is not None else []
+    return [answers.deleted_count(response, chunk.sent)] if response is not None else []
 
 
 def _items_per_call(limits: Limits) -> int:
@@ -222,14 +232,9 @@ def create_collection_request(name: str, *, keep: Keep, **fields: Any) -> collec
     return message(collection_pb.CreateCollectionRequest, name=name, keep_media=wire.keep_to_proto(keep), **fields)
 
 
-def encoder_ref(message: common_pb.EncoderRef) -> EncoderRef:
-    """The encoder that a response names."""
-    return EncoderRef(message.name, message.fingerprint, message.dimension)
-
-
 def encoder_info(response: embedding_pb.GetEncoderResponse) -> EncoderInfo:
     """The description of the encoder in a response."""
-    encoder = response.encoder
+    encoder = answers.required(response, "encoder")
     return EncoderInfo(
         name=encoder.name,
         fingerprint=encoder.fingerprint,
@@ -241,7 +246,7 @@ def encoder_info(response: embedding_pb.GetEncoderResponse) -> EncoderInfo:
         method=encoder.method,
         backbone=encoder.backbone,
         precision=encoder.precision,
-        metadata=json.loads(encoder.metadata_json) if encoder.metadata_json else {},
+        metadata=answers.metadata_of_encoder(encoder.metadata_json),
     )
 
 
@@ -251,8 +256,8 @@ def server_info(response: embedding_pb.GetServerInfoResponse) -> ServerInfo:
         version=response.version,
         started_unix_s=response.started_at.ToNanoseconds() / 1e9,
         provider=response.provider,
-        encoder=encoder_ref(response.encoder),
-        limits=wire.limits_from_proto(response.limits),
+        encoder=answers.encoder(response),
+        limits=answers.limits(response),
         images_in_flight=response.images_in_flight,
         has_collections=response.has_collections,
     )

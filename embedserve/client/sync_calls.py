@@ -14,8 +14,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2_grpc
 
-from embedserve import wire
-from embedserve.client import failures, long_calls, retry, sync_streams
+from embedserve.client import answers, failures, long_calls, retry, sync_streams
 from embedserve.client.access import Access
 from embedserve.client.bulk import BulkMethod
 from embedserve.client.chunks import Chunk
@@ -79,7 +78,7 @@ class Calls:
         """The server's limits, asked for once."""
         if self.known_limits is None:
             response = self.answer(self.stubs.embedding.GetServerInfo, embedding_pb.GetServerInfoRequest())
-            self.known_limits = wire.limits_from_proto(response.limits)
+            self.known_limits = answers.limits(response)
         return self.known_limits
 
     def answer(
@@ -220,7 +219,7 @@ class Calls:
             except grpc.RpcError as error:
                 failure = failures.failure_of(error, self.target, self.timeout_s)
                 remaining_s = deadline_s - time.monotonic()
-                pause_s = retry.pause_s(failure, attempt, remaining_s) if is_retried else None
+                pause_s = retry.pause_s(failure, attempt, remaining_s) if is_retried or failure.is_unsent else None
                 if pause_s is None:
                     raise failure.error from error
             except grpc.FutureCancelledError as error:

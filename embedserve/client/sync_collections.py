@@ -7,10 +7,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from embedserve import wire
 from embedserve.atomic_write import atomic_write
 from embedserve.changes import MetadataChange
-from embedserve.client import arguments, bulk, item_changes, long_calls, messages
+from embedserve.client import answers, arguments, bulk, item_changes, long_calls, messages
 from embedserve.client.sync_calls import Calls
 from embedserve.client.values import AddResult, ItemId, ItemInput
 from embedserve.errors import InvalidInput
@@ -211,13 +210,12 @@ class Collections:
             include_vectors=arguments.flag("include_vectors", include_vectors),
             page_size=arguments.whole("page_size", page_size, least=1),
         )
-        return self._list_items(request)
+        return self._list_items(request, answers.Pages(include_vectors=include_vectors))
 
-    def _list_items(self, request: collection_pb.ListItemsRequest | None) -> Generator[Item]:
+    def _list_items(self, request: collection_pb.ListItemsRequest | None, pages: answers.Pages) -> Generator[Item]:
         while request is not None:
             response = self._calls.answer(self._calls.stubs.collections.ListItems, request)
-            for item in response.items:
-                yield wire.item_from_proto(item)
+            yield from pages.items(response)
             request = messages.next_page_request(request, response)
 
     # --- Collections ---
@@ -266,7 +264,7 @@ class Collections:
         )
         # Not retried: if the first answer was lost, the second would say that the collection exists.
         response = self._calls.answer(self._calls.stubs.collections.CreateCollection, request, is_retried=False)
-        return wire.collection_from_proto(response.collection)
+        return answers.collection(response)
 
     def get_collection(self, name: str) -> CollectionInfo:
         """What a collection is and holds.
@@ -277,13 +275,13 @@ class Collections:
         name = arguments.text("name", name, may_be_empty=False)
         request = messages.message(collection_pb.GetCollectionRequest, name=name)
         response = self._calls.answer(self._calls.stubs.collections.GetCollection, request)
-        return wire.collection_from_proto(response.collection)
+        return answers.collection(response)
 
     def list_collections(self) -> list[CollectionInfo]:
         """All collections, by name."""
         request = collection_pb.ListCollectionsRequest()
         response = self._calls.answer(self._calls.stubs.collections.ListCollections, request)
-        return [wire.collection_from_proto(collection) for collection in response.collections]
+        return [answers.collection_of(collection) for collection in response.collections]
 
     def delete_collection(self, name: str) -> None:
         """Remove a collection with all its items, and the aliases that point to it.

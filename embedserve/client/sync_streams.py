@@ -43,6 +43,7 @@ def answers(
                     stream.send(None)
                 elif chunk is not None and chunk.request is not None:
                     if stream is None:
+                        window.begin()
                         stream = _Stream(method)
                     stream.send(chunk.request)
             while (unsendable := window.pop_unsendable()) is not None:
@@ -78,6 +79,9 @@ def answers(
 class _Stream(Generic[RequestT, ResponseT]):
     """One stream with a thread that reads it, so that waiting can time out; gRPC has a thread that writes.
 
+    A stream that replaces a broken one sends the first of ``first``, and the others once that has been answered: even
+    where a proxy cuts streams at a size, each of them gets somewhere.
+
     Args:
         method: the stream's method of a stub.
         first: requests to begin with.
@@ -86,8 +90,11 @@ class _Stream(Generic[RequestT, ResponseT]):
     def __init__(self, method: Any, first: Sequence[RequestT | None] = ()) -> None:
         self._outbox: queue.SimpleQueue[RequestT | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[ResponseT | grpc.RpcError | EOFError] = queue.SimpleQueue()
+        self._held: list[RequestT | None] | None = None
         for request in first:
             self.send(request)
+            if self._held is None:
+                self._held = []
         self._call = method(iter(self._outbox.get, None))
         self._reader = threading.Thread(target=self._read, name="embedserve-stream", daemon=True)
         self._reader.start()
@@ -103,7 +110,10 @@ class _Stream(Generic[RequestT, ResponseT]):
 
     def send(self, request: RequestT | None) -> None:
         """Send a request; None: there are no more."""
-        self._outbox.put(request)
+        if self._held is None:
+            self._outbox.put(request)
+        else:
+            self._held.append(request)
 
     def receive(self, timeout_s: float) -> ResponseT | None:
         """The next response; None if none comes in time.
@@ -118,6 +128,9 @@ class _Stream(Generic[RequestT, ResponseT]):
             return None
         if isinstance(response, (grpc.RpcError, EOFError)):
             raise response
+        held, self._held = self._held, None
+        for request in held or ():
+            self.send(request)
         return response
 
     def finish(self, timeout_s: float) -> None:

@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from embedserve.client import failures, retry
+from embedserve.client import failures, hints, retry
 from embedserve.client.chunks import Chunk
-from embedserve.errors import DeadlineExceeded, EmbedserveError, InternalError
+from embedserve.errors import DeadlineExceeded, EmbedserveError, ProtocolError
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
@@ -26,6 +26,12 @@ MESSAGES_AHEAD = 8
 
 BYTES_AHEAD = 32 << 20
 """Bytes of inputs in these messages; only the message that exceeds it is still sent."""
+
+_MAX_CUTS = 5
+"""Streams that are cut one after the other without an answer before the client gives up."""
+
+_MANY_CUTS = 3
+"""Streams of one method that are cut before the log says so: it costs time, and a proxy's settings end it."""
 
 _log = logging.getLogger("embedserve.client")
 
@@ -46,6 +52,7 @@ class Window(Generic[RequestT, ResponseT]):
         self._bytes = 0
         self._position = 0
         self._attempt = 0
+        self._cuts, self._all_cuts = 0, 0
         self._failure: EmbedserveError | None = None
         self._has_worked = False
         self._deadline_s: float | None = None
@@ -83,19 +90,23 @@ class Window(Generic[RequestT, ResponseT]):
         """The chunk that a response answers.
 
         Raises:
-            InternalError: the response does not answer the first chunk.
+            ProtocolError: the response does not answer the first chunk.
         """
         request = self._chunks[0].request if self._chunks else None
         if request is None or not self._is_answer(request, response, self._position):
-            raise InternalError(f"the server at {self._target} answered out of order")
+            raise ProtocolError(f"the server at {self._target} answered out of order")
         chunk = self._pop()
         self._position += chunk.sent
-        self._attempt, self._failure, self._has_worked, self._deadline_s = 0, None, True, None
+        self._attempt, self._cuts, self._failure, self._has_worked, self._deadline_s = 0, 0, None, True, None
         return chunk
+
+    def begin(self) -> None:
+        """A new stream begins, on which nothing has been sent."""
+        self._position = 0
 
     def requests_again(self) -> list[RequestT | None]:
         """What to send first on a new stream: the requests without an answer, and None if there will be no others."""
-        self._position = 0
+        self.begin()
         requests: list[RequestT | None] = [chunk.request for chunk in self._chunks if chunk.request is not None]
         return [*requests, None] if self.ended else requests
 
@@ -109,12 +120,12 @@ class Window(Generic[RequestT, ResponseT]):
         """What to raise when no time remains: why the last stream broke, if one did since the last answer."""
         return self._failure or DeadlineExceeded(
             f"the server at {self._target} gave no answer for {self._timeout_s:g} s",
-            hint="allow more: Client(timeout_s=…)",
+            hint=hints.LATE,
         )
 
-    def early_end_error(self) -> InternalError:
+    def early_end_error(self) -> ProtocolError:
         """What to raise when the server ends a stream with status OK before it has answered everything."""
-        return InternalError(f"the server at {self._target} ended the stream before it had answered")
+        return ProtocolError(f"the server at {self._target} ended the stream before it had answered")
 
     def pause_before_reopening_s(self, error: grpc.RpcError | None) -> float:
         """How long to wait before a new stream replaces one that broke, in seconds.
@@ -131,9 +142,16 @@ class Window(Generic[RequestT, ResponseT]):
         else:
             failure = failures.failure_of(error, self._target, self._timeout_s)
         self._failure = failure.error
-        pause_s = retry.pause_s(failure, self._attempt, self.remaining_s(), patient=self._has_worked)
+        self._cuts += failure.is_cut
+        self._all_cuts += failure.is_cut
+        # A stream that is cut again and again before it is answered has met a limit, which waiting does not change.
+        patient = self._has_worked and self._cuts < _MAX_CUTS
+        attempt = max(self._attempt, _MAX_CUTS) if self._cuts >= _MAX_CUTS else self._attempt
+        pause_s = retry.pause_s(failure, attempt, self.remaining_s(), patient=patient)
         if pause_s is None:
             raise failure.error from error
+        if self._all_cuts == _MANY_CUTS and failure.is_cut:
+            _log.warning("streams are cut again and again: %s", failure.error.hint)
         _log.info("stream broke (%s); reopened in %.1f s", failure.error.message, pause_s)
         return pause_s
 

@@ -109,9 +109,8 @@ class RunSlots:
             if self.largest_batch < too_large:  # another run has halved it already
                 return
             self.largest_batch = max(self.largest_batch // 2, 1)
-        _log.warning(
-            "the GPU has no memory for a batch of %d images: from now on at most %d", too_large, self.largest_batch
-        )
+        fields = {"images": too_large, "largest_batch": self.largest_batch}
+        _log.warning("the GPU has no memory for a batch; batches are smaller from now on", extra={"fields": fields})
 
 
 class _Slot:

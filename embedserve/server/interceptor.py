@@ -332,7 +332,7 @@ def _failure(error: Exception, call: _CallRecord) -> EmbedserveError | grpc.aio.
         if isinstance(error, EmbedserveError):
             failure = error
         else:
-            _log.error("bug in %s", call.method, exc_info=error)
+            _log.error("bug in a call", exc_info=error, extra={"fields": {"method": call.method.removeprefix("/")}})
             failure = InternalError(
                 f"this is a bug in embedserve: {type(error).__name__}", hint="the server's log has the details"
             )

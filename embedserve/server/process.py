@@ -82,7 +82,8 @@ async def _replace_encoder(server: Server) -> None:
     try:
         await server.replace_encoder()
     except EmbedserveError as error:
-        _log.error("encoder not replaced: %s%s", error.message, f"; {error.hint}" if error.hint else "")
+        fields = {"error": error.code, "reason": error.message, "hint": error.hint}
+        _log.error("encoder not replaced", extra={"fields": fields})
     except Exception:
         _log.exception("encoder not replaced: bug")
 
@@ -112,4 +113,5 @@ async def _say_ready(config: ServerConfig, server: Server, engine: Engine, say: 
         if warning:
             say(f"warning      {warning}")
     http = "" if server.http_url is None else f"  HTTP on {server.http_url}"
-    say(f"ready        gRPC on {config.host}:{server.port}{http}")
+    host = f"[{config.host}]" if ":" in config.host and not config.host.startswith("[") else config.host
+    say(f"ready        gRPC on {host}:{server.port}{http}")  # clients take this address as it is

@@ -132,3 +132,34 @@ def test_a_token_is_not_sent_to_another_machine_without_tls(cli: Cli, tmp_path: 
     assert outcome.exit_code == 2
     assert "everyone on the way to gpu-box.invalid:50051 could read the token" in outcome.err
     assert "--allow-plain-token" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--server", "localhost:1"], "--ca FILE or --tls"),
+        (["--server", "https://localhost:443"], "write --server localhost:443 --tls"),
+        (["--server", "user:secret@localhost"], "--token-file FILE"),
+        (["--server", "::1:50051"], "write [::1]:50051"),
+        (["--server", "localhost:1,localhost:1"], "name each server once"),
+        (["--server", "gpu-box.invalid", "--token-file"], "--allow-plain-token where the way is safe"),
+    ],
+)
+def test_hints_speak_of_flags_and_not_of_python(cli: Cli, tmp_path: Path, arguments: list[str], says: str) -> None:
+    more = token_file(tmp_path, READ)[1:] if arguments[-1] == "--token-file" else []
+    outcome = cli("collection", "list", *arguments, *more)
+    assert outcome.exit_code in (1, 2)
+    assert says in outcome.err
+    assert "Client(" not in outcome.err
+    assert "secret" not in outcome.err
+
+
+def test_a_server_that_asks_for_a_token_is_answered_in_flags(cli: Cli, guarded: str, flags: list[str]) -> None:
+    outcome = cli("collection", "list", *flags)
+    assert "hint:  --token-file FILE, or EMBEDSERVE_TOKEN in the environment" in outcome.err
+
+
+def test_several_servers_share_the_calls_of_a_command(cli: Cli, guarded: str, tmp_path: Path, flags: list[str]) -> None:
+    write = [*flags, *token_file(tmp_path, WRITE)]
+    several = ["--server", f"localhost:1,{guarded}"]
+    assert cli("collection", "list", *write, *several).exit_code == 0

@@ -17,10 +17,10 @@ from embedserve.errors import (
     EncoderMismatch,
     ImageTooLarge,
     ImageUndecodable,
-    InternalError,
     InvalidInput,
     ItemNotFound,
     LimitExceeded,
+    ProtocolError,
 )
 from embedserve.v1 import collection_service_pb2 as collection_pb
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
@@ -229,22 +229,22 @@ def test_vectors_of_two_encoders_are_never_mixed(connect: Connect, small_server:
 
 def test_the_requested_encoder_is_passed_on(connect: Connect, server: FakeServer) -> None:
     client = connect(server.target)
-    client.embed([b"1"], encoder_fingerprint="12" * 32)
-    client.embed([b"1"] * 17, encoder_fingerprint="12" * 32)
+    client.embed([b"1"], encoder_fingerprint=FINGERPRINT)
+    client.embed([b"1"] * 17, encoder_fingerprint=FINGERPRINT)
     requests = [*server.asked("Embed"), *server.asked("EmbedStream")]
-    assert [request.encoder_fingerprint for request in requests] == ["12" * 32] * 3
+    assert [request.encoder_fingerprint for request in requests] == [FINGERPRINT] * 3
 
 
 def test_a_wrong_number_of_results_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
     server.on("Embed", lambda _: embedding_pb.EmbedResponse(encoder=encoder_ref()))
-    with pytest.raises(InternalError, match="0 results for 2 inputs"):
+    with pytest.raises(ProtocolError, match="0 results for 2 inputs"):
         connect(server.target).embed([b"1", b"2"])
 
 
 def test_an_empty_result_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
     answer = embedding_pb.EmbedResponse(encoder=encoder_ref(), results=[embedding_pb.EmbedResult()])
     server.on("Embed", lambda _: answer)
-    with pytest.raises(InternalError, match="empty result"):
+    with pytest.raises(ProtocolError, match="empty result"):
         connect(server.target).embed([b"1"])
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from embedserve.client import long_calls
-from embedserve.errors import CollectionNotFound, DataError, DeadlineExceeded, InternalError, Unavailable
+from embedserve.errors import CollectionNotFound, DataError, DeadlineExceeded, ProtocolError, Unavailable
 from embedserve.v1 import collection_service_pb2 as pb
-from tests.client.fake_server import Connect, FakeServer
+from tests.client.fake_server import Connect, FakeServer, encoder_ref
 
 BYTES = b"abc" * 1000
 DIGEST = hashlib.sha256(BYTES).digest()
@@ -158,7 +158,7 @@ def test_a_server_may_be_silent_for_30_s_however_small_the_timeout(connect: Conn
 
 def test_a_check_without_a_report_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
     server.on("CheckCollection", lambda _: [])
-    with pytest.raises(InternalError, match="ended the check without a report"):
+    with pytest.raises(ProtocolError, match="ended the check without a report"):
         connect(server.target).check_collection("photos")
 
 
@@ -215,7 +215,9 @@ def test_a_restore_that_waits_for_its_turn_reports_none(connect: Connect, server
 
     def busy(requests: Iterator[Any]) -> Any:
         assert waited.wait(20)
-        return pb.RestoreCollectionResponse(collection=pb.Collection(name="again" if next(requests).name else ""))
+        return pb.RestoreCollectionResponse(
+            collection=pb.Collection(name="again" if next(requests).name else "", encoder=encoder_ref())
+        )
 
     server.begins_restores = False
     server.on("RestoreCollection", busy)
@@ -237,7 +239,7 @@ def test_after_the_whole_backup_is_sent_the_timeout_does_not_apply(
         assert received[0].name == "again"
         assert received[-1].sha256 == DIGEST
         waited.wait(1.2)
-        return pb.RestoreCollectionResponse(collection=pb.Collection(name="again"))
+        return pb.RestoreCollectionResponse(collection=pb.Collection(name="again", encoder=encoder_ref()))
 
     server.on("RestoreCollection", slow)
     assert connect(server.target, timeout_s=0.5).restore_collection("again", path).name == "again"

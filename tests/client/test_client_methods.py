@@ -40,7 +40,10 @@ def finding(request: Any) -> Any:
                 error = error.at(f"query {position} of {len(request.queries)}")
             response.results.add(error=status(error))
             continue
-        hit = Hit(id=f"like {query.item_id or query.WhichOneof('query')}", score=0.9, metadata={"year": 1999})
+        vector = np.ones(4, np.float32) if request.include_vectors else None
+        hit = Hit(
+            id=f"like {query.item_id or query.WhichOneof('query')}", score=0.9, metadata={"year": 1999}, vector=vector
+        )
         response.results.add(hits=wire.hits_to_proto([hit], request.vector_encoding))
     return response
 
@@ -62,7 +65,9 @@ def test_a_search_sends_its_options_and_gives_hits(connect: Connect, server: Fak
         include_vectors=True,
         encoder_fingerprint=FINGERPRINT,
     )
-    assert hits == [Hit(id="like a", score=0.9, metadata={"year": 1999})]
+    [hit] = hits
+    assert (hit.id, hit.score, hit.metadata) == ("like a", 0.9, {"year": 1999})
+    assert hit.vector.tolist() == [1, 1, 1, 1]
     [request] = server.asked("Search")
     assert request == search_pb.SearchRequest(
         collection="photos",

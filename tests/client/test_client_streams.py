@@ -23,7 +23,7 @@ from embedserve.errors import (
     EncoderMismatch,
     FailedPrecondition,
     ImageUndecodable,
-    InternalError,
+    ProtocolError,
     Unavailable,
 )
 from tests.client.fake_server import FINGERPRINT, Connect, FakeServer, PlainAbort, serving, vector_of
@@ -137,7 +137,7 @@ def test_an_answer_out_of_order_is_a_bug_of_the_server(connect: Connect, server:
 
     server.on(method, script)
     client = connect(server.target)
-    with pytest.raises(InternalError, match="answered out of order"):
+    with pytest.raises(ProtocolError, match="answered out of order"):
         client.embed(MANY) if method == "EmbedStream" else client.add("photos", [ItemInput(image=b"1")] * 40)
 
 
@@ -160,7 +160,7 @@ def test_an_error_of_the_whole_stream_is_raised_and_not_retried(
 
 def test_a_stream_that_ends_too_early_is_a_bug_of_the_server(connect: Connect, server: FakeServer) -> None:
     server.converse = lambda method, requests, context: iter(())  # type: ignore[method-assign]
-    with pytest.raises(InternalError, match="ended the stream before it had answered"):
+    with pytest.raises(ProtocolError, match="ended the stream before it had answered"):
         connect(server.target).embed(MANY)
 
 

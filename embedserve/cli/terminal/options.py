@@ -58,7 +58,7 @@ def server_option(command: _CommandT) -> _CommandT:
         metavar="HOST:PORT",
         envvar="EMBEDSERVE_SERVER",
         show_envvar=True,
-        help="The server's gRPC address.",
+        help="The server's gRPC address. Several, with commas in between, get the calls in turn.",
     )(connection_options(command))
 
 

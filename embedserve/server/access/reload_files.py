@@ -18,7 +18,7 @@ class Reloadable(Protocol):
     """Something that is read from files."""
 
     def refresh(self) -> None:
-        """Read the files again if they changed. Files that cannot be used change nothing and are logged, once."""
+        """Read the files again if they changed; what cannot be used is logged, once."""
 
 
 def file_state(*paths: Path) -> tuple[object, ...]:

@@ -40,7 +40,7 @@ NEEDED: Final[dict[str, Role | None]] = {
 caller: ContextVar[str] = ContextVar("caller", default="")
 """The name of the current call's token, for the log; empty on a server without tokens."""
 
-_HINT = "Client(…, token=…); on the command line --token-file FILE or EMBEDSERVE_TOKEN"
+_HINT = "send one in the header authorization: Bearer TOKEN"
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):

@@ -62,9 +62,9 @@ class ServerTls:
         try:
             self._loaded = self._load()
         except SetupError as error:
-            _log.error("the old certificate stays in use: %s", error.message)
+            _log.error("the old certificate stays in use", extra={"fields": {"reason": error.message}})
             return
-        _log.warning("certificate reloaded from %s, valid until %s", self._certificate, _day(self.valid_until_s))
+        _log.warning("certificate reloaded", extra={"fields": self._fields()})
         self._warn_if_expired()
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
@@ -103,9 +103,12 @@ class ServerTls:
         except (ssl.SSLError, OSError) as error:  # both files were valid a moment ago
             raise SetupError(f"{self._certificate} is being replaced right now", hint="try again") from error
 
+    def _fields(self) -> dict[str, str]:
+        return {"certificate": str(self._certificate), "valid_until": _day(self.valid_until_s)}
+
     def _warn_if_expired(self) -> None:
         if self.valid_until_s < time.time():
-            _log.error("the certificate %s expired on %s", self._certificate, _day(self.valid_until_s))
+            _log.error("the certificate has expired", extra={"fields": self._fields()})
 
 
 def _context(certificate: Path, key: Path) -> ssl.SSLContext:

@@ -54,7 +54,7 @@ class EncoderReplacer:
                     hint="copy the right file to where the server reads it, then try again",
                 )
             if encoder.fingerprint == before.fingerprint:
-                _log.warning("encoder kept: the file holds the one in use (%s)", before.fingerprint[:12])
+                _log.warning("encoder kept: the file holds the one in use", extra={"fields": _named("encoder", before)})
                 return before, before
             if encoder.provider != before.provider:
                 raise EncoderFileError(
@@ -64,15 +64,17 @@ class EncoderReplacer:
                 )
             await asyncio.to_thread(check_reference, encoder)
             await self._state.engine.replace_encoder(encoder)
-            _log.warning(
-                "encoder replaced: %s (%s) by %s (%s)",
-                before.metadata.name,
-                before.fingerprint[:12],
-                encoder.metadata.name,
-                encoder.fingerprint[:12],
-            )
+            fields = _named("before", before) | _named("encoder", encoder)
+            _log.warning("encoder replaced", extra={"fields": fields})
             if self._state.engine.has_collections:
                 for info in await self._state.engine.collections.list_all():
                     if not info.external and info.fingerprint != encoder.fingerprint:
-                        _log.warning("collection %r is bound to another encoder: it takes no images now", info.name)
+                        _log.warning(
+                            "a collection is bound to another encoder: it takes no images now",
+                            extra={"fields": {"collection": info.name}},
+                        )
             return before, encoder
+
+
+def _named(field: str, encoder: ImageEncoder) -> dict[str, str]:
+    return {field: encoder.metadata.name, f"{field}_fingerprint": encoder.fingerprint}

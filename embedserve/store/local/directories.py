@@ -100,9 +100,9 @@ class Directories:
                 self.remove(uid)
             else:
                 _log.error(
-                    "%s contains items, but the catalog, perhaps an older one, names no collection for it; it is kept:"
-                    " put the newer catalog back, or remove the directory",
-                    self[uid],
+                    "a directory contains items, but the catalog, perhaps an older one, names no collection for it; it"
+                    " is kept: put the newer catalog back, or remove the directory",
+                    extra={"fields": {"path": str(self[uid])}},
                 )
 
 

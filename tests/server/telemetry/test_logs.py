@@ -112,7 +112,9 @@ def test_every_line_within_a_call_has_its_id(caplog: pytest.LogCaptureFixture, m
     ):
         EmbeddingServiceStub(channel).Embed(request, metadata=(("x-request-id", "mine"),))
     [line] = seen
-    assert "ERROR embedserve.server: bug in /embedserve.v1.EmbeddingService/Embed  request_id=mine\n" in line
+    assert (
+        "ERROR embedserve.server: bug in a call  method=embedserve.v1.EmbeddingService/Embed request_id=mine\n" in line
+    )
     assert "ZeroDivisionError" in line
 
 

@@ -20,6 +20,7 @@ from embedserve.store.local.collection.segment_files import SegmentFiles
 from embedserve.store.local.store import LocalStore
 from embedserve.store.local.upkeep import sealing
 from embedserve.types import EXTERNAL, Item, Keep, SearchOptions
+from tests.logged import logged
 from tests.sizes import small_seals
 from tests.store.store_cases import collection_of, random_units
 
@@ -133,7 +134,7 @@ def test_segments_that_do_not_match_the_records_are_rebuilt(
         store.maintain()
         assert answers(store) == right
         assert not store.get_collection("photos").building
-    assert words in caplog.text
+    assert words in logged(caplog)
     assert bool(words) == bool(caplog.records)
 
 

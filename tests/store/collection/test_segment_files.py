@@ -25,6 +25,7 @@ from embedserve.index.snapshot import Snapshot
 from embedserve.index.spec import parse
 from embedserve.store.local.collection.segment_files import SegmentFiles
 from embedserve.store.local.records.files import read_document, write_document
+from tests.logged import logged
 from tests.store.store_cases import random_units
 
 D = 12
@@ -214,14 +215,14 @@ def test_without_a_readable_list_no_segment_is_used(
     harm(files.directory / "CURRENT.json")
     with caplog.at_level(logging.WARNING):
         assert files.load() == ([], 0)
-    assert "the index is rebuilt from the items" in caplog.text
+    assert "an index is rebuilt from the items" in caplog.text
 
 
 def test_a_listed_segment_that_is_missing_is_left_out(files: SegmentFiles, caplog: pytest.LogCaptureFixture) -> None:
     used(files, segment("a" * 32, count=5), segment("b" * 32, count=5, first=10))
     shutil.rmtree(files.directory / ("a" * 32))
     assert [each.uid[0] for each in files.load()[0]] == ["b"]
-    assert "a" * 32 in caplog.text
+    assert "a" * 32 in logged(caplog)
 
 
 def test_a_document_with_a_wrong_hash_or_no_document_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from embedserve.store.local.collection.segment_files import SegmentFiles
 from embedserve.store.local.store import LocalStore
 from embedserve.store.local.upkeep import maintenance, sealing
 from embedserve.types import EXTERNAL, Item, Keep, SearchOptions
+from tests.logged import logged
 from tests.sizes import small_seals
 from tests.store.store_cases import all_ids, collection_of, random_units, slow_search
 from tests.waiting import wait_until
@@ -283,7 +284,8 @@ def test_a_recall_below_the_target_is_logged(quiet: LocalStore, caplog: pytest.L
     (segment,) = collection_of(quiet, "lists").snapshot.segments
     assert segment.spec.kind == "ivf"
     assert segment.max_recall < 0.998
-    assert f"3000 rows of 'lists' as {segment.spec}: recall is at most {segment.max_recall:.3f}" in caplog.text
+    expected = f'collection=lists rows=3000 index="{segment.spec}" max_recall={segment.max_recall:.3f}'
+    assert expected in logged(caplog)
 
 
 class Sealings(Observer):
@@ -336,7 +338,7 @@ def test_after_a_failed_step_the_thread_pauses_from_its_end_on_and_maintains_the
         wait_until(lambda: not store.get_collection("photos").building)
     assert failed[1] - failed[0] > 0.6 + 0.4
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-    assert "segments of 'photos' were not built; its index stays as it is" in caplog.text
+    assert "segments were not built; the index stays as it is  collection=photos" in logged(caplog)
 
 
 def test_a_bug_in_a_step_is_logged_and_does_not_end_the_thread(

@@ -44,9 +44,7 @@ def load(view: View, files: SegmentFiles, path: Path, dimension: int) -> Snapsho
     seq, live = view.seq(), view.all_rids()
     segments, made_at = files.load()
     if segments and made_at > seq:
-        files.report_rebuild(
-            "stale", "the index of %s is rebuilt: it is newer than the items, as if those were an older copy", path
-        )
+        files.report_rebuild("stale", "it is newer than the items, as if those were an older copy")
         segments = []
     fixed: list[Rows] = []
     start = 0  # of the live rows that no part has yet
@@ -57,9 +55,7 @@ def load(view: View, files: SegmentFiles, path: Path, dimension: int) -> Snapsho
         within = live[first:last]
         problem = _problem(view, segment, within) if first >= start else "overlaps the segment before it"
         if problem:
-            files.report_rebuild(
-                "differs", "segment %s of %s is rebuilt from the items: it %s", segment.uid, path, problem
-            )
+            files.report_rebuild("differs", f"it {problem}", segment=segment.uid)
             continue
         fixed += read_rows(view, live[start:first], path, dimension)
         fixed.append(segment.without(np.setdiff1d(segment.rids, within, assume_unique=True)))

@@ -73,7 +73,7 @@ class SegmentFiles:
             try:
                 segments.append(self._read(uid))
             except (OSError, ValueError, KeyError, TypeError, InvalidInput) as error:
-                self.report_rebuild("damaged", "a segment is rebuilt from the items: %s", error)
+                self.report_rebuild("damaged", str(error))
         self.remove_others({segment.uid for segment in segments})
         return segments, seq
 
@@ -128,9 +128,10 @@ class SegmentFiles:
             if path.is_dir() and path.name not in uids:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def report_rebuild(self, reason: str, message: str, *values: object) -> None:
-        """Tell the log and the observer that a segment is not used but rebuilt, and why."""
-        _log.warning(message, *values)
+    def report_rebuild(self, reason: str, why: str, **fields: object) -> None:
+        """Tell the log and the observer that a segment, or the whole index, is not used but rebuilt, and why."""
+        fields = {"reason": reason, "why": why, "path": str(self.directory), **fields}
+        _log.warning("an index is rebuilt from the items", extra={"fields": fields})
         self._observer.on_index_rebuilt(reason)
 
     def problems(self, uid: str) -> list[str]:
@@ -157,7 +158,7 @@ class SegmentFiles:
         except FileNotFoundError:
             return [], 0
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self.report_rebuild("damaged", "the index is rebuilt from the items: %s", error)
+            self.report_rebuild("damaged", str(error))
             return None, 0
 
     def _write_files(self, segment: Segment, path: Path, seq: int) -> None:
@@ -208,7 +209,7 @@ class SegmentFiles:
             raise ValueError("; ".join(problems))
         seconds = time.monotonic() - begun
         if seconds > 1:
-            _log.info("hashed segment %s in %.1f s", uid, seconds)
+            _log.info("segment hashed", extra={"fields": {"segment": uid, "seconds": round(seconds, 1)}})
         return self._opened(uid, manifest)
 
     def _opened(self, uid: str, manifest: dict[str, Any]) -> Segment:

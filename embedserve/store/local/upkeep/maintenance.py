@@ -91,12 +91,14 @@ class Maintenance:
                 return
             self._postpone(uid)
             level = logging.WARNING if isinstance(error, DiskFull) else logging.ERROR
-            _log.log(level, "segments of %r were not built; its index stays as it is: %s", collection.entry.name, error)
+            fields = {"collection": collection.entry.name, "error": error.code, "reason": error.message}
+            _log.log(level, "segments were not built; the index stays as it is", extra={"fields": fields})
         except Exception:
             if self._stop.is_set() or collection.is_closing:
                 return
             self._postpone(uid)
-            _log.exception("segments of %r were not built: bug", collection.entry.name)
+            fields = {"collection": collection.entry.name}
+            _log.exception("segments were not built: bug", extra={"fields": fields})
 
     def _postpone(self, uid: str) -> None:
         # Counted from now: a step may have taken longer than the pause before it failed. The pause grows with each

@@ -94,9 +94,7 @@ def rebuild(collection: Collection, uid: str) -> None:
                 fixed = (*snapshot.fixed[:number], *new, *snapshot.fixed[number + 1 :])
                 collection.publish(Snapshot(snapshot.seq, snapshot.dimension, fixed, snapshot.delta))
                 collection.forget_matches(uid)
-                collection.files.report_rebuild(
-                    "checked", "segment %s of %s is rebuilt from the items", uid, collection.path
-                )
+                collection.files.report_rebuild("checked", "a check found it to be wrong", segment=uid)
                 _use_files(collection)
                 return
 
@@ -129,7 +127,8 @@ def _take(step: Step, collection: Collection, snapshot: Snapshot, stopped: Calla
     collection.recall.invalidate()
     rows = 0 if segment is None else len(segment)
     kind = "none" if segment is None else segment.spec.kind
-    _log.info("sealed %d rows of %r as %s in %.1f s", rows, collection.entry.name, kind, ended - begun)
+    fields = {"collection": collection.entry.name, "rows": rows, "kind": kind, "seconds": round(ended - begun, 1)}
+    _log.info("rows sealed", extra={"fields": fields})
     return Sealed(rows, kind, ended - begun)
 
 
@@ -158,10 +157,9 @@ def _build(
         # search that comes among them does not leave them. Inverted lists do not have this problem.
         segment = max(segment, built_as(IndexSpec("ivf")), key=lambda either: either.max_recall)
     if not segment.reaches(entry.target_recall):
-        _log.warning(
-            "%d rows of %r as %s: recall is at most %.3f, below the target of %g",
-            *(rows, entry.name, segment.spec, segment.max_recall, entry.target_recall),
-        )
+        fields = {"collection": entry.name, "rows": rows, "index": str(segment.spec)}
+        fields |= {"max_recall": round(segment.max_recall, 3), "target_recall": entry.target_recall}
+        _log.warning("a segment does not reach the target recall", extra={"fields": fields})
     return collection.files.write(segment, snapshot.seq)
 
 
