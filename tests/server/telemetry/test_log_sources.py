@@ -136,7 +136,7 @@ def test_a_server_whose_standard_error_nobody_reads_answers_and_stops(encoder_fi
     with ServerProcess(str(encoder_file), "--log-format", format, "--log-level", "debug") as server:
         with grpc.insecure_channel(server.address) as channel:
             stub = EmbeddingServiceStub(channel)
-            for _ in range(600):  # some 250 kB of lines; a pipe holds 64 KiB
+            for _ in range(400):  # some 160 kB of lines; a pipe holds 64 KiB
                 stub.GetServerInfo(pb.GetServerInfoRequest(), metadata=(("x-request-id", "x" * 128),), timeout=20)
         server.signal(signal.SIGTERM)
         wait_until(lambda: server.exit_code is not None)
