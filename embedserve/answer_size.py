@@ -6,7 +6,7 @@ from embedserve.errors import LimitExceeded
 
 
 class AnswerSize:
-    """Bytes of one answer so far. What reads rows for it adds them, and stops where they are too many.
+    """Bytes of one answer so far. What reads rows for it adds them, and stops where they are too many. For one thread.
 
     Args:
         most_bytes: that the answer may have, at least 1.
@@ -17,8 +17,7 @@ class AnswerSize:
 
     def __init__(self, most_bytes: int, hint: str = "ask for less at once") -> None:
         self.bytes = 0
-        """About as many as the answer has on the wire. Two threads that add at the same moment may lose one addition;
-        the finished answer is measured again."""
+        """About as many as the answer has on the wire; the finished answer is measured again."""
         self.most_bytes = most_bytes
         self.hint = hint
 
@@ -35,4 +34,6 @@ class AnswerSize:
 
 def too_large(most_bytes: int, hint: str) -> LimitExceeded:
     """The error for an answer that does not fit one message. Clients know it by the name of the limit."""
-    return LimitExceeded(f"the answer has more than {most_bytes} bytes; this is max_message_bytes", hint=hint)
+    return LimitExceeded(
+        f"the answer has more bytes than fit one message; max_message_bytes is {most_bytes}", hint=hint
+    )

@@ -64,6 +64,9 @@ class Limits:
     max_image_side_px: int = field(default=65_535, metadata={"help": "Width and height of one image."})
     max_calls: int = field(default=2048, metadata={"help": "Calls in flight; health checks are not counted."})
     max_connection_calls: int = field(default=512, metadata={"help": "Calls in flight on one connection."})
+    max_answer_bytes: int = field(
+        default=128 << 20, metadata={"help": "Bytes of answers that are read or not yet taken by their callers."}
+    )
 
     def __post_init__(self) -> None:
         for limit in fields(self):

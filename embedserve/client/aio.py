@@ -248,6 +248,8 @@ class AsyncClient(AsyncCollections):
     ) -> list[list[Hit] | EmbedserveError]:
         """The answers to any number of queries; the options are those of ``search``.
 
+        Queries whose answers together do not fit one message are asked again in smaller calls.
+
         Returns:
             For each query, in order, its hits or the error that says why there are none.
 
@@ -267,7 +269,8 @@ class AsyncClient(AsyncCollections):
             include_vectors=include_vectors,
         )
         chunks = messages.search_chunks(collection, queries, options, await self._calls.limits(), encoder_fingerprint)
-        return await self._calls.in_order(self._calls.stubs.search.Search, chunks, messages.search_results)
+        method, splitter = self._calls.stubs.search.Search, messages.search_splitter()
+        return await self._calls.in_order(method, chunks, messages.search_results, splitter)
 
     # --- The server ---
 

@@ -75,7 +75,7 @@ class Collections:
         include_vectors: bool = False,
         include_media: bool = False,
     ) -> list[Item | None]:
-        """Read items by id.
+        """Read items by id, in as many calls as their sizes need.
 
         Returns:
             For each id, in order, the item, or None if the collection has no such item.
@@ -92,7 +92,8 @@ class Collections:
             include_vectors=include_vectors,
             include_media=include_media,
         )
-        return self._calls.in_order(self._calls.stubs.collections.GetItems, chunks, messages.get_items_results)
+        method, splitter = self._calls.stubs.collections.GetItems, messages.get_items_splitter()
+        return self._calls.in_order(method, chunks, messages.get_items_results, splitter)
 
     def delete_items(self, collection: str, ids: Sequence[str]) -> int:
         """Remove items by id; an id without an item is no error.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -138,7 +139,8 @@ def _ordered(
         rids = ranking.rids.tolist()
         ordered = [hit for hit in ordered if rids[hit[2]] != excluded]
     if len(set(scores)) < len(scores):
-        ordered.sort(key=lambda hit: (-hit[0], hit[1]))
+        ordered.sort(key=itemgetter(1))
+        ordered.sort(key=itemgetter(0), reverse=True)  # which keeps the order of equal ones
     return ordered
 
 
