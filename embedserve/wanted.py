@@ -72,6 +72,28 @@ class Wanted:
             self._interrupts.remove(interrupt)
 
 
+class Asking(Wanted):
+    """Wanted for as long as a function that is called at every check does not raise."""
+
+    __slots__ = ("_ask",)
+
+    def __init__(self, ask: Callable[[], None]) -> None:
+        super().__init__()
+        self._ask = ask
+
+    def check(self) -> None:
+        """Call the function."""
+        self._ask()
+
+    def is_over(self) -> bool:
+        """Whether the function raises."""
+        try:
+            self._ask()
+        except Exception:  # the next check raises it where it is understood
+            return True
+        return False
+
+
 class _Always(Wanted):
     """Keeps no list, since it is shared by all threads."""
 

@@ -18,6 +18,7 @@ from embedserve.engine.engine import Engine
 from embedserve.errors import SetupError
 from embedserve.server.access.reload_files import reload_when_changed
 from embedserve.server.calls.call_limits import CallLimits
+from embedserve.server.calls.untaken import end_untaken
 from embedserve.server.config import ServerConfig
 from embedserve.server.http import HttpServer, application
 from embedserve.server.interceptor import CallInterceptor
@@ -184,6 +185,7 @@ class Server:
             if store is not None:  # no engine owns it, so nothing else releases its directory
                 store.close()
             raise
+        self._run_in_background("untaken answers", end_untaken(engine.answers))
         self.metrics.read_from(engine, ready=lambda: self._state.phase == "ready")
         self._state.ready(engine)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)

@@ -52,7 +52,7 @@ from embedserve.types import (
     Page,
     SearchOptions,
 )
-from embedserve.wanted import ALWAYS, Wanted
+from embedserve.wanted import ALWAYS, Asking, Wanted
 
 _UNBOUNDED = 1 << 62
 """Bytes, for callers in this process that hold what they ask for."""
@@ -333,7 +333,7 @@ class LocalStore:
             entry = restore.verify(path, name=name, uid=uid, check=check).entry
             restore.strip(path)
             check()
-            collection = self._open_collection(entry)
+            collection = self._open_collection(entry, wanted=Asking(check))
         with self._registry.changing:
             try:
                 self._registry.check_free(name)
@@ -403,13 +403,14 @@ class LocalStore:
             self._registry.add(self._open_collection(entry))
         self._registry.load_aliases(self._catalog.aliases())
 
-    def _open_collection(self, entry: Entry, *, create: bool = False) -> Collection:
+    def _open_collection(self, entry: Entry, *, create: bool = False, wanted: Wanted = ALWAYS) -> Collection:
         return Collection(
             entry,
             self._directories[entry.uid],
             create=create,
             memory_bytes=self._memory_bytes,
             observer=self._observer,
+            wanted=wanted,
         )
 
     def _close_collections(self) -> None:

@@ -274,7 +274,7 @@ def test_a_restore_ends_wherever_its_callback_raises_and_creates_nothing(
 def test_the_integrity_check_of_sqlite_ends_when_the_callback_raises(
     store: LocalStore, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedserve.store.local.upkeep.backup._STEPS", 100)
+    monkeypatch.setattr("embedserve.store.local.records.database._STEPS", 100)
     filled(store)
     backup = backup_of(store)
     before = sorted(data.rglob("*"))

@@ -62,6 +62,7 @@ class Collection:
         create: create the file of its items.
         memory_bytes: budget for its index.
         observer: told when a segment cannot be used.
+        wanted: asked while its rows are read.
 
     Raises:
         InvalidInput: the index in ``entry`` is unknown.
@@ -76,6 +77,7 @@ class Collection:
         create: bool = False,
         memory_bytes: int = 4 << 30,
         observer: Observer | None = None,
+        wanted: Wanted = ALWAYS,
     ) -> None:
         self.entry = entry
         self.directory = directory
@@ -93,7 +95,7 @@ class Collection:
         self._closing = False
         self._records = Records(directory / FILE, entry.dimension, create=create, filter_keys=entry.filter_keys)
         try:
-            with self._records.reading() as view:
+            with self._records.reading(wanted) as view:
                 self._index = CurrentSnapshot(recovery.load(view, self.files, self.path, entry.dimension))
         except BaseException:
             self._records.close()

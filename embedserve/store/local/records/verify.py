@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,9 @@ _SURPLUS = """
     WHERE (facet.key, facet.value, facet.rid) > (?, ?, ?)
     ORDER BY facet.key, facet.value, facet.rid LIMIT ?
 """
+_MOST_BYTES = 16 << 20
+_FACETS = 256
+"""Looked up between two checks: some milliseconds."""
 _NORM_ERROR = 1e-3
 """Allowed deviation of the norm of a stored vector from 1; rounding leaves it within 1e-6."""
 
@@ -54,10 +58,13 @@ class VerifiedRows:
     """One sentence about each of the other rows, which names the item."""
 
 
-def verify_rows(connection: sqlite3.Connection, dimension: int, after: int, limit: int) -> VerifiedRows | None:
-    """Verify the next ``limit`` rows after a row number, with their images; None if there are no more.
+def verify_rows(
+    connection: sqlite3.Connection, dimension: int, after: int, limit: int, check: Callable[[], None]
+) -> VerifiedRows | None:
+    """Verify the next rows after a row number, with their images; None if there are no more.
 
-    One image at a time is held in memory.
+    At most ``limit`` rows, or fewer with more than 16 MiB; one image at a time is held in memory. ``check`` is called
+    for every row.
 
     Raises:
         sqlite3.Error: the file cannot be read, or its pages are inconsistent.
@@ -65,9 +72,10 @@ def verify_rows(connection: sqlite3.Connection, dimension: int, after: int, limi
     rids: list[int] = []
     rows: list[Row] = []
     problems: list[str] = []
-    read, last = 0, after
+    read, last, read_bytes = 0, after, 0
     with closing(connection.execute(_QUERY, (after, limit))) as cursor:
         for columns in cursor:
+            check()
             read, last = read + 1, columns[0]
             row = Row(*columns[1:5])
             problem = _problem(row, columns, dimension)
@@ -77,25 +85,38 @@ def verify_rows(connection: sqlite3.Connection, dimension: int, after: int, limi
             else:
                 rids.append(last)
                 rows.append(row)
+                read_bytes += len(row.vec) + len(row.meta)
+            if read_bytes > _MOST_BYTES:
+                break
     if not read:
         return None
     vectors = np.frombuffer(b"".join(row.vec for row in rows), "<f4").reshape(len(rows), dimension)
     return VerifiedRows(read, last, np.array(rids, np.int64), rows, vectors, problems)
 
 
-def missing_facets(connection: sqlite3.Connection, facets: Facets, batch: VerifiedRows) -> tuple[int, list[str]]:
-    """How many facets the intact rows have, and one sentence for each item of which the table lacks one."""
+def missing_facets(
+    connection: sqlite3.Connection, facets: Facets, batch: VerifiedRows, check: Callable[[], None]
+) -> tuple[int, list[str]]:
+    """How many facets the intact rows have, and one sentence for each item of which the table lacks one.
+
+    ``check`` is called for every row, and for every few facets of one with many.
+    """
     expected, problems = 0, []
     for rid, row in zip(batch.rids.tolist(), batch.rows, strict=True):
+        check()
         of_row = facets.rows(rid, row.meta)
         expected += len(of_row)
-        if any(connection.execute(_FACET, facet).fetchone() is None for facet in of_row):
-            problems.append(f"item {row.text_id!r}: filters do not find it by its metadata")
+        for number, facet in enumerate(of_row, 1):
+            if not number % _FACETS:
+                check()
+            if connection.execute(_FACET, facet).fetchone() is None:
+                problems.append(f"item {row.text_id!r}: filters do not find it by its metadata")
+                break
     return expected, problems
 
 
 def surplus_facets(
-    connection: sqlite3.Connection, facets: Facets, after: FacetRow, limit: int
+    connection: sqlite3.Connection, facets: Facets, after: FacetRow, limit: int, check: Callable[[], None]
 ) -> tuple[FacetRow | None, list[str]]:
     """Find facets among the next rows of their table that no item has.
 
@@ -104,6 +125,7 @@ def surplus_facets(
         facets: of the declared keys.
         after: the row before the next ones; FIRST_FACET at the beginning.
         limit: number of rows to read.
+        check: called for every row.
 
     Returns:
         The last row that was read, None if there are no more, and one sentence for each facet that should not exist.
@@ -111,6 +133,7 @@ def surplus_facets(
     last, problems = None, []
     with closing(connection.execute(_SURPLUS, (*after, limit))) as cursor:
         for *row, id, meta in cursor:
+            check()
             last = (row[0], row[1], row[2])
             if id is None:
                 problems.append(f"row {last[2]}: filters find it, but there is no such item")

@@ -29,8 +29,8 @@ _COLUMNS = "rid, CAST(id AS BLOB), sha, CAST(meta AS BLOB), vec, crc"
 _AMONG = "rid IN (SELECT value FROM json_each(?))"
 _IDS = 500
 """Maximum number of ids bound to one statement."""
-_ROWS = 4096
-"""Rows per batch when many are read."""
+_ROWS = 1024
+"""Rows per batch when many are read, some milliseconds."""
 _FEW = 20_000
 """Up to this many items with a value are looked up one by one for a page; 10,000 took 25 ms."""
 _LAST_RID = 2**63 - 1
@@ -111,6 +111,7 @@ class View:
         query = f"SELECT {_COLUMNS} FROM item WHERE rid BETWEEN ? AND ? ORDER BY rid"
         with closing(self._connection.execute(query, (first, last))) as cursor:
             while batch := cursor.fetchmany(_ROWS):
+                self.wanted.check()
                 rows = [self._row(columns) for columns in batch]
                 rids = np.fromiter((rid for rid, _ in rows), np.int64, len(rows))
                 packed = np.frombuffer(b"".join(row.vec for _, row in rows), "<f4")

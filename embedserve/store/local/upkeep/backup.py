@@ -12,15 +12,15 @@ import json
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedserve.errors import EmbedserveError
 from embedserve.store.local.records.catalog import Entry, check_filter_keys
-from embedserve.store.local.records.database import connect, damaged, translate_errors
+from embedserve.store.local.records.database import connect, damaged, interruptible, translate_errors
 from embedserve.store.local.records.facets import Facets
 from embedserve.store.local.records.verify import missing_facets, verify_rows
 from embedserve.types import Keep
@@ -34,8 +34,6 @@ _PAGES = 512
 """Pages copied at a time, 4 or 8 MB. 160 MB beside a writing thread took 0.2 s with 64, 512 and all pages at a time,
 and writes waited at most 25 ms. VACUUM INTO took twice as long, and a write waited 80 ms."""
 _ROWS = 2048
-_STEPS = 10_000
-"""Instructions of SQLite's virtual machine between two checks, about a millisecond."""
 _MAX_DIMENSION = 1 << 16
 """Limit for the dimension that a backup states, since memory is allocated by it."""
 _LAST_LINE = b"embedserve backup, sha256 %b\n"
@@ -131,16 +129,17 @@ def write_backup(source: Path, target: Path, entry: Entry, check: Callable[[], N
             # A single file, without a log beside it.
             copy.execute("PRAGMA journal_mode = DELETE")
             copy.execute("PRAGMA journal_mode = MEMORY")
-            problem = first_problem(copy, entry, check)
-            if problem:
-                raise damaged(source, problem)
-            items, seq = copy.execute("SELECT (SELECT COUNT(*) FROM item), (SELECT seq FROM state)").fetchone()
+            with interruptible(copy, check):
+                problem = first_problem(copy, entry, check)
+                if problem:
+                    raise damaged(source, problem)
+                items, seq = copy.execute("SELECT (SELECT COUNT(*) FROM item), (SELECT seq FROM state)").fetchone()
             document = Document(entry=entry, items=items, seq=seq, made_unix_s=time.time())
             copy.execute(TABLE)
             copy.execute("INSERT INTO backup (document) VALUES (?)", (document.to_json(),))
         digest = hashlib.sha256()
         with target.open("r+b") as file:
-            while chunk := file.read(1 << 22):
+            while chunk := file.read(1 << 20):
                 check()
                 digest.update(chunk)
             file.write(last_line(digest.hexdigest()))
@@ -154,12 +153,13 @@ def last_line(digest: str) -> bytes:
 def first_problem(connection: sqlite3.Connection, entry: Entry, check: Callable[[], None]) -> str:
     """The first problem in a database of items that is not being written; empty if there is none.
 
+    ``check`` is called for every row; the caller makes the statements on the connection interruptible.
+
     Raises:
         sqlite3.Error: its pages are inconsistent.
     """
-    with _interruptible(connection, check):
-        # The quick check would not compare the index of ids with the rows.
-        (answer,) = connection.execute("PRAGMA integrity_check (1)").fetchone()
+    # The quick check would not compare the index of ids with the rows.
+    (answer,) = connection.execute("PRAGMA integrity_check (1)").fetchone()
     if answer != "ok":
         return str(answer)
     # The first version of the database had neither facets nor declared keys.
@@ -168,16 +168,14 @@ def first_problem(connection: sqlite3.Connection, entry: Entry, check: Callable[
     if (connection.execute(query).fetchall() if has_facets else []) != list(enumerate(entry.filter_keys)):
         return "its filter keys are not those of its collection"
     facets, expected, after = Facets(entry.filter_keys), 0, 0
-    while batch := verify_rows(connection, entry.dimension, after, _ROWS):
-        check()
-        count, missing = missing_facets(connection, facets, batch)
+    while batch := verify_rows(connection, entry.dimension, after, _ROWS, check):
+        count, missing = missing_facets(connection, facets, batch, check)
         if batch.problems or missing:
             return [*batch.problems, *missing][0]
         expected, after = expected + count, batch.last_rid
     if has_facets and connection.execute("SELECT COUNT(*) FROM facet").fetchone() != (expected,):
         return "filters would find items by metadata that they lack"
-    with _interruptible(connection, check):
-        orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
+    orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
     if orphan is not None:
         return "an image belongs to no item"
     highest = "SELECT max(seq) FROM item"
@@ -199,32 +197,6 @@ def _copy(source: Path, target: Path, check: Callable[[], None]) -> None:
         reader.execute("BEGIN")
         reader.execute("SELECT seq FROM state").fetchone()
         reader.backup(writer, pages=_PAGES, progress=lambda *_: check())
-
-
-@contextmanager
-def _interruptible(connection: sqlite3.Connection, check: Callable[[], None]) -> Iterator[None]:
-    """Call ``check`` while a statement runs; an exception from it ends the statement and is raised here.
-
-    SQLite before 3.41 makes no calls while it checks the structure of pages, a third of its integrity check.
-    """
-    raised: list[BaseException] = []
-
-    def stops() -> bool:
-        try:
-            check()
-        except BaseException as error:
-            raised.append(error)
-        return bool(raised)
-
-    connection.set_progress_handler(stops, _STEPS)
-    try:
-        yield
-    except sqlite3.OperationalError:
-        if raised:
-            raise raised[0] from None
-        raise
-    finally:
-        connection.set_progress_handler(None, 0)
 
 
 def _of(value: object, kind: type) -> Any:

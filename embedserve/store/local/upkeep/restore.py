@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from embedserve.errors import InvalidInput
-from embedserve.store.local.records.database import connect, schema_of, translate_errors
+from embedserve.store.local.records.database import connect, interruptible, schema_of, translate_errors
 from embedserve.store.local.records.records import VERSION, schema
 from embedserve.store.local.upkeep.backup import FORMAT, LAST_LINE_BYTES, TABLE, Document, first_problem, last_line
 
@@ -76,7 +76,7 @@ def verify(path: Path, *, name: str, uid: str, check: Callable[[], None]) -> Doc
     Raises:
         InvalidInput: the backup was made by a newer release, or is inconsistent.
     """
-    with _refused(), closing(_untrusted(path)) as connection:
+    with _refused(), closing(_untrusted(path)) as connection, interruptible(connection, check):
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         found = schema_of(connection)
         extra = frozenset({("table", "backup", "backup", TABLE)})
