@@ -19,8 +19,8 @@ from embedserve.index.search_params import EXACT, SearchParams
 from embedserve.index.segment import Segment
 from embedserve.wanted import ALWAYS, Wanted
 
-_MOST_RANKED = 1 << 16
-"""Candidates that are ranked at a time, of all queries together."""
+_MOST_RANKED = 1 << 13
+"""Candidates that are ranked at a time, of all queries together: with their ids, some 5 ms."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -192,6 +192,7 @@ class Snapshot:
             yield self._ranked(searched, queries, cutoffs, k, wanted)
             return
         for some in _together(searched, cutoffs):
+            wanted.check()
             of_some = [(number, found.of_queries(some)) for number, found in searched]
             yield self._ranked(of_some, queries[some], cutoffs[some], k, wanted)
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from embedserve.answer_size import AnswerSize
 from embedserve.engine.searches import Searches
-from embedserve.errors import CollectionNotFound, DeadlineExceeded, InvalidInput, Unavailable
+from embedserve.errors import CollectionNotFound, DeadlineExceeded, InvalidInput, LimitExceeded, Unavailable
 from embedserve.store.protocol import VectorStore
 from embedserve.types import CollectionIdentity, Eq, Hit, Keep, SearchOptions
-from embedserve.wanted import Wanted
+from embedserve.wanted import Unwanted, Wanted
 
 PLAIN = SearchOptions()
 
@@ -40,6 +40,8 @@ class Store:
         self.threads: set[str] = set()
         self.released = threading.Event()
         self.begun = threading.Semaphore(0)
+        self.ended = threading.Semaphore(0)
+        """Searches that ended because nobody wanted them."""
 
     def search(
         self,
@@ -58,7 +60,12 @@ class Store:
         self.threads.add(threading.current_thread().name)
         if 0 in numbers:
             self.begun.release()
-            assert self.released.wait(30)
+            while not self.released.wait(0.001):
+                try:
+                    wanted.check()
+                except Unwanted:
+                    self.ended.release()
+                    raise
         if min(numbers) < 0:
             raise InvalidInput(f"{min(numbers)} is negative")
         return [
@@ -76,12 +83,12 @@ def submit(searches: Searches, *of_call: Any, **more: Any) -> asyncio.Future[lis
     return searches.submit(*of_call, size=AnswerSize(1 << 40), **more)
 
 
-def run(test: Callable[[Searches, Store], Awaitable[None]], *, threads: int = 1) -> None:
+def run(test: Callable[[Searches, Store], Awaitable[None]], *, threads: int = 1, are_long: bool = False) -> None:
     """Run a test with this many threads; all of them end."""
 
     async def life() -> None:
         store = Store()
-        searches = Searches(cast("VectorStore", store), threads)
+        searches = Searches(cast("VectorStore", store), threads, are_long=are_long)
         try:
             async with asyncio.timeout(30):
                 await test(searches, store)
@@ -287,6 +294,102 @@ def test_an_error_of_the_store_reaches_every_call_that_causes_it() -> None:
         found = await asyncio.gather(*futures, return_exceptions=True)
         assert [type(error) for error in found] == [CollectionNotFound] * 2
         assert found[0] is not found[1]
+        await searches.close()
+
+    asyncio.run(life())
+
+
+def test_a_search_ends_once_its_caller_has_left() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        (call,) = await kept_busy(searches, store)
+        call.cancel()
+        assert await asyncio.to_thread(store.ended.acquire, timeout=20)
+        assert ids(await submit(searches, identity("a"), query(3), PLAIN, [None])) == ["a 3 None"]
+
+    run(test)
+
+
+def test_what_is_searched_together_ends_only_once_all_callers_have_left() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        (busy,) = await kept_busy(searches, store)
+        calls = [submit(searches, identity("a"), query(0), PLAIN, [None]) for _ in range(3)]
+        busy.cancel()
+        assert await asyncio.to_thread(store.begun.acquire, timeout=20)
+        assert [len(numbers) for _, numbers, _ in store.calls] == [3]
+        assert store.ended.acquire(timeout=20)
+        calls[0].cancel()
+        calls[2].cancel()
+        await asyncio.sleep(0.02)
+        assert not store.ended.acquire(blocking=False)
+        calls[1].cancel()
+        assert await asyncio.to_thread(store.ended.acquire, timeout=20)
+
+    run(test)
+
+
+def test_those_that_stay_are_answered_when_others_of_their_search_have_left() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        (busy,) = await kept_busy(searches, store)
+        calls = [submit(searches, identity("a"), query(0, n), PLAIN, [None] * 2) for n in (1, 2)]
+        busy.cancel()
+        assert await asyncio.to_thread(store.begun.acquire, timeout=20)
+        calls[0].cancel()
+        await asyncio.sleep(0)
+        store.released.set()
+        assert ids(await calls[1]) == ["a 0 None", "a 2 None"]
+
+    run(test)
+
+
+def test_long_searches_of_one_flow_never_take_the_last_thread() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        many = submit(searches, identity("a"), query(*[0] * 64), PLAIN, [None] * 64)
+        for _ in range(2):
+            assert await asyncio.to_thread(store.begun.acquire, timeout=20)
+        other = submit(searches, identity("b"), query(7), PLAIN, [None])
+        assert ids(await other) == ["b 7 None"]
+        assert not many.done()
+        assert len(store.calls) == 3
+        assert max(len(numbers) for _, numbers, _ in store.calls) == 16
+        store.released.set()
+        assert len(await many) == 64
+
+    run(test, threads=3, are_long=True)
+
+
+def test_with_one_thread_a_long_search_of_others_has_its_turn_after_some_queries() -> None:
+    async def test(searches: Searches, store: Store) -> None:
+        await kept_busy(searches, store)
+        many = submit(searches, identity("a"), query(*range(1, 65)), PLAIN, [None] * 64)
+        other = submit(searches, identity("b"), query(7), PLAIN, [None])
+        store.released.set()
+        await asyncio.gather(many, other)
+        assert [(name, len(numbers)) for name, numbers, _ in store.calls[:2]] == [("a", 16), ("b", 1)]
+
+    run(test, are_long=True)
+
+
+def test_an_answer_that_is_too_large_fails_alone_and_the_others_count_once() -> None:
+    class Sized(Store):
+        def search(self, collection: str, queries: Any, *args: Any, sizes: Any, **more: Any) -> list[list[Hit]]:
+            found = super().search(collection, queries, *args, sizes=sizes, **more)
+            for size, number in zip(sizes, queries[:, 0].tolist(), strict=True):
+                size.add(int(number))
+            return found
+
+    async def life() -> None:
+        store = Sized()
+        searches = Searches(cast("VectorStore", store), 1)
+        await kept_busy(searches, store)
+        sizes = [AnswerSize(100) for _ in range(3)]
+        futures = [
+            searches.submit(identity("a"), query(*numbers), PLAIN, [None] * 2, size=size)
+            for numbers, size in zip([(10, 20), (60, 70), (1, 2)], sizes, strict=True)
+        ]
+        store.released.set()
+        found = await asyncio.gather(*futures, return_exceptions=True)
+        assert [type(answer) for answer in found] == [list, LimitExceeded, list]
+        assert [size.bytes for size in sizes] == [30, 0, 3]
         await searches.close()
 
     asyncio.run(life())
