@@ -37,6 +37,7 @@ from measuring.document import document, write
 from measuring.ledger import counted_calls, scrape, value_of
 from measuring.machine import memory_mb
 from measuring.traffic import Material, Traffic
+from soaking import answers
 
 from embedserve import AsyncClient
 from embedserve.client.access import access
@@ -169,6 +170,8 @@ def main() -> None:
         parser.error("--encoder is given twice, or not at all")
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
         results = asyncio.run(soak(arguments, Path(folder)))
+    results["answers"], violations = answers.run()
+    results["violations"] += violations
     print_report(results)
     write(results, arguments.json)
     if results["violations"]:

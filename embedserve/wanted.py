@@ -11,7 +11,7 @@ from embedserve.errors import DeadlineExceeded
 
 
 class Unwanted(Exception):
-    """Raised in work whose caller has left; nobody is told."""
+    """Raised where the caller of some work has left; nobody is told."""
 
 
 class Wanted:

@@ -48,7 +48,7 @@ class View:
         path: of the database, for messages.
         dimension: D.
         filter_keys: metadata keys whose values are kept as facets.
-        wanted: interrupts its statements; whoever loops over what they give asks it as well.
+        wanted: interrupts its statements; a caller that loops over what they give asks it as well.
     """
 
     def __init__(

@@ -1,0 +1,1 @@
+"""Scenarios of `make soak` with servers of their own; each can be run alone."""
