@@ -37,7 +37,7 @@ from measuring.document import document, write
 from measuring.ledger import counted_calls, scrape, value_of
 from measuring.machine import memory_mb
 from measuring.traffic import Material, Traffic
-from soaking import idle_connections
+from soaking import answers, idle_connections
 
 from embedserve import AsyncClient
 from embedserve.client.access import access
@@ -171,6 +171,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
         results = asyncio.run(soak(arguments, Path(folder)))
     results["idle_connections"], violations = idle_connections.run()
+    results["violations"] += violations
+    results["answers"], violations = answers.run()
     results["violations"] += violations
     print_report(results)
     write(results, arguments.json)

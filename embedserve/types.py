@@ -79,6 +79,9 @@ class Limits:
         default=4096,
         metadata={"help": "gRPC connections at a time, idle ones included; fewer where few files may be open."},
     )
+    max_answer_bytes: int = field(
+        default=128 << 20, metadata={"help": "Bytes of answers that are read or not yet taken by their callers."}
+    )
 
     def __post_init__(self) -> None:
         for limit in fields(self):

@@ -114,8 +114,8 @@ def test_the_drawn_picture_is_that_of_the_imports() -> None:
 def test_the_root_of_the_package_holds_words_only() -> None:
     modules = {path.stem for path in PACKAGES[WORDS].glob("*.py")} - {"__init__", "__main__"}
     assert sorted(modules) == [
-        *("atomic_write", "cgroup", "changes", "conditions", "cores", "descriptors", "errors", "memory"),
-        *("metadata", "observer", "pem", "regular_file", "types"),
+        *("answer_size", "atomic_write", "cgroup", "changes", "conditions", "cores", "descriptors", "errors", "memory"),
+        *("metadata", "observer", "pem", "regular_file", "types", "wanted"),
     ]
 
 

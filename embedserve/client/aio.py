@@ -263,6 +263,8 @@ class AsyncClient(AsyncCollections, WrongStatement):
             queries: each an image, a vector or the id of an item.
             errors: "raise" raises the first query's error; "keep" returns it in the place of the query's hits.
 
+        Queries whose answers together do not fit one message are asked again in smaller calls.
+
         Returns:
             For each query, in order, its hits; with ``errors="keep"``, or the error that says why there are none.
 
@@ -287,7 +289,8 @@ class AsyncClient(AsyncCollections, WrongStatement):
             include_vectors=include_vectors,
         )
         chunks = messages.search_chunks(collection, queries, options, await self._calls.limits(), encoder_fingerprint)
-        results = await self._calls.in_order(self._calls.stubs.search.Search, chunks, messages.search_results)
+        method, splitter = self._calls.stubs.search.Search, messages.search_splitter()
+        results = await self._calls.in_order(method, chunks, messages.search_results, splitter)
         if is_raised:
             messages.raise_first(results)
         return results

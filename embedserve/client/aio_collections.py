@@ -89,7 +89,7 @@ class AsyncCollections:
         include_vectors: bool = False,
         include_media: bool = False,
     ) -> list[Item | None]:
-        """Read items by id.
+        """Read items by id, in as many calls as their sizes need.
 
         Returns:
             For each id, in order, the item, or None if the collection has no such item.
@@ -106,7 +106,8 @@ class AsyncCollections:
             "include_media": arguments.flag("include_media", include_media),
         }
         chunks = messages.get_items_chunks(collection, wanted, await self._calls.limits(), **parts)
-        return await self._calls.in_order(self._calls.stubs.collections.GetItems, chunks, messages.get_items_results)
+        method, splitter = self._calls.stubs.collections.GetItems, messages.get_items_splitter()
+        return await self._calls.in_order(method, chunks, messages.get_items_results, splitter)
 
     async def delete_items(
         self, collection: str, ids: Iterable[ItemId] | None = None, *, filter: Filter | None = None

@@ -12,8 +12,9 @@ from embedserve.client import answers
 from embedserve.client.chunks import Chunk, Entry, chunk_of, images_per_call, pack, read_results, room_bytes_for
 from embedserve.client.images import read_image
 from embedserve.client.inputs import vector_to_proto, writing
+from embedserve.client.splitting import Splitter
 from embedserve.client.values import EncoderInfo, Query, ServerInfo
-from embedserve.errors import EmbedserveError, InvalidInput, ItemNotFound, ProtocolError
+from embedserve.errors import EmbedserveError, InvalidInput, ItemNotFound, LimitExceeded, ProtocolError
 from embedserve.metadata import plain_id, shown
 from embedserve.types import Filter, Hit, Item, Keep, Limits, SearchOptions
 from embedserve.v1 import collection_service_pb2 as collection_pb
@@ -113,6 +114,11 @@ def raise_first(results: Sequence[list[Hit] | EmbedserveError]) -> None:
             raise result.at(f"query {position} of {len(results)}")
 
 
+def search_splitter() -> Splitter[search_pb.SearchRequest, list[Hit] | EmbedserveError]:
+    """For searches with too large answers; a query whose answer alone is too large has the error in its place."""
+    return Splitter("queries", lambda chunk, error: [error if bad is None else bad for bad in chunk.refused])
+
+
 # --- Items -----------------------------------------------------------------
 
 
@@ -168,6 +174,15 @@ def get_items_results(
         else:
             raise answer
     return items
+
+
+def get_items_splitter() -> Splitter[collection_pb.GetItemsRequest, Item | None]:
+    """For ids with too large answers; an item that alone does not fit a message is an error of the whole call."""
+
+    def alone(_chunk: Chunk[collection_pb.GetItemsRequest], error: LimitExceeded) -> list[Item | None]:
+        raise error
+
+    return Splitter("ids", alone)
 
 
 def delete_items_chunks(

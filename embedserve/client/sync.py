@@ -261,6 +261,8 @@ class Client(Collections, WrongStatement):
             queries: each an image, a vector or the id of an item.
             errors: "raise" raises the first query's error; "keep" returns it in the place of the query's hits.
 
+        Queries whose answers together do not fit one message are asked again in smaller calls.
+
         Returns:
             For each query, in order, its hits; with ``errors="keep"``, or the error that says why there are none.
 
@@ -285,7 +287,8 @@ class Client(Collections, WrongStatement):
             include_vectors=include_vectors,
         )
         chunks = messages.search_chunks(collection, queries, options, self._calls.limits(), encoder_fingerprint)
-        results = self._calls.in_order(self._calls.stubs.search.Search, chunks, messages.search_results)
+        method, splitter = self._calls.stubs.search.Search, messages.search_splitter()
+        results = self._calls.in_order(method, chunks, messages.search_results, splitter)
         if is_raised:
             messages.raise_first(results)
         return results

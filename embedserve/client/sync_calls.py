@@ -18,8 +18,9 @@ from embedserve.client import answers, failures, long_calls, retry, sync_streams
 from embedserve.client.access import Access
 from embedserve.client.bulk import BulkMethod
 from embedserve.client.chunks import Chunk
+from embedserve.client.splitting import Splitter
 from embedserve.client.window import CALLS_IN_FLIGHT, Window
-from embedserve.errors import FailedPrecondition, InvalidInput
+from embedserve.errors import FailedPrecondition, InvalidInput, LimitExceeded
 from embedserve.types import CollectionInfo, Limits
 from embedserve.v1 import embedding_service_pb2 as embedding_pb
 from embedserve.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -93,14 +94,38 @@ class Calls:
         method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
         chunks: Iterator[Chunk[RequestT]],
         read: Callable[[Chunk[RequestT], ResponseT | None], list[ResultT]],
+        splitter: Splitter[RequestT, ResultT] | None = None,
     ) -> list[ResultT]:
-        """What ``read`` makes of each chunk and its response, in order; a few calls are in flight at a time."""
+        """What ``read`` makes of each chunk and its response, in order; a few calls are in flight at a time.
+
+        With a ``splitter``, a chunk whose answer is too large is sent again in smaller ones.
+        """
         results: list[ResultT] = []
         in_flight: deque[tuple[Chunk[RequestT], _PendingCall[RequestT, ResponseT] | None]] = deque()
 
+        def read_smaller(chunk: Chunk[RequestT], error: LimitExceeded) -> None:
+            if splitter is None:
+                raise error
+            smaller = splitter.smaller(chunk, error)
+            if smaller is None:
+                results.extend(splitter.alone(chunk, error))
+                return
+            for piece in smaller:
+                try:
+                    response = None if piece.request is None else self.answer(method, piece.request)
+                except LimitExceeded as again:
+                    read_smaller(piece, again)
+                else:
+                    results.extend(read(piece, response))
+
         def read_first() -> None:
             chunk, call = in_flight[0]
-            response = None if call is None else self._await(method, call.request, call.deadline_s, call.future)
+            try:
+                response = None if call is None else self._await(method, call.request, call.deadline_s, call.future)
+            except LimitExceeded as error:
+                in_flight.popleft()
+                read_smaller(chunk, error)
+                return
             in_flight.popleft()
             results.extend(read(chunk, response))
 
@@ -108,10 +133,16 @@ class Calls:
             for chunk in chunks:
                 if chunk.is_all and chunk.request is not None:
                     # A call that others may follow costs gRPC a thread, 0.35 ms.
-                    return read(chunk, self.answer(method, chunk.request))
-                if len(in_flight) == CALLS_IN_FLIGHT:
-                    read_first()
-                in_flight.append((chunk, None if chunk.request is None else self._send(method, chunk.request)))
+                    try:
+                        response = self.answer(method, chunk.request)
+                    except LimitExceeded as error:
+                        read_smaller(chunk, error)
+                        return results
+                    return read(chunk, response)
+                for piece in [chunk] if splitter is None else splitter.fitting(chunk):
+                    if len(in_flight) == CALLS_IN_FLIGHT:
+                        read_first()
+                    in_flight.append((piece, None if piece.request is None else self._send(method, piece.request)))
             while in_flight:
                 read_first()
         finally:

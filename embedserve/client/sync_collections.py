@@ -85,7 +85,7 @@ class Collections:
         include_vectors: bool = False,
         include_media: bool = False,
     ) -> list[Item | None]:
-        """Read items by id.
+        """Read items by id, in as many calls as their sizes need.
 
         Returns:
             For each id, in order, the item, or None if the collection has no such item.
@@ -102,7 +102,8 @@ class Collections:
             "include_media": arguments.flag("include_media", include_media),
         }
         chunks = messages.get_items_chunks(collection, wanted, self._calls.limits(), **parts)
-        return self._calls.in_order(self._calls.stubs.collections.GetItems, chunks, messages.get_items_results)
+        method, splitter = self._calls.stubs.collections.GetItems, messages.get_items_splitter()
+        return self._calls.in_order(method, chunks, messages.get_items_results, splitter)
 
     def delete_items(
         self, collection: str, ids: Iterable[ItemId] | None = None, *, filter: Filter | None = None

@@ -94,7 +94,7 @@ class Collections:
 
     async def list_all(self) -> list[CollectionInfo]:
         """All collections, by name."""
-        return await self._core.in_store(lambda store: store.list_collections())
+        return await self._core.read(lambda store, wanted: store.list_collections(wanted), self._core.short)
 
     async def delete(self, name: str) -> None:
         """Delete a collection, not an alias, with all its items."""

@@ -50,6 +50,7 @@ class Engine:
         self._core = Core(embedder, store, observer)
         self.admission = embedder.admission
         self.limits = embedder.admission.limits
+        self.answers = self._core.answers
         self.collections = Collections(self._core)
         self.items = Items(self._core)
         self.item_changes = ItemChanges(self._core)

@@ -8,13 +8,15 @@ import uuid
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from embedserve.answer_size import AnswerSize
 from embedserve.encoder.session import ImageEncoder
 from embedserve.engine import compatibility, unit_vectors
+from embedserve.engine.answers import Answer
 from embedserve.engine.core import Core
 from embedserve.engine.embedder import Embedded, Results
 from embedserve.engine.inputs import NewItem, id_error, positioned
 from embedserve.engine.timings import Timings
-from embedserve.errors import EmbedserveError, InvalidInput, ItemNotFound, LimitExceeded
+from embedserve.errors import EmbedserveError, InvalidInput, ItemNotFound
 from embedserve.types import (
     CollectionIdentity,
     Filter,
@@ -30,6 +32,12 @@ from embedserve.types import (
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+_FEWER_IDS = "ask for fewer ids at once, or leave media, vectors or metadata out"
+_FEWER_ITEMS = "ask for fewer items on a page, or leave vectors or metadata out"
+_PAGE_SHARE = 4
+"""A page ends at this share of a message, one in so many: metadata with many short entries take up to three times as
+much on the wire as in the database."""
 
 
 class Items:
@@ -107,38 +115,68 @@ class Items:
         return await self._write(identity, begun, Timings())
 
     async def get(
-        self, collection: str, ids: Sequence[str], include: Include
+        self,
+        collection: str,
+        ids: Sequence[str],
+        include: Include,
+        *,
+        answer: Answer | None = None,
+        deadline: float | None = None,
     ) -> tuple[CollectionIdentity, list[Item | EmbedserveError]]:
         """The items with these ids, in order; ItemNotFound in the place of one that does not exist.
 
+        ``answer`` holds their room for as long as the caller holds them; without one, only this call does.
+
         Raises:
-            LimitExceeded: too many ids, or more media than one message holds.
+            LimitExceeded: too many ids, or more than one message holds.
+            Overloaded: other answers hold all the room.
         """
+        if answer is None:
+            with self._core.answers.begin(_FEWER_IDS) as answer:
+                return await self.get(collection, ids, include, answer=answer, deadline=deadline)
         self._limits.check("max_items", len(ids), "ids in one call")
         identity = self._core.identity(collection)
-        found: dict[str, Item | EmbedserveError] = {bad: error for bad in ids if (error := id_error(bad, self._limits))}
-        wanted = [item_id for item_id in dict.fromkeys(ids) if item_id not in found]
-        # Media one by one: a thousand originals at once would be more than this machine's memory.
-        step = 1 if include.media else max(len(wanted), 1)
-        media_bytes = 0
-        for start in range(0, len(wanted), step):
-            part = wanted[start : start + step]
-            for item_id, item in zip(part, await self.read(identity, part, include), strict=True):
-                found[item_id] = item or item_not_found(item_id, identity)
-                if item is not None and item.media is not None:
-                    media_bytes += len(item.media.data) * ids.count(item_id)
-            if media_bytes > self._limits.max_message_bytes:
-                raise LimitExceeded(
-                    f"the media of these items have more than {self._limits.max_message_bytes} bytes"
-                    " (max_message_bytes)",
-                    hint="ask for fewer ids at once",
-                )
-        return identity, [found[item_id] for item_id in ids]
+        refused = {bad: error for bad in ids if (error := id_error(bad, self._limits))}
+        good = [item_id for item_id in ids if item_id not in refused]
+        await answer.reserve(len(good), self._item_bytes(identity, include), deadline=deadline)
+        read = iter(await self.read(identity, good, include, answer, deadline=deadline))
+        answer.settle(len(good))
+        results: list[Item | EmbedserveError] = []
+        for item_id in ids:
+            error = refused.get(item_id)
+            results.append(error or next(read) or item_not_found(item_id, identity))
+        return identity, results
 
-    async def read(self, identity: CollectionIdentity, ids: Sequence[str], include: Include) -> list[Item | None]:
-        """The items with these ids, which have been checked, in order; None in the place of one that does not exist."""
-        return await self._core.in_store(
-            lambda store: store.get_items(identity.name, ids, include, uid=identity.uid), self._core.readers
+    async def read(
+        self,
+        identity: CollectionIdentity,
+        ids: Sequence[str],
+        include: Include,
+        size: AnswerSize,
+        *,
+        deadline: float | None = None,
+    ) -> list[Item | None]:
+        """The items with these ids, which have been checked, in order; None in the place of one that does not exist.
+
+        Raises:
+            LimitExceeded: they have more bytes than ``size`` allows.
+        """
+        return await self._core.read(
+            lambda store, wanted: store.get_items(
+                identity.name, ids, include, uid=identity.uid, size=size, wanted=wanted
+            ),
+            self._core.readers,
+            deadline=deadline,
+        )
+
+    def _item_bytes(self, identity: CollectionIdentity, include: Include) -> int:
+        """Of the largest item that may be read."""
+        limits = self._limits
+        return (
+            limits.max_id_bytes
+            + (limits.max_metadata_bytes if include.metadata else 0)
+            + (4 * identity.dimension if include.vectors else 0)
+            + (limits.max_image_bytes if include.media else 0)
         )
 
     async def delete(self, collection: str, ids: Sequence[str]) -> int:
@@ -154,25 +192,53 @@ class Items:
         return await self._core.in_store(lambda store: store.delete_items(collection, ids), self._core.writers)
 
     async def list_page(
-        self, collection: str, *, page_size: int, page_token: str, filter: Filter | None, include: Include
+        self,
+        collection: str,
+        *,
+        page_size: int,
+        page_token: str,
+        filter: Filter | None,
+        include: Include,
+        answer: Answer | None = None,
+        deadline: float | None = None,
     ) -> tuple[CollectionIdentity, Page]:
-        """A page of items in the order of their ids; ``page_size`` 0 means 100.
+        """A page of items in the order of their ids; ``page_size`` 0 means 100. ``answer`` as in ``get``.
+
+        It has fewer items, but at least one if there is one, where as many would not fit one message.
 
         Raises:
             LimitExceeded: the page or the filter is too large.
             InvalidInput: the filter is not allowed, or the page token is not one of an earlier page.
+            Overloaded: other answers hold all the room.
         """
+        if answer is None:
+            with self._core.answers.begin(_FEWER_ITEMS) as answer:
+                return await self.list_page(
+                    collection, page_size=page_size, page_token=page_token, filter=filter, include=include,
+                    answer=answer, deadline=deadline,
+                )  # fmt: skip
         size = page_size or 100
         self._limits.check("max_page_size", size, "items on a page")
         if filter is not None:
             check_filter(filter, self._limits)
         identity = self._core.identity(collection)
-        page = await self._core.in_store(
-            lambda store: store.list_items(
-                identity.name, page_size=size, page_token=page_token, filter=filter, include=include, uid=identity.uid
+        await answer.reserve(size, self._item_bytes(identity, include), deadline=deadline)
+        page = await self._core.read(
+            lambda store, wanted: store.list_items(
+                identity.name,
+                page_size=size,
+                page_token=page_token,
+                filter=filter,
+                include=include,
+                uid=identity.uid,
+                page_bytes=answer.most_bytes // _PAGE_SHARE,
+                size=answer,
+                wanted=wanted,
             ),
             self._core.readers,
+            deadline=deadline,
         )
+        answer.settle(len(page.items))
         return identity, page
 
     def _check(

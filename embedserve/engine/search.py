@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from embedserve.answer_size import AnswerSize
 from embedserve.engine import compatibility, unit_vectors
+from embedserve.engine.answers import Answer
 from embedserve.engine.batcher import Encoded
 from embedserve.engine.core import Core
 from embedserve.engine.embedder import Embedded
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 _MOST_EXAMINED = 65_536
 """Largest ef and nprobe: with more of either, exact search is faster."""
+_FEWER_HITS = "ask for fewer hits (k) or queries at once, or leave metadata and vectors out"
 
 
 class Searcher:
@@ -58,11 +61,13 @@ class Searcher:
         encoder_fingerprint: str = "",
         deadline: float | None = None,
         timings: Timings | None = None,
+        answer: Answer | None = None,
     ) -> tuple[CollectionIdentity, list[list[Hit] | EmbedserveError]]:
         """The nearest items for each query, closest first, or why it could not be answered.
 
         A query that is an error already, because it could not be read, keeps its place. ``encoder_fingerprint`` is that
-        of the encoder that made the vectors among the queries.
+        of the encoder that made the vectors among the queries. ``answer`` holds the room of the hits for as long as the
+        caller holds them; without one, only this call does.
 
         Raises:
             CollectionNotFound: no collection or alias has the name.
@@ -71,6 +76,12 @@ class Searcher:
         """
         import numpy as np
 
+        if answer is None:
+            with self._core.answers.begin(_FEWER_HITS) as answer:
+                return await self.search(
+                    collection, queries, options, encoder_fingerprint=encoder_fingerprint, deadline=deadline,
+                    timings=timings, answer=answer,
+                )  # fmt: skip
         timings = timings or Timings()
         if not queries:
             raise InvalidInput("the call has no queries")
@@ -94,7 +105,7 @@ class Searcher:
             (id_error(query.id, self._limits) or query) if isinstance(query, ItemQuery) else query for query in queries
         ]
         ids = [query.id for query in queries if isinstance(query, ItemQuery)]
-        stored = iter(await self._items.read(identity, ids, Include(vectors=True)) if ids else [])
+        stored = iter(await self._stored(identity, ids, deadline) if ids else [])
         given = [query.vector for query in queries if isinstance(query, VectorQuery)]
         units = iter(unit_vectors.units(given, identity.dimension))
         results: list[list[Hit] | EmbedserveError] = []
@@ -109,12 +120,26 @@ class Searcher:
         if answerable:
             matrix = np.stack([vector for _, vector, _ in answerable])
             excluded = [item_id for _, _, item_id in answerable]
-            assert self._core.searches is not None  # there is a store, since it has the collection
-            found = await self._core.searches.submit(identity, matrix, options, excluded, deadline=deadline)
+            hit_bytes = (
+                self._limits.max_id_bytes
+                + (self._limits.max_metadata_bytes if options.include_metadata else 0)
+                + (4 * identity.dimension if options.include_vectors else 0)
+            )
+            await answer.reserve(options.k * len(answerable), hit_bytes, deadline=deadline)
+            searches = self._core.searches(options)
+            found = await searches.submit(identity, matrix, options, excluded, size=answer, deadline=deadline)
+            answer.settle(sum(map(len, found)))
             for (position, _, _), hits in zip(answerable, found, strict=True):
                 results[position] = hits
         timings.store_ms = self._core.on_store("search", begun)
         return identity, positioned("query", results)
+
+    async def _stored(
+        self, identity: CollectionIdentity, ids: Sequence[str], deadline: float | None
+    ) -> list[Item | None]:
+        """The items that are queries, with their vectors."""
+        size = AnswerSize(self._core.answers.most_bytes, _FEWER_HITS)
+        return await self._items.read(identity, ids, Include(vectors=True), size, deadline=deadline)
 
     async def _check_vector_bytes(self, collection: str, numbers: int, k: int) -> None:
         """Refuse a search whose hits' vectors do not fit one message; ``numbers`` is Q × D."""

@@ -4,6 +4,8 @@ A search that finds a free thread is answered at once. While all are busy, searc
 collection go through the store together, which costs less than one by one; no search waits for later ones. The queries
 of a large call are shared out among the free threads, and where several calls wait, each gets its turn in every round,
 so a call of 64 does not hold back a call of one.
+
+Queries that are searched together are searched until all of their callers have left.
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from embedserve.answer_size import AnswerSize, too_large
 from embedserve.engine.turn_queue import QueuedCall, TurnQueue
 from embedserve.errors import DeadlineExceeded, EmbedserveError, Unavailable
 from embedserve.store.protocol import VectorStore
 from embedserve.types import CollectionIdentity, Hit, SearchOptions
+from embedserve.wanted import Unwanted, Wanted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +50,22 @@ class SearchCall(QueuedCall):
     future: asyncio.Future[list[list[Hit]]]
     hits: list[list[Hit]]
     """For each query, once it is answered."""
+    size: AnswerSize
+    """Of all hits so far."""
     error: Exception | None = None
+    batches: list[_Batch] = field(default_factory=list)
+    """In which some of the queries are searched now."""
+
+
+class _Batch(Wanted):
+    """What is searched together is wanted as long as one of its calls is."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self, calls: int, deadline: float) -> None:
+        super().__init__(deadline)
+        self.calls = calls
+        """How many of them have not left."""
 
 
 _Share: TypeAlias = tuple[SearchCall, int, int]
@@ -53,18 +73,31 @@ _Share: TypeAlias = tuple[SearchCall, int, int]
 
 
 class Searches:
-    """The threads that search a store, and the calls that wait for them. Belongs to the event loop it is made on."""
+    """The threads that search a store, and the calls that wait for them. Belongs to the event loop it is made on.
 
-    def __init__(self, store: VectorStore, threads: int) -> None:
+    Args:
+        store: the store.
+        threads: how many.
+        are_long: each search may take long. Then calls of one flow never take the last thread, unless there is only
+            one, and a turn takes few queries, so that the next flow has its turn soon.
+    """
+
+    def __init__(self, store: VectorStore, threads: int, *, are_long: bool = False) -> None:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._queue: TurnQueue[SearchCall] = TurnQueue()
         self._free = threads
+        self._most_of_a_flow = max(threads - 1, 1) if are_long else threads
+        self._most_together = _LEAST_SHARE if are_long else _MOST_TOGETHER
+        self._threads_of: Counter[Hashable] = Counter()
+        """Of each flow, if searches are long."""
+        self._are_long = are_long
         self._stopping = False
         self._threads = [
-            threading.Thread(target=self._work, name=f"search-{number}", daemon=True) for number in range(threads)
+            threading.Thread(target=self._work, name=f"{'long-' * are_long}search-{number}", daemon=True)
+            for number in range(threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -78,15 +111,17 @@ class Searches:
         options: SearchOptions,
         exclude_ids: Sequence[str | None],
         *,
+        size: AnswerSize,
         deadline: float | None = None,
     ) -> asyncio.Future[list[list[Hit]]]:
-        """Search; cancelling the future takes back the queries that no thread has taken.
+        """Search; cancelling the future takes back the queries that no thread has taken, and ends the others soon.
 
         Args:
             identity: the collection.
             queries: float32 [Q, D] with unit norm, Q at least 1.
             options: what is asked for.
             exclude_ids: as ``VectorStore.search`` takes them.
+            size: to which the bytes of the hits are added.
             deadline: when the caller stops waiting, on ``time.monotonic``'s clock.
 
         Returns:
@@ -107,6 +142,7 @@ class Searches:
             math.inf if deadline is None else deadline,
             self._loop.create_future(),
             [[] for _ in range(count)],
+            size,
         )
         with self._lock:
             if self._stopping:
@@ -130,6 +166,15 @@ class Searches:
     def _take_back(self, call: SearchCall) -> None:
         with self._lock:
             self._queue.take_back(call)
+            self._leave(call)
+
+    def _leave(self, call: SearchCall) -> None:
+        """End what is searched for a call alone, once it is gone; the lock is held."""
+        batches, call.batches = call.batches, []
+        for batch in batches:
+            batch.calls -= 1
+            if not batch.calls:
+                batch.cancel()
 
     def _deliver(self) -> None:
         with self._lock:
@@ -153,38 +198,61 @@ class Searches:
 
     def _answer_some(self) -> bool:
         """Answer queries of the calls whose turn it is; whether there were any."""
+        now = time.monotonic()
         with self._lock:
-            shares = self._queue.take_share(self._free, least=_LEAST_SHARE, most=_MOST_TOGETHER)
+            skipped = [flow for flow, count in self._threads_of.items() if count >= self._most_of_a_flow]
+            shares = self._queue.take_share(
+                min(self._free, self._most_of_a_flow), least=_LEAST_SHARE, most=self._most_together, skipped=skipped
+            )
             if not shares:
                 return False
+            flow = shares[0][0].flow
+            if self._are_long:
+                self._threads_of[flow] += 1
             self._free -= 1
-        now = time.monotonic()
         for call, _, _ in shares:
             if call.deadline <= now:
                 self._fail(call, DeadlineExceeded("the deadline passed while the search waited"))
         self._answer(shares)
         with self._lock:
             self._free += 1
+            if self._are_long:
+                self._threads_of[flow] -= 1
+                if not self._threads_of[flow]:
+                    del self._threads_of[flow]
         return True
 
     def _answer(self, shares: list[_Share]) -> None:
-        shares = [share for share in shares if not share[0].gone]
+        latest = max([call.deadline for call, _, _ in shares])
+        with self._lock:
+            shares = [share for share in shares if not share[0].gone]
+            batch = _Batch(len(shares), latest)
+            for call, _, _ in shares:
+                call.batches.append(batch)
         if not shares:
             return
+        # Each share has its own, which counts only if it is searched to the end.
+        sizes = [AnswerSize(call.size.most_bytes - call.size.bytes, call.size.hint) for call, _, _ in shares]
         try:
-            found = self._search(shares)
+            found = self._search(shares, batch, sizes)
+        except Unwanted:
+            return
         except Exception as error:
             if len(shares) == 1:
                 self._fail(shares[0][0], error)
                 return
         else:
-            self._settle(shares, found)
+            self._settle(shares, batch, found, sizes)
             return
+        with self._lock:
+            for call, _, _ in shares:
+                if batch in call.batches:
+                    call.batches.remove(batch)
         # One of them may be to blame, and the others must not fail with it.
         for share in shares:
             self._answer([share])
 
-    def _search(self, shares: list[_Share]) -> list[list[Hit]]:
+    def _search(self, shares: list[_Share], batch: _Batch, sizes: list[AnswerSize]) -> list[list[Hit]]:
         """The hits of each query, of all shares one after the other."""
         import numpy as np
 
@@ -197,18 +265,27 @@ class Searches:
             first.options,
             [id for call, start, stop in shares for id in call.exclude_ids[start:stop]],
             uid=first.identity.uid,
+            sizes=[size for size, (_, start, stop) in zip(sizes, shares, strict=True) for _ in range(start, stop)],
+            wanted=batch,
         )
         if len(found) != len(queries):
             raise ValueError(f"the store answered {len(found)} of {len(queries)} queries")
         return found
 
-    def _settle(self, shares: list[_Share], found: list[list[Hit]]) -> None:
+    def _settle(self, shares: list[_Share], batch: _Batch, found: list[list[Hit]], sizes: list[AnswerSize]) -> None:
         """Note hits, and wake the event loop, once, if calls are answered with them."""
         wake, position = False, 0
         with self._lock:
-            for call, start, stop in shares:
+            for (call, start, stop), size in zip(shares, sizes, strict=True):
                 call.hits[start:stop] = found[position : position + stop - start]
                 position += stop - start
+                if batch in call.batches:
+                    call.batches.remove(batch)
+                call.size.bytes += size.bytes
+                if call.size.bytes > call.size.most_bytes and not call.gone:
+                    call.error = too_large(call.size.most_bytes, call.size.hint)
+                    wake |= self._queue.end(call)
+                    self._leave(call)
                 wake |= self._queue.settle(call, stop - start)
         if wake:
             self._loop.call_soon_threadsafe(self._deliver)
@@ -222,6 +299,7 @@ class Searches:
                 return
             call.error = error
             wake = self._queue.end(call)
+            self._leave(call)
         if wake:
             self._loop.call_soon_threadsafe(self._deliver)
 

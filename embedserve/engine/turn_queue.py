@@ -6,7 +6,7 @@ Only counts and order: no lock, thread or clock. The owner holds its own lock ar
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -82,13 +82,16 @@ class TurnQueue(Generic[CallT]):
             del self._flows[key]
         return call, position
 
-    def take_share(self, takers: int, *, least: int, most: int) -> list[tuple[CallT, int, int]]:
+    def take_share(
+        self, takers: int, *, least: int, most: int, skipped: Collection[Hashable] = ()
+    ) -> list[tuple[CallT, int, int]]:
         """Several pieces of the flow whose turn it is, some of each of its calls, which take turns as well.
 
         Args:
             takers: among how many the flow's waiting pieces are shared out; the share is rounded up.
             least: a smaller share is raised to this.
             most: a larger share is cut to this.
+            skipped: flows that have no turn now, and keep their place.
 
         Returns:
             Calls, each with the position of the first piece taken and of the one behind the last; empty if nothing
@@ -96,7 +99,13 @@ class TurnQueue(Generic[CallT]):
         """
         if not self.waiting:
             return []
-        key, flow = next(iter(self._flows.items()))
+        if skipped:
+            key = next((key for key in self._flows if key not in skipped), None)
+            if key is None:
+                return []
+            flow = self._flows[key]
+        else:
+            key, flow = next(iter(self._flows.items()))
         share = min(max(-(-flow.waiting // takers), least), most)
         of_each = max(share // len(flow.calls), 1)
         shares: list[tuple[CallT, int, int]] = []

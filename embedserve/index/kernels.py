@@ -9,6 +9,23 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+STEP_NUMBERS = 32 << 20
+"""Numbers that are multiplied between two looks at whether the result is still wanted: 4 to 6 ms at 6 to 8 billion a
+second, as measured on one core of 2026, and still no more than 20 ms on one of a quarter of its speed."""
+_LEAST_ROWS = 256
+
+
+def step_of(queries: int, rows: int, dimension: int, k: int = 0) -> tuple[int, int]:
+    """How many of Q queries are compared with how many of N rows of D numbers in one step; both at least 1.
+
+    All queries go over the same rows before the next ones are read, unless k is large: of each step k rows are kept,
+    so that there must be several times as many. The number of rows is a multiple of 8 if it is not all of them.
+    """
+    if queries * rows * dimension <= STEP_NUMBERS:  # as nearly always
+        return queries, rows
+    some_rows = max(STEP_NUMBERS // (queries * dimension), 4 * k, _LEAST_ROWS) + 7 & ~7
+    return min(max(STEP_NUMBERS // (some_rows * dimension), 1), queries), min(some_rows, rows)
+
 
 def use_threads(count: int) -> None:
     """Set how many threads FAISS uses for calls of this thread; called at the start of every search and every build.

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.wanted import ALWAYS, Wanted
+
 DIGITS = 6
 """Decimals of a score; float32 vectors carry no more."""
 
@@ -31,9 +33,17 @@ class Ranking:
     positions: NDArray[np.int64]
     """int64 [M]: its position in that part."""
 
+    def at(self, places: NDArray[np.int64] | slice) -> Ranking:
+        """Some of its rows, which keep their order."""
+        return Ranking(self.rids[places], self.scores[places], self.parts[places], self.positions[places])
+
 
 def exact_scores(
-    queries: NDArray[np.float32], of_query: NDArray[np.int64], vectors: NDArray[np.float32], places: NDArray[np.int64]
+    queries: NDArray[np.float32],
+    of_query: NDArray[np.int64],
+    vectors: NDArray[np.float32],
+    places: NDArray[np.int64],
+    wanted: Wanted = ALWAYS,
 ) -> NDArray[np.float64]:
     """Cosines of pairs of queries [Q, D] and vectors [N, D], all of unit norm, clipped to [−1, 1] and rounded.
 
@@ -44,6 +54,7 @@ def exact_scores(
         of_query: int64 [M], ascending: the query of each pair.
         vectors: float32 [N, D].
         places: int64 [M]: the row of ``vectors`` of each pair.
+        wanted: asked now and then.
 
     Returns:
         float64 [M].
@@ -53,6 +64,8 @@ def exact_scores(
     wide = queries.astype(np.float64)
     step = max(_NUMBERS // dimension, 1)
     for start in range(0, len(places), step):
+        if start:
+            wanted.check()
         batch = slice(start, start + step)
         products = vectors[places[batch]].astype(np.float64)
         products *= wide[of_query[batch]]

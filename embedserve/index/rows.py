@@ -6,7 +6,7 @@ with every row; segments override it where they have a structure for approximate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -17,6 +17,7 @@ from embedserve.index import kernels
 from embedserve.index.ids import PackedIds
 from embedserve.index.ranking import score_error
 from embedserve.index.search_params import SearchParams
+from embedserve.wanted import ALWAYS, Wanted
 
 _SPARE = 8
 """Candidates beyond k, so that the score of the last one is nearly always below the k-th by more than the error."""
@@ -45,6 +46,10 @@ class Candidates:
             all_positions[row, : len(positions)] = positions
             all_scores[row, : len(scores)] = scores
         return cls(all_positions, all_scores, complete=True)
+
+    def of_queries(self, some: slice) -> Candidates:
+        """Those of some of the queries."""
+        return Candidates(self.positions[some], self.scores[some], self.complete)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +122,12 @@ class Rows:
     # --- Search ---------------------------------------------------------------------
 
     def nearest(
-        self, queries: NDArray[np.float32], k: int, params: SearchParams, among: NDArray[np.bool_] | None = None
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        params: SearchParams,
+        among: NDArray[np.bool_] | None = None,
+        wanted: Wanted = ALWAYS,
     ) -> Candidates:
         """At least the k nearest live rows of each of the queries [Q, D], or all if there are fewer.
 
@@ -126,40 +136,120 @@ class Rows:
             k: at least 1.
             params: of approximate search, which there is none of here.
             among: bool [N], the live rows to choose from; None for all of them.
+            wanted: asked before every step of the work; see ``kernels.step_of``.
         """
-        return self.nearest_exact(queries, k, among)
+        return self.nearest_exact(queries, k, among, wanted)
 
-    def nearest_exact(self, queries: NDArray[np.float32], k: int, among: NDArray[np.bool_] | None = None) -> Candidates:
+    def nearest_exact(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        among: NDArray[np.bool_] | None = None,
+        wanted: Wanted = ALWAYS,
+    ) -> Candidates:
         """The same, always comparing every row."""
         if among is None and k * _SCORE_ALL < self.live:
-            positions, scores = kernels.nearest(
-                queries, self.vectors, min(k + _SPARE, self.live), self.live_bits if self.deleted else None
-            )
-            return Candidates(positions, scores, complete=False)
+            return self._nearest_of_all(queries, min(k + _SPARE, self.live), wanted)
         chosen = None if among is None else np.flatnonzero(among).astype(np.int64, copy=False)
-        return Candidates.of([self._best(query, k, chosen) for query in queries])
+        return Candidates.of([self._best(query, k, chosen, wanted) for query in queries])
 
-    def range_search(self, query: NDArray[np.float32], min_score: float) -> NDArray[np.int64]:
+    def range_search(self, query: NDArray[np.float32], min_score: float, wanted: Wanted = ALWAYS) -> NDArray[np.int64]:
         """Positions of all live rows whose score for query [D] is at least ``min_score``: int64 [M]."""
-        positions, scores = self._scores(query, None)
-        return positions[scores >= min_score]
+        found = [positions[scores >= min_score] for positions, scores in self.scored(query, None, wanted)]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def scored(
+        self, query: NDArray[np.float32], among: NDArray[np.int64] | None, wanted: Wanted = ALWAYS
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Positions [m] and scores [m] for query [D] of all live rows, or of those at some positions, step by step."""
+        count, dimension = len(self) if among is None else len(among), self.vectors.shape[1]
+        _, step = kernels.step_of(1, count, dimension)
+        live = self.live_mask() if among is None and self.deleted else None
+        for start in range(0, count, step or 1):
+            wanted.check()
+            if among is not None:
+                some = among[start : start + step]
+                yield some, kernels.inner_products_at(query, self.vectors, some)
+                continue
+            scores = kernels.inner_products(query, self.vectors[start : start + step])
+            if live is None:
+                yield np.arange(start, start + len(scores), dtype=np.int64), scores
+            else:
+                places = np.flatnonzero(live[start : start + step])
+                yield places + start, scores[places]
+
+    def _nearest_of_all(self, queries: NDArray[np.float32], k: int, wanted: Wanted) -> Candidates:
+        """The k nearest live rows, in steps."""
+        bits = self.live_bits if self.deleted else None
+        some, step = kernels.step_of(len(queries), len(self), self.vectors.shape[1], k)
+        if step == len(self) and some == len(queries):
+            wanted.check()
+            positions, scores = kernels.nearest(queries, self.vectors, k, bits)
+            return Candidates(positions, scores, complete=False)
+        of_queries = []
+        for first in range(0, len(queries), some):
+            best = _Best(k)
+            for start in range(0, len(self), step):
+                wanted.check()
+                vectors = self.vectors[start : start + step]
+                live_bits = None if bits is None else bits[start >> 3 : start + step + 7 >> 3]
+                count = min(k, len(vectors))
+                positions, scores = kernels.nearest(queries[first : first + some], vectors, count, live_bits)
+                # Where a part has fewer live rows than were asked for, FAISS gives −1.
+                best.add(np.where(positions < 0, -1, positions + start), np.where(positions < 0, -np.inf, scores))
+            of_queries.append(best.sorted())
+        positions, scores = (np.concatenate(column) for column in zip(*of_queries, strict=True))
+        return Candidates(positions, scores, complete=False)
 
     def _best(
-        self, query: NDArray[np.float32], k: int, among: NDArray[np.int64] | None
+        self, query: NDArray[np.float32], k: int, among: NDArray[np.int64] | None, wanted: Wanted
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The best k, and all that may tie with the last of them."""
-        positions, scores = self._scores(query, among)
-        if len(scores) <= k:
-            return positions, scores
-        last = float(np.partition(scores, len(scores) - k)[len(scores) - k])
-        kept = scores >= last - score_error(self.vectors.shape[1])
-        return positions[kept], scores[kept]
+        error = score_error(self.vectors.shape[1])
+        steps = [_cut(*some, k, error) for some in self.scored(query, among, wanted)]
+        if len(steps) == 1:
+            return steps[0]
+        if not steps:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        positions, scores = (np.concatenate(column) for column in zip(*steps, strict=True))
+        return _cut(positions, scores, k, error)
 
-    def _scores(
-        self, query: NDArray[np.float32], among: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        if among is not None:
-            return among, kernels.inner_products_at(query, self.vectors, among)
-        scores = kernels.inner_products(query, self.vectors)
-        positions = self.live_positions()
-        return positions, scores if len(positions) == len(scores) else scores[positions]
+
+class _Best:
+    """The k best of several steps for each of some queries."""
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._steps: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+        self._width = 0
+
+    def add(self, positions: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
+        """Positions and scores [Q, C] of one step."""
+        self._steps.append((positions, scores))
+        self._width += positions.shape[1]
+        if self._width > 8 * self._k:
+            self._steps = [self._reduced()]
+            self._width = self._k
+
+    def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Positions and scores [Q, k], the best first."""
+        positions, scores = self._reduced()
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1)
+
+    def _reduced(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        positions, scores = (np.concatenate(column, axis=1) for column in zip(*self._steps, strict=True))
+        if scores.shape[1] <= self._k:
+            return positions, scores
+        best = np.argpartition(-scores, self._k - 1, axis=1)[:, : self._k]
+        return np.take_along_axis(positions, best, 1), np.take_along_axis(scores, best, 1)
+
+
+def _cut(
+    positions: NDArray[np.int64], scores: NDArray[np.float32], k: int, error: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The best k, and all that may tie with the last of them."""
+    if len(scores) <= k:
+        return positions, scores
+    kept = scores >= float(np.partition(scores, len(scores) - k)[len(scores) - k]) - error
+    return positions[kept], scores[kept]

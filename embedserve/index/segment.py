@@ -12,7 +12,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.index import structures, tuning
+from embedserve.index import kernels, structures, tuning
 from embedserve.index.ids import PackedIds
 from embedserve.index.ranking import score_error
 from embedserve.index.rows import Candidates, Rows
@@ -20,6 +20,7 @@ from embedserve.index.search_params import SearchParams
 from embedserve.index.spec import IndexSpec
 from embedserve.index.structures import Structure
 from embedserve.index.tuning import OperatingPoint
+from embedserve.wanted import ALWAYS, Wanted
 
 _FEW = 20_000
 """Up to this many matches are compared one by one, whatever their share: 1 to 2 ms, and nothing is missed."""
@@ -30,6 +31,9 @@ _MAX_UNREACHABLE = 1000
 _DEEPER = 1.5
 """Factor on the number of rows that contain k matches if matches are spread evenly. Fewer are found only where the
 matches lie away from the query."""
+_VISITED = 32
+"""About so many rows of a graph are compared for each candidate that ef keeps; with inverted lists, whose codes are a
+32nd of the vectors, each list costs no more than that."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +105,12 @@ class Segment(Rows):
         return IndexSpec("exact") if self.structure is None else self.structure.spec
 
     def nearest(
-        self, queries: NDArray[np.float32], k: int, params: SearchParams, among: NDArray[np.bool_] | None = None
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        params: SearchParams,
+        among: NDArray[np.bool_] | None = None,
+        wanted: Wanted = ALWAYS,
     ) -> Candidates:
         """About the k nearest live rows of each of the queries [Q, D]; never fewer than k if there are k.
 
@@ -114,14 +123,14 @@ class Segment(Rows):
         count = self.live if among is None else int(np.count_nonzero(among))
         few = count <= _SHARE * len(self) or (among is not None and count <= _FEW)
         if self.structure is None or params.exact or few or k * 4 >= count:
-            return self.nearest_exact(queries, k, among)
+            return self.nearest_exact(queries, k, among, wanted)
         if count == len(self):
-            positions, scores = self._search(queries, k, self.param(params))
+            positions, scores = self._search(queries, k, self.param(params), wanted)
             matched = positions >= 0
         else:
             more = len(self) / count
             depth = min(ceil(k * _DEEPER * more), len(self))
-            positions, scores = self._search(queries, depth, round(self.param(params) * more))
+            positions, scores = self._search(queries, depth, round(self.param(params) * more), wanted)
             matched = (self.live_mask() if among is None else among)[positions] & (positions >= 0)
             positions, scores = np.where(matched, positions, -1), np.where(matched, scores, np.float32(-np.inf))
         short = np.flatnonzero(matched.sum(axis=1) < k)
@@ -129,16 +138,22 @@ class Segment(Rows):
             return Candidates(positions, scores, complete=True)
         rows = [(positions[row], scores[row]) for row in range(len(queries))]
         for row in short.tolist():
-            exact = self.nearest_exact(queries[row : row + 1], k, among)
+            exact = self.nearest_exact(queries[row : row + 1], k, among, wanted)
             rows[row] = exact.positions[0], exact.scores[0]
         return Candidates.of(rows)
 
     def _search(
-        self, queries: NDArray[np.float32], k: int, param: int
+        self, queries: NDArray[np.float32], k: int, param: int, wanted: Wanted
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """What the structure finds, and the unreachable rows that may be nearer."""
         assert self.structure is not None
-        positions, scores = self.structure.search(queries, k, param)
+        visited = min(_VISITED * max(param, k), len(self))
+        some = max(kernels.STEP_NUMBERS // (visited * self.vectors.shape[1]), 1)
+        found = []
+        for start in range(0, len(queries), some):
+            wanted.check()
+            found.append(self.structure.search(queries[start : start + some], k, param))
+        positions, scores = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
         if not len(self.unreachable):
             return positions, scores
         # Only those that may be among the best; the structure may have found some of them as well.

@@ -5,7 +5,7 @@ A snapshot never changes. A reader takes one and keeps it for the whole search; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,10 @@ from embedserve.index.ranking import Ranking, cutoff_scores, exact_scores, rank
 from embedserve.index.rows import Candidates, Rows
 from embedserve.index.search_params import EXACT, SearchParams
 from embedserve.index.segment import Segment
+from embedserve.wanted import ALWAYS, Wanted
+
+_MOST_RANKED = 1 << 13
+"""Candidates that are ranked at a time, of all queries together: with their ids, some 5 ms."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,6 +143,7 @@ class Snapshot:
         *,
         params: SearchParams = EXACT,
         among: Sequence[NDArray[np.bool_]] | None = None,
+        wanted: Wanted = ALWAYS,
     ) -> list[Ranking]:
         """About the best k rows of each query; with ``EXACT`` exactly these, and all that tie with the last of them.
 
@@ -147,9 +152,26 @@ class Snapshot:
             k: at least 1.
             params: how much approximate search examines.
             among: for each part bool [N], the live rows to choose from; None for all.
+            wanted: asked before every step of the work; see ``kernels.step_of``.
 
         Returns:
             For each query at least k rows if there are k, no row twice.
+        """
+        some = self.nearest_of_some(queries, k, params=params, among=among, wanted=wanted)
+        return [ranking for rankings in some for ranking in rankings]
+
+    def nearest_of_some(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        *,
+        params: SearchParams = EXACT,
+        among: Sequence[NDArray[np.bool_]] | None = None,
+        wanted: Wanted = ALWAYS,
+    ) -> Iterator[list[Ranking]]:
+        """The same for some queries after the other, so that their rows need not be in memory together.
+
+        A query has many if a million rows tie with the last one.
         """
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             # FAISS would read past the end of the query.
@@ -160,16 +182,34 @@ class Snapshot:
         for number, part in enumerate(self.parts):
             chosen = None if among is None else among[number]
             if part.live if chosen is None else chosen.any():
-                searched.append((number, part.nearest(queries, k, params, chosen)))
+                searched.append((number, part.nearest(queries, k, params, chosen, wanted)))
         if not searched:
             nothing = np.empty(0, np.int64)
-            return rank(len(queries), nothing, nothing, np.empty(0), nothing, nothing, k)
+            yield rank(len(queries), nothing, nothing, np.empty(0), nothing, nothing, k)
+            return
         cutoffs = cutoff_scores(np.concatenate([found.scores for _, found in searched], axis=1), k, self.dimension)
+        if len(queries) == 1:
+            yield self._ranked(searched, queries, cutoffs, k, wanted)
+            return
+        for some in _together(searched, cutoffs):
+            wanted.check()
+            of_some = [(number, found.of_queries(some)) for number, found in searched]
+            yield self._ranked(of_some, queries[some], cutoffs[some], k, wanted)
+
+    def _ranked(
+        self,
+        searched: Sequence[tuple[int, Candidates]],
+        queries: NDArray[np.float32],
+        cutoffs: NDArray[np.float64],
+        k: int,
+        wanted: Wanted,
+    ) -> list[Ranking]:
+        """The best of the candidates in each part, by their exact scores."""
         gathered = []
         for number, found in searched:
             part = self.parts[number]
-            of_query, positions = _above_cutoff(found, part, queries, cutoffs)
-            scores = exact_scores(queries, of_query, part.vectors, positions)
+            of_query, positions = _above_cutoff(found, part, queries, cutoffs, wanted)
+            scores = exact_scores(queries, of_query, part.vectors, positions, wanted)
             gathered.append((of_query, part.rids[positions], scores, np.full(len(positions), number), positions))
         of_query, rids, scores, numbers, positions = (np.concatenate(column) for column in zip(*gathered, strict=True))
         return rank(len(queries), of_query, rids, scores, numbers, positions, k)
@@ -195,8 +235,21 @@ class Snapshot:
         return of_rankings
 
 
+def _together(searched: Sequence[tuple[int, Candidates]], cutoffs: NDArray[np.float64]) -> Iterator[slice]:
+    """Which queries, one after the other, are ranked together."""
+    width = sum(found.scores.shape[1] for _, found in searched)
+    some = max(_MOST_RANKED // max(width, 1), 1)
+    if any(not found.complete and (found.scores[:, -1] >= cutoffs).any() for _, found in searched):
+        some = 1  # a tie extends beyond these candidates, to who knows how many rows
+    return (slice(start, start + some) for start in range(0, len(cutoffs), some))
+
+
 def _above_cutoff(
-    found: Candidates, part: Rows, queries: NDArray[np.float32], cutoffs: NDArray[np.float64]
+    found: Candidates,
+    part: Rows,
+    queries: NDArray[np.float32],
+    cutoffs: NDArray[np.float64],
+    wanted: Wanted,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Query and position, int64 [M] each, of all candidates whose score is not below the cutoff of their query."""
     kept = (found.positions >= 0) & (found.scores >= cutoffs[:, None])
@@ -206,6 +259,6 @@ def _above_cutoff(
     of_query, places = np.nonzero(kept)
     pairs = [(of_query, found.positions[of_query, places])]
     for row in beyond:
-        positions = part.range_search(queries[row], float(cutoffs[row]))
+        positions = part.range_search(queries[row], float(cutoffs[row]), wanted)
         pairs.append((np.full(len(positions), row), positions))
     return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])

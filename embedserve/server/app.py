@@ -21,6 +21,7 @@ from embedserve.server.access.reload_files import reload_when_changed
 from embedserve.server.calls.call_limits import CallLimits
 from embedserve.server.calls.connections import ConnectionRoom
 from embedserve.server.calls.open_calls import OpenCalls
+from embedserve.server.calls.untaken import end_untaken
 from embedserve.server.config import ServerConfig
 from embedserve.server.http import HttpServer, application
 from embedserve.server.imports import import_now
@@ -201,6 +202,7 @@ class Server:
             if store is not None:  # no engine owns it, so nothing else releases its directory
                 store.close()
             raise
+        self._run_in_background("untaken answers", end_untaken(engine.answers))
         self.metrics.read_from(engine, ready=lambda: self._state.phase == "ready")
         self._state.ready(engine)
         await self._publish_health()

@@ -24,7 +24,7 @@ from embedserve.server.calls.call_limits import CallLimits
 from embedserve.server.calls.minimum_rate import MIN_BYTES_PER_S, MinimumRate
 from embedserve.server.calls.open_calls import OpenCalls
 from embedserve.server.calls.requests import checked, checked_stream, tolerant
-from embedserve.server.calls.responses import abort
+from embedserve.server.calls.responses import SERIALIZE, EncodedResponse, abort
 from embedserve.server.lifecycle.state import ServerState
 from embedserve.server.telemetry import logs
 from embedserve.server.telemetry.metrics import MethodMetrics, Metrics
@@ -181,7 +181,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler.unary_unary is not None:
             # The same on the wire, but it leaves to us when, and whether, the request is received.
             return grpc.stream_unary_rpc_method_handler(
-                self._unary(handler.unary_unary), deserialize, handler.response_serializer
+                self._unary(handler.unary_unary),
+                deserialize,
+                handler.response_serializer and SERIALIZE,
             )
         if handler.unary_stream is not None:  # likewise
             return grpc.stream_stream_rpc_method_handler(
@@ -205,7 +207,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             with self._state.call():
                 response = await inner(request, context)
             if call.span is not None:
-                call.request, call.response = request, response
+                call.request = request
+                call.response = response.outline if isinstance(response, EncodedResponse) else response
             return response
 
         async def handle(_: AsyncIterator[Any], context: _Context) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+from embedserve.answer_size import AnswerSize
 from embedserve.changes import MetadataChange
 from embedserve.types import (
     DEFAULT_TARGET_RECALL,
@@ -21,6 +22,7 @@ from embedserve.types import (
     Page,
     SearchOptions,
 )
+from embedserve.wanted import Wanted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +36,10 @@ class VectorStore(Protocol):
     collection, the collection is not found: between a check and the call that relies on it, the name may have passed
     to another one. Callers have checked limits, metadata and filters; vectors are float32 with the dimension of the
     collection and unit norm.
+
+    What may take long has an argument ``wanted``, whose ``check`` is to be called at least every 20 ms of work; what
+    may become large has an argument ``size``, to which is added what is read, as it is read. Both raise what ends the
+    call.
     """
 
     def create_collection(
@@ -79,7 +85,7 @@ class VectorStore(Protocol):
             CollectionNotFound: so does every other call that takes a collection.
         """
 
-    def list_collections(self) -> list[CollectionInfo]:
+    def list_collections(self, wanted: Wanted = ...) -> list[CollectionInfo]:
         """All collections, by name."""
 
     def delete_collection(self, name: str) -> None:
@@ -107,8 +113,17 @@ class VectorStore(Protocol):
             DiskFull: nothing was written.
         """
 
-    def get_items(self, collection: str, ids: Sequence[str], include: Include, *, uid: str = "") -> list[Item | None]:
-        """The items with these ids, in order; None where there is none."""
+    def get_items(
+        self,
+        collection: str,
+        ids: Sequence[str],
+        include: Include,
+        *,
+        uid: str = "",
+        size: AnswerSize | None = None,
+        wanted: Wanted = ...,
+    ) -> list[Item | None]:
+        """The items with these ids, in order; None where there is none. An id may occur several times."""
 
     def delete_items(self, collection: str, ids: Sequence[str]) -> int:
         """Remove items in one transaction, on disk when this returns; how many of them existed."""
@@ -169,8 +184,13 @@ class VectorStore(Protocol):
         filter: Filter | None,
         include: Include,
         uid: str = "",
+        page_bytes: int = ...,
+        size: AnswerSize | None = None,
+        wanted: Wanted = ...,
     ) -> Page:
         """A page of items in the order of their ids' UTF-8 bytes.
+
+        It ends before it has more than ``page_size`` items, or several items with more than ``page_bytes``.
 
         Raises:
             InvalidInput: the page token does not come from an earlier page.
@@ -184,6 +204,8 @@ class VectorStore(Protocol):
         exclude_ids: Sequence[str | None],
         *,
         uid: str = "",
+        sizes: Sequence[AnswerSize] | None = None,
+        wanted: Wanted = ...,
     ) -> list[list[Hit]]:
         """The nearest items for each query.
 
@@ -192,6 +214,9 @@ class VectorStore(Protocol):
             queries: float32 [Q, D] with unit norm.
             options: k, minimum score, filter and the rest.
             exclude_ids: for each query the id of an item that must not be a hit, or None.
+            uid: of the collection.
+            sizes: for each query the size of the answer that its hits belong to, the same for all of a call.
+            wanted: by the callers of at least one of the queries.
 
         Returns:
             For each query its min(k, matching items) hits, closest first, ties ordered by id.

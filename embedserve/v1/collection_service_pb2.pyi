@@ -1108,7 +1108,9 @@ class ListItemsRequest(_message.Message):
     collection: _builtins.str
     """Name or alias of the collection."""
     page_size: _builtins.int
-    """Items on the page, 1 to max_page_size; 0 means 100."""
+    """Items on the page at most, 1 to max_page_size; 0 means 100. A page has fewer, but at least one, where as many would
+    not fit one message: only an empty next_page_token says that it is the last.
+    """
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first."""
     include_metadata: _builtins.bool

@@ -435,6 +435,7 @@ class ServerLimits(_message.Message):
     MAX_CALLS_FIELD_NUMBER: _builtins.int
     MAX_CONNECTION_CALLS_FIELD_NUMBER: _builtins.int
     MAX_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    MAX_ANSWER_BYTES_FIELD_NUMBER: _builtins.int
     max_message_bytes: _builtins.int
     """Bytes of one gRPC message, in either direction."""
     max_images: _builtins.int
@@ -471,6 +472,10 @@ class ServerLimits(_message.Message):
     """Calls at a time on one connection; one more is refused in the same way."""
     max_connections: _builtins.int
     """Connections at a time, counted before their handshake; for new ones those give way that have been idle longest."""
+    max_answer_bytes: _builtins.int
+    """Bytes of answers that are being read or have not been taken by their callers, over all calls; an answer that finds
+    no room for some seconds is refused with RESOURCE_EXHAUSTED (OVERLOADED).
+    """
     def __init__(
         self,
         *,
@@ -492,10 +497,11 @@ class ServerLimits(_message.Message):
         max_calls: _builtins.int = ...,
         max_connection_calls: _builtins.int = ...,
         max_connections: _builtins.int = ...,
+        max_answer_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_calls", b"max_calls", "max_connection_calls", b"max_connection_calls", "max_connections", b"max_connections", "max_filter_depth", b"max_filter_depth", "max_filter_nodes", b"max_filter_nodes", "max_id_bytes", b"max_id_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_image_side_px", b"max_image_side_px", "max_images", b"max_images", "max_items", b"max_items", "max_k", b"max_k", "max_message_bytes", b"max_message_bytes", "max_metadata_bytes", b"max_metadata_bytes", "max_page_size", b"max_page_size", "max_queries", b"max_queries", "max_queue_bytes", b"max_queue_bytes", "max_queue_images", b"max_queue_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_answer_bytes", b"max_answer_bytes", "max_calls", b"max_calls", "max_connection_calls", b"max_connection_calls", "max_connections", b"max_connections", "max_filter_depth", b"max_filter_depth", "max_filter_nodes", b"max_filter_nodes", "max_id_bytes", b"max_id_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_image_side_px", b"max_image_side_px", "max_images", b"max_images", "max_items", b"max_items", "max_k", b"max_k", "max_message_bytes", b"max_message_bytes", "max_metadata_bytes", b"max_metadata_bytes", "max_page_size", b"max_page_size", "max_queries", b"max_queries", "max_queue_bytes", b"max_queue_bytes", "max_queue_images", b"max_queue_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

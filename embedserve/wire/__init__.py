@@ -15,6 +15,7 @@ from embedserve.wire.collections import (
     recall_from_proto,
     recall_to_proto,
 )
+from embedserve.wire.encoded import encoded_items, encoded_page, encoded_search
 from embedserve.wire.errors import ERROR_DOMAIN, error_from_status, error_to_status
 from embedserve.wire.filters import filter_from_proto, filter_to_proto
 from embedserve.wire.items import hits_from_proto, hits_into, hits_to_proto, item_from_proto, item_to_proto
@@ -42,6 +43,9 @@ __all__ = [
     "check_step_to_proto",
     "collection_from_proto",
     "collection_to_proto",
+    "encoded_items",
+    "encoded_page",
+    "encoded_search",
     "encoder_ref",
     "error_from_status",
     "error_to_status",

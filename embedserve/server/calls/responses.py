@@ -1,56 +1,110 @@
-"""What responses of all services have in common: deadline, size, encoder, timings, errors."""
+"""What responses of all services have in common: deadline, size, room, encoder, timings, errors."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import methodcaller
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from embedserve import wire
+from embedserve.answer_size import AnswerSize, too_large
 from embedserve.encoder.session import ImageEncoder
+from embedserve.engine.answers import Answer
+from embedserve.engine.engine import Engine
 from embedserve.engine.timings import Timings
 from embedserve.errors import EmbedserveError
-from embedserve.types import CollectionIdentity, Limits, Media, Metadata
+from embedserve.types import CollectionIdentity, Limits
 from embedserve.v1 import common_pb2
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from embedserve.wanted import Wanted
 
 _Response = TypeVar("_Response", bound=Message)
 
 _LARGE_BYTES = 256 << 10
-_ENTRY_BYTES = 8
-"""An entry in a map of a message, without its key and text."""
 
 
-def stored_bytes(metadata: Metadata, vector: NDArray[np.float32] | None, media: Media | None = None) -> int:
-    """Estimated bytes of the parts of an item or a hit in a response; rarely more than they really take."""
-    size_bytes = 0 if vector is None else 2 * len(vector)
-    for key, value in metadata.items():
-        size_bytes += _ENTRY_BYTES + len(key)
-        if isinstance(value, str):
-            size_bytes += len(value)
-        elif isinstance(value, Sequence):
-            size_bytes += sum(map(len, value)) + 2 * len(value)
-    return size_bytes if media is None else size_bytes + len(media.data)
+@dataclass(frozen=True, slots=True)
+class EncodedResponse(Generic[_Response]):
+    """A large response, as it goes over the wire."""
+
+    data: bytes
+    outline: _Response
+    """What traces tell of it."""
+
+    def SerializeToString(self) -> bytes:
+        """The bytes, as of a message."""
+        return self.data
 
 
-async def build(size_bytes: int, limits: Limits, make: Callable[[], _Response]) -> _Response:
-    """A response of about ``size_bytes``; a large one is made in a thread, as it would block all other calls.
+def begin_answer(engine: Engine, hint: str) -> Answer:
+    """Room for the answer of the current call, held until its task ends, which is after the client has taken it.
+
+    Args:
+        engine: holds it.
+        hint: what to ask less of if the answer becomes too large.
+    """
+    answer, task = engine.answers.begin(hint), asyncio.current_task()
+    assert task is not None
+    answer.task = task
+    task.add_done_callback(answer.close)
+    return answer
+
+
+async def build(
+    answer: Answer,
+    make: Callable[[], _Response],
+    encode: Callable[[AnswerSize, Wanted], bytes],
+    outline: Callable[[], _Response],
+) -> _Response:
+    """The response of a call whose answer has been read. gRPC is given what this returns, whatever its type says.
+
+    A large one is written to bytes in a thread: as a message it would take too much memory, and block all other calls.
+
+    Args:
+        answer: what was read.
+        make: the response as a message.
+        encode: the same as bytes; stops where it becomes too large, or is not wanted any more.
+        outline: what traces tell of a large one.
 
     Raises:
         LimitExceeded: it does not fit one message.
     """
-    what = "bytes in the response; ask for less at once"
-    limits.check("max_message_bytes", size_bytes, what)  # before memory is spent on it
-    response = make() if size_bytes < _LARGE_BYTES else await asyncio.to_thread(make)
-    limits.check("max_message_bytes", response.ByteSize(), what)
+    if answer.bytes < _LARGE_BYTES:
+        response = make()
+        if response.ByteSize() > answer.most_bytes:
+            raise too_large(answer.most_bytes, answer.hint)
+        answer.given_at = time.monotonic()
+        return response
+    wanted = Wanted()
+    try:
+        data = await asyncio.to_thread(encode, AnswerSize(answer.most_bytes, answer.hint), wanted)
+    except asyncio.CancelledError:
+        wanted.cancel()
+        raise
+    if len(data) > answer.most_bytes:
+        raise too_large(answer.most_bytes, answer.hint)
+    answer.given_at = time.monotonic()
+    return cast("_Response", EncodedResponse(data, outline()))
+
+
+SERIALIZE = methodcaller("SerializeToString")
+"""The serializer of calls whose responses may be encoded already; without a frame of Python for each."""
+
+
+def check_size(response: _Response, limits: Limits, hint: str) -> _Response:
+    """A response that was small enough to be made, if it fits one message, too.
+
+    Raises:
+        LimitExceeded: it does not.
+    """
+    if response.ByteSize() > limits.max_message_bytes:
+        raise too_large(limits.max_message_bytes, hint)
     return response
 
 

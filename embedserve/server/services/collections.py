@@ -12,12 +12,20 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from embedserve import wire
+from embedserve.answer_size import AnswerSize
 from embedserve.engine.embedder import Embedded, Results
 from embedserve.engine.inputs import BackupPart, NewItem
 from embedserve.engine.timings import Timings
 from embedserve.errors import DeadlineExceeded, EmbedserveError, InvalidInput, Unavailable
 from embedserve.server.calls.minimum_rate import MIN_BYTES_PER_S, MinimumRate
-from embedserve.server.calls.responses import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
+from embedserve.server.calls.responses import (
+    begin_answer,
+    build,
+    check_size,
+    collection_encoder_ref,
+    deadline_of,
+    timings_to_proto,
+)
 from embedserve.server.calls.streams import Cost, ReadAhead, ordered, until_drained
 from embedserve.server.lifecycle.state import ServerState
 from embedserve.server.services.item_changes import ItemChanges
@@ -27,11 +35,11 @@ from embedserve.types import (
     CheckReport,
     CollectionIdentity,
     Include,
-    Item,
     Limits,
 )
 from embedserve.v1 import collection_service_pb2 as pb
 from embedserve.v1 import collection_service_pb2_grpc as pb_grpc
+from embedserve.wanted import Wanted
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -42,6 +50,9 @@ _UPLOAD_TIMEOUT_S = 60.0
 """A client that sends nothing of a backup for this long is considered gone."""
 _MAX_CHUNK_BYTES = 2 << 20
 """Of an uploaded backup. A message may have 32 MiB, which a restore would hold while it waits in the queue."""
+
+_FEWER_IDS = "ask for fewer ids at once, or leave media, vectors or metadata out"
+_FEWER_ITEMS = "ask for fewer items on a page, or leave vectors or metadata out"
 
 _STREAM_WINDOW = 128
 """Items of one stream in flight at a time. Embedded ones are written while others are embedded."""
@@ -88,13 +99,17 @@ class CollectionService(ItemChanges, pb_grpc.CollectionServiceServicer):
 
     async def GetCollection(self, request: pb.GetCollectionRequest, context: Context) -> pb.GetCollectionResponse:
         """Read what a collection is and holds."""
-        info = await self._state.engine.collections.get(request.name)
-        return pb.GetCollectionResponse(collection=wire.collection_to_proto(info))
+        engine = self._state.engine
+        info = await engine.collections.get(request.name)
+        response = pb.GetCollectionResponse(collection=wire.collection_to_proto(info))
+        return check_size(response, engine.limits, "remove some of its aliases")
 
     async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
         """List all collections."""
-        infos = await self._state.engine.collections.list_all()
-        return pb.ListCollectionsResponse(collections=map(wire.listed_to_proto, infos))
+        engine = self._state.engine
+        infos = await engine.collections.list_all()
+        response = pb.ListCollectionsResponse(collections=map(wire.listed_to_proto, infos))
+        return check_size(response, engine.limits, "raise max_message_bytes on the server: there are many collections")
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
@@ -187,41 +202,56 @@ class CollectionService(ItemChanges, pb_grpc.CollectionServiceServicer):
         include = Include(
             metadata=request.include_metadata, vectors=request.include_vectors, media=request.include_media
         )
-        identity, results = await engine.items.get(request.collection, list(request.ids), include)
-        return await build(
-            sum(_item_bytes(result) for result in results if isinstance(result, Item)),
-            engine.limits,
-            lambda: pb.GetItemsResponse(
-                results=[
-                    pb.GetItemsResult(error=wire.error_to_status(result))
-                    if isinstance(result, EmbedserveError)
-                    else pb.GetItemsResult(item=wire.item_to_proto(result, request.vector_encoding))
-                    for result in results
-                ],
-                encoder=collection_encoder_ref(identity),
-            ),
+        answer = begin_answer(engine, _FEWER_IDS)
+        identity, results = await engine.items.get(
+            request.collection, list(request.ids), include, answer=answer, deadline=deadline_of(context)
         )
+
+        def rest() -> pb.GetItemsResponse:
+            return pb.GetItemsResponse(encoder=collection_encoder_ref(identity))
+
+        def response() -> pb.GetItemsResponse:
+            made = rest()
+            made.results.extend(
+                pb.GetItemsResult(error=wire.error_to_status(result))
+                if isinstance(result, EmbedserveError)
+                else pb.GetItemsResult(item=wire.item_to_proto(result, request.vector_encoding))
+                for result in results
+            )
+            return made
+
+        def encoded(size: AnswerSize, wanted: Wanted) -> bytes:
+            return wire.encoded_items(results, request.vector_encoding, collection_encoder_ref(identity), size, wanted)
+
+        return await build(answer, response, encoded, rest)
 
     async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
         """Read a page of items."""
         engine = self._state.engine
         wire.check_encoding(request.vector_encoding)
+        answer = begin_answer(engine, _FEWER_ITEMS)
         identity, page = await engine.items.list_page(
             request.collection,
             page_size=request.page_size,
             page_token=request.page_token,
             filter=wire.filter_from_proto(request.filter, engine.limits) if request.HasField("filter") else None,
             include=Include(metadata=request.include_metadata, vectors=request.include_vectors),
+            answer=answer,
+            deadline=deadline_of(context),
         )
-        return await build(
-            sum(map(_item_bytes, page.items)),
-            engine.limits,
-            lambda: pb.ListItemsResponse(
-                items=[wire.item_to_proto(item, request.vector_encoding) for item in page.items],
-                next_page_token=page.next_page_token,
-                encoder=collection_encoder_ref(identity),
-            ),
-        )
+
+        def rest() -> pb.ListItemsResponse:
+            return pb.ListItemsResponse(next_page_token=page.next_page_token, encoder=collection_encoder_ref(identity))
+
+        def response() -> pb.ListItemsResponse:
+            made = rest()
+            made.items.extend(wire.item_to_proto(item, request.vector_encoding) for item in page.items)
+            return made
+
+        def encoded(size: AnswerSize, wanted: Wanted) -> bytes:
+            return wire.encoded_page(page.items, request.vector_encoding, rest(), size, wanted)
+
+        return await build(answer, response, encoded, rest)
 
     async def CheckCollection(
         self, request: pb.CheckCollectionRequest, context: Context
@@ -314,10 +344,6 @@ async def _in_time(
             )
         yield request
         begun = time.monotonic()
-
-
-def _item_bytes(item: Item) -> int:
-    return stored_bytes(item.metadata, item.vector, item.media)
 
 
 def _items(request: pb.UpsertStreamRequest) -> Sequence[pb.UpsertItem]:

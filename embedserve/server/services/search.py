@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from embedserve import wire
+from embedserve.answer_size import AnswerSize
 from embedserve.engine.inputs import ImageQuery, ItemQuery, Query, VectorQuery
 from embedserve.engine.timings import Timings
 from embedserve.errors import EmbedserveError, InvalidInput
-from embedserve.server.calls.responses import build, collection_encoder_ref, deadline_of, stored_bytes, timings_to_proto
+from embedserve.server.calls.responses import begin_answer, build, collection_encoder_ref, deadline_of, timings_to_proto
 from embedserve.server.lifecycle.state import ServerState
 from embedserve.types import SearchOptions
 from embedserve.v1 import search_service_pb2 as pb
 from embedserve.v1 import search_service_pb2_grpc as pb_grpc
+from embedserve.wanted import Wanted
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
-_HIT_BYTES = 16
-"""A hit with a short id in a response, without its metadata and vector."""
+_FEWER = "ask for fewer hits (k) or queries at once, or leave metadata and vectors out"
 
 
 class SearchService(pb_grpc.SearchServiceServicer):
@@ -50,6 +51,7 @@ class SearchService(pb_grpc.SearchServiceServicer):
             include_metadata=request.include_metadata,
             include_vectors=request.include_vectors,
         )
+        answer = begin_answer(engine, _FEWER)
         identity, results = await engine.searcher.search(
             request.collection,
             [_query(query) for query in request.queries],
@@ -57,23 +59,25 @@ class SearchService(pb_grpc.SearchServiceServicer):
             encoder_fingerprint=request.encoder_fingerprint,
             deadline=deadline_of(context),
             timings=timings,
+            answer=answer,
         )
-        found = [result for result in results if not isinstance(result, EmbedserveError)]
-        size_bytes = _HIT_BYTES * sum(map(len, found))
-        if options.include_metadata or options.include_vectors:
-            size_bytes += sum(stored_bytes(hit.metadata, hit.vector) for hits in found for hit in hits)
+
+        def rest() -> pb.SearchResponse:
+            return pb.SearchResponse(encoder=collection_encoder_ref(identity), timings=timings_to_proto(timings, begun))
 
         def response() -> pb.SearchResponse:
-            made = pb.SearchResponse(encoder=collection_encoder_ref(identity))
+            made = rest()
             for result in results:
                 if isinstance(result, EmbedserveError):
                     made.results.add(error=wire.error_to_status(result))
                 else:
                     wire.hits_into(made.results.add().hits, result, request.vector_encoding)
-            made.timings.CopyFrom(timings_to_proto(timings, begun))
             return made
 
-        return await build(size_bytes, engine.limits, response)
+        def encoded(size: AnswerSize, wanted: Wanted) -> bytes:
+            return wire.encoded_search(results, request.vector_encoding, rest(), size, wanted)
+
+        return await build(answer, response, encoded, rest)
 
 
 def _query(message: pb.SearchQuery) -> Query | EmbedserveError:

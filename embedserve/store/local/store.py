@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve import memory
+from embedserve.answer_size import AnswerSize
 from embedserve.atomic_write import make_private_directory, sync
 from embedserve.errors import DiskFull, EmbedserveError, InvalidInput, StoreError
 from embedserve.index import spec
@@ -56,6 +57,10 @@ from embedserve.types import (
     Page,
     SearchOptions,
 )
+from embedserve.wanted import ALWAYS, Asking, Wanted
+
+_UNBOUNDED = 1 << 62
+"""Bytes, for callers in this process that hold what they ask for."""
 
 
 class LocalStore(FilteredItems):
@@ -181,11 +186,12 @@ class LocalStore(FilteredItems):
         with self._used(name) as collection:
             return describe(collection, self._registry.aliases_of(collection))
 
-    def list_collections(self) -> list[CollectionInfo]:
+    def list_collections(self, wanted: Wanted = ALWAYS) -> list[CollectionInfo]:
         """All collections, by name."""
         self._registry.check_open()
         infos = []
         for collection in self._registry.collections():
+            wanted.check()
             with collection.close_guard.entered() as admitted:
                 if admitted:
                     infos.append(describe(collection, self._registry.aliases_of(collection), in_list=True))
@@ -241,10 +247,19 @@ class LocalStore(FilteredItems):
         with self._used(collection, uid) as found:
             found.upsert(items)
 
-    def get_items(self, collection: str, ids: Sequence[str], include: Include, *, uid: str = "") -> list[Item | None]:
+    def get_items(
+        self,
+        collection: str,
+        ids: Sequence[str],
+        include: Include,
+        *,
+        uid: str = "",
+        size: AnswerSize | None = None,
+        wanted: Wanted = ALWAYS,
+    ) -> list[Item | None]:
         """The items with these ids, in order; None where there is none."""
         with self._used(collection, uid) as found:
-            return found.items(ids, include)
+            return found.items(ids, include, size or AnswerSize(_UNBOUNDED), wanted)
 
     def delete_items(self, collection: str, ids: Sequence[str]) -> int:
         """Remove items in one transaction, on disk when this returns; how many of them existed."""
@@ -260,14 +275,18 @@ class LocalStore(FilteredItems):
         filter: Filter | None,
         include: Include,
         uid: str = "",
+        page_bytes: int = _UNBOUNDED,
+        size: AnswerSize | None = None,
+        wanted: Wanted = ALWAYS,
     ) -> Page:
-        """A page of items in the order of their ids' UTF-8 bytes.
+        """A page of items in the order of their ids' UTF-8 bytes; see VectorStore.
 
         Raises:
             InvalidInput: the page token does not come from an earlier page.
         """
         with self._used(collection, uid) as found:
-            return found.page(page_size, page_token, filter, include)
+            size = size or AnswerSize(_UNBOUNDED)
+            return found.page(page_size, page_bytes, page_token, filter, include, size, wanted)
 
     def search(
         self,
@@ -277,10 +296,13 @@ class LocalStore(FilteredItems):
         exclude_ids: Sequence[str | None],
         *,
         uid: str = "",
+        sizes: Sequence[AnswerSize] | None = None,
+        wanted: Wanted = ALWAYS,
     ) -> list[list[Hit]]:
         """The nearest items for each query; see VectorStore."""
         with self._used(collection, uid) as found:
-            return found.search(queries, options, exclude_ids)
+            sizes = sizes or [AnswerSize(_UNBOUNDED)] * len(queries)
+            return found.search(queries, options, exclude_ids, sizes, wanted)
 
     def check_collection(self, name: str, on_progress: Callable[[CheckProgress], None]) -> CheckReport:
         """Compare everything that is stored redundantly; see VectorStore.
@@ -337,7 +359,7 @@ class LocalStore(FilteredItems):
             entry = restore.verify(path, name=name, uid=uid, limits=self._limits, check=check).entry
             restore.strip(path)
             check()
-            collection = self._open_collection(entry)
+            collection = self._open_collection(entry, wanted=Asking(check))
         with self._registry.changing:
             try:
                 self._registry.check_free(name)
@@ -407,7 +429,7 @@ class LocalStore(FilteredItems):
             self._registry.add(self._open_collection(entry))
         self._registry.load_aliases(self._catalog.aliases())
 
-    def _open_collection(self, entry: Entry, *, create: bool = False) -> Collection:
+    def _open_collection(self, entry: Entry, *, create: bool = False, wanted: Wanted = ALWAYS) -> Collection:
         return Collection(
             entry,
             self._directories[entry.uid],
@@ -415,6 +437,7 @@ class LocalStore(FilteredItems):
             memory_bytes=self._memory_bytes,
             observer=self._observer,
             open_files=self._open_files,
+            wanted=wanted,
         )
 
     def _maintained(self) -> list[Collection]:

@@ -29,6 +29,7 @@ from embedserve.store.protocol import VectorStore
 from embedserve.types import CollectionInfo, Keep, Limits, Recall
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
+from embedserve.wanted import ALWAYS, Wanted
 from tests.fakes import FakeEncoder, picture
 from tests.running import serving, wait_until
 from tests.waiting import until
@@ -281,7 +282,7 @@ class StoreOfOne(VectorStore):
         self.ready = threading.Event()
         self.reads = 0
 
-    def list_collections(self) -> list[CollectionInfo]:
+    def list_collections(self, wanted: Wanted = ALWAYS) -> list[CollectionInfo]:
         self.reads += 1
         assert self.ready.wait(30)
         return [self.info, replace(self.info, name="exact", recall=None)]

@@ -17,6 +17,7 @@ from embedserve.index.search_params import EXACT, SearchParams
 from embedserve.index.snapshot import Snapshot
 from embedserve.store.local.store import LocalStore
 from embedserve.types import EXTERNAL, CheckProgress, CheckReport, Item, Keep, Media, SearchOptions
+from embedserve.wanted import Wanted
 from tests.sizes import small_seals
 from tests.store.store_cases import all_ids, collection_of, found, items_file, random_units, unit
 from tests.waiting import wait_until
@@ -315,8 +316,10 @@ def test_an_item_that_a_search_for_its_vector_does_not_find_is_reported(
     segment = collection_of(store).snapshot.segments[0]
     rids = set(segment.rids[segment.live_positions()[10 : 10 + hidden]].tolist())
 
-    def without(snapshot: Snapshot, queries: np.ndarray, k: int, *, params: SearchParams) -> list[Ranking]:
-        rankings = nearest(snapshot, queries, k + 1, params=params)
+    def without(
+        snapshot: Snapshot, queries: np.ndarray, k: int, *, params: SearchParams, wanted: Wanted
+    ) -> list[Ranking]:
+        rankings = nearest(snapshot, queries, k + 1, params=params, wanted=wanted)
         kept = []
         for ranking in rankings:
             mask = np.array([rid not in rids or params == EXACT for rid in ranking.rids.tolist()])

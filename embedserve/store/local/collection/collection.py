@@ -12,6 +12,7 @@ from threading import RLock
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.answer_size import AnswerSize
 from embedserve.changes import MetadataChange
 from embedserve.index import spec
 from embedserve.index.current import CurrentSnapshot
@@ -24,6 +25,7 @@ from embedserve.observer import Observer
 from embedserve.store.local.collection import hits, recovery
 from embedserve.store.local.collection.build_state import BuildState
 from embedserve.store.local.collection.close_guard import CloseGuard
+from embedserve.store.local.collection.groups import Groups, PartGroups
 from embedserve.store.local.collection.matching import Matcher
 from embedserve.store.local.collection.page_token import last_id, page_token
 from embedserve.store.local.collection.recall import RecallMonitor
@@ -36,6 +38,7 @@ from embedserve.store.local.records.records import FILE, Change, Records, WriteT
 from embedserve.store.local.records.row import Row
 from embedserve.store.local.records.view import View
 from embedserve.types import Filter, Hit, Include, Item, Page, Recall, SearchOptions
+from embedserve.wanted import ALWAYS, Wanted
 
 _TRIES = 20
 """How often a reader looks for records and index in step before it makes writers wait."""
@@ -67,6 +70,7 @@ class Collection:
         memory_bytes: budget for its index.
         observer: told when a segment cannot be used.
         open_files: limits the files that all collections hold open.
+        wanted: asked while its rows are read.
 
     Raises:
         InvalidInput: the index in ``entry`` is unknown.
@@ -82,6 +86,7 @@ class Collection:
         memory_bytes: int = 4 << 30,
         observer: Observer | None = None,
         open_files: OpenFiles | None = None,
+        wanted: Wanted = ALWAYS,
     ) -> None:
         self.entry = entry
         self.directory = directory
@@ -94,13 +99,14 @@ class Collection:
         self.written_at_s = time.monotonic()
         """When the last write was committed, or the collection was opened; monotonic."""
         self._matcher = Matcher(entry.filter_keys)
+        self._groups = Groups()
         self._group_commit: GroupCommit[_Write, Change] = GroupCommit(self._commit)
         self._closing = False
         self._records = Records(
             directory / FILE, entry.dimension, create=create, filter_keys=entry.filter_keys, open_files=open_files
         )
         try:
-            with self._records.reading() as view:
+            with self._records.reading(wanted) as view:
                 self._index = CurrentSnapshot(recovery.load(view, self.files, self.path, entry.dimension))
         except BaseException:
             self._records.close()
@@ -165,34 +171,55 @@ class Collection:
         """Free the space of the log for the next write; on a full disk, before one is tried again."""
         self._records.reuse_log()
 
-    def items(self, ids: Sequence[str], include: Include) -> list[Item | None]:
+    def items(
+        self, ids: Sequence[str], include: Include, size: AnswerSize, wanted: Wanted = ALWAYS
+    ) -> list[Item | None]:
         """The items with these ids, in order; None where there is none."""
-        with self._records.reading() as view:
-            return view.items(ids, include)
+        with self._records.reading(wanted) as view:
+            return view.items(ids, include, size)
 
-    def page(self, size: int, token: str, filter: Filter | None, include: Include) -> Page:
-        """A page of items in the order of their ids."""
+    def page(
+        self,
+        most: int,
+        most_bytes: int,
+        token: str,
+        filter: Filter | None,
+        include: Include,
+        size: AnswerSize,
+        wanted: Wanted = ALWAYS,
+    ) -> Page:
+        """A page of items in the order of their ids: at most so many, and with more than one at most so many bytes."""
         after = last_id(token)
-        with self._records.reading() as view:
-            items = view.page(after, size + 1, filter, include)
-        more = len(items) > size
-        items = items[:size]
+        with self._records.reading(wanted) as view:
+            items, more = view.page(after, most, most_bytes, filter, include, size)
         return Page(items=tuple(items), next_page_token=page_token(items[-1].id) if more else "")
 
     # --- Search ---------------------------------------------------------------------
 
     def search(
-        self, queries: NDArray[np.float32], options: SearchOptions, exclude_ids: Sequence[str | None]
+        self,
+        queries: NDArray[np.float32],
+        options: SearchOptions,
+        exclude_ids: Sequence[str | None],
+        sizes: Sequence[AnswerSize],
+        wanted: Wanted = ALWAYS,
     ) -> list[list[Hit]]:
         """Hits for each of the queries [Q, D]."""
         params = self._params(options)
         if hits.need_records(options, exclude_ids):
-            with self.in_step() as (view, snapshot):
+            with self.in_step(wanted) as (view, snapshot):
                 among = None if options.filter is None else self._matching(view, snapshot, options.filter)
-                found = hits.search(view, snapshot, queries, options, exclude_ids, params, among)
+
+                def groups_of(number: int) -> PartGroups:
+                    part = snapshot.parts[number]
+                    return self._groups.of_part(view, options.group_by, part.rids, _part_key(part))
+
+                found = hits.search(
+                    view, snapshot, queries, options, exclude_ids, params, among, groups_of, sizes
+                )  # fmt: skip
         else:
             snapshot = self._index.current
-            found = hits.search_index(snapshot, queries, options, params)
+            found = hits.search_index(snapshot, queries, options, params, wanted, sizes)
         if not params.exact and options.filter is None and snapshot.is_approximate:
             self.recall.sample(queries)
         return found
@@ -219,8 +246,8 @@ class Collection:
         """For each part the live rows that match a filter: bool [N]."""
         masks = []
         for part in snapshot.parts:
-            key = part.uid if isinstance(part, Segment | FrozenDelta) else None
-            masks.append(self._matcher.matching(view, filter, part.rids, key) & part.live_mask())
+            view.wanted.check()
+            masks.append(self._matcher.matching(view, filter, part.rids, _part_key(part)) & part.live_mask())
         return masks
 
     def _params(self, options: SearchOptions) -> SearchParams:
@@ -239,20 +266,20 @@ class Collection:
         return self._records.reading()
 
     @contextmanager
-    def in_step(self) -> Iterator[tuple[View, Snapshot]]:
+    def in_step(self, wanted: Wanted = ALWAYS) -> Iterator[tuple[View, Snapshot]]:
         """Records and index after the same write.
 
         A commit and the publication of its snapshot are two events. A reader that falls between them waits for the
         second; one that is overtaken by a write tries again.
         """
         for _ in range(_TRIES):
-            with self._records.reading() as view:
+            with self._records.reading(wanted) as view:
                 seq = view.seq()
                 snapshot = self._index.wait_for(seq, _WAIT_S)
                 if snapshot.seq == seq:
                     yield view, snapshot
                     return
-        with self.writes_paused() as (view, snapshot):
+        with self.writes_paused(wanted) as (view, snapshot):
             yield view, snapshot
 
     def _commit(self, writes: Sequence[_Write]) -> list[Change]:
@@ -300,14 +327,15 @@ class Collection:
         self._index.publish(snapshot)
 
     @contextmanager
-    def writes_paused(self) -> Iterator[tuple[View, Snapshot]]:
+    def writes_paused(self, wanted: Wanted = ALWAYS) -> Iterator[tuple[View, Snapshot]]:
         """Records and index after the last write, with ``write_lock`` held."""
-        with self.write_lock, self._records.reading() as view:
+        with self.write_lock, self._records.reading(wanted) as view:
             yield view, self._snapshot_at(view.seq())
 
     def forget_matches(self, uid: str) -> None:
         """Drop what is cached about a segment that is gone."""
         self._matcher.forget(uid)
+        self._groups.forget(uid)
 
     @property
     def is_closing(self) -> bool:
@@ -332,3 +360,8 @@ def _batches(masks: Sequence[tuple[Rows, NDArray[np.bool_]]]) -> Iterator[list[i
             rids = part.rids[start : start + _WINDOW][mask[start : start + _WINDOW]]
             for first in range(0, len(rids), _BATCH):
                 yield rids[first : first + _BATCH].tolist()
+
+
+def _part_key(part: Rows) -> str | None:
+    """What identifies a part forever whose rows never change; None for the delta."""
+    return part.uid if isinstance(part, Segment | FrozenDelta) else None

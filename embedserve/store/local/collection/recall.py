@@ -16,6 +16,7 @@ from embedserve.index.search_params import EXACT, SearchParams
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.structures import Stopped
 from embedserve.types import Recall
+from embedserve.wanted import Asking
 
 _KEPT = 256
 """Number of queries that are remembered, the latest ones."""
@@ -139,7 +140,10 @@ class Comparison:
     def _search(self, params: SearchParams) -> list[Ranking]:
         rankings = []
         for start in range(0, len(self._queries), _BATCH):
-            if self._stopped():
-                raise Stopped
-            rankings += self._snapshot.nearest(self._queries[start : start + _BATCH], tuning.K, params=params)
+            some = self._queries[start : start + _BATCH]
+            rankings += self._snapshot.nearest(some, tuning.K, params=params, wanted=Asking(self._check))
         return rankings
+
+    def _check(self) -> None:
+        if self._stopped():
+            raise Stopped

@@ -15,7 +15,7 @@ import errno
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,10 +134,13 @@ class SegmentFiles:
         _log.warning("an index is rebuilt from the items", extra={"fields": fields})
         self._observer.on_index_rebuilt(reason)
 
-    def problems(self, uid: str) -> list[str]:
-        """What is wrong with the files of a segment: one sentence for each that has changed."""
+    def problems(self, uid: str, check: Callable[[], None] = lambda: None) -> list[str]:
+        """What is wrong with the files of a segment: one sentence for each that has changed.
+
+        ``check`` is called for every MiB; an exception from it ends the work.
+        """
         try:
-            return _wrong_files(self.directory / uid, read_document(self.directory / uid / "manifest.json"))
+            return _wrong_files(self.directory / uid, read_document(self.directory / uid / "manifest.json"), check)
         except (OSError, ValueError, KeyError, TypeError) as error:
             return [str(error)]
 
@@ -234,7 +237,7 @@ class SegmentFiles:
         return Segment(vectors, rids, ids, None, rows, uid, structure, points, unreachable)
 
 
-def _wrong_files(path: Path, manifest: dict[str, Any]) -> list[str]:
+def _wrong_files(path: Path, manifest: dict[str, Any], check: Callable[[], None] = lambda: None) -> list[str]:
     problems = []
     for name, file in manifest["files"].items():
         found = path / name
@@ -242,7 +245,7 @@ def _wrong_files(path: Path, manifest: dict[str, Any]) -> list[str]:
             problems.append(f"{found} is missing")
         elif found.stat().st_size != file["bytes"]:
             problems.append(f"{found} has {found.stat().st_size} bytes, not {file['bytes']}")
-        elif sha256_of(found) != file["sha256"]:
+        elif sha256_of(found, check) != file["sha256"]:
             problems.append(f"{found} is damaged: it does not match its hash")
     return problems
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from embedserve.atomic_write import private, sync
 
+_CHUNK_BYTES = 1 << 20
 
-def sha256_of(path: Path) -> str:
-    """sha256 of the bytes of a file, in hexadecimal."""
+
+def sha256_of(path: Path, check: Callable[[], None] = lambda: None) -> str:
+    """sha256 of the bytes of a file, in hexadecimal; ``check`` is called for every MiB."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_CHUNK_BYTES):
+            check()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_document(path: Path, document: dict[str, Any]) -> None:

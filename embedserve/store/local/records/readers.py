@@ -11,9 +11,13 @@ from time import monotonic
 
 from embedserve.store.local.records.database import connect, translate_errors
 from embedserve.store.local.records.open_files import ConnectionCount
+from embedserve.wanted import ALWAYS, Wanted
 
 _KEPT = 16
 """Maximum number of idle connections; each takes two descriptors and a page cache of about 2 MB."""
+_STEPS = 100_000
+"""Instructions of SQLite's virtual machine, about 10 ms, after which a statement is ended that began at the moment at
+which it was interrupted. Each look needs the interpreter lock, so there are few."""
 
 
 class Readers:
@@ -32,21 +36,35 @@ class Readers:
         self._closed = False
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self, wanted: Wanted = ALWAYS) -> Iterator[sqlite3.Connection]:
         """A connection that sees the database as of its first read, whatever is written meanwhile.
+
+        Its statements are interrupted as soon as they are not wanted any more.
 
         Raises:
             StoreError: the file cannot be read.
+            Unwanted, DeadlineExceeded: the work is not wanted any more.
         """
         with translate_errors(self._path):
             connection = self._take()
             healthy = False
             try:
-                connection.execute("BEGIN")
+                if wanted is not ALWAYS:
+                    wanted.begin(connection.interrupt)
+                    connection.set_progress_handler(wanted.is_over, _STEPS)
                 try:
-                    yield connection
+                    connection.execute("BEGIN")
+                    try:
+                        yield connection
+                    finally:
+                        connection.execute("ROLLBACK")
+                except sqlite3.OperationalError:
+                    wanted.check()  # it was interrupted
+                    raise
                 finally:
-                    connection.execute("ROLLBACK")
+                    if wanted is not ALWAYS:
+                        connection.set_progress_handler(None, 0)
+                        wanted.end(connection.interrupt)
                 healthy = True
             finally:
                 self._give_back(connection, healthy=healthy)

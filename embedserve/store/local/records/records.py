@@ -34,6 +34,7 @@ from embedserve.store.local.records.readers import Readers
 from embedserve.store.local.records.row import Row, to_json
 from embedserve.store.local.records.view import View, media_crc
 from embedserve.types import Filter, Media, metadata_bytes
+from embedserve.wanted import ALWAYS, Wanted
 
 _VERSIONS = (
     (
@@ -148,14 +149,15 @@ class Records:
         self._trim_above = _LOG_BYTES
 
     @contextmanager
-    def reading(self) -> Iterator[View]:
+    def reading(self, wanted: Wanted = ALWAYS) -> Iterator[View]:
         """The items as they are now, whatever is written meanwhile.
 
         Raises:
             StoreError: the file cannot be read, or what was read is damaged.
+            Unwanted, DeadlineExceeded: the work is not wanted any more.
         """
-        with self._readers.transaction() as connection:
-            yield View(connection, self._path, self._dimension, self._filter_keys)
+        with self._readers.transaction(wanted) as connection:
+            yield View(connection, self._path, self._dimension, self._filter_keys, wanted)
 
     @contextmanager
     def writing(self) -> Iterator[WriteTransaction]:

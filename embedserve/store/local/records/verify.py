@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,9 @@ _SURPLUS = """
     ORDER BY facet.key, facet.value, facet.rid LIMIT ?
 """
 _MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}", re.ASCII)
+_MOST_BYTES = 16 << 20
+_FACETS = 256
+"""Looked up between two checks: some milliseconds."""
 _NORM_ERROR = 1e-3
 """Allowed deviation of the norm of a stored vector from 1; rounding leaves it within 1e-6."""
 
@@ -97,11 +101,17 @@ class VerifiedRows:
 
 
 def verify_rows(
-    connection: sqlite3.Connection, dimension: int, after: int, limit: int, held_to: RowLimits | None = None
+    connection: sqlite3.Connection,
+    dimension: int,
+    after: int,
+    limit: int,
+    check: Callable[[], None],
+    held_to: RowLimits | None = None,
 ) -> VerifiedRows | None:
-    """Verify the next ``limit`` rows after a row number, with their images; None if there are no more.
+    """Verify the next rows after a row number, with their images; None if there are no more.
 
-    One image at a time is held in memory, and of what exceeds ``held_to`` one item.
+    At most ``limit`` rows, or fewer with more than 16 MiB; one image at a time is held in memory, and of what exceeds
+    ``held_to`` one item. ``check`` is called for every row.
 
     Raises:
         sqlite3.Error: the file cannot be read, or its pages are inconsistent.
@@ -109,9 +119,10 @@ def verify_rows(
     rids: list[int] = []
     rows: list[Row] = []
     problems: list[str] = []
-    read, last = 0, after
+    read, last, read_bytes = 0, after, 0
     with closing(connection.execute(_QUERY, (after, limit))) as cursor:
         for columns in cursor:
+            check()
             read, last = read + 1, columns[0]
             row = Row(*columns[1:5])
             problem = _problem(row, columns, dimension, held_to)
@@ -121,25 +132,38 @@ def verify_rows(
             else:
                 rids.append(last)
                 rows.append(row)
+                read_bytes += len(row.vec) + len(row.meta)
+            if read_bytes > _MOST_BYTES:
+                break
     if not read:
         return None
     vectors = np.frombuffer(b"".join(row.vec for row in rows), "<f4").reshape(len(rows), dimension)
     return VerifiedRows(read, last, np.array(rids, np.int64), rows, vectors, problems)
 
 
-def missing_facets(connection: sqlite3.Connection, facets: Facets, batch: VerifiedRows) -> tuple[int, list[str]]:
-    """How many facets the intact rows have, and one sentence for each item of which the table lacks one."""
+def missing_facets(
+    connection: sqlite3.Connection, facets: Facets, batch: VerifiedRows, check: Callable[[], None]
+) -> tuple[int, list[str]]:
+    """How many facets the intact rows have, and one sentence for each item of which the table lacks one.
+
+    ``check`` is called for every row, and for every few facets of one with many.
+    """
     expected, problems = 0, []
     for rid, row in zip(batch.rids.tolist(), batch.rows, strict=True):
+        check()
         of_row = facets.rows(rid, row.meta)
         expected += len(of_row)
-        if any(connection.execute(_FACET, facet).fetchone() is None for facet in of_row):
-            problems.append(f"item {row.text_id!r}: filters do not find it by its metadata")
+        for number, facet in enumerate(of_row, 1):
+            if not number % _FACETS:
+                check()
+            if connection.execute(_FACET, facet).fetchone() is None:
+                problems.append(f"item {row.text_id!r}: filters do not find it by its metadata")
+                break
     return expected, problems
 
 
 def surplus_facets(
-    connection: sqlite3.Connection, facets: Facets, after: FacetRow, limit: int
+    connection: sqlite3.Connection, facets: Facets, after: FacetRow, limit: int, check: Callable[[], None]
 ) -> tuple[FacetRow | None, list[str]]:
     """Find facets among the next rows of their table that no item has.
 
@@ -148,6 +172,7 @@ def surplus_facets(
         facets: of the declared keys.
         after: the row before the next ones; FIRST_FACET at the beginning.
         limit: number of rows to read.
+        check: called for every row.
 
     Returns:
         The last row that was read, None if there are no more, and one sentence for each facet that should not exist.
@@ -155,6 +180,7 @@ def surplus_facets(
     last, problems = None, []
     with closing(connection.execute(_SURPLUS, (*after, limit))) as cursor:
         for *row, id, meta in cursor:
+            check()
             last = (row[0], row[1], row[2])
             if id is None:
                 problems.append(f"row {last[2]}: filters find it, but there is no such item")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.answer_size import AnswerSize
 from embedserve.errors import StoreError
 from embedserve.store.local.records.database import damaged
 from embedserve.store.local.records.filters import Leaf, condition, facet_condition, path_of
-from embedserve.store.local.records.row import Row, from_json
-from embedserve.types import Eq, Exists, Filter, In, Include, Item, Media, Range
+from embedserve.store.local.records.row import Row, StoredMetadata, from_json
+from embedserve.types import Eq, Exists, Filter, In, Include, Item, Media, Metadata, Range
+from embedserve.wanted import ALWAYS, Wanted
 
 _COLUMNS = "rid, CAST(id AS BLOB), sha, CAST(meta AS BLOB), vec, crc"
 _AMONG = "rid IN (SELECT value FROM json_each(?))"
 _IDS = 500
 """Maximum number of ids bound to one statement."""
-_ROWS = 4096
-"""Rows per batch when many are read."""
+_ROWS = 1024
+"""Rows per batch when many are read, some milliseconds."""
 _FEW = 20_000
 """Up to this many items with a value are looked up one by one for a page; 10,000 took 25 ms."""
 _LAST_RID = 2**63 - 1
+EAGER_BYTES = 256 << 10
+"""Metadata of an answer are parsed as they are read until they have this many bytes; the rest when they are written."""
+ITEM_BYTES = 16
+"""An item or a hit in an answer, besides id, metadata, vector and media."""
 
 
 class View:
@@ -41,11 +48,18 @@ class View:
         path: of the database, for messages.
         dimension: D.
         filter_keys: metadata keys whose values are kept as facets.
+        wanted: interrupts its statements; a caller that loops over what they give asks it as well.
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, path: Path, dimension: int, filter_keys: Sequence[str] = ()
+        self,
+        connection: sqlite3.Connection,
+        path: Path,
+        dimension: int,
+        filter_keys: Sequence[str] = (),
+        wanted: Wanted = ALWAYS,
     ) -> None:
+        self.wanted = wanted
         self._connection = connection
         self._path = path
         self._dimension = dimension
@@ -97,6 +111,7 @@ class View:
         query = f"SELECT {_COLUMNS} FROM item WHERE rid BETWEEN ? AND ? ORDER BY rid"
         with closing(self._connection.execute(query, (first, last))) as cursor:
             while batch := cursor.fetchmany(_ROWS):
+                self.wanted.check()
                 rows = [self._row(columns) for columns in batch]
                 rids = np.fromiter((rid for rid, _ in rows), np.int64, len(rows))
                 packed = np.frombuffer(b"".join(row.vec for _, row in rows), "<f4")
@@ -157,10 +172,19 @@ class View:
         """Ids in UTF-8 by row number."""
         return dict(self._connection.execute(f"SELECT rid, CAST(id AS BLOB) FROM item WHERE {_AMONG}", (_list(rids),)))
 
-    def groups(self, rids: Sequence[int], key: str) -> dict[int, Hashable]:
-        """By row number, a key that is equal for equal values of a metadata key; None for items without it."""
+    def groups(self, rids: Sequence[int], key: str) -> dict[int, bytes | None]:
+        """By row number, what is equal for equal values of a metadata key; None for items without it."""
         query = f"SELECT rid, item.meta -> ? FROM item WHERE {_AMONG}"
-        return {rid: _group(text) for rid, text in self._connection.execute(query, (path_of(key), _list(rids)))}
+        found = self._connection.execute(query, (path_of(key), _list(rids)))
+        return {rid: None if text is None else _group(text) for rid, text in found}
+
+    def grouped(self, key: str, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+        """The same for the rows numbered ``first`` to ``last``, inclusive, that have the key."""
+        query = "SELECT rid, meta -> ? FROM item WHERE rid BETWEEN ? AND ?"
+        with closing(self._connection.execute(query, (path_of(key), first, last))) as cursor:
+            for rid, text in cursor:
+                if text is not None:
+                    yield rid, _group(text)
 
     def rows(self, rids: Sequence[int]) -> dict[int, Row]:
         """Rows by row number.
@@ -168,46 +192,69 @@ class View:
         Raises:
             StoreError: a row is damaged; names the item.
         """
+        return dict(self.each_row(rids))
+
+    def each_row(self, rids: Sequence[int]) -> Iterator[tuple[int, Row]]:
+        """The same, one by one in the order of their numbers, so that nobody needs to hold all of them."""
         query = f"SELECT {_COLUMNS} FROM item WHERE {_AMONG}"
-        return dict(self._row(columns) for columns in self._connection.execute(query, (_list(rids),)))
+        with closing(self._connection.execute(query, (_list(rids),))) as cursor:
+            for columns in cursor:
+                yield self._row(columns)
 
-    def rows_of_hits(self, rids: Sequence[int]) -> dict[int, Row]:
-        """Rows by row number; all of them must exist.
+    def missing(self, rid: int) -> StoreError:
+        """The error for a row of the index that does not exist."""
+        return damaged(self._path, f"row {rid}, which its index of ids contains, is missing")
 
-        Raises:
-            StoreError: a row is damaged or missing.
-        """
-        rows = self.rows(rids)
-        for rid in rids:
-            if rid not in rows:
-                raise damaged(self._path, f"row {rid}, which its index of ids contains, is missing")
-        return rows
-
-    def items(self, ids: Sequence[str], include: Include) -> list[Item | None]:
-        """The items with these ids, in order; None where there is none.
+    def items(self, ids: Sequence[str], include: Include, size: AnswerSize) -> list[Item | None]:
+        """The items with these ids, in order; None where there is none. An id may occur several times.
 
         Raises:
             StoreError: a row is damaged; names the item.
+            LimitExceeded: they have more bytes than ``size`` allows.
         """
         found: dict[str, Item] = {}
-        for start in range(0, len(ids), _IDS):
-            some = ids[start : start + _IDS]
+        times = Counter(ids)
+        distinct = list(times)
+        for start in range(0, len(distinct), _IDS):
+            some = distinct[start : start + _IDS]
             query = f"SELECT {_COLUMNS} FROM item WHERE id IN ({', '.join('?' * len(some))})"
-            for columns in self._connection.execute(query, some).fetchall():
-                item = self._item(columns, include)
-                found[item.id] = item
+            with closing(self._connection.execute(query, some)) as cursor:
+                for columns in cursor:
+                    item, item_bytes = self._item(columns, include, size.bytes)
+                    size.add(item_bytes * times[item.id])
+                    found[item.id] = item
         return [found.get(id) for id in ids]
 
-    def page(self, after: str, size: int, filter: Filter | None, include: Include) -> list[Item]:
-        """The first ``size`` items whose ids come after ``after``, in the order of their ids' bytes.
+    def page(
+        self, after: str, most: int, most_bytes: int, filter: Filter | None, include: Include, size: AnswerSize
+    ) -> tuple[list[Item], bool]:
+        """The first items whose ids come after ``after``, in the order of their ids' bytes, and whether there are more.
+
+        Args:
+            after: an id.
+            most: how many items at most.
+            most_bytes: a page ends before it has more bytes, but has one item if there is one.
+            filter: that all of them match; None for all items.
+            include: what is read of each.
+            size: of the answer.
 
         Raises:
             StoreError: a row is damaged; names the item.
         """
         where = condition(filter, self._filter_keys, self._few) if filter else None
         query = f"SELECT {_COLUMNS} FROM item WHERE id > ?{f' AND {where.sql}' if where else ''} ORDER BY id LIMIT ?"
-        values = (after, *(where.values if where else ()), size)
-        return [self._item(columns, include) for columns in self._connection.execute(query, values).fetchall()]
+        values = (after, *(where.values if where else ()), most + 1)
+        items: list[Item] = []
+        with closing(self._connection.execute(query, values)) as cursor:
+            for columns in cursor:
+                if len(items) == most:
+                    return items, True
+                item, item_bytes = self._item(columns, include, size.bytes)
+                if items and size.bytes + item_bytes > most_bytes:
+                    return items, True
+                size.add(item_bytes)
+                items.append(item)
+        return items, False
 
     def _few(self, leaf: Leaf) -> bool:
         """True if few items match a condition on a declared key.
@@ -223,15 +270,25 @@ class View:
         query = f"SELECT COUNT(*) FROM (SELECT 1 FROM facet WHERE {among.sql} LIMIT ?)"
         return int(self._connection.execute(query, (*among.values, most)).fetchone()[0])
 
-    def _item(self, columns: tuple[Any, ...], include: Include) -> Item:
+    def _item(self, columns: tuple[Any, ...], include: Include, so_far_bytes: int) -> tuple[Item, int]:
+        """An item, and about how many bytes it has in an answer that has some already."""
         rid, row = self._row(columns)
-        return Item(
+        size_bytes = ITEM_BYTES + len(row.id)
+        metadata: Metadata = {}
+        if include.metadata:
+            size_bytes += len(row.meta)
+            metadata = row.metadata if so_far_bytes < EAGER_BYTES else StoredMetadata(row.meta)
+        media = self._media(rid, row.text_id) if include.media else None
+        if media is not None:
+            size_bytes += len(media.data)
+        item = Item(
             id=row.text_id,
-            metadata=row.metadata if include.metadata else {},
+            metadata=metadata,
             vector=row.vector if include.vectors else None,
             content_sha256=row.sha,
-            media=self._media(rid, row.text_id) if include.media else None,
+            media=media,
         )
+        return item, size_bytes + (len(row.vec) if include.vectors else 0)
 
     def _media(self, rid: int, id: str) -> Media | None:
         found = self._connection.execute("SELECT type, data, crc FROM media WHERE rid = ?", (rid,)).fetchone()
@@ -279,11 +336,13 @@ def _list(rids: Sequence[int]) -> str:
     return json.dumps(list(rids))
 
 
-def _group(text: str | None) -> Hashable:
-    if text is None:
-        return None
+def _group(text: str) -> bytes:
+    """The same for JSON texts of equal values: as in filters, 5 and 5.0 are equal, True and 1 are not."""
+    if text[0] == '"' and "\\" not in text:
+        return text[:-1].encode()
     value = from_json(f'{{"value":{text}}}')["value"]
-    if isinstance(value, list):
-        return list, tuple(value)
-    # As in filters, 5 and 5.0 are equal, True and 1 are not.
-    return type(value) if isinstance(value, (str, bool)) else float, value
+    if isinstance(value, str):
+        return b'"' + value.encode()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return repr(value).encode()

@@ -35,9 +35,6 @@ _PAGES = 512
 """Pages copied at a time, 4 or 8 MB. 160 MB beside a writing thread took 0.2 s with 64, 512 and all pages at a time,
 and writes waited at most 25 ms. VACUUM INTO took twice as long, and a write waited 80 ms."""
 _ROWS = 2048
-"""Rows verified at a time, at most."""
-_ROW_BYTES = 32 << 20
-"""Bytes of their vectors, at most."""
 _LAST_LINE = b"embedserve backup, sha256 %b\n"
 LAST_LINE_BYTES = len(_LAST_LINE % bytes(64))
 
@@ -131,16 +128,17 @@ def write_backup(source: Path, target: Path, entry: Entry, check: Callable[[], N
             # A single file, without a log beside it.
             copy.execute("PRAGMA journal_mode = DELETE")
             copy.execute("PRAGMA journal_mode = MEMORY")
-            problem = first_problem(copy, entry, check)
-            if problem:
-                raise damaged(source, problem)
-            items, seq = copy.execute("SELECT (SELECT COUNT(*) FROM item), (SELECT seq FROM state)").fetchone()
+            with interruptible(copy, check):
+                problem = first_problem(copy, entry, check)
+                if problem:
+                    raise damaged(source, problem)
+                items, seq = copy.execute("SELECT (SELECT COUNT(*) FROM item), (SELECT seq FROM state)").fetchone()
             document = Document(entry=entry, items=items, seq=seq, made_unix_s=time.time())
             copy.execute(TABLE)
             copy.execute("INSERT INTO backup (document) VALUES (?)", (document.to_json(),))
         digest = hashlib.sha256()
         with target.open("r+b") as file:
-            while chunk := file.read(1 << 22):
+            while chunk := file.read(1 << 20):
                 check()
                 digest.update(chunk)
             file.write(last_line(digest.hexdigest()))
@@ -157,17 +155,16 @@ def first_problem(
     """The first problem in a database of items that is not being written; empty if there is none.
 
     Args:
-        connection: to the database.
+        connection: to the database; the caller makes its statements interruptible.
         entry: what is said about its collection.
-        check: called every few milliseconds; an exception from it ends the work.
+        check: called for every row; an exception from it ends the work.
         limits: of the wire, for a database from outside.
 
     Raises:
         sqlite3.Error: its pages are inconsistent.
     """
-    with interruptible(connection, check):
-        # The quick check would not compare the index of ids with the rows.
-        (answer,) = connection.execute("PRAGMA integrity_check (1)").fetchone()
+    # The quick check would not compare the index of ids with the rows.
+    (answer,) = connection.execute("PRAGMA integrity_check (1)").fetchone()
     if answer != "ok":
         return str(answer)
     # The first version of the database had neither facets nor declared keys.
@@ -181,17 +178,14 @@ def first_problem(
             return problem
         held_to = RowLimits(limits, last_seq=(connection.execute("SELECT seq FROM state").fetchone() or (0,))[0])
     facets, expected, after = Facets(entry.filter_keys), 0, 0
-    rows = max(1, min(_ROWS, _ROW_BYTES // (4 * entry.dimension)))
-    while batch := verify_rows(connection, entry.dimension, after, rows, held_to):
-        check()
-        count, missing = missing_facets(connection, facets, batch)
+    while batch := verify_rows(connection, entry.dimension, after, _ROWS, check, held_to):
+        count, missing = missing_facets(connection, facets, batch, check)
         if batch.problems or missing:
             return [*batch.problems, *missing][0]
         expected, after = expected + count, batch.last_rid
     if has_facets and connection.execute("SELECT COUNT(*) FROM facet").fetchone() != (expected,):
         return "filters would find items by metadata that they lack"
-    with interruptible(connection, check):
-        orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
+    orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
     if orphan is not None:
         return "an image belongs to no item"
     highest = "SELECT max(seq) FROM item"

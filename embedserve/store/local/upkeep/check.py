@@ -21,6 +21,7 @@ from embedserve.index.ranking import exact_scores
 from embedserve.index.search_params import SearchParams
 from embedserve.index.segment import Segment
 from embedserve.store.local.records.facets import Facets
+from embedserve.store.local.records.interruption import interruptible
 from embedserve.store.local.records.verify import (
     FIRST_FACET,
     FacetRow,
@@ -31,11 +32,13 @@ from embedserve.store.local.records.verify import (
 )
 from embedserve.store.local.upkeep import sealing
 from embedserve.types import CheckProgress, CheckReport, Recall
+from embedserve.wanted import Asking, Wanted
 
 if TYPE_CHECKING:
     from embedserve.index.rows import Rows
     from embedserve.index.snapshot import Snapshot
     from embedserve.store.local.collection.collection import Collection
+    from embedserve.store.local.records.view import View
 
 MAX_PROBLEMS = 100
 """Maximum number of problems in a report; the rest is counted."""
@@ -66,6 +69,8 @@ class Check:
         self._problems: list[str] = []
         self._to_rebuild: set[str] = set()
         self._worked_since = time.perf_counter()
+        self._last = CheckProgress("items", 0, 0)
+        self._wanted = Asking(self._look)
 
     def run(self) -> CheckReport:
         """Do the whole check in the calling thread.
@@ -87,21 +92,22 @@ class Check:
     def _check_items(self) -> int:
         """Compare every row with its checksum and with the index; the number of rows."""
         read = after = total = last = 0
-        with self._reporting(), self._collection.reading() as view:
+        with self._reporting(), self._reading() as view:
             total, last = view.count(), int(view.all_rids().max(initial=0))
         self._progress("items", 0, total)
         for table in ("item", "media", "facet"):
-            with self._reporting(), self._collection.reading() as view:
+            with self._reporting(), self._reading() as view:
                 found = view.connection.execute(f"PRAGMA integrity_check ({table})").fetchall()
                 self._problems += [f"{self._collection.path}: {what}" for (what,) in found if what != "ok"]
             self._rest()
         # Rows that are written from now on are not checked.
         while after < last:
             batch = None
-            with self._reporting(), self._collection.reading() as view:
-                batch = verify_rows(view.connection, self._dimension, after, _ROWS)
+            with self._reporting(), self._reading() as view:
+                batch = verify_rows(view.connection, self._dimension, after, _ROWS, self._look)
                 if batch is not None:
-                    self._problems += batch.problems + missing_facets(view.connection, self._facets, batch)[1]
+                    missing = missing_facets(view.connection, self._facets, batch, self._look)[1]
+                    self._problems += batch.problems + missing
             if batch is None:
                 break
             self._compare_with_index(batch)
@@ -116,11 +122,11 @@ class Check:
         facet: FacetRow | None = FIRST_FACET
         while facet is not None:
             at, facet = facet, None
-            with self._reporting(), self._collection.reading() as view:
-                facet, problems = surplus_facets(view.connection, self._facets, at, _ROWS)
+            with self._reporting(), self._reading() as view:
+                facet, problems = surplus_facets(view.connection, self._facets, at, _ROWS, self._look)
                 self._problems += problems
             self._rest()
-        with self._reporting(), self._collection.reading() as view:
+        with self._reporting(), self._reading() as view:
             if view.connection.execute("PRAGMA foreign_key_check").fetchone() is not None:
                 self._problems.append(f"{self._collection.path}: an image belongs to no item")
 
@@ -172,7 +178,7 @@ class Check:
         segments = self._collection.snapshot.segments
         self._progress("segments", 0, len(segments))
         for number, segment in enumerate(segments, 1):
-            wrong = self._collection.files.problems(segment.uid)
+            wrong = self._collection.files.problems(segment.uid, self._look)
             # A segment that was merged meanwhile has no files any more, and is not used.
             if segment.uid in {current.uid for current in self._collection.snapshot.segments}:
                 self._problems += wrong
@@ -205,12 +211,12 @@ class Check:
         for part, positions in chosen:
             for start in range(0, len(positions), _QUERIES):
                 some = positions[start : start + _QUERIES]
-                absent = _absent(snapshot, part, some, params)
+                absent = _absent(snapshot, part, some, params, self._wanted)
                 missed += len(absent)
                 searched += len(some)
                 # The target recall allows an item to be missed, but not with a higher ef or nprobe.
                 for position in _absent(
-                    snapshot, part, absent, SearchParams(target_recall=1.0, multiplier=_HARDER)
+                    snapshot, part, absent, SearchParams(target_recall=1.0, multiplier=_HARDER), self._wanted
                 ).tolist():
                     id = part.ids[position].decode(errors="replace")
                     self._problems.append(f"item {id!r}: a search for its own vector does not find it")
@@ -227,20 +233,40 @@ class Check:
 
     def _measure_recall(self) -> Recall | None:
         self._progress("recall", 0, 1)
-        recall = self._collection.measure_recall()
+        recall = self._collection.measure_recall(self._is_stopped)
         self._progress("recall", 1, 1)
         return recall
 
     # --- All stages -----------------------------------------------------------------
 
     def _progress(self, stage: str, done: int, total: int) -> None:
-        self._on_progress(CheckProgress(stage, done, total))
+        self._last = CheckProgress(stage, done, total)
+        self._look()
         self._rest()
+
+    def _look(self) -> None:
+        """Ask whether the check is still wanted: once for every row, and every few milliseconds.
+
+        Raises:
+            StoreError: the collection is being closed.
+            Exception: that of ``on_progress``.
+        """
+        if self._collection.close_guard.closed:
+            raise _Closed(f"collection {self._collection.entry.name!r} was closed while it was checked")
+        self._on_progress(self._last)
+
+    def _is_stopped(self) -> bool:
+        self._look()
+        return False
+
+    @contextmanager
+    def _reading(self) -> Iterator[View]:
+        """The records as they are now; statements end once the check is not wanted any more."""
+        with self._collection.reading() as view, interruptible(view.connection, self._look):
+            yield view
 
     def _rest(self) -> None:
         """Leave the interpreter and the cores to others for as long as the last work took."""
-        if self._collection.close_guard.closed:
-            raise _Closed(f"collection {self._collection.entry.name!r} was closed while it was checked")
         time.sleep(min(time.perf_counter() - self._worked_since, _LONGEST_REST_S))
         self._worked_since = time.perf_counter()
 
@@ -263,12 +289,14 @@ def _is_exact(part: Rows) -> bool:
     return not isinstance(part, Segment) or part.structure is None
 
 
-def _absent(snapshot: Snapshot, part: Rows, positions: NDArray[np.int64], params: SearchParams) -> NDArray[np.int64]:
+def _absent(
+    snapshot: Snapshot, part: Rows, positions: NDArray[np.int64], params: SearchParams, wanted: Wanted
+) -> NDArray[np.int64]:
     """Those of some rows of a part for which a search for their own vectors finds neither them nor a row as near."""
     if not len(positions):
         return positions
     vectors = part.vectors[positions]
-    rankings = snapshot.nearest(vectors, 1, params=params)
+    rankings = snapshot.nearest(vectors, 1, params=params, wanted=wanted)
     own_scores = exact_scores(vectors, np.arange(len(vectors)), vectors, np.arange(len(vectors)))
     absent = [
         rid not in ranking.rids and not (len(ranking.scores) and ranking.scores[0] >= own)

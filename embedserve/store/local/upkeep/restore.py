@@ -18,6 +18,7 @@ from urllib.parse import quote
 from embedserve.atomic_write import private
 from embedserve.errors import InvalidInput
 from embedserve.store.local.records.database import connect, schema_of, translate_errors
+from embedserve.store.local.records.interruption import interruptible
 from embedserve.store.local.records.records import VERSION, schema
 from embedserve.store.local.upkeep.backup import FORMAT, LAST_LINE_BYTES, TABLE, Document, first_problem, last_line
 from embedserve.types import Limits
@@ -81,7 +82,7 @@ def verify(path: Path, *, name: str, uid: str, limits: Limits, check: Callable[[
     Raises:
         InvalidInput: the backup was made by a newer release, is inconsistent, or holds what the wire does not allow.
     """
-    with _refused(), closing(_untrusted(path)) as connection:
+    with _refused(), closing(_untrusted(path)) as connection, interruptible(connection, check):
         # One value may otherwise take a gigabyte of memory.
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.max_image_bytes + _SPARE_BYTES)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
