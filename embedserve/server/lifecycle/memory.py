@@ -1,8 +1,8 @@
 """Keeps the memory that malloc holds, and nothing uses, small.
 
 glibc makes up to eight arenas for each core, and memory that is freed in one is not used by threads of another: over
-the minutes of a soak, free memory in them grew from 25 to 100 MB, and the process from 145 to 170 MB. With one arena for
-each core it stayed at 143.
+the minutes of a soak, free memory in them grew from 25 to 100 MB, and the process from 145 to 170 MB. With one arena
+for each core it stayed at 143.
 
 glibc keeps freed memory that lies between smaller blocks still in use: after a few hundred requests of 30 MB, a process
 of 75 MB stayed at 1.9 GB, of which trimming returned all but 50 MB.
