@@ -23,7 +23,7 @@ from embedserve.engine.pools import started_pool
 
 _log = logging.getLogger("embedserve.server")
 
-EVERY_S = 0.05
+EVERY_S = 0.1
 _EVERY_WHILE_SHORT_S = 0.01
 """A client on the same machine opens ten thousand connections a second."""
 _LOOK_EVERY_S = 1.0
@@ -65,6 +65,8 @@ class ConnectionRoom:
         self._room = allowed // _ROOM_SHARE
         # Looking for connections needs two descriptors, even when none is left.
         self._spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
+        self._enough = min(allowed - self._room, descriptors.limit() - descriptors.RESERVE)
+        """Descriptors in use up to which there can be no shortage."""
         self._looked_s, self._used = -_LOOK_EVERY_S, 0
         self.closed = 0
         """Connections that had to give way."""
@@ -78,9 +80,11 @@ class ConnectionRoom:
             while True:
                 now_s = time.monotonic()
                 await asyncio.sleep(_EVERY_WHILE_SHORT_S if now_s < short_until_s else EVERY_S)
-                if self._may_be_short():
+                used = descriptors.in_use()
+                if used is not None and used > self._enough and self._looks_again(used):
                     short_until_s = now_s + _LOOK_EVERY_S
-                    await asyncio.get_running_loop().run_in_executor(thread, self.make)
+                    with suppress(OSError):  # the list of descriptors could not be read: next time
+                        await asyncio.get_running_loop().run_in_executor(thread, self.make)
                 if self.closed > logged and time.monotonic() >= logged_s + _LOG_EVERY_S:
                     _log.warning(
                         "connections that had been idle longest were closed to make room: %d; at most %d are open"
@@ -129,14 +133,9 @@ class ConnectionRoom:
         self._used -= closed
         return closed
 
-    def _may_be_short(self) -> bool:
+    def _looks_again(self, used: int) -> bool:
         """Whether a look is worth its time, which is some milliseconds for a thousand connections."""
-        used = descriptors.in_use()
-        if used is None:
-            return False
-        full = used + self._room > self._allowed or used + descriptors.RESERVE > descriptors.limit()
-        grown = used - self._used > self._room // 8
-        return full and (grown or time.monotonic() - self._looked_s > _LOOK_EVERY_S)
+        return used - self._used > self._room // 8 or time.monotonic() - self._looked_s > _LOOK_EVERY_S
 
     def _connections(self) -> Iterator[_Connection]:
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208

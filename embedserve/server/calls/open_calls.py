@@ -90,8 +90,9 @@ class OpenCalls:
     async def end_slow(self) -> None:
         """End calls whose request takes too long; runs until it is cancelled."""
         while True:
-            await asyncio.sleep(_RECEIVE_TIMEOUT_WHILE_OTHERS_WAIT_S / 2)
-            self._receiver.end_slow(RECEIVE_TIMEOUT_S, _RECEIVE_TIMEOUT_WHILE_OTHERS_WAIT_S)
+            await asyncio.sleep(_RECEIVE_TIMEOUT_WHILE_OTHERS_WAIT_S)
+            if self._receiver.receiving:
+                self._receiver.end_slow(RECEIVE_TIMEOUT_S, _RECEIVE_TIMEOUT_WHILE_OTHERS_WAIT_S)
 
     def end_all(self, error: EmbedserveError) -> None:
         """End all of them, because of ``error``."""

@@ -32,7 +32,8 @@ class Receiver:
     def __init__(self, places: int) -> None:
         self._free = places
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._receiving: dict[_Context, float] = {}
+        self.receiving: dict[_Context, float] = {}
+        """Calls whose request is on its way, and since when."""
         self._ended: set[_Context] = set()
         self._ending: set[asyncio.Task[None]] = set()  # side by side: ending a call that hangs may take long
 
@@ -58,11 +59,11 @@ class Receiver:
                 elif admitted in self._waiting:
                     self._waiting.remove(admitted)
                 raise
-        self._receiving[context] = asyncio.get_running_loop().time()
+        self.receiving[context] = asyncio.get_running_loop().time()
         try:
             request = await context.read()
         finally:
-            self._receiving.pop(context, None)
+            self.receiving.pop(context, None)
             self._release()
             was_ended = context in self._ended
             self._ended.discard(context)
@@ -80,7 +81,7 @@ class Receiver:
         """End calls whose request takes longer than a time, which is shorter for as many as wait for a place."""
         now = asyncio.get_running_loop().time()
         waiting = sum(not admitted.done() for admitted in self._waiting)
-        for number, (context, begun) in enumerate(list(self._receiving.items())):  # the oldest first
+        for number, (context, begun) in enumerate(list(self.receiving.items())):  # the oldest first
             limit_s = while_others_wait_s if number < waiting else timeout_s
             if now - begun > limit_s:
                 self._end(
@@ -98,7 +99,7 @@ class Receiver:
             admitted = self._waiting.popleft()
             if not admitted.done():
                 admitted.set_exception(error)
-        for context in list(self._receiving):
+        for context in list(self.receiving):
             self._end(context, error)
 
     def _end(self, context: _Context, error: EmbedserveError) -> None:
