@@ -19,7 +19,7 @@ from embedserve.index.search_params import SearchParams
 from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.observer import Observer
-from embedserve.store.local.collection import hits, recovery
+from embedserve.store.local.collection import hits, recall_file, recovery
 from embedserve.store.local.collection.build_state import BuildState
 from embedserve.store.local.collection.close_guard import CloseGuard
 from embedserve.store.local.collection.matching import Matcher
@@ -93,6 +93,7 @@ class Collection:
         except BaseException:
             self._records.close()
             raise
+        recall_file.load(self.files.directory, self._index.current, self.recall)
 
     @property
     def path(self) -> Path:
@@ -144,7 +145,7 @@ class Collection:
         else:
             snapshot = self._index.current
             found = hits.search_index(snapshot, queries, options, params)
-        if not params.exact and options.filter is None and snapshot.is_approximate:
+        if not options.exact and options.filter is None and snapshot.is_approximate:
             self.recall.sample(queries)
         return found
 
@@ -171,7 +172,7 @@ class Collection:
 
     def _params(self, options: SearchOptions) -> SearchParams:
         return SearchParams(
-            exact=options.exact,
+            exact=options.exact or (self.recall.exact and not (options.ef or options.nprobe)),
             ef=options.ef,
             nprobe=options.nprobe,
             target_recall=options.target_recall or self.entry.target_recall,
