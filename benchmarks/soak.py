@@ -37,6 +37,7 @@ from measuring.document import document, write
 from measuring.ledger import counted_calls, scrape, value_of
 from measuring.machine import memory_mb
 from measuring.traffic import Material, Traffic
+from soaking import near_copies
 
 from embedserve import AsyncClient
 from embedserve.client.access import access
@@ -169,6 +170,8 @@ def main() -> None:
         parser.error("--encoder is given twice, or not at all")
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
         results = asyncio.run(soak(arguments, Path(folder)))
+    results["near_copies"], violations = near_copies.run()
+    results["violations"] += violations
     print_report(results)
     write(results, arguments.json)
     if results["violations"]:
@@ -314,6 +317,9 @@ def print_report(results: dict[str, Any]) -> None:
             f"{name:<12} {found['first']:.0f} → {found['last']:.0f} (most {found['most']:.0f});"
             f" rise {found['rise']:+.1f}, noise {found['noise']:.1f}"
         )
+    for name, figures in results["near_copies"].items():
+        recalls = (f"{moment}: {figures[moment]}" for moment in ("after the build", "after a restart"))
+        print(f"{name} ({figures['index']}): recall@10 {', '.join(recalls)}")
     for violation in results["violations"]:
         print(f"VIOLATION  {violation}")
     print("nothing went wrong" if not results["violations"] else f"{len(results['violations'])} violations")

@@ -160,7 +160,13 @@ class Collection:
         Raises:
             structures.Stopped: ``stopped`` returned true, or the collection is being closed.
         """
-        return self.recall.measure(self._index.current, lambda: stopped() or self._closing)
+        measured = self.recall.measure(self._index.current, lambda: stopped() or self._closing)
+        self.keep_recall()
+        return measured
+
+    def keep_recall(self) -> None:
+        """Write what was measured to disk, with the segments that it is about."""
+        recall_file.keep(self.files.directory, self._index.current, self.recall)
 
     def _matching(self, view: View, snapshot: Snapshot, filter: Filter) -> list[NDArray[np.bool_]]:
         """For each part the live rows that match a filter: bool [N]."""

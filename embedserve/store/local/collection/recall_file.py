@@ -14,7 +14,6 @@ from typing import Any
 
 from embedserve.index.snapshot import Snapshot
 from embedserve.store.local.collection.recall import RecallMonitor
-from embedserve.store.local.records.database import translate_errors
 from embedserve.store.local.records.files import read_document, write_document
 from embedserve.types import Recall
 
@@ -24,21 +23,20 @@ _FORMAT = 1
 _NAME = "RECALL.json"
 
 
-def save(directory: Path, snapshot: Snapshot, monitor: RecallMonitor) -> None:
+def keep(directory: Path, snapshot: Snapshot, monitor: RecallMonitor) -> None:
     """Write what a monitor knows about the segments of a snapshot; on disk when this returns.
+
+    A failure is logged and the file is as before: what is lost can be measured again.
 
     Args:
         directory: of the segments; without it there is nothing to write about.
         snapshot: of the collection.
         monitor: of the collection.
-
-    Raises:
-        DiskFull, StoreError: it cannot be written; the file is as before.
     """
     path = directory / _NAME
     if not directory.is_dir():
         return
-    with translate_errors(directory):
+    try:
         if not snapshot.is_approximate:
             path.unlink(missing_ok=True)
             return
@@ -52,10 +50,12 @@ def save(directory: Path, snapshot: Snapshot, monitor: RecallMonitor) -> None:
             "last": None if last is None else asdict(last),
         }
         write_document(path, document)
+    except OSError as error:
+        _log.warning("the measured recall is not kept: %s", error)
 
 
 def load(directory: Path, snapshot: Snapshot, monitor: RecallMonitor) -> None:
-    """Give a monitor what ``save`` wrote about the segments of a snapshot, if it did."""
+    """Give a monitor what ``keep`` wrote about the segments of a snapshot, if it did."""
     path = directory / _NAME
     try:
         document = read_document(path)

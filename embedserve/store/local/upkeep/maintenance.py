@@ -82,7 +82,6 @@ class Maintenance:
                 self._observer.on_sealed(sealed.rows, sealed.seconds, sealed.kind)
             elif collection.recall.is_outdated and now >= self._measured.get(uid, 0.0) + _RECALL_S:
                 collection.measure_recall(self._stop.is_set)
-                sealing.save_recall(collection)
                 ended = time.monotonic()
                 self._measured[uid] = ended + _PAUSE * (ended - now)
         except Stopped:

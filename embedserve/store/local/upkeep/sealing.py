@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedserve.errors import EmbedserveError
 from embedserve.index import compaction, spec
 from embedserve.index.compaction import Step, WriteActivity
 from embedserve.index.rows import Rows
 from embedserve.index.segment import TUNING, Segment
 from embedserve.index.snapshot import Snapshot
-from embedserve.store.local.collection import recall_file, recovery
+from embedserve.store.local.collection import recovery
 from embedserve.store.local.collection.collection import Collection
 
 _log = logging.getLogger("embedserve.store")
@@ -129,7 +128,7 @@ def _take(step: Step, collection: Collection, snapshot: Snapshot, stopped: Calla
             collection.forget_matches(part.uid)
     ended = collection.build_state.last_s = time.monotonic()
     collection.recall.invalidate()
-    save_recall(collection)
+    collection.keep_recall()
     rows = 0 if segment is None else len(segment)
     kind = "none" if segment is None else segment.spec.kind
     _log.info("sealed %d rows of %r as %s in %.1f s", rows, collection.entry.name, kind, ended - begun)
@@ -173,14 +172,6 @@ def _tune_again(collection: Collection, stopped: Callable[[], bool]) -> Sealed |
                 collection.publish(collection.snapshot.with_tuning(tuned))
             collection.recall.invalidate()
     return None
-
-
-def save_recall(collection: Collection) -> None:
-    """Keep on disk what was measured; a failure is logged, since it can be measured again."""
-    try:
-        recall_file.save(collection.files.directory, collection.snapshot, collection.recall)
-    except EmbedserveError as error:
-        _log.warning("the measured recall of %r is not kept: %s", collection.entry.name, error)
 
 
 def _use_files(collection: Collection) -> None:
