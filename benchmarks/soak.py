@@ -37,7 +37,7 @@ from measuring.document import document, write
 from measuring.ledger import counted_calls, scrape, value_of
 from measuring.machine import memory_mb
 from measuring.traffic import Material, Traffic
-from soaking import answers, idle_connections
+from soaking import answers, idle_connections, near_copies
 
 from embedserve import AsyncClient
 from embedserve.client.access import access
@@ -173,6 +173,8 @@ def main() -> None:
     results["idle_connections"], violations = idle_connections.run()
     results["violations"] += violations
     results["answers"], violations = answers.run()
+    results["violations"] += violations
+    results["near_copies"], violations = near_copies.run()
     results["violations"] += violations
     print_report(results)
     write(results, arguments.json)
@@ -319,6 +321,9 @@ def print_report(results: dict[str, Any]) -> None:
             f"{name:<12} {found['first']:.0f} → {found['last']:.0f} (most {found['most']:.0f});"
             f" rise {found['rise']:+.1f}, noise {found['noise']:.1f}"
         )
+    for name, figures in results["near_copies"].items():
+        recalls = (f"{moment}: {figures[moment]}" for moment in ("after the build", "after a restart"))
+        print(f"{name} ({figures['index']}): recall@10 {', '.join(recalls)}")
     for violation in results["violations"]:
         print(f"VIOLATION  {violation}")
     idle = results["idle_connections"]

@@ -6,13 +6,15 @@ Deleting a row only clears its bit; the row itself goes when segments are merged
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.index import kernels, structures, tuning
+from embedserve.index.copies import NO_COPIES, Copies
 from embedserve.index.ids import PackedIds
 from embedserve.index.ranking import score_error
 from embedserve.index.rows import Candidates, Rows
@@ -27,7 +29,7 @@ _FEW = 20_000
 _SHARE = 0.1
 """And so are matches up to this share of the rows."""
 _MAX_UNREACHABLE = 1000
-"""A search compares no more than this; a structure with more does not reach its recall either."""
+"""A search compares no more than this; a structure with more is not used where another one can be."""
 _DEEPER = 1.5
 """Factor on the number of rows that contain k matches if matches are spread evenly. Fewer are found only where the
 matches lie away from the query."""
@@ -54,6 +56,20 @@ class Unreachable:
         return cls(positions, vectors[positions])
 
 
+TUNING = 2
+"""Raised when search parameters are tuned by other rules, so that older segments are tuned again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """A structure that was tried and given up, since no search parameters reach the target recall with it."""
+
+    spec: str
+    recall: float
+    """The highest that it reached."""
+
+
+_RECALL = attrgetter("recall")
 ALL_REACHABLE = Unreachable(np.empty(0, np.int64), np.empty((0, 0), np.float32))
 
 
@@ -68,6 +84,12 @@ class Segment(Rows):
     """The recall of values of ef or nprobe, rising; empty without a structure."""
     unreachable: Unreachable
     """Rows that the structure does not lead to; compared with every query."""
+    copies: Copies = NO_COPIES
+    """Rows that equal others; the structure leads to these only."""
+    shortfalls: tuple[Shortfall, ...] = ()
+    """What was tried before this structure."""
+    tuning: int = TUNING
+    """By which rules ``points`` were found."""
 
     @classmethod
     def build(
@@ -79,16 +101,76 @@ class Segment(Rows):
             Stopped: ``stopped`` returned true.
         """
         rids, ids, vectors = _joined(parts, dimension)
-        structure = structures.build(spec, vectors, stopped)
+        copies = NO_COPIES if spec.kind == "exact" else Copies.of(vectors)
+        return cls._over(uid, spec, rids, ids, vectors, copies, stopped)._with_unreachable(stopped)
+
+    @classmethod
+    def build_first(
+        cls,
+        uid: str,
+        attempts: Sequence[IndexSpec],
+        target_recall: float,
+        parts: Sequence[Rows],
+        dimension: int,
+        stopped: Callable[[], bool],
+    ) -> Segment:
+        """The same as the first of some specifications that reaches a recall; the last one is taken if none does.
+
+        Raises:
+            Stopped: ``stopped`` returned true.
+        """
+        rids, ids, vectors = _joined(parts, dimension)
+        copies = NO_COPIES if len(attempts) == 1 and attempts[0].kind == "exact" else Copies.of(vectors)
+        shortfalls: list[Shortfall] = []
+        for spec in attempts[:-1]:
+            segment = cls._over(uid, spec, rids, ids, vectors, copies, stopped)
+            if segment.reaches(target_recall):
+                segment = segment._with_unreachable(stopped)
+                if len(segment.unreachable) < _MAX_UNREACHABLE:
+                    return replace(segment, shortfalls=tuple(shortfalls))
+            shortfalls.append(Shortfall(str(segment.spec), segment.max_recall))
+            del segment  # and its memory, before the next is built
+        last = cls._over(uid, attempts[-1], rids, ids, vectors, copies, stopped)._with_unreachable(stopped)
+        return replace(last, shortfalls=tuple(shortfalls))
+
+    @classmethod
+    def _over(
+        cls,
+        uid: str,
+        spec: IndexSpec,
+        rids: NDArray[np.int64],
+        ids: PackedIds,
+        vectors: NDArray[np.float32],
+        copies: Copies,
+        stopped: Callable[[], bool],
+    ) -> Segment:
+        distinct = copies.distinct(len(rids)) if len(copies) else None
+        structure = structures.build(spec, vectors, stopped, distinct)
         if isinstance(structure, structures.Hnsw):
             vectors = structure.vectors  # so that they are held once
         vectors.flags.writeable = False
         if structure is None:
             return cls(vectors, rids, ids, None, len(rids), uid, None, (), ALL_REACHABLE)
-        points = tuning.operating_points(structure, vectors, stopped)
-        positions = tuning.unreachable_rows(structure, vectors, points, stopped)[:_MAX_UNREACHABLE]
-        unreachable = Unreachable.of(vectors, positions)
-        return cls(vectors, rids, ids, None, len(rids), uid, structure, points, unreachable)
+        bare = cls(vectors, rids, ids, None, len(rids), uid, structure, (), ALL_REACHABLE, copies)
+        return bare.tuned(stopped)
+
+    def _with_unreachable(self, stopped: Callable[[], bool]) -> Segment:
+        """The same with the rows that the structure does not lead to."""
+        if self.structure is None:
+            return self
+        positions = tuning.unreachable_rows(self.structure, self.vectors, self.points, stopped, self.copies)
+        return replace(self, unreachable=Unreachable.of(self.vectors, positions[:_MAX_UNREACHABLE]))
+
+    def tuned(self, stopped: Callable[[], bool]) -> Segment:
+        """The same with search parameters that are tuned by the rules of today.
+
+        Raises:
+            Stopped: ``stopped`` returned true.
+        """
+        if self.structure is None:
+            return replace(self, tuning=TUNING)
+        points = tuning.operating_points(self.structure, self.vectors, stopped, self.copies)
+        return replace(self, points=points, tuning=TUNING)
 
     def reaches(self, target_recall: float) -> bool:
         """Whether some value of ef or nprobe reaches this recall."""
@@ -124,13 +206,20 @@ class Segment(Rows):
         few = count <= _SHARE * len(self) or (among is not None and count <= _FEW)
         if self.structure is None or params.exact or few or k * 4 >= count:
             return self.nearest_exact(queries, k, among, wanted)
+        param, dimension = self.param(params), self.vectors.shape[1]
+        if not param:
+            return self.nearest_exact(queries, k, among, wanted)
         if count == len(self):
-            positions, scores = self._search(queries, k, self.param(params), wanted)
+            positions, scores = self._search(queries, k, param, wanted)
+            if self.copies.rows.size:
+                positions, scores = self.copies.expanded(positions, scores, k, dimension)
             matched = positions >= 0
         else:
             more = len(self) / count
             depth = min(ceil(k * _DEEPER * more), len(self))
-            positions, scores = self._search(queries, depth, round(self.param(params) * more), wanted)
+            positions, scores = self._search(queries, depth, round(param * more), wanted)
+            if self.copies.rows.size:
+                positions, scores = self.copies.expanded(positions, scores, None, dimension)
             matched = (self.live_mask() if among is None else among)[positions] & (positions >= 0)
             positions, scores = np.where(matched, positions, -1), np.where(matched, scores, np.float32(-np.inf))
         short = np.flatnonzero(matched.sum(axis=1) < k)
@@ -169,10 +258,14 @@ class Segment(Rows):
         return np.concatenate([positions, others], axis=1), np.concatenate([scores, more], axis=1)
 
     def param(self, params: SearchParams) -> int:
-        """What the structure is searched with: ef or nprobe."""
+        """What the structure is searched with, ef or nprobe; 0 if none reaches the recall: then rows are compared."""
         assert self.structure is not None
         given = self.structure.given_param(params)
-        return given or max(round(tuning.param_for(self.points, params.target_recall) * params.multiplier), 1)
+        if given:
+            return given
+        if self.points and max(self.points, key=_RECALL).recall < min(params.target_recall, tuning.ENOUGH):
+            return 0
+        return max(round(tuning.param_for(self.points, params.target_recall) * params.multiplier), 1)
 
 
 def _joined(parts: Sequence[Rows], dimension: int) -> tuple[NDArray[np.int64], PackedIds, NDArray[np.float32]]:

@@ -134,6 +134,16 @@ class Snapshot:
         new = () if segment is None else (segment.without(np.concatenate(gone)),)
         return replace(self, fixed=(*self.fixed[: places[0]], *new, *self.fixed[places[-1] + 1 :]))
 
+    def with_tuning(self, segment: Segment) -> Snapshot:
+        """With the search parameters of a segment that is like one of these, which may have lost rows since."""
+        fixed = tuple(
+            replace(part, points=segment.points, tuning=segment.tuning)
+            if isinstance(part, Segment) and part.uid == segment.uid
+            else part
+            for part in self.fixed
+        )
+        return replace(self, fixed=fixed)
+
     # --- Search ---------------------------------------------------------------------
 
     def nearest(

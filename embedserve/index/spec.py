@@ -29,7 +29,7 @@ _EXACT_BYTES = 20 << 20
 core."""
 _IVF_ROWS = 4_000_000
 """Beyond this a graph takes hours to build."""
-_POINTS_PER_LIST = 39
+POINTS_PER_LIST = 39
 """Points that k-means needs for each centroid; FAISS warns below."""
 _FEW = 4096
 """Under "auto", a segment with fewer rows is searched exactly even in a large collection, as fast as a graph is."""
@@ -99,6 +99,24 @@ def resolve(spec: IndexSpec, *, total: int, rows: int, dimension: int, memory_by
     return spec
 
 
+def attempts(spec: IndexSpec, *, total: int, rows: int, dimension: int, memory_bytes: int) -> tuple[IndexSpec, ...]:
+    """What a segment is built as, and what comes next where that does not reach the target recall; exact comes last.
+
+    The arguments are those of ``resolve``.
+    """
+    first = resolve(spec, total=total, rows=rows, dimension=dimension, memory_bytes=memory_bytes)
+    exact = IndexSpec("exact")
+    if first == exact:
+        return (exact,)
+    graph = IndexSpec("hnsw")
+    if first.kind == "hnsw":
+        other = _ivf(IndexSpec("ivf"), rows)
+    else:
+        fits = total * hnsw_bytes_per_row(graph, dimension) <= memory_bytes and total <= _IVF_ROWS
+        other = graph if fits else exact
+    return (first, exact) if other == exact else (first, other, exact)
+
+
 def hnsw_bytes_per_row(spec: IndexSpec, dimension: int) -> int:
     """Memory of a row in a graph: the vector, 2·m links in the bottom layer and a few above."""
     return 4 * dimension + 4 * 2 * spec.get("m") + 16
@@ -107,5 +125,5 @@ def hnsw_bytes_per_row(spec: IndexSpec, dimension: int) -> int:
 def _ivf(spec: IndexSpec, rows: int) -> IndexSpec:
     # 4·√N lists balance the search for the nearest lists against scanning them.
     wanted = spec.get("nlist") or int(4 * rows**0.5)
-    nlist = min(wanted, rows // _POINTS_PER_LIST)
+    nlist = min(wanted, rows // POINTS_PER_LIST)
     return IndexSpec("ivf", {"nlist": nlist}) if nlist >= 1 else IndexSpec("exact")

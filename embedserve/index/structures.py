@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embedserve.index import kernels
 from embedserve.index.search_params import SearchParams
-from embedserve.index.spec import IndexSpec
+from embedserve.index.spec import POINTS_PER_LIST, IndexSpec
 
 _CHUNK = 4096
 """Rows added at a time; a build can be stopped between two chunks."""
@@ -26,6 +26,10 @@ _TRAINING_POINTS = 64
 _ITERATIONS = 10
 TUNED_K = 10
 """k of the searches that ef and nprobe are tuned for."""
+_MOST_PER_ROW = 32
+"""Codes that are re-scored for each row that is asked for, at most; for searches of few rows up to _MOST in all: where
+many rows are about as near, as near-copies are, one bit per number does not tell which are nearest."""
+_MOST = 128 * TUNED_K
 _SEED = 1234
 
 
@@ -73,21 +77,34 @@ class Hnsw:
     """float32 [N, D], a view of the index's memory."""
 
     @classmethod
-    def build(cls, spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], bool]) -> Hnsw:
-        """A new graph of vectors [N, D].
+    def build(
+        cls,
+        spec: IndexSpec,
+        vectors: NDArray[np.float32],
+        stopped: Callable[[], bool],
+        distinct: NDArray[np.int64] | None = None,
+    ) -> Hnsw:
+        """A new graph of vectors [N, D], which leads to the rows ``distinct`` [U]; None: to all.
 
         Raises:
             Stopped: ``stopped`` returned true.
         """
-        index = faiss.IndexHNSWFlat(vectors.shape[1], spec.get("m"), faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = spec.get("ef_construction")
-        # Growth by doubling would hold all vectors three times for a moment.
-        _flat(index).codes.resize(vectors.nbytes)
-        _flat(index).codes.resize(0)
-        for start in range(0, len(vectors), _CHUNK):
+        count = len(vectors) if distinct is None else len(distinct)
+        index = _empty_graph(spec, vectors.shape[1])
+        _reserve(index, count)
+        for start in range(0, count, _CHUNK):
             if stopped():
                 raise Stopped
-            index.add(np.ascontiguousarray(vectors[start : start + _CHUNK]))
+            some = slice(start, start + _CHUNK)
+            index.add(np.ascontiguousarray(vectors[some if distinct is None else distinct[some]]))
+        if count < len(vectors):
+            assert distinct is not None
+            links = _Links.of(index)
+            del index  # and its vectors
+            index = _empty_graph(spec, vectors.shape[1])
+            _reserve(index, len(vectors))
+            _flat(index).add(np.ascontiguousarray(vectors))
+            links.over(distinct, len(vectors), _room(index)).put_into(index)
         return cls.over(index, spec)
 
     @classmethod
@@ -128,26 +145,35 @@ class Ivf:
     """float32 [N, D]; not part of the index."""
 
     @classmethod
-    def build(cls, spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], bool]) -> Ivf:
-        """New lists of vectors [N, D].
+    def build(
+        cls,
+        spec: IndexSpec,
+        vectors: NDArray[np.float32],
+        stopped: Callable[[], bool],
+        distinct: NDArray[np.int64] | None = None,
+    ) -> Ivf:
+        """New lists of vectors [N, D], with the rows ``distinct`` [U]; None: with all. Few rows get fewer lists.
 
         Raises:
             Stopped: ``stopped`` returned true.
         """
-        nlist = spec.get("nlist")
+        rows = np.arange(len(vectors)) if distinct is None else distinct
+        nlist = spec.get("nlist") if distinct is None else min(spec.get("nlist"), max(len(rows) // POINTS_PER_LIST, 1))
+        spec = IndexSpec("ivf", {"nlist": nlist})
         index: faiss.IndexIVFRaBitQFastScan = faiss.index_factory(  # type: ignore[assignment]
             vectors.shape[1], f"IVF{nlist},RaBitQfs", faiss.METRIC_INNER_PRODUCT
         )
-        points = min(len(vectors), nlist * _TRAINING_POINTS)
-        places = np.sort(np.random.default_rng(_SEED).choice(len(vectors), points, replace=False))
-        training = vectors[places]
+        points = min(len(rows), nlist * _TRAINING_POINTS)
+        places = np.sort(np.random.default_rng(_SEED).choice(len(rows), points, replace=False))
+        training = vectors[rows[places]]
         # The index takes the trained lists, and trains the rest.
         index.quantizer.add(_centroids(training, nlist, stopped))
         index.train(training)
-        for start in range(0, len(vectors), _CHUNK):
+        for start in range(0, len(rows), _CHUNK):
             if stopped():
                 raise Stopped
-            index.add(np.ascontiguousarray(vectors[start : start + _CHUNK]))
+            some = rows[start : start + _CHUNK]
+            index.add_with_ids(np.ascontiguousarray(vectors[some]), some)
         return cls(index, spec, vectors)
 
     @property
@@ -165,7 +191,9 @@ class Ivf:
         nprobe = min(param, self.index.nlist)
         # With one bit per number, higher recall needs more candidates. A search for fewer rows than nprobe was tuned
         # for re-scores no fewer, or its recall would be lower.
-        candidates = min(max(k, TUNED_K) * min(max(nprobe // 2, 4), 32), len(self.vectors))
+        per_row, least = max(nprobe // 2, 4) if nprobe < self.index.nlist else _MOST, max(k, TUNED_K)
+        candidates = max(least * min(per_row, _MOST_PER_ROW), min(TUNED_K * per_row, _MOST))
+        candidates = min(candidates, self.index.ntotal)
         parameters = kernels.ivf_parameters(nprobe)
         _, positions = self.index.search(queries, max(candidates, k), params=parameters)
         scores = np.full(positions.shape, -np.inf, np.float32)
@@ -182,27 +210,39 @@ class Ivf:
         faiss.write_index(self.index, str(path))
 
 
-def build(spec: IndexSpec, vectors: NDArray[np.float32], stopped: Callable[[], bool]) -> Structure | None:
+def build(
+    spec: IndexSpec,
+    vectors: NDArray[np.float32],
+    stopped: Callable[[], bool],
+    distinct: NDArray[np.int64] | None = None,
+) -> Structure | None:
     """A new structure over vectors [N, D]; None for "exact".
+
+    Args:
+        spec: what to build.
+        vectors: float32 [N, D], unit norm.
+        stopped: asked now and then.
+        distinct: int64 [U], ascending: the rows that it finds; None: all.
 
     Raises:
         Stopped: ``stopped`` returned true.
     """
     match spec.kind:
         case "hnsw":
-            return Hnsw.build(spec, vectors, stopped)
+            return Hnsw.build(spec, vectors, stopped, distinct)
         case "ivf":
-            return Ivf.build(spec, vectors, stopped)
+            return Ivf.build(spec, vectors, stopped, distinct)
     return None
 
 
-def open_structure(spec: IndexSpec, path: Path, vectors: NDArray[np.float32] | None) -> Structure:
+def open_structure(spec: IndexSpec, path: Path, vectors: NDArray[np.float32] | None, copies: int = 0) -> Structure:
     """A structure from its file, which is mapped, not read.
 
     Args:
         spec: what it was built as.
         path: as ``Structure.write`` wrote it.
         vectors: of the rows, float32 [N, D]; None where the file holds them.
+        copies: rows among them that it does not find, since they equal others.
 
     Raises:
         ValueError: the file holds something else.
@@ -214,7 +254,7 @@ def open_structure(spec: IndexSpec, path: Path, vectors: NDArray[np.float32] | N
     if spec.kind == "hnsw" and isinstance(index, faiss.IndexHNSWFlat):
         return Hnsw.over(index, spec)
     if spec.kind == "ivf" and isinstance(index, faiss.IndexIVFRaBitQFastScan) and vectors is not None:
-        if index.ntotal != len(vectors) or index.d != vectors.shape[1]:
+        if index.ntotal != len(vectors) - copies or index.d != vectors.shape[1]:
             raise ValueError(f"{index.ntotal} codes of {index.d} numbers for vectors of shape {vectors.shape}")
         return Ivf(index, spec, vectors)
     raise ValueError(f"a {type(index).__name__} where {spec.kind} was expected")
@@ -233,6 +273,69 @@ def _centroids(points: NDArray[np.float32], count: int, stopped: Callable[[], bo
         centroids = kmeans.centroids
     assert centroids is not None
     return centroids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Links:
+    """What a graph consists of besides its vectors."""
+
+    levels: NDArray[np.int32]
+    """[N]: the number of layers that each row is in."""
+    neighbours: NDArray[np.int32]
+    """Rows, row by row and layer by layer; −1 where there are fewer than a layer has room for."""
+    entry_point: int
+    max_level: int
+
+    @classmethod
+    def of(cls, index: faiss.IndexHNSWFlat) -> _Links:
+        """Copied from a graph."""
+        graph: Any = index.hnsw
+        levels, neighbours = (faiss.vector_to_array(numbers) for numbers in (graph.levels, graph.neighbors))
+        return cls(levels, neighbours, graph.entry_point, graph.max_level)
+
+    def over(self, rows: NDArray[np.int64], count: int, room: NDArray[np.int64]) -> _Links:
+        """The same graph with its rows at ``rows`` [N] of ``count``; no link leads to the others or from them.
+
+        Args:
+            rows: int64, ascending.
+            count: of all rows.
+            room: for each number of layers how many links a row has room for.
+        """
+        levels = np.ones(count, np.int32)  # FAISS has no row without a layer
+        levels[rows] = self.levels
+        linked = np.zeros(count, np.bool_)
+        linked[rows] = True
+        neighbours = np.full(int(room[levels].sum()), -1, np.int32)
+        neighbours[np.repeat(linked, room[levels])] = np.where(self.neighbours < 0, -1, rows[self.neighbours])
+        return _Links(levels, neighbours, int(rows[self.entry_point]), self.max_level)
+
+    def put_into(self, index: faiss.IndexHNSWFlat) -> None:
+        """Make them the links of an index that has vectors only."""
+        graph: Any = index.hnsw
+        offsets = np.concatenate([[0], np.cumsum(_room(index)[self.levels])]).astype(np.uint64)
+        faiss.copy_array_to_vector(self.levels, graph.levels)
+        faiss.copy_array_to_vector(offsets, graph.offsets)
+        faiss.copy_array_to_vector(self.neighbours, graph.neighbors)
+        graph.entry_point, graph.max_level = self.entry_point, self.max_level
+        index.ntotal = len(self.levels)
+
+
+def _room(index: faiss.IndexHNSWFlat) -> NDArray[np.int64]:
+    """For each number of layers how many links a row in them has room for."""
+    room: NDArray[np.int64] = faiss.vector_to_array(index.hnsw.cum_nneighbor_per_level).astype(np.int64)
+    return room
+
+
+def _empty_graph(spec: IndexSpec, dimension: int) -> faiss.IndexHNSWFlat:
+    index = faiss.IndexHNSWFlat(dimension, spec.get("m"), faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = spec.get("ef_construction")
+    return index
+
+
+def _reserve(index: faiss.IndexHNSWFlat, count: int) -> None:
+    """Room for vectors: growth by doubling would hold all of them three times for a moment."""
+    _flat(index).codes.resize(count * index.d * 4)
+    _flat(index).codes.resize(0)
 
 
 def _flat(index: faiss.IndexHNSWFlat) -> faiss.IndexFlat:

@@ -12,24 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve.index import kernels
+from embedserve.index.copies import NO_COPIES, Copies
 from embedserve.index.ranking import score_error
 from embedserve.index.structures import TUNED_K, Stopped, Structure
+from embedserve.index.synthetic import best_scores, kinds
 from embedserve.types import DEFAULT_TARGET_RECALL
 
 K = TUNED_K
-_QUERIES = 200
-_SEED = 4321
 ENOUGH = 0.999
 """Higher values are not tried once this recall is reached."""
 _TO_SPARE = 0.3
 """Margin, as a share of the allowed misses. 200 synthetic queries predict the recall of others to about 0.01: where
 they found 0.962 with the chosen ef, 1,000 held-out queries found 0.958, and the first 200 of these 0.940."""
 _HARDER = 4
+_EASY = 32
 _SELF_QUERIES = 1024
 """Rows searched for in one call."""
-_BATCH = 50
-"""Queries compared with all rows in one call; a build can be stopped between two calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,58 +37,43 @@ class OperatingPoint:
     param: int
     """ef of HNSW, nprobe of IVF."""
     recall: float
-    """recall@10, in [0, 1]."""
-
-
-def synthetic_queries(
-    vectors: NDArray[np.float32], count: int = _QUERIES, stopped: Callable[[], bool] = lambda: False
-) -> NDArray[np.float32]:
-    """Queries like real ones, made from vectors [N, D]: float32 [min(count, N), D], unit norm.
-
-    A row is linked to its neighbours, so searching for it is easier than searching for a new image. Each query is a row
-    moved in a random direction, as far as its nearest neighbour is away, which is at least as hard.
-
-    Raises:
-        Stopped: ``stopped`` returned true.
-    """
-    random = np.random.default_rng(_SEED)
-    places = np.sort(random.choice(len(vectors), min(count, len(vectors)), replace=False))
-    rows = vectors[places].astype(np.float64)
-    noise = random.standard_normal(rows.shape)
-    noise -= (noise * rows).sum(axis=1, keepdims=True) * rows
-    noise /= np.maximum(np.linalg.norm(noise, axis=1, keepdims=True), 1e-12)
-    nearest = _best_scores(np.ascontiguousarray(vectors[places]), vectors, min(2, len(vectors)), stopped)
-    cosine = np.clip(nearest[:, -1:].astype(np.float64), 0.0, 1.0)
-    made = cosine * rows + np.sqrt(1 - cosine**2) * noise
-    made /= np.linalg.norm(made, axis=1, keepdims=True)
-    return made.astype(np.float32)
+    """recall@10, in [0, 1]; of the kind of query for which it is lowest."""
 
 
 def operating_points(
-    structure: Structure, vectors: NDArray[np.float32], stopped: Callable[[], bool]
+    structure: Structure, vectors: NDArray[np.float32], stopped: Callable[[], bool], copies: Copies = NO_COPIES
 ) -> tuple[OperatingPoint, ...]:
     """The recall of ascending values of ef or nprobe over vectors [N, D], until it reaches ENOUGH.
 
     Raises:
         Stopped: ``stopped`` returned true.
     """
-    queries = synthetic_queries(vectors, stopped=stopped)
-    best = _best_scores(queries, vectors, min(K, len(vectors)), stopped)
+    made = kinds(vectors, stopped=stopped)
+    k, dimension = min(K, len(vectors)), vectors.shape[1]
+    best = [best_scores(queries, vectors, k, stopped) for queries in made]
     points = []
     for param in structure.param_values:
-        if stopped():
-            raise Stopped
-        _, found = structure.search(queries, best.shape[1], param)
-        points.append(OperatingPoint(param, recall(found, best, vectors.shape[1])))
+        recalls = []
+        for queries, nearest in zip(made, best, strict=True):
+            if stopped():
+                raise Stopped
+            found = _found_scores(structure, queries, k, param, copies)
+            recalls.append(recall(found, nearest, dimension))
+        points.append(OperatingPoint(param, min(recalls)))
         if points[-1].recall >= ENOUGH:
             break
     return tuple(points)
 
 
 def unreachable_rows(
-    structure: Structure, vectors: NDArray[np.float32], points: Sequence[OperatingPoint], stopped: Callable[[], bool]
+    structure: Structure,
+    vectors: NDArray[np.float32],
+    points: Sequence[OperatingPoint],
+    stopped: Callable[[], bool],
+    copies: Copies = NO_COPIES,
 ) -> NDArray[np.int64]:
     """Positions in vectors [N, D] of rows that even a search for their own vectors does not find: int64 [U], ascending.
+    Copies are found with the row that they equal.
 
     A graph links a row to its neighbours, but these keep other links once they have enough, and a row that no other
     links to is never visited. Of 40,000 rows there were 5 with m=16, 1 with m=32.
@@ -98,10 +81,10 @@ def unreachable_rows(
     Raises:
         Stopped: ``stopped`` returned true.
     """
-    missing = np.arange(len(vectors))
+    missing = copies.distinct(len(vectors))
     usual = param_for(points, DEFAULT_TARGET_RECALL)
-    # Nearly all are found with the usual value, so only the rest is searched for with a higher one.
-    for param in (usual, _HARDER * usual):
+    # Nearly all are found with a low value, so only the rest is searched for with a higher one.
+    for param in (min(usual, _EASY), usual, own_vector_param(points)):
         missed = [missing[:0]]
         for start in range(0, len(missing), _SELF_QUERIES):
             if stopped():
@@ -116,10 +99,28 @@ def unreachable_rows(
     return missing
 
 
+def own_vector_param(points: Sequence[OperatingPoint]) -> int:
+    """The ef or nprobe with which every row is found by its own vector, unless it is known to be unreachable."""
+    return _HARDER * param_for(points, DEFAULT_TARGET_RECALL)
+
+
 def param_for(points: Sequence[OperatingPoint], target_recall: float) -> int:
     """The smallest ef or nprobe that reaches a recall with a margin; where none does, the largest that was tried."""
     wanted = min(target_recall + _TO_SPARE * (1 - target_recall), ENOUGH)
     return next((point.param for point in points if point.recall >= wanted), points[-1].param)
+
+
+def _found_scores(
+    structure: Structure, queries: NDArray[np.float32], k: int, param: int, copies: Copies
+) -> NDArray[np.float32]:
+    """Scores of the k rows that a search finds, copies included, in any order: float32 [Q, k]."""
+    positions, scores = structure.search(queries, k, param)
+    if not len(copies):
+        return scores
+    scores = copies.expanded(positions, scores, k, queries.shape[1])[1]
+    wide = np.pad(scores, ((0, 0), (0, max(k - scores.shape[1], 0))), constant_values=-np.inf)
+    best: NDArray[np.float32] = np.partition(wide, wide.shape[1] - k, axis=1)[:, wide.shape[1] - k :]
+    return best
 
 
 def recall(found: NDArray[np.float32], best: NDArray[np.float32], dimension: int) -> float:
@@ -131,15 +132,3 @@ def recall(found: NDArray[np.float32], best: NDArray[np.float32], dimension: int
         dimension: D; the error of a score grows with it.
     """
     return float((found >= best[:, -1:] - score_error(dimension)).mean())
-
-
-def _best_scores(
-    queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, stopped: Callable[[], bool]
-) -> NDArray[np.float32]:
-    """Scores of the k nearest of vectors [N, D] for each of the queries [Q, D]: float32 [Q, k], descending."""
-    scores = []
-    for start in range(0, len(queries), _BATCH):
-        if stopped():
-            raise Stopped
-        scores.append(kernels.nearest(queries[start : start + _BATCH], vectors, k, None)[1])
-    return np.concatenate(scores)

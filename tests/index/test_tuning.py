@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embedserve.index import structures, tuning
+from embedserve.index import structures, synthetic, tuning
 from embedserve.index.spec import parse
 from embedserve.index.structures import Stopped, Structure
 from embedserve.index.tuning import OperatingPoint
@@ -78,7 +78,7 @@ def test_recall_is_the_share_of_rows_as_near_as_the_last_that_counts() -> None:
 @pytest.mark.parametrize("count", [1, 2, 7, 500])
 def test_synthetic_queries_are_as_near_to_a_row_as_its_neighbour_is(count: int) -> None:
     vectors = clustered(count, 5)
-    queries = tuning.synthetic_queries(vectors, 100)
+    queries = synthetic.synthetic_queries(vectors, 100)
     assert queries.shape == (min(count, 100), 48)
     assert queries.dtype == np.float32
     assert np.abs(np.linalg.norm(queries.astype(np.float64), axis=1) - 1).max() < 1e-6
@@ -87,7 +87,7 @@ def test_synthetic_queries_are_as_near_to_a_row_as_its_neighbour_is(count: int) 
         cosines = (queries @ vectors.T).max(axis=1)
         assert cosines.max() < 0.9999
         assert nearest.min() - 1e-3 < cosines.min()
-    assert np.array_equal(queries, tuning.synthetic_queries(vectors, 100))
+    assert np.array_equal(queries, synthetic.synthetic_queries(vectors, 100))
 
 
 def test_tuning_can_be_stopped() -> None:

@@ -142,22 +142,24 @@ def test_the_multiplier_is_at_most_sixteen() -> None:
 
 
 def test_a_multiplier_that_gains_nothing_is_not_taken(honest: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Comparison, "recall", lambda comparison, params: 0.8)
+    monkeypatch.setattr(Comparison, "recalls", lambda comparison, params: np.full(100, 0.8))
     monitor = RecallMonitor(0.95)
     for query in random_units(100, D, 13):
         monitor.sample(query[None])
     recall = monitor.measure(of(honest))
     assert recall is not None
-    assert recall.value == 0.8
     assert monitor.multiplier == 1.0
+    # So rows are compared, which finds all.
+    assert (monitor.exact, recall.value) == (True, 1.0)
+    assert monitor.found == pytest.approx(0.8)
 
 
 def test_near_a_target_of_one_the_multiplier_is_lowered_too(honest: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"easy": False}
     monkeypatch.setattr(
         Comparison,
-        "recall",
-        lambda comparison, params: 1.0 if found["easy"] else min(0.9 + params.multiplier / 40, 1.0),
+        "recalls",
+        lambda comparison, params: np.full(100, 1.0 if found["easy"] else min(0.9 + params.multiplier / 40, 1.0)),
     )
     monitor = RecallMonitor(0.995)
     for query in random_units(100, D, 14):

@@ -22,7 +22,7 @@ from embedserve.index.search_params import SearchParams
 from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.observer import Observer
-from embedserve.store.local.collection import hits, recovery
+from embedserve.store.local.collection import hits, recall_file, recovery
 from embedserve.store.local.collection.build_state import BuildState
 from embedserve.store.local.collection.close_guard import CloseGuard
 from embedserve.store.local.collection.groups import Groups, PartGroups
@@ -111,6 +111,7 @@ class Collection:
         except BaseException:
             self._records.close()
             raise
+        recall_file.load(self.files.directory, self._index.current, self.recall)
 
     @property
     def path(self) -> Path:
@@ -220,7 +221,7 @@ class Collection:
         else:
             snapshot = self._index.current
             found = hits.search_index(snapshot, queries, options, params, wanted, sizes)
-        if not params.exact and options.filter is None and snapshot.is_approximate:
+        if not options.exact and options.filter is None and snapshot.is_approximate:
             self.recall.sample(queries)
         return found
 
@@ -235,7 +236,13 @@ class Collection:
         Raises:
             structures.Stopped: ``stopped`` returned true, or the collection is being closed.
         """
-        return self.recall.measure(self._index.current, lambda: stopped() or self._closing)
+        measured = self.recall.measure(self._index.current, lambda: stopped() or self._closing)
+        self.keep_recall()
+        return measured
+
+    def keep_recall(self) -> None:
+        """Write what was measured to disk, with the segments that it is about."""
+        recall_file.keep(self.files.directory, self._index.current, self.recall)
 
     def _masks(self, filter: Filter, check: Callable[[], None]) -> list[tuple[Rows, NDArray[np.bool_]]]:
         """The parts of the index as it is now, each with its live rows that match a filter: bool [N]."""
@@ -252,7 +259,7 @@ class Collection:
 
     def _params(self, options: SearchOptions) -> SearchParams:
         return SearchParams(
-            exact=options.exact,
+            exact=options.exact or (self.recall.exact and not (options.ef or options.nprobe)),
             ef=options.ef,
             nprobe=options.nprobe,
             target_recall=options.target_recall or self.entry.target_recall,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from embedserve.errors import EmbedserveError
@@ -55,19 +56,26 @@ def describe(collection: Collection, aliases: Sequence[str], *, in_list: bool = 
 
 
 def _index_text(collection: Collection, snapshot: Snapshot) -> str:
-    """What answers searches, as in "hnsw, ef 64 for recall 0.95"."""
-    params = collection.default_params
+    """What answers searches, as in "hnsw, ef 64 for recall 0.95", and what was given up for it."""
+    target, recall = collection.entry.target_recall, collection.recall
+    params = replace(collection.default_params, exact=False)
     by_kind: dict[str, list[int]] = {}
+    given_up = {shortfall.spec: shortfall.recall for part in snapshot.segments for shortfall in part.shortfalls}
     for segment in snapshot.segments:
         if segment.structure is not None:
-            by_kind.setdefault(str(segment.spec), []).append(segment.param(params))
-    if not by_kind:
-        return "exact (flat inner product)"
+            if recall.exact:
+                given_up[str(segment.spec)] = recall.found
+            elif param := segment.param(params):
+                by_kind.setdefault(str(segment.spec), []).append(param)
+            else:
+                given_up[str(segment.spec)] = segment.max_recall
     texts = []
     for kind, values in by_kind.items():
         name = "ef" if kind.startswith("hnsw") else "nprobe"
         between = f"{min(values)}" if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
-        texts.append(f"{kind}, {name} {between} for recall {collection.entry.target_recall:g}")
+        texts.append(f"{kind}, {name} {between} for recall {target:g}")
+    texts = texts or ["exact (flat inner product)"]
+    texts += [f"{kind} was given up: at most recall {value:.3f}" for kind, value in given_up.items()]
     return "; ".join(texts)
 
 

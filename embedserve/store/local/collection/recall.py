@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from random import Random
 from threading import Lock
 
 import numpy as np
@@ -15,6 +16,7 @@ from embedserve.index.ranking import Ranking
 from embedserve.index.search_params import EXACT, SearchParams
 from embedserve.index.snapshot import Snapshot
 from embedserve.index.structures import Stopped
+from embedserve.index.synthetic import kinds, synthetic_queries
 from embedserve.types import Recall
 from embedserve.wanted import Asking
 
@@ -32,10 +34,15 @@ _IN_VAIN = 3.0
 _MARGIN = 0.01
 """A lower multiplier is taken only if its recall exceeds the target by this; about the standard error of a
 measurement."""
+_ENOUGH_TO_GIVE_UP = 20
+"""Fewer real queries than this do not make searches exact."""
+_OWN_SCORE = 1 - 1e-5
+"""A query that finds a row as near as this is a copy of it, and says nothing about searches for new images."""
 
 
 class RecallMonitor:
-    """Remembers some queries, compares approximate with exact search for them, and corrects ef and nprobe.
+    """Remembers some queries, compares approximate with exact search for them, and corrects ef and nprobe. Where no
+    correction suffices, searches are exact until it does.
 
     Args:
         target: recall@10 that searches are tuned to.
@@ -51,10 +58,25 @@ class RecallMonitor:
         self.multiplier = 1.0
         """Factor on the ef or nprobe that structures were tuned to: real queries may be harder, or easier, than the
         synthetic ones of tuning."""
+        self.exact = False
+        """Whether every row is compared, since no multiplier reaches the target."""
+        self.found = 1.0
+        """The recall of approximate search when it was last measured."""
+        self._draw = Random(0).random
+
+    def restore(self, *, multiplier: float, exact: bool, found: float, last: Recall | None) -> None:
+        """Take over what was measured before a restart.
+
+        Raises:
+            ValueError: no measurement has this result.
+        """
+        if not (_MIN / _STEP <= multiplier <= _MAX * _STEP and 0 <= found <= 1):
+            raise ValueError(f"a multiplier of {multiplier:g} and a recall of {found:g} are not from a measurement")
+        self.multiplier, self.exact, self.found, self.last = multiplier, exact, found, last
 
     def sample(self, queries: NDArray[np.float32]) -> None:
-        """Remember one of the queries [Q, D] of a call."""
-        query = queries[len(self._queries) % len(queries)].copy()
+        """Remember one of the queries [Q, D] of a call, each with the same chance."""
+        query = queries[int(self._draw() * len(queries))].copy()
         with self._lock:
             self._queries.append(query)
             self._outdated = True
@@ -72,7 +94,7 @@ class RecallMonitor:
         """Measure recall now; None if every search is exact.
 
         If real queries do not reach the target, the multiplier is raised; if enough of them reach it with less, it is
-        lowered.
+        lowered. If they do not reach it at all, searches are exact from then on, until a later measurement does.
 
         Raises:
             Stopped: ``stopped`` returned true.
@@ -82,18 +104,27 @@ class RecallMonitor:
             self._outdated = False
         approximate = [segment for segment in snapshot.segments if segment.structure is not None and segment.live]
         if not approximate:
-            self.last = None
+            self.last, self.exact = None, False
             return None
-        queries = np.stack(real) if real else tuning.synthetic_queries(max(approximate, key=len).vectors, _MEASURED)
+        largest = max(approximate, key=len).vectors
+        queries = np.stack(real) if real else synthetic_queries(largest, _MEASURED, stopped)
         comparison = Comparison(snapshot, queries, stopped)
         value = comparison.recall(self._params(self.multiplier))
         if real:
-            self.multiplier, value = self._corrected(comparison, value, may_lower=len(real) >= _MEASURED)
+            self.multiplier, value = self._corrected(comparison, value)
+            if len(real) >= _MEASURED:
+                self.multiplier, value = self._lowered(snapshot, comparison, value, largest, stopped)
+            if len(real) >= _ENOUGH_TO_GIVE_UP:
+                least = min(self._target + (_MARGIN if self.exact else 0.0), tuning.ENOUGH)
+                self.exact = value < least
+        self.found = value
+        if self.exact:
+            value = 1.0
         self.last = Recall(value=value, queries=len(queries), real=bool(real), measured_unix_s=time.time())
         return self.last
 
-    def _corrected(self, comparison: Comparison, value: float, *, may_lower: bool) -> tuple[float, float]:
-        """The smallest multiplier that suffices, and its recall."""
+    def _corrected(self, comparison: Comparison, value: float) -> tuple[float, float]:
+        """The smallest multiplier from the present one on that suffices, and its recall."""
         multiplier = self.multiplier
         tried = multiplier
         # If several steps in a row gain nothing, the misses do not depend on ef or nprobe.
@@ -102,14 +133,33 @@ class RecallMonitor:
             higher = comparison.recall(self._params(tried))
             if higher > value:
                 multiplier, value = tried, higher
-        if multiplier > self.multiplier:
-            return multiplier, value
+        return multiplier, value
+
+    def _lowered(
+        self,
+        snapshot: Snapshot,
+        comparison: Comparison,
+        value: float,
+        vectors: NDArray[np.float32],
+        stopped: Callable[[], bool],
+    ) -> tuple[float, float]:
+        """A smaller multiplier that suffices as well, and its recall.
+
+        Queries that are copies of rows do not count: most searches may be for more of what is there, which is easy, and
+        the next one for something new. Among near-copies it must suffice for all kinds of synthetic queries too.
+        """
         enough = min(self._target + _MARGIN, 1 - (1 - self._target) / 2)
-        while may_lower and multiplier / _STEP >= _MIN:
-            lower = comparison.recall(self._params(multiplier / _STEP))
-            if lower < enough:
+        multiplier, others = self.multiplier, comparison.new_queries()
+        if value < enough or not others.any() or others.mean() < 0.5:
+            return multiplier, value
+        made = kinds(vectors, _MEASURED, stopped)
+        references = [Comparison(snapshot, queries, stopped) for queries in made] if len(made) > 1 else []
+        while multiplier / _STEP >= _MIN:
+            params = self._params(multiplier / _STEP)
+            recalls = comparison.recalls(params)
+            if recalls[others].mean() < enough or any(each.recall(params) < enough for each in references):
                 break
-            multiplier, value = multiplier / _STEP, lower
+            multiplier, value = multiplier / _STEP, float(recalls.mean())
         return multiplier, value
 
     def _params(self, multiplier: float) -> SearchParams:
@@ -125,17 +175,25 @@ class Comparison:
         self._snapshot = snapshot
         self._queries = queries
         self._stopped = stopped
-        self._lowest = [ranking.scores[: tuning.K][-1:] for ranking in self._search(EXACT)]
+        rankings = self._search(EXACT)
+        self._lowest = [ranking.scores[: tuning.K][-1:] for ranking in rankings]
+        self._highest = np.array([ranking.scores[0] if len(ranking.scores) else -1.0 for ranking in rankings])
 
     def recall(self, params: SearchParams) -> float:
         """Mean recall@10 of a search with these parameters; any of several rows with the score of the tenth counts."""
+        return float(self.recalls(params).mean())
+
+    def recalls(self, params: SearchParams) -> NDArray[np.float64]:
+        """The same for each query: float64 [Q]."""
         wanted = min(tuning.K, self._snapshot.items)
         if not wanted:
-            return 1.0
-        shared = 0
-        for ranking, lowest in zip(self._search(params), self._lowest, strict=True):
-            shared += int((ranking.scores[:wanted] >= lowest).sum())
-        return shared / (wanted * len(self._queries))
+            return np.ones(len(self._queries))
+        found = zip(self._search(params), self._lowest, strict=True)
+        return np.array([(ranking.scores[:wanted] >= lowest).sum() / wanted for ranking, lowest in found])
+
+    def new_queries(self) -> NDArray[np.bool_]:
+        """Which queries are no copies of a row: bool [Q]."""
+        return self._highest < _OWN_SCORE
 
     def _search(self, params: SearchParams) -> list[Ranking]:
         rankings = []

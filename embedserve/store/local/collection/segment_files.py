@@ -2,7 +2,7 @@
 
     segments/CURRENT.json             the segments in use, in order
     segments/<uid>/manifest.json      what a segment contains, with size and sha256 of each file
-    segments/<uid>/rids.i64, ids.utf8, ids.ends.i64, vectors.f32, index.faiss
+    segments/<uid>/rids.i64, ids.utf8, ids.ends.i64, vectors.f32, index.faiss, copies.i64
 
 A directory is written under a temporary name, synced, renamed, and only then listed in CURRENT.json; directories that
 are not listed are removed. Files are mapped, not read, except that a start hashes each of them: the format of FAISS has
@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from embedserve.atomic_write import create_private, make_private_directory, private, sync
 from embedserve.errors import InvalidInput, StoreError
 from embedserve.index import spec, structures
+from embedserve.index.copies import NO_COPIES, Copies
 from embedserve.index.ids import PackedIds
-from embedserve.index.segment import Segment, Unreachable
+from embedserve.index.segment import Segment, Shortfall, Unreachable
 from embedserve.index.structures import Hnsw
 from embedserve.index.tuning import OperatingPoint
 from embedserve.observer import Observer
@@ -38,7 +39,10 @@ from embedserve.store.local.records.files import read_document, sha256_of, write
 _log = logging.getLogger("embedserve.store")
 
 _FORMAT = 1
+_WITH_COPIES = 2
+"""Of a segment whose structure does not lead to copies: to older releases it is damaged, and rebuilt by them."""
 _RIDS, _IDS, _ENDS, _VECTORS, _INDEX = "rids.i64", "ids.utf8", "ids.ends.i64", "vectors.f32", "index.faiss"
+_COPIES = "copies.i64"
 
 _Number = TypeVar("_Number", np.int64, np.float32, np.uint8)
 
@@ -111,6 +115,17 @@ class SegmentFiles:
                 self._remove(segment.uid)
                 raise
 
+    def write_tuning(self, segment: Segment) -> None:
+        """Replace what is on disk about the search parameters of a segment in use; on disk when this returns."""
+        path = self.directory / segment.uid / "manifest.json"
+        with translate_errors(self.directory):
+            try:
+                manifest = read_document(path)
+            except ValueError as error:
+                raise StoreError(str(error), hint="check the collection: embedserve collection check NAME") from error
+            manifest["points"] = [[point.param, point.recall] for point in segment.points]
+            write_document(path, {**manifest, "tuning": segment.tuning})
+
     def use(self, segments: Sequence[Segment], seq: int) -> None:
         """Use these segments from now on, on disk when this returns, and remove all others."""
         uids = [segment.uid for segment in segments]
@@ -171,6 +186,8 @@ class SegmentFiles:
             _IDS: segment.ids.text,
             _ENDS: segment.ids.ends.astype("<i8", copy=False),
         }
+        if len(segment.copies):
+            arrays[_COPIES] = segment.copies.pairs().astype("<i8", copy=False)
         if not isinstance(segment.structure, Hnsw):
             arrays[_VECTORS] = segment.vectors.astype("<f4", copy=False)
         for name, array in arrays.items():
@@ -186,7 +203,7 @@ class SegmentFiles:
         write_document(
             path / "manifest.json",
             {
-                "format": _FORMAT,
+                "format": _WITH_COPIES if len(segment.copies) else _FORMAT,
                 "uid": segment.uid,
                 "seq": seq,
                 "rows": len(segment),
@@ -194,6 +211,8 @@ class SegmentFiles:
                 "fingerprint": self._fingerprint,
                 "index": str(segment.spec),
                 "points": [[point.param, point.recall] for point in segment.points],
+                "tuning": segment.tuning,
+                "shortfalls": [[shortfall.spec, shortfall.recall] for shortfall in segment.shortfalls],
                 "strays": segment.unreachable.positions.tolist(),
                 "faiss": faiss.__version__,
                 "files": files,
@@ -203,7 +222,12 @@ class SegmentFiles:
     def _read(self, uid: str) -> Segment:
         path = self.directory / uid
         manifest = read_document(path / "manifest.json")
-        expected = {"format": _FORMAT, "uid": uid, "dimension": self._dimension, "fingerprint": self._fingerprint}
+        expected = {
+            "format": _WITH_COPIES if _COPIES in manifest["files"] else _FORMAT,
+            "uid": uid,
+            "dimension": self._dimension,
+            "fingerprint": self._fingerprint,
+        }
         for key, value in expected.items():
             if manifest[key] != value:
                 raise ValueError(f"{path / 'manifest.json'} says {key} {manifest[key]!r}, not {value!r}")
@@ -223,9 +247,13 @@ class SegmentFiles:
         vectors = None
         if _VECTORS in manifest["files"]:
             vectors = _mapped(path / _VECTORS, "<f4", np.float32).reshape(-1, self._dimension)
+        pairs = None
+        if _COPIES in manifest["files"]:
+            pairs = _mapped(path / _COPIES, "<i8", np.int64).reshape(-1, 2)
         structure = None
         if _INDEX in manifest["files"]:
-            structure = structures.open_structure(spec.parse(manifest["index"]), path / _INDEX, vectors)
+            kind, unindexed = spec.parse(manifest["index"]), 0 if pairs is None else len(pairs)
+            structure = structures.open_structure(kind, path / _INDEX, vectors, unindexed)
             if isinstance(structure, Hnsw):
                 vectors = structure.vectors
         if vectors is None or vectors.shape != (rows, self._dimension) or not len(rids) == len(ids) == rows:
@@ -234,7 +262,12 @@ class SegmentFiles:
             raise ValueError(f"the row numbers in {path} do not ascend")
         points = tuple(OperatingPoint(int(param), float(recall)) for param, recall in manifest["points"])
         unreachable = Unreachable.of(vectors, np.array(manifest["strays"], np.int64))
-        return Segment(vectors, rids, ids, None, rows, uid, structure, points, unreachable)
+        copies = NO_COPIES if pairs is None else Copies.hanging(pairs[:, 0], pairs[:, 1], vectors)
+        if pairs is not None and len(copies) != len(pairs):
+            raise ValueError(f"rows that {path / _COPIES} says are equal are not")
+        shortfalls = tuple(Shortfall(str(kind), float(recall)) for kind, recall in manifest.get("shortfalls", ()))
+        tuned = int(manifest.get("tuning", 1))
+        return Segment(vectors, rids, ids, None, rows, uid, structure, points, unreachable, copies, shortfalls, tuned)
 
 
 def _wrong_files(path: Path, manifest: dict[str, Any], check: Callable[[], None] = lambda: None) -> list[str]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embedserve.errors import DiskFull, StoreError
 from embedserve.index import tuning
-from embedserve.index.ranking import exact_scores
+from embedserve.index.ranking import exact_scores, score_error
 from embedserve.index.search_params import SearchParams
 from embedserve.index.segment import Segment
 from embedserve.store.local.records.facets import Facets
@@ -48,8 +48,6 @@ _QUERIES = 64
 _COMPARED = 4e11
 """Maximum number of vector elements that the searches compare, some 20 s of one core; beyond it only some of the items
 are searched for. Every row without a structure is compared with every query, which would take hours for a million."""
-_HARDER = 8.0
-"""An item that approximate search misses must be found with this multiplier and a target recall of 1."""
 _LONGEST_REST_S = 0.1
 
 
@@ -212,12 +210,12 @@ class Check:
             for start in range(0, len(positions), _QUERIES):
                 some = positions[start : start + _QUERIES]
                 absent = _absent(snapshot, part, some, params, self._wanted)
+                # The target recall allows an item to be missed, but not with the ef or nprobe that found it, or a row
+                # as near, when the segment was built.
+                absent = _absent(snapshot, part, absent, _own_vector_params(part, params), self._wanted)
                 missed += len(absent)
                 searched += len(some)
-                # The target recall allows an item to be missed, but not with a higher ef or nprobe.
-                for position in _absent(
-                    snapshot, part, absent, SearchParams(target_recall=1.0, multiplier=_HARDER), self._wanted
-                ).tolist():
+                for position in absent.tolist():
                     id = part.ids[position].decode(errors="replace")
                     self._problems.append(f"item {id!r}: a search for its own vector does not find it")
                 self._progress("search", searched, total)
@@ -289,6 +287,13 @@ def _is_exact(part: Rows) -> bool:
     return not isinstance(part, Segment) or part.structure is None
 
 
+def _own_vector_params(part: Rows, usual: SearchParams) -> SearchParams:
+    if not isinstance(part, Segment) or part.structure is None:
+        return usual
+    param = tuning.own_vector_param(part.points)
+    return SearchParams(ef=param, nprobe=param)
+
+
 def _absent(
     snapshot: Snapshot, part: Rows, positions: NDArray[np.int64], params: SearchParams, wanted: Wanted
 ) -> NDArray[np.int64]:
@@ -298,8 +303,9 @@ def _absent(
     vectors = part.vectors[positions]
     rankings = snapshot.nearest(vectors, 1, params=params, wanted=wanted)
     own_scores = exact_scores(vectors, np.arange(len(vectors)), vectors, np.arange(len(vectors)))
+    error = score_error(vectors.shape[1])
     absent = [
-        rid not in ranking.rids and not (len(ranking.scores) and ranking.scores[0] >= own)
+        rid not in ranking.rids and not (len(ranking.scores) and ranking.scores[0] >= own - error)
         for rid, own, ranking in zip(part.rids[positions], own_scores, rankings, strict=True)
     ]
     found: NDArray[np.int64] = positions[np.array(absent)]

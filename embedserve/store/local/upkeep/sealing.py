@@ -16,9 +16,8 @@ import numpy as np
 from embedserve.index import compaction, spec
 from embedserve.index.compaction import Step, WriteActivity
 from embedserve.index.rows import Rows
-from embedserve.index.segment import Segment
+from embedserve.index.segment import TUNING, Segment
 from embedserve.index.snapshot import Snapshot
-from embedserve.index.spec import IndexSpec
 from embedserve.store.local.collection import recovery
 from embedserve.store.local.collection.collection import Collection
 
@@ -63,8 +62,10 @@ def seal_next(
     with collection.build_state.lock:
         if not collection.is_closing and not collection.build_state.files_current:
             _use_files(collection)
-        if collection.is_closing or _next_step(collection, collection.snapshot, activity) is None:
+        if collection.is_closing:
             return None
+        if _next_step(collection, collection.snapshot, activity) is None:
+            return _tune_again(collection, lambda: stopped() or collection.is_closing)
         with collection.write_lock:
             collection.publish(collection.snapshot.with_delta_frozen())
             snapshot = collection.snapshot
@@ -125,6 +126,7 @@ def _take(step: Step, collection: Collection, snapshot: Snapshot, stopped: Calla
             collection.forget_matches(part.uid)
     ended = collection.build_state.last_s = time.monotonic()
     collection.recall.invalidate()
+    collection.keep_recall()
     rows = 0 if segment is None else len(segment)
     kind = "none" if segment is None else segment.spec.kind
     fields = {"collection": collection.entry.name, "rows": rows, "kind": kind, "seconds": round(ended - begun, 1)}
@@ -140,27 +142,35 @@ def _build(
     if not rows:
         return None
     entry, uid = collection.entry, uuid.uuid4().hex
-
-    def built_as(wanted: IndexSpec) -> Segment:
-        kind = spec.resolve(
-            wanted,
-            total=snapshot.items,
-            rows=rows,
-            dimension=entry.dimension,
-            memory_bytes=collection.memory_bytes,
-        )
-        return Segment.build(uid, kind, parts, entry.dimension, stopped)
-
-    segment = built_as(collection.spec)
-    if collection.spec.kind == "auto" and segment.spec.kind == "hnsw" and not segment.reaches(entry.target_recall):
-        # Thousands of equal rows, such as one placeholder for all missing images, are linked only to each other: a
-        # search that comes among them does not leave them. Inverted lists do not have this problem.
-        segment = max(segment, built_as(IndexSpec("ivf")), key=lambda either: either.max_recall)
-    if not segment.reaches(entry.target_recall):
-        fields = {"collection": entry.name, "rows": rows, "index": str(segment.spec)}
-        fields |= {"max_recall": round(segment.max_recall, 3), "target_recall": entry.target_recall}
-        _log.warning("a segment does not reach the target recall", extra={"fields": fields})
+    attempts = spec.attempts(
+        collection.spec,
+        total=snapshot.items,
+        rows=rows,
+        dimension=entry.dimension,
+        memory_bytes=collection.memory_bytes,
+    )
+    segment = Segment.build_first(uid, attempts, entry.target_recall, parts, entry.dimension, stopped)
+    for shortfall in segment.shortfalls:
+        fields = {"collection": entry.name, "rows": rows, "index": shortfall.spec}
+        fields |= {"max_recall": round(shortfall.recall, 3), "target_recall": entry.target_recall}
+        fields["built"] = str(segment.spec)
+        _log.warning("a segment does not reach the target recall: built as another", extra={"fields": fields})
     return collection.files.write(segment, snapshot.seq)
+
+
+def _tune_again(collection: Collection, stopped: Callable[[], bool]) -> Sealed | None:
+    """Tune a segment of an older release by the rules of today; build it anew if it does not reach the target then."""
+    snapshot = collection.snapshot
+    for number, segment in enumerate(snapshot.fixed):
+        if isinstance(segment, Segment) and segment.structure is not None and segment.tuning < TUNING:
+            tuned = segment.tuned(stopped)
+            if not tuned.reaches(collection.entry.target_recall):
+                return _take(Step(number, 1), collection, snapshot, stopped)
+            collection.files.write_tuning(tuned)
+            with collection.write_lock:
+                collection.publish(collection.snapshot.with_tuning(tuned))
+            collection.recall.invalidate()
+    return None
 
 
 def _use_files(collection: Collection) -> None:
