@@ -10,6 +10,8 @@ server's threads rest must be at most 100 ms, and SIGTERM beside such calls must
 
 from __future__ import annotations
 
+import os
+import statistics
 import sys
 import tempfile
 import threading
@@ -48,6 +50,8 @@ LEAVE_AFTER_S = 0.6
 QUIET_S = 0.05
 """A server rests if none of its threads has had anything to do for so long."""
 LONGEST_REST_S = 20.0
+TRIES = 3
+"""The median counts: on a busy machine a thread may wait for a core for longer than it works."""
 
 
 def run() -> tuple[dict[str, float], list[str]]:
@@ -128,19 +132,25 @@ def leaving(child: Child) -> tuple[dict[str, float], list[str]]:
         "exact": search_request("many", 64, exact=True, k=1000),
         "backup": None,
     }
-    figures, violations = {}, []
+    figures: dict[str, float] = {}
+    violations = []
     with grpc.insecure_channel(child.address) as channel:
         for kind, request in kinds.items():
-            rest(child.process.pid)
-            calls = [begin(channel, request) for _ in range(8)]
-            time.sleep(LEAVE_AFTER_S)
-            for call in calls:
-                call.cancel()
-            took_ms = rest(child.process.pid)
-            figures[f"{kind}_ended_ms"] = took_ms
+            walls, used = [], []
+            for _ in range(TRIES):
+                rest(child.process.pid)
+                calls = [begin(channel, request) for _ in range(8)]
+                time.sleep(LEAVE_AFTER_S)
+                for call in calls:
+                    call.cancel()
+                before_ms = cpu_ms(child.process.pid)
+                walls.append(rest(child.process.pid))
+                used.append(cpu_ms(child.process.pid) - before_ms)
+            took_ms, cpu = statistics.median(walls), statistics.median(used)
+            figures |= {f"{kind}_ended_ms": took_ms, f"{kind}_cpu_ms": cpu}
             if took_ms > END_WITHIN_MS:
                 violations.append(f"{kind}: work went on for {took_ms:.0f} ms after its callers had left")
-            print(f"  {kind}: ended {took_ms:.0f} ms after its callers left", flush=True)
+            print(f"  {kind}: ended {took_ms:.0f} ms after its callers left, {cpu:.0f} ms of CPU time", flush=True)
     return figures, violations
 
 
@@ -181,6 +191,12 @@ def rest(pid: int) -> float:
             return (quiet_since - begun) * 1000
         time.sleep(0.003)
     return LONGEST_REST_S * 1000
+
+
+def cpu_ms(pid: int) -> float:
+    """CPU time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
 def works(pid: int) -> bool:

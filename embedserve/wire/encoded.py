@@ -1,6 +1,6 @@
 """Large responses, written to bytes piece by piece.
 
-A message in memory takes up to twenty times the bytes that it has on the wire, if its metadata have many short entries.
+A message in memory takes up to ten times the bytes that it has on the wire, if its metadata have many short entries.
 Here only one hit or item at a time is a message, each row is written once for all queries that found it, and the pieces
 are joined at the end.
 """

@@ -83,7 +83,7 @@ class Row:
 class StoredMetadata(Mapping[str, MetadataValue]):
     """Metadata as they are in the row, parsed anew each time that somebody looks at them.
 
-    For large answers: a metadata object of 16 KiB with short keys takes 20 times as much in Python.
+    For large answers: metadata of 13 KB with 1,300 short entries took nine times as much in Python.
     """
 
     __slots__ = ("_json",)
