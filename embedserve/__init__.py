@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         MetadataInput,
         Query,
         ServerInfo,
+        Target,
     )
     from embedserve.errors import EmbedserveError
     from embedserve.types import (
@@ -89,6 +90,7 @@ __all__ = [
     "Range",
     "Recall",
     "ServerInfo",
+    "Target",
     "__version__",
     "errors",
 ]

@@ -49,6 +49,7 @@ EXPORTED = [
     "Range",
     "Recall",
     "ServerInfo",
+    "Target",
     "__version__",
     "errors",
 ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from embedserve.changes import MetadataChange
 from embedserve.client.aio import AsyncClient
 from embedserve.client.sync import Client
+from embedserve.client.target import Target
 from embedserve.client.values import (
     AddResult,
     Embeddings,
@@ -39,4 +40,5 @@ __all__ = [
     "MetadataInput",
     "Query",
     "ServerInfo",
+    "Target",
 ]

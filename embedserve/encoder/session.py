@@ -200,7 +200,8 @@ def check_reference(encoder: ImageEncoder) -> None:
     """
     metadata = encoder.metadata
     if metadata.reference is None:
-        _log.warning("encoder %s has no reference vectors in its file: drift would go unnoticed", metadata.name)
+        fields = {"encoder": metadata.name}
+        _log.warning("no reference vectors in the encoder file: drift would go unnoticed", extra={"fields": fields})
         return
     cosine = reference.lowest_cosine(encoder.encode(reference.draw(metadata.preprocess.size_px)), metadata.reference)
     least = same_vector_cosine(metadata)

@@ -184,4 +184,4 @@ class Door:
     def _log_failure(self, error: OSError) -> None:
         if (now_s := time.monotonic()) >= self._logged_s + _LOG_EVERY_S:
             self._logged_s = now_s
-            _log.error("the HTTP port cannot take connections: %s", error.strerror)
+            _log.error("the HTTP port cannot take connections", extra={"fields": {"reason": error.strerror}})

@@ -68,7 +68,8 @@ def listed_to_proto(info: CollectionInfo) -> collection_pb.Collection:
     try:
         return collection_to_proto(info)
     except (ValueError, TypeError, OverflowError) as error:
-        _log.error("collection %r cannot be described, only named: %s", info.name, error)
+        fields = {"collection": info.name, "reason": str(error)}
+        _log.error("a collection cannot be described, only named", extra={"fields": fields})
         return collection_pb.Collection(name=info.name)
 
 

@@ -124,7 +124,7 @@ def test_a_file_without_reference_vectors_is_used_and_named(path: Path, caplog: 
     bare = encoder_file.pack(file.model, replace(file.metadata, reference=None))
     with caplog.at_level(logging.WARNING):
         check_reference(Encoder.from_file(bare, device="cpu"))
-    assert caplog.messages == ["encoder test has no reference vectors in its file: drift would go unnoticed"]
+    assert caplog.messages == ["no reference vectors in the encoder file: drift would go unnoticed"]
 
 
 def test_a_server_does_not_start_with_an_encoder_that_has_drifted(path: Path, tmp_path: Path) -> None:

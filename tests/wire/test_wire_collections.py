@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from embedserve import wire
 from embedserve.types import CheckProgress, CheckReport, CollectionInfo, Keep, Recall
 from embedserve.v1 import collection_service_pb2 as pb
+from tests.logged import logged
 
 KNOWN = CollectionInfo(
     name="photos", fingerprint="ab" * 32, encoder_name="e", dimension=4, keep=Keep.NONE, created_unix_s=1.0, items=0
@@ -85,5 +86,5 @@ def test_a_collection_that_no_message_holds_is_listed_by_its_name(
     spoiled: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert wire.collection_from_proto(wire.listed_to_proto(replace(KNOWN, **spoiled))).name == "photos"
-    assert "collection 'photos' cannot be described, only named" in caplog.text
+    assert "a collection cannot be described, only named  collection=photos" in logged(caplog)
     assert wire.listed_to_proto(KNOWN) == wire.collection_to_proto(KNOWN)

@@ -111,7 +111,7 @@ def delete_items(name: str, ids: tuple[str, ...], conditions: tuple[Any, ...], y
 
     \b
     embedserve collection delete-items photos shoes/12.jpg --yes
-    embedserve collection delete-items photos --where "year<1999" --where label=shoe
+    embedserve collection delete-items photos --where label=shoe
     """
     if bool(ids) == bool(conditions):
         raise click.UsageError("give either ids or --where, which chooses all items that match")
@@ -157,7 +157,7 @@ def update_metadata(
     """Change the metadata of items, and nothing else of them. Exits with 1 if one of them cannot be changed.
 
     \b
-    embedserve collection update-metadata photos shoes/12.jpg --set price=30 --set sold=true --remove new
+    embedserve collection update-metadata photos a.jpg --set price=30 --remove new
     """
     if not (values or keys or replace):
         raise click.UsageError("give what is to change: --set KEY=VALUE, --remove KEY or --replace")

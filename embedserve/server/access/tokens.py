@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hmac
 import logging
+import os
 import re
 import stat
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from embedserve.errors import SetupError
-from embedserve.regular_file import read_text
+from embedserve.regular_file import regular
 from embedserve.server.access.reload_files import file_state
 
 MIN_TOKEN_CHARS = 16
@@ -27,7 +28,10 @@ MAX_TOKEN_CHARS = 1024
 
 _MAX_FILE_BYTES = 16 << 20
 
-_REVOKING = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP)
+_REVOKING = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP),
+    *(errno.EINVAL, errno.ENXIO, errno.EISDIR),  # a pipe, a socket or a folder, as ``regular`` says it
+)
 """Why a file is not read that somebody has brought about: it was removed, or is no longer for the server to read."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, b64token
@@ -137,13 +141,14 @@ class TokenFile:
             OSError: the disk does not give the file.
         """
         try:
-            status = self._path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                return (), SetupError(f"the tokens {self._path} are no regular file", hint=_CHECK)
-            if status.st_size > _MAX_FILE_BYTES:
-                problem = f"the tokens {self._path} have {status.st_size} bytes; at most {_MAX_FILE_BYTES} are allowed"
-                return (), SetupError(problem, hint=_MAKE_ONE)
-            text = read_text(self._path)
+            with open(self._path, encoding="utf-8", opener=regular) as file:
+                status = os.fstat(file.fileno())
+                if status.st_size > _MAX_FILE_BYTES:
+                    problem = (
+                        f"the tokens {self._path} have {status.st_size} bytes; at most {_MAX_FILE_BYTES} are allowed"
+                    )
+                    return (), SetupError(problem, hint=_MAKE_ONE)
+                text = file.read()
         except (OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno not in _REVOKING:
                 raise

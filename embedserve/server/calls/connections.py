@@ -86,13 +86,9 @@ class ConnectionRoom:
                     with suppress(OSError):  # the list of descriptors could not be read: next time
                         await asyncio.get_running_loop().run_in_executor(thread, self.make)
                 if self.closed > logged and time.monotonic() >= logged_s + _LOG_EVERY_S:
-                    _log.warning(
-                        "connections that had been idle longest were closed to make room: %d; at most %d are open"
-                        " (max_connections, and half of the %d files that this process may open)",
-                        self.closed - logged,
-                        self._allowed,
-                        descriptors.limit(),
-                    )
+                    # The limit is max_connections, or half of the files that this process may open.
+                    fields = {"closed": self.closed - logged, "limit": self._allowed, "files": descriptors.limit()}
+                    _log.warning("the longest idle connections were closed to make room", extra={"fields": fields})
                     logged_s, logged = time.monotonic(), self.closed
         finally:
             thread.shutdown()

@@ -110,7 +110,5 @@ def warn_if_readable(directory: Path) -> None:
     """Name a data directory that others may enter; what an operator has made so is not changed."""
     mode = directory.stat().st_mode & 0o777
     if mode & 0o077:
-        _log.warning(
-            "other users may enter the data directory %s (mode %03o); if they should not: chmod -R go= %s",
-            *(directory, mode, directory),
-        )
+        fields = {"path": str(directory), "mode": f"{mode:03o}", "hint": f"chmod -R go= {directory}"}
+        _log.warning("other users may enter the data directory", extra={"fields": fields})

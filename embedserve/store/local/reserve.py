@@ -97,7 +97,8 @@ class Reserve:
                 return False
             self._missing = True
             self._not_before = time.monotonic() + _AGAIN_S
-        _log.warning("the disk of %s is full: its reserve is given up, so that something can be removed", self._path)
+        fields = {"path": str(self._path)}
+        _log.warning("the disk is full: its reserve is given up for removals", extra={"fields": fields})
         return True
 
     def _make(self) -> bool:

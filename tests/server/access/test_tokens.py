@@ -393,13 +393,13 @@ def test_a_file_seen_in_the_middle_of_being_written_revokes_nobody(tokens: Path)
 def test_a_disk_that_does_not_give_the_file_changes_nothing(
     tokens: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object, **__: object) -> str:
+    def fail(*_: object, **__: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
     file = TokenFile(tokens)
     tokens.write_text(f"read {READ}\n")
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_text", fail)
+        patched.setattr("embedserve.server.access.tokens.regular", fail)
         file.refresh()
         file.refresh()
         assert file.find(WRITE) is not None

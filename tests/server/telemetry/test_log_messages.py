@@ -16,7 +16,7 @@ LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
 def logging_calls() -> list[tuple[str, ast.Call]]:
     """Calls of loggers in what a server runs, by file and line."""
     found = []
-    for room in ("server", "engine", "encoder", "images", "index", "store"):
+    for room in ("server", "engine", "encoder", "images", "index", "store", "wire"):
         for path in sorted((PACKAGE / room).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if (

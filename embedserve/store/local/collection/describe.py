@@ -85,7 +85,7 @@ def _disk_bytes(directory: Path, *, in_list: bool) -> int:
     except EmbedserveError as error:
         if not in_list:
             raise
-        _log.error("the size of a collection is not known: %s", error)
+        _log.error("the size of a collection is not known", extra={"fields": {"reason": str(error)}})
         return 0
 
 

@@ -51,7 +51,7 @@ def keep(directory: Path, snapshot: Snapshot, monitor: RecallMonitor) -> None:
         }
         write_document(path, document)
     except OSError as error:
-        _log.warning("the measured recall is not kept: %s", error)
+        _log.warning("the measured recall is not kept", extra={"fields": {"reason": str(error)}})
 
 
 def load(directory: Path, snapshot: Snapshot, monitor: RecallMonitor) -> None:
@@ -67,7 +67,7 @@ def load(directory: Path, snapshot: Snapshot, monitor: RecallMonitor) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError) as error:
-        _log.warning("recall is measured again: %s", error)
+        _log.warning("recall is measured again", extra={"fields": {"reason": str(error)}})
 
 
 def _about(snapshot: Snapshot) -> list[str]:
