@@ -12,6 +12,8 @@ encoder file is replaced alternately by AdminService and by SIGHUP, and sometime
   no more than noise, which is twice their deviation from it, or the allowance in ALLOWED if that is more;
 - the server's counters equal the client's own count, by method and code; only a call that its client abandoned may be
   counted as OK, RESOURCE_EXHAUSTED, CANCELLED, DEADLINE_EXCEEDED or not at all;
+- beside more idle connections than the server may open files, every probe is answered; answers of any size keep to the
+  bound of memory, and work ends soon after its caller has left; recall is at its target on near-copies and copies;
 - at the end nothing is in flight, no image has failed through a fault of the server, and SIGTERM ends it with code 0.
 
 Exit code 1 if a check fails.
@@ -45,6 +47,8 @@ from embedserve.encoder.session import Encoder
 from embedserve.errors import EncoderFileError
 from embedserve.images import preprocess
 
+SCENARIOS = {"idle_connections": idle_connections.run, "answers": answers.run, "near_copies": near_copies.run}
+"""After the traffic, each with a server or a store of its own."""
 TOKEN = "soak-soak-soak-soak"
 PICTURES = 24
 REPLACED_WITHIN_S = 15.0
@@ -163,6 +167,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="length of the traffic (10)")
     parser.add_argument("--every-s", type=float, default=20.0, help="seconds between replacements (20)")
     parser.add_argument("--encoder", action="append", type=Path, help="two encoder files (two light ones)")
+    parser.add_argument("--traffic-only", action="store_true", help="without the scenarios in soaking/")
     parser.add_argument("--seed", type=int, default=0, help="of the traffic (0)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything that was measured to this file")
     arguments = parser.parse_args()
@@ -170,12 +175,10 @@ def main() -> None:
         parser.error("--encoder is given twice, or not at all")
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
         results = asyncio.run(soak(arguments, Path(folder)))
-    results["idle_connections"], violations = idle_connections.run()
-    results["violations"] += violations
-    results["answers"], violations = answers.run()
-    results["violations"] += violations
-    results["near_copies"], violations = near_copies.run()
-    results["violations"] += violations
+    for name, scenario in () if arguments.traffic_only else SCENARIOS.items():
+        print(f"{name.replace('_', ' ')} …", flush=True)
+        results[name], violations = scenario()
+        results["violations"] += violations
     print_report(results)
     write(results, arguments.json)
     if results["violations"]:
@@ -321,17 +324,19 @@ def print_report(results: dict[str, Any]) -> None:
             f"{name:<12} {found['first']:.0f} → {found['last']:.0f} (most {found['most']:.0f});"
             f" rise {found['rise']:+.1f}, noise {found['noise']:.1f}"
         )
-    for name, figures in results["near_copies"].items():
+    if idle := results.get("idle_connections"):
+        print(
+            f"{idle['probes_answered']:,} of {idle['probes_asked']:,} probes answered beside 1,100 and 5,000 idle"
+            f" connections at {idle['files_of_the_server']:,} files; slowest {idle['slowest_ms']:.0f} ms;"
+            f" {idle['log_lines']} log lines"
+        )
+    for name, figure in results.get("answers", {}).items():
+        print(f"{name.replace('_', ' ')}: {figure:,.0f}")
+    for name, figures in results.get("near_copies", {}).items():
         recalls = (f"{moment}: {figures[moment]}" for moment in ("after the build", "after a restart"))
         print(f"{name} ({figures['index']}): recall@10 {', '.join(recalls)}")
     for violation in results["violations"]:
         print(f"VIOLATION  {violation}")
-    idle = results["idle_connections"]
-    print(
-        f"{idle['probes_answered']:,} of {idle['probes_asked']:,} probes answered beside 1,100 and 5,000 idle"
-        f" connections at {idle['files_of_the_server']:,} files; slowest {idle['slowest_ms']:.0f} ms;"
-        f" {idle['log_lines']} log lines"
-    )
     print("nothing went wrong" if not results["violations"] else f"{len(results['violations'])} violations")
 
 

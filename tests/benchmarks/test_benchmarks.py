@@ -143,7 +143,17 @@ def test_the_gpu_benchmark_measures_serving_and_can_be_tried_on_the_cpu(tmp_path
 def test_a_short_soak_goes_without_a_violation_and_accounts_for_every_call(tmp_path: Path) -> None:
     encoders = [write_encoder_file(tmp_path / f"{seed}.onnx", seed=seed) for seed in (1, 2)]
     chosen = [part for encoder in encoders for part in ("--encoder", str(encoder))]
-    said = run("soak.py", "--minutes", "0.25", "--every-s", "4", "--json", str(tmp_path / "soak.json"), *chosen)
+    said = run(
+        "soak.py",
+        "--minutes",
+        "0.25",
+        "--every-s",
+        "4",
+        "--json",
+        str(tmp_path / "soak.json"),
+        *chosen,
+        "--traffic-only",
+    )
     document = json.loads((tmp_path / "soak.json").read_text())
     assert "nothing went wrong" in said
     assert document["violations"] == []
