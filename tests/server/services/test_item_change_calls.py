@@ -237,7 +237,7 @@ def test_an_item_that_cannot_be_changed_fails_alone_and_is_named(client: Client)
         *(type(None), ItemNotFound, LimitExceeded, InvalidInput, InvalidInput, InvalidInput, type(None)),
     ]
     assert client.count_items("times", Exists("ok")) == 2
-    with pytest.raises(ItemsFailed, match="1 of 2 items were not changed: item 'gone'"):
+    with pytest.raises(ItemsFailed, match=r"1 of 2 items were not changed: item 'gone'"):
         client.update_metadata("times", [MetadataChange("gone", {"a": 1}), MetadataChange("07", {"a": 1})])
     assert client.count_items("times", Exists("a")) == 1
 
@@ -245,7 +245,7 @@ def test_an_item_that_cannot_be_changed_fails_alone_and_is_named(client: Client)
 def test_the_limit_on_metadata_holds_for_what_a_change_leaves(client: Client) -> None:
     half = "x" * (9 << 10)
     client.update_metadata("times", MetadataChange("01", {"one": half}))
-    with pytest.raises(ItemsFailed, match="item '01': .* bytes of metadata .*; max_metadata_bytes is 16384"):
+    with pytest.raises(ItemsFailed, match=r"item '01': .* bytes of metadata .*; max_metadata_bytes is 16384"):
         client.update_metadata("times", MetadataChange("01", {"two": half}))
     client.update_metadata("times", MetadataChange("01", {"two": half}, remove=["one"]))
 
