@@ -61,6 +61,20 @@ def inner_products_at(
     return scores
 
 
+def inner_products_of_each(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], positions: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The same for several queries [Q, D], each with its own positions [Q, C]: float32 [Q, C], −inf where one is −1."""
+    scores = np.empty(positions.shape, np.float32)
+    queries, places = np.ascontiguousarray(queries), np.maximum(positions, 0)
+    pointer = faiss.swig_ptr
+    faiss.fvec_inner_products_by_idx(  # type: ignore[attr-defined]
+        pointer(scores), pointer(queries), pointer(vectors), pointer(places), vectors.shape[1], *places.shape
+    )
+    scores[positions < 0] = -np.inf
+    return scores
+
+
 def nearest(
     queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, live_bits: NDArray[np.uint8] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

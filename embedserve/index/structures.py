@@ -196,10 +196,7 @@ class Ivf:
         candidates = min(candidates, self.index.ntotal)
         parameters = kernels.ivf_parameters(nprobe)
         _, positions = self.index.search(queries, max(candidates, k), params=parameters)
-        scores = np.full(positions.shape, -np.inf, np.float32)
-        for row, query in enumerate(queries):
-            found = positions[row] >= 0
-            scores[row, found] = kernels.inner_products_at(query, self.vectors, positions[row][found])
+        scores = kernels.inner_products_of_each(queries, self.vectors, positions)
         if positions.shape[1] > k:
             best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
             positions, scores = np.take_along_axis(positions, best, 1), np.take_along_axis(scores, best, 1)

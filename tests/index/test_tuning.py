@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from embedserve.index import structures, synthetic, tuning
+from embedserve.index.copies import Copies
 from embedserve.index.spec import parse
 from embedserve.index.structures import Stopped, Structure
 from embedserve.index.tuning import OperatingPoint
@@ -52,7 +53,10 @@ def test_tuned_parameters_reach_their_recall_on_fresh_queries(kind: str) -> None
 def test_any_of_several_equal_rows_counts_as_found() -> None:
     # 20 of each: the ten found rows are rarely the ten that exact search finds.
     vectors = np.repeat(clustered(300, 3), 20, axis=0)[np.random.default_rng(4).permutation(6000)]
-    points = tuning.operating_points(built("hnsw:m=16", vectors), vectors, never)
+    copies = Copies.of(vectors)
+    graph = structures.build(parse("hnsw:m=16"), vectors, never, copies.distinct(6000))
+    assert graph is not None
+    points = tuning.operating_points(graph, vectors, never, copies)
     assert tuning.param_for(points, 0.95) <= 64
     assert points[-1].recall >= 0.99
 
@@ -78,7 +82,7 @@ def test_recall_is_the_share_of_rows_as_near_as_the_last_that_counts() -> None:
 @pytest.mark.parametrize("count", [1, 2, 7, 500])
 def test_synthetic_queries_are_as_near_to_a_row_as_its_neighbour_is(count: int) -> None:
     vectors = clustered(count, 5)
-    queries = synthetic.synthetic_queries(vectors, 100)
+    queries, *_ = synthetic.kinds(vectors, 100)
     assert queries.shape == (min(count, 100), 48)
     assert queries.dtype == np.float32
     assert np.abs(np.linalg.norm(queries.astype(np.float64), axis=1) - 1).max() < 1e-6
@@ -87,7 +91,45 @@ def test_synthetic_queries_are_as_near_to_a_row_as_its_neighbour_is(count: int) 
         cosines = (queries @ vectors.T).max(axis=1)
         assert cosines.max() < 0.9999
         assert nearest.min() - 1e-3 < cosines.min()
-    assert np.array_equal(queries, synthetic.synthetic_queries(vectors, 100))
+    assert np.array_equal(queries, synthetic.kinds(vectors, 100)[0])
+
+
+def near_copies(noise: float) -> NDArray[np.float32]:
+    """Forty rows around each of 100 random directions."""
+    random = np.random.default_rng(7)
+    rows = np.repeat(random.standard_normal((100, 48)), 40, axis=0)
+    rows += noise * random.standard_normal(rows.shape)
+    scaled: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return scaled.astype(np.float32)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-3, 0.1, 0.3])
+def test_among_near_copies_no_query_but_those_of_the_first_kind_is_a_copy(noise: float) -> None:
+    vectors = near_copies(noise)
+    near, moved, halfway, strangers = synthetic.kinds(vectors)
+    assert (near @ vectors.T).max(axis=1).min() > 0.7
+    for queries in (moved, halfway, strangers):
+        assert np.abs(np.linalg.norm(queries.astype(np.float64), axis=1) - 1).max() < 1e-6
+        assert np.median((queries @ vectors.T).max(axis=1)) < 0.85
+    mixed = synthetic.synthetic_queries(vectors, 100)
+    assert mixed.shape == (100, 48)
+
+
+def test_pairs_of_copies_are_no_near_copies_but_no_query_is_a_copy_either() -> None:
+    vectors = np.repeat(clustered(2000, 8), 2, axis=0)
+    (queries,) = synthetic.kinds(vectors)
+    assert (queries @ vectors.T).max(axis=1).max() < 0.999
+
+
+def test_recall_of_an_operating_point_is_that_of_the_hardest_kind() -> None:
+    vectors = near_copies(0.01)
+    structure = built("hnsw:m=8", vectors)
+    points = {point.param: point.recall for point in tuning.operating_points(structure, vectors, never)}
+    strangers = synthetic.kinds(vectors)[3]
+    truth = np.sort(strangers @ vectors.T, axis=1)[:, -10:-9]
+    _, found = structure.search(strangers, 10, 16)
+    assert points[16] <= float((found >= truth - 1e-5).mean()) + 1e-6
+    assert points[16] < 0.8
 
 
 def test_tuning_can_be_stopped() -> None:

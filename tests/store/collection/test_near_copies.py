@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from embedserve.index.copies import Copies
 from embedserve.index.ranking import Ranking
 from embedserve.index.search_params import EXACT, SearchParams
+from embedserve.index.segment import Segment
 from embedserve.index.snapshot import Snapshot
 from embedserve.store.local.collection.recall import RecallMonitor
+from embedserve.store.local.records.files import read_document, write_document
 from embedserve.store.local.store import LocalStore
 from embedserve.types import Eq, Item, SearchOptions
 from tests.sizes import small_seals
@@ -148,6 +150,39 @@ def test_a_segment_whose_copies_are_not_equal_is_rebuilt(data: Path) -> None:
         assert store.get_collection("photos").segments == 0
         store.maintain()
         assert recall(store, "photos", near.vectors, near.vectors[:50]) == 1.0
+
+
+# --- Segments of older releases --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("noise", "again"), [(3.0, "tuned"), (0.001, "built")])
+def test_a_segment_that_an_older_release_tuned_is_tuned_again_or_built_anew(
+    data: Path, monkeypatch: pytest.MonkeyPatch, noise: float, again: str
+) -> None:
+    near = NearCopies.drawn(60, 40, D, noise)
+    with LocalStore.open(data, background=False) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(Segment, "reaches", lambda segment, target: True)
+            filled(store, near.vectors, "hnsw:m=8")
+        (path,) = collection_of(store).files.directory.glob("*/manifest.json")
+    manifest = read_document(path)
+    for name in ("tuning", "shortfalls"):
+        del manifest[name]
+    write_document(path, {**manifest, "points": [[16, 0.999]]})
+    if again == "built":
+        monkeypatch.setattr("embedserve.index.structures.Hnsw.param_values", (16, 24))
+    with LocalStore.open(data, background=False) as store:
+        (before,) = collection_of(store).snapshot.segments
+        assert [point.param for point in before.points] == [16]
+        store.maintain()
+        (after,) = collection_of(store).snapshot.segments
+        assert (after.uid == before.uid) == (again == "tuned")
+        assert [point.param for point in after.points] != [16]
+        for asked in near.queries(100).values():
+            assert recall(store, "photos", near.vectors, asked) >= TARGET or again == "tuned"
+    with LocalStore.open(data, background=False) as store:
+        (opened,) = collection_of(store).snapshot.segments
+        assert (opened.uid, opened.points) == (after.uid, after.points)
 
 
 # --- What was measured survives a restart ---------------------------------------------------------------------------

@@ -276,8 +276,9 @@ def test_a_graph_holds_thousands_of_copies_once(
 
 
 def test_a_structure_below_the_target_is_given_up_and_that_is_said(
-    quiet: LocalStore, caplog: pytest.LogCaptureFixture
+    quiet: LocalStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("embedserve.index.structures._MOST", 320)
     new_graphs(quiet, "lists", "ivf", target_recall=0.998)
     # Unlike those of images, these vectors are spread evenly, and one bit for each of 16 numbers says little.
     quiet.upsert("lists", items(0, 3000))
