@@ -244,14 +244,14 @@ def test_searches_are_exact_where_real_queries_do_not_reach_the_target(
     queries = NearCopies.drawn(40, 1, D, 0.0, seed=5).vectors
     with LocalStore.open(data, background=False) as store:
         filled(store, vectors, "hnsw:m=8")
-        nearest = Snapshot.nearest
+        nearest = Snapshot.nearest_of_some
 
-        def poor(*given: Any, params: SearchParams = EXACT, **rest: Any) -> list[Ranking]:
+        def poor(*given: Any, params: SearchParams = EXACT, **rest: Any) -> Iterator[list[Ranking]]:
             """A structure that does not find the nearest rows, whatever the search parameters."""
-            found = nearest(*given, params=params, **rest)
-            return found if params.exact else [replace(ranking, scores=-ranking.scores) for ranking in found]
+            for found in nearest(*given, params=params, **rest):
+                yield found if params.exact else [replace(ranking, scores=-ranking.scores) for ranking in found]
 
-        monkeypatch.setattr(Snapshot, "nearest", poor)
+        monkeypatch.setattr(Snapshot, "nearest_of_some", poor)
         assert recall(store, "photos", vectors, queries) < 0.1
         ask(store, queries)
         collection_of(store).measure_recall()
@@ -263,7 +263,7 @@ def test_searches_are_exact_where_real_queries_do_not_reach_the_target(
     with LocalStore.open(data, background=False) as store:
         assert recall(store, "photos", vectors, queries) == 1.0
         # The structure is as good as ever, which the next measurement finds.
-        monkeypatch.setattr(Snapshot, "nearest", nearest)
+        monkeypatch.setattr(Snapshot, "nearest_of_some", nearest)
         ask(store, queries)
         collection_of(store).measure_recall()
         assert store.get_collection("photos").index.startswith("hnsw:m=8, ef")
