@@ -13,6 +13,9 @@ STEP_NUMBERS = 32 << 20
 """Numbers that are multiplied between two looks at whether the result is still wanted: 4 to 6 ms at 6 to 8 billion a
 second, as measured on one core of 2026, and still no more than 20 ms on one of a quarter of its speed."""
 _LEAST_ROWS = 256
+_VISITED = 32
+"""About so many rows of a graph are compared for each candidate that ef keeps; with inverted lists, whose codes are a
+32nd of the vectors, each list costs no more than that."""
 
 
 def step_of(queries: int, rows: int, dimension: int, k: int = 0) -> tuple[int, int]:
@@ -25,6 +28,12 @@ def step_of(queries: int, rows: int, dimension: int, k: int = 0) -> tuple[int, i
         return queries, rows
     some_rows = max(STEP_NUMBERS // (queries * dimension), 4 * k, _LEAST_ROWS) + 7 & ~7
     return min(max(STEP_NUMBERS // (some_rows * dimension), 1), queries), min(some_rows, rows)
+
+
+def queries_of_step(param: int, k: int, rows: int, dimension: int) -> int:
+    """How many queries a structure over N rows of D numbers answers in one step with this ef or nprobe; at least 1."""
+    visited = min(_VISITED * max(param, k), rows)
+    return max(STEP_NUMBERS // max(visited * dimension, 1), 1)
 
 
 def use_threads(count: int) -> None:

@@ -33,9 +33,6 @@ _MAX_UNREACHABLE = 1000
 _DEEPER = 1.5
 """Factor on the number of rows that contain k matches if matches are spread evenly. Fewer are found only where the
 matches lie away from the query."""
-_VISITED = 32
-"""About so many rows of a graph are compared for each candidate that ef keeps; with inverted lists, whose codes are a
-32nd of the vectors, each list costs no more than that."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,8 +233,7 @@ class Segment(Rows):
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """What the structure finds, and the unreachable rows that may be nearer."""
         assert self.structure is not None
-        visited = min(_VISITED * max(param, k), len(self))
-        some = max(kernels.STEP_NUMBERS // (visited * self.vectors.shape[1]), 1)
+        some = kernels.queries_of_step(param, k, *self.vectors.shape)
         found = []
         for start in range(0, len(queries), some):
             wanted.check()

@@ -19,8 +19,9 @@ from embedserve.index import kernels
 from embedserve.index.search_params import SearchParams
 from embedserve.index.spec import POINTS_PER_LIST, IndexSpec
 
-_CHUNK = 4096
-"""Rows added at a time; a build can be stopped between two chunks."""
+_GRAPH_ROWS = 64
+"""Rows added to a graph at a time; a build can be stopped between two steps. They take about 20 ms where the graph is
+large; with 4,096 at a time a build was no quicker (0.88 and 0.82 s for 20,000 rows of 128 numbers)."""
 _TRAINING_POINTS = 64
 """Maximum number of rows per list that k-means is trained with."""
 _ITERATIONS = 10
@@ -92,10 +93,10 @@ class Hnsw:
         count = len(vectors) if distinct is None else len(distinct)
         index = _empty_graph(spec, vectors.shape[1])
         _reserve(index, count)
-        for start in range(0, count, _CHUNK):
+        for start in range(0, count, _GRAPH_ROWS):
             if stopped():
                 raise Stopped
-            some = slice(start, start + _CHUNK)
+            some = slice(start, start + _GRAPH_ROWS)
             index.add(np.ascontiguousarray(vectors[some if distinct is None else distinct[some]]))
         if count < len(vectors):
             assert distinct is not None
@@ -169,10 +170,11 @@ class Ivf:
         # The index takes the trained lists, and trains the rest.
         index.quantizer.add(_centroids(training, nlist, stopped))
         index.train(training)
-        for start in range(0, len(rows), _CHUNK):
+        step = max(kernels.STEP_NUMBERS // (nlist * vectors.shape[1]), 32)
+        for start in range(0, len(rows), step):
             if stopped():
                 raise Stopped
-            some = rows[start : start + _CHUNK]
+            some = rows[start : start + step]
             index.add_with_ids(np.ascontiguousarray(vectors[some]), some)
         return cls(index, spec, vectors)
 

@@ -37,8 +37,6 @@ _NO_DISTANCE = 1e-3
 """Two float32 vectors that should be equal may be this far apart."""
 _FAR = 4.0
 """A row also has many copies if the last of these neighbours is nearer than a row at random by this factor."""
-_BATCH = 50
-"""Queries compared with all rows in one call; a build can be stopped between two calls."""
 
 
 def never() -> bool:
@@ -89,12 +87,19 @@ def best_scores(
     Raises:
         Stopped: ``stopped`` returned true.
     """
-    scores = []
-    for start in range(0, len(queries), _BATCH):
-        if stopped():
-            raise Stopped
-        scores.append(kernels.nearest(queries[start : start + _BATCH], vectors, k, None)[1])
-    return np.concatenate(scores)
+    some, step = kernels.step_of(len(queries), len(vectors), vectors.shape[1], k)
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    for start in range(0, len(vectors), step):
+        rows = vectors[start : start + step]
+        for first in range(0, len(queries), some):
+            if stopped():
+                raise Stopped
+            part = slice(first, first + some)
+            found = kernels.nearest(queries[part], rows, min(k, len(rows)), None)[1]
+            both = np.concatenate([best[part], found], axis=1)
+            best[part] = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
+    best.sort(axis=1)
+    return best[:, ::-1]
 
 
 def _beyond_copies(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve.index import kernels
 from embedserve.index.copies import NO_COPIES, Copies
 from embedserve.index.ranking import score_error
 from embedserve.index.structures import TUNED_K, Stopped, Structure
@@ -26,8 +27,6 @@ _TO_SPARE = 0.3
 they found 0.962 with the chosen ef, 1,000 held-out queries found 0.958, and the first 200 of these 0.940."""
 _HARDER = 4
 _EASY = 32
-_SELF_QUERIES = 1024
-"""Rows searched for in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +54,7 @@ def operating_points(
     for param in structure.param_values:
         recalls = []
         for queries, nearest in zip(made, best, strict=True):
-            if stopped():
-                raise Stopped
-            found = _found_scores(structure, queries, k, param, copies)
+            found = _found_scores(structure, queries, k, param, copies, len(vectors), stopped)
             recalls.append(recall(found, nearest, dimension))
         points.append(OperatingPoint(param, min(recalls)))
         if points[-1].recall >= ENOUGH:
@@ -86,10 +83,11 @@ def unreachable_rows(
     # Nearly all are found with a low value, so only the rest is searched for with a higher one.
     for param in (min(usual, _EASY), usual, own_vector_param(points)):
         missed = [missing[:0]]
-        for start in range(0, len(missing), _SELF_QUERIES):
+        step = kernels.queries_of_step(param, 1, *vectors.shape)
+        for start in range(0, len(missing), step):
             if stopped():
                 raise Stopped
-            some = missing[start : start + _SELF_QUERIES]
+            some = missing[start : start + step]
             queries = vectors[some]
             positions, scores = structure.search(queries, 1, param)
             # Finding an equal row counts too.
@@ -111,10 +109,22 @@ def param_for(points: Sequence[OperatingPoint], target_recall: float) -> int:
 
 
 def _found_scores(
-    structure: Structure, queries: NDArray[np.float32], k: int, param: int, copies: Copies
+    structure: Structure,
+    queries: NDArray[np.float32],
+    k: int,
+    param: int,
+    copies: Copies,
+    rows: int,
+    stopped: Callable[[], bool],
 ) -> NDArray[np.float32]:
-    """Scores of the k rows that a search finds, copies included, in any order: float32 [Q, k]."""
-    positions, scores = structure.search(queries, k, param)
+    """Scores of the k rows that a search of N rows finds, copies included, in any order: float32 [Q, k]."""
+    step = kernels.queries_of_step(param, k, rows, queries.shape[1])
+    found = []
+    for start in range(0, len(queries), step):
+        if stopped():
+            raise Stopped
+        found.append(structure.search(queries[start : start + step], k, param))
+    positions, scores = map(np.concatenate, zip(*found, strict=True))
     if not len(copies):
         return scores
     scores = copies.expanded(positions, scores, k, queries.shape[1])[1]

@@ -132,8 +132,10 @@ def test_recall_of_an_operating_point_is_that_of_the_hardest_kind() -> None:
     assert points[16] < 0.8
 
 
-def test_tuning_can_be_stopped() -> None:
+def test_tuning_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = clustered(1000, 6)
+    # As large a step beside these rows as the usual one beside some hundred thousand.
+    monkeypatch.setattr("embedserve.index.kernels.STEP_NUMBERS", 50 * vectors.size)
     structure = built("hnsw:m=8", vectors)
     asked: list[int] = []
     tuning.operating_points(structure, vectors, lambda: bool(asked.append(1)))  # type: ignore[func-returns-value]
