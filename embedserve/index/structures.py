@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve.index import kernels
+from embedserve.index.clustering import spherical_kmeans
 from embedserve.index.search_params import SearchParams
 from embedserve.index.spec import POINTS_PER_LIST, IndexSpec
 
@@ -164,16 +165,21 @@ class Ivf:
         index: faiss.IndexIVFRaBitQFastScan = faiss.index_factory(  # type: ignore[assignment]
             vectors.shape[1], f"IVF{nlist},RaBitQfs", faiss.METRIC_INNER_PRODUCT
         )
+
+        def look() -> None:
+            if stopped():
+                raise Stopped
+
         points = min(len(rows), nlist * _TRAINING_POINTS)
         places = np.sort(np.random.default_rng(_SEED).choice(len(rows), points, replace=False))
         training = vectors[rows[places]]
         # The index takes the trained lists, and trains the rest.
-        index.quantizer.add(_centroids(training, nlist, stopped))
+        centroids = spherical_kmeans(training, nlist, iterations=_ITERATIONS, seed=_SEED, look=look)
+        index.quantizer.add(centroids)
         index.train(training)
         step = max(kernels.STEP_NUMBERS // (nlist * vectors.shape[1]), 32)
         for start in range(0, len(rows), step):
-            if stopped():
-                raise Stopped
+            look()
             some = rows[start : start + step]
             index.add_with_ids(np.ascontiguousarray(vectors[some]), some)
         return cls(index, spec, vectors)
@@ -257,21 +263,6 @@ def open_structure(spec: IndexSpec, path: Path, vectors: NDArray[np.float32] | N
             raise ValueError(f"{index.ntotal} codes of {index.d} numbers for vectors of shape {vectors.shape}")
         return Ivf(index, spec, vectors)
     raise ValueError(f"a {type(index).__name__} where {spec.kind} was expected")
-
-
-def _centroids(points: NDArray[np.float32], count: int, stopped: Callable[[], bool]) -> NDArray[np.float32]:
-    """Spherical k-means of points [N, D]: float32 [count, D], unit norm."""
-    centroids: NDArray[np.float32] | None = None
-    for _ in range(_ITERATIONS):
-        if stopped():
-            raise Stopped
-        kmeans = faiss.Kmeans(
-            points.shape[1], count, niter=1, spherical=True, seed=_SEED, max_points_per_centroid=_TRAINING_POINTS
-        )
-        kmeans.train(points, init_centroids=centroids)
-        centroids = kmeans.centroids
-    assert centroids is not None
-    return centroids
 
 
 @dataclass(frozen=True, slots=True, eq=False)
