@@ -57,6 +57,9 @@ class _CallRecord:
     """When its headers arrived, and later when its request had been read, on ``time.monotonic``'s clock."""
     context: _Context | None = None
     """None until its handler runs."""
+    peer: str = ""
+    """Its client's address, asked for while the call runs: afterwards gRPC may have given up what knows it, and the
+    process crashed once in asking."""
     code: str = ""
     """The gRPC status of its response."""
     error: str = ""
@@ -201,7 +204,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, inner: Any) -> Any:
         async def answer(call: _CallRecord, context: _Context) -> Any:
-            self._call_limits.enter(context.peer())
+            self._call_limits.enter(call.peer)
             request = checked(await self._call_limits.receive(context))
             call.begun = time.monotonic()
             with self._state.call():
@@ -225,8 +228,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return handle
 
     def _download(self, inner: Any) -> Any:
-        async def answer(context: _Context) -> None:
-            self._call_limits.enter(context.peer())
+        async def answer(call: _CallRecord, context: _Context) -> None:
+            self._call_limits.enter(call.peer)
             request = checked(await self._call_limits.receive(context))
             with self._state.call():
                 minimum_rate = MinimumRate(_WRITE_TIMEOUT_S)
@@ -237,7 +240,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def handle(_: AsyncIterator[Any], context: _Context) -> None:
             call = _accept(context)
             try:
-                await answer(context)
+                await answer(call, context)
             except Exception as error:
                 failure = _failure(error, call)
             else:
@@ -248,15 +251,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return handle
 
     def _upload(self, inner: Any) -> Any:
-        async def answer(requests: AsyncIterator[Any], context: _Context) -> Any:
-            self._call_limits.enter(context.peer())
+        async def answer(call: _CallRecord, requests: AsyncIterator[Any], context: _Context) -> Any:
+            self._call_limits.enter(call.peer)
             with self._state.call():
                 return await inner(checked_stream(requests), context)
 
         async def handle(requests: AsyncIterator[Any], context: _Context) -> Any:
             call = _accept(context)
             try:
-                response = await answer(requests, context)
+                response = await answer(call, requests, context)
             except Exception as error:
                 failure = _failure(error, call)
             else:
@@ -272,7 +275,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             failure: EmbedserveError | grpc.aio.AbortError | None = None
             with self._state.call():
                 try:
-                    self._call_limits.enter(context.peer())
+                    self._call_limits.enter(call.peer)
                     if admitted:  # tells the client that it is admitted, before there is a first response
                         with suppress(grpc.aio.BaseError):  # it may have hung up
                             await context.send_initial_metadata(())
@@ -290,7 +293,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 def _accept(context: _Context) -> _CallRecord:
     """The record of the current call, now that its handler runs."""
     call = _current.get()
-    call.context, call.begun = context, time.monotonic()
+    call.context, call.peer, call.begun = context, context.peer(), time.monotonic()
     context.set_trailing_metadata(((logs.REQUEST_ID, call.request_id),))
     return call
 
@@ -374,7 +377,7 @@ def _fields_of(call: _CallRecord, code: str, seconds: float) -> dict[str, Any]:
         "method": call.method.removeprefix("/"),
         "code": code,
         "duration_ms": round(seconds * 1000, 3),
-        "peer": "" if call.context is None else call.context.peer(),
+        "peer": call.peer,
     }
     if call.error:
         fields |= {"error": call.error, "reason": call.reason}
