@@ -13,10 +13,12 @@ import pytest
 
 from embedserve.changes import MetadataChange
 from embedserve.errors import CollectionNotFound, StoreError
+from embedserve.store.local.collection import hits, metadata_log
 from embedserve.store.local.store import LocalStore
 from embedserve.types import Eq, Exists, Filter, Include, Item, Media, Metadata, Not, Range, SearchOptions
 from tests.sizes import small_seals
-from tests.store.store_cases import EVERYTHING, all_ids, collection_of, new_collection, random_units
+from tests.store import store_cases
+from tests.store.store_cases import EVERYTHING, all_ids, collection_of, new_collection, random_units, slow_search
 from tests.store.worker_threads import run_threads
 
 ON = Eq("on", True)
@@ -113,6 +115,27 @@ def test_filters_that_were_asked_before_know_the_new_values(store: LocalStore) -
     change(store, MetadataChange("050", remove=["on"]), MetadataChange("110", {"on": False}))
     assert found(store, ON) == {"001"}
     assert found(store, Not(Exists("on"))) == {f"{n:03}" for n in range(120)} - {"001", "110"}
+
+
+@pytest.mark.parametrize("remembered", [1 << 14, 3], ids=["few changes", "more than are remembered"])
+def test_groups_that_were_asked_before_know_the_new_values(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, remembered: int
+) -> None:
+    monkeypatch.setattr(metadata_log, "_MAX_ROWS", remembered)
+    monkeypatch.setattr(hits, "_SHALLOW", 1000)  # so that every row is looked at
+    chance = np.random.default_rng(2)
+    query = random_units(1, 4)
+    change(store, *(MetadataChange(f"{n:03}", {"on": n % 3 == 0}) for n in range(120)))
+    for _ in range(10):
+        page = store.list_items("photos", page_size=1000, page_token="", filter=None, include=EVERYTHING)
+        items = {item.id: item for item in page.items}
+        for condition in (None, ON):
+            options = SearchOptions(k=20, group_by="on", filter=condition)
+            assert store_cases.found(store, query[0], options) == slow_search(items, query[0], options)
+        ids = chance.permutation(120)[:10]
+        change(store, *(MetadataChange(f"{n:03}", {"on": bool(chance.integers(2))}) for n in ids[:9]))
+        change(store, *(MetadataChange(f"{n:03}", remove=["on"]) for n in ids[9:]))
+        store.delete_items("photos", [f"{ids[0]:03}"])
 
 
 def test_changes_of_one_item_are_made_in_order_and_what_is_too_large_or_missing_is_not(store: LocalStore) -> None:

@@ -99,7 +99,7 @@ class Collection:
         self.written_at_s = time.monotonic()
         """When the last write was committed, or the collection was opened; monotonic."""
         self._matcher = Matcher(entry.filter_keys)
-        self._groups = Groups()
+        self._groups = Groups(self._matcher.metadata_log)
         self._group_commit: GroupCommit[_Write, Change] = GroupCommit(self._commit)
         self._closing = False
         self._records = Records(

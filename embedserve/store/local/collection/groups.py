@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from embedserve.index.ranking import exact_scores, score_error
 from embedserve.index.rows import Rows
 from embedserve.index.snapshot import Snapshot
+from embedserve.store.local.collection.metadata_log import MetadataLog
 from embedserve.store.local.records.view import View
 from embedserve.wanted import Wanted
 
@@ -27,6 +28,8 @@ _ROWS = 4096
 """Rows whose groups are read, or whose ids are compared, in one step."""
 _SORTED = 1 << 16
 """Hashes that are sorted in one step, about 6 ms."""
+_FEW = 2048
+"""Rows that are read again one by one; where more have changed, all are read."""
 _MEMO = 4096
 """Values whose hashes are remembered while a part is read."""
 _SECRET = secrets.token_bytes(16)
@@ -51,13 +54,17 @@ class PartGroups:
 
 
 class Groups:
-    """Groups of parts that never change, bounded in bytes; the least recently used go first. Safe for several threads.
+    """Groups of parts that always have the same rows, bounded in bytes; the least recently used go first.
+
+    Safe for several threads. Metadata of rows may change: those that ``metadata_log`` names are read again.
 
     Args:
+        metadata_log: is told of every change of metadata in place.
         max_bytes: of what is kept for later searches.
     """
 
-    def __init__(self, max_bytes: int = 64 << 20) -> None:
+    def __init__(self, metadata_log: MetadataLog, max_bytes: int = 64 << 20) -> None:
+        self._metadata_log = metadata_log
         self._max_bytes = max_bytes
         self._bytes = 0
         self._kept: OrderedDict[tuple[Hashable, str], tuple[int, PartGroups]] = OrderedDict()
@@ -70,27 +77,45 @@ class Groups:
             view: contains every live row of the part.
             key: of metadata.
             rids: int64 [N].
-            part: identifies the part forever if its rows never change; None if they may.
+            part: identifies the part forever if it always has the same rows; None if it may get others.
         """
-        if part is not None:
-            with self._lock:
-                # What was read after a later write lacks the rows that it removed, which this view still has.
-                kept = self._kept.get((part, key))
-                if kept is not None and kept[0] <= view.seq():
-                    self._kept.move_to_end((part, key))
-                    return kept[1]
-        groups = _read(view, key, rids)
-        if part is not None and groups.bytes <= self._max_bytes:
-            with self._lock:
-                old = self._kept.pop((part, key), None)
-                if old is not None and old[0] < view.seq():
-                    self._kept[part, key] = old
-                    return groups
-                self._bytes += groups.bytes - (0 if old is None else old[1].bytes)
-                self._kept[part, key] = view.seq(), groups
-                while self._bytes > self._max_bytes:
-                    self._bytes -= self._kept.popitem(last=False)[1][1].bytes
+        if part is None or not len(rids):
+            return _read(view, key, rids)
+        seq = view.seq()
+        with self._lock:
+            # What was read after a later write lacks the rows that it removed, which this view still has.
+            kept = self._kept.get((part, key))
+            if kept is not None and kept[0] <= seq:
+                self._kept.move_to_end((part, key))
+            else:
+                kept = None
+        changed = None
+        if kept is not None:
+            changed = self._metadata_log.between(kept[0], seq, int(rids[0]), int(rids[-1]))
+            if changed is not None and not len(changed):
+                return kept[1]
+        if kept is None or changed is None or len(changed) > _FEW:
+            groups = _read(view, key, rids)
+        else:
+            groups = _read_again(view, key, rids, kept[1], changed)
+        self._keep(part, key, seq, groups, kept)
         return groups
+
+    def _keep(
+        self, part: Hashable, key: str, seq: int, groups: PartGroups, outdated: tuple[int, PartGroups] | None
+    ) -> None:
+        with self._lock:
+            old = self._kept.get((part, key))
+            if old is not None and old is not outdated and old[0] < seq:
+                return
+            if old is not None:
+                self._bytes -= self._kept.pop((part, key))[1].bytes
+            if groups.bytes > self._max_bytes:
+                return
+            self._bytes += groups.bytes
+            self._kept[part, key] = seq, groups
+            while self._bytes > self._max_bytes:
+                self._bytes -= self._kept.popitem(last=False)[1][1].bytes
 
     def forget(self, part: Hashable) -> None:
         """Drop what is kept about a part that is gone."""
@@ -109,7 +134,7 @@ def _read(view: View, key: str, rids: NDArray[np.int64]) -> PartGroups:
         for rid, group in view.grouped(key, int(some[0]), int(some[-1])):
             number = memo.get(group)
             if number is None:
-                number = int.from_bytes(blake2b(group, digest_size=8, key=_SECRET).digest())
+                number = _hash(group)
                 if len(memo) < _MEMO and len(group) < _MEMO:
                     memo[group] = number
             found.append(rid)
@@ -119,6 +144,26 @@ def _read(view: View, key: str, rids: NDArray[np.int64]) -> PartGroups:
         hashes[start + places[here]] = np.array(numbers, np.uint64)[here]
         is_grouped[start + places[here]] = True
     return _numbered(hashes, is_grouped, view.wanted)
+
+
+def _read_again(
+    view: View, key: str, rids: NDArray[np.int64], known: PartGroups, changed: NDArray[np.int64]
+) -> PartGroups:
+    """The groups of a part of which some rows, numbered ``changed``, have other metadata now."""
+    hashes, is_grouped = np.append(known.hashes, np.uint64(0))[known.codes], known.codes >= 0
+    places = np.searchsorted(rids, changed)
+    places = places[rids[places] == changed]
+    groups = view.groups(rids[places].tolist(), key)
+    for place, rid in zip(places.tolist(), rids[places].tolist(), strict=True):
+        group = groups.get(rid)  # a row that is missing was removed later
+        is_grouped[place] = group is not None
+        if group is not None:
+            hashes[place] = _hash(group)
+    return _numbered(hashes, is_grouped, view.wanted)
+
+
+def _hash(group: bytes) -> int:
+    return int.from_bytes(blake2b(group, digest_size=8, key=_SECRET).digest())
 
 
 def _numbered(hashes: NDArray[np.uint64], is_grouped: NDArray[np.bool_], wanted: Wanted) -> PartGroups:
