@@ -195,6 +195,7 @@ class AsyncCalls:
         first = await asyncio.to_thread(next, chunks, None)
         if first is None:
             return
+        self.check_open()
         if first.is_all:
             yield first, None if first.request is None else await self.answer(method, kind.as_call(first.request))
             return
@@ -210,6 +211,7 @@ class AsyncCalls:
         """The responses of a long call, with limited time between two of them; retried only before the first."""
         attempt, deadline_s = 1, time.monotonic() + self.timeout_s
         while True:
+            self.check_open()
             call: Any = method(request)
             has_begun = False
             try:
@@ -258,6 +260,8 @@ class AsyncCalls:
     def _send(
         self, method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT
     ) -> _PendingCall[RequestT, ResponseT]:
+        if self._closed:  # since the method was looked up; a closed channel raises what is not ours
+            self.check_open()
         call = method(request, timeout=self.timeout_s)
         return _PendingCall(request, call, time.monotonic() + self.timeout_s)
 
@@ -283,6 +287,7 @@ class AsyncCalls:
                 self._check_cancelled(error)
                 raise
             await asyncio.sleep(pause_s)
+            self.check_open()
             attempt += 1
             call = method(pending.request, timeout=pending.deadline_s - time.monotonic())
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import grpc
 import numpy as np
 
-from embedserve.client.images import check_image
+from embedserve.client.images import check_image, is_open_file, path_text
 from embedserve.client.inputs import vector_of
 from embedserve.client.values import ItemInput, Query
 from embedserve.conditions import check_is_filter
@@ -135,9 +135,9 @@ def path(name: str, value: Any) -> Path:
     """An argument that is the path of a file."""
     if not isinstance(value, (str, os.PathLike)):
         raise InvalidInput(f"{name} is {shown(value)}", hint=f"write a path, as in {name}='photos.backup'")
-    given = os.fsdecode(value)
+    given = path_text(value)
     if not given or "\0" in given:
-        raise InvalidInput(f"{name} is {shown(given)}", hint=f"write a path, as in {name}='photos.backup'")
+        raise InvalidInput(f"{name} is {shown(given or value)}", hint=f"write a path, as in {name}='photos.backup'")
     return Path(given)
 
 
@@ -183,6 +183,10 @@ def several(name: str, values: Any, one: tuple[type, ...] = ()) -> Iterable[Any]
         raise InvalidInput(f"{name} is a coroutine", hint=f"await it: {name}=await …")
     if isinstance(values, (str, bytes, bytearray, memoryview, os.PathLike, *one)):
         raise InvalidInput(f"{name} is {shown(values)}, and takes several", hint=f"give a list: {name}=[value]")
+    if is_open_file(values):  # its lines end with line ends, so that no id would be found
+        raise InvalidInput(
+            f"{name} is {shown(values)}, an open file", hint=f"write {name}=file.read().splitlines(), for example"
+        )
     if isinstance(values, (Mapping, type)) or getattr(values, "ndim", 1) != 1 or not isinstance(values, Iterable):
         if isinstance(values, Mapping):
             hint = f"write a list: {name}=list(values.values()), or of its keys: list(values)"

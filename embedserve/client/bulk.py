@@ -6,7 +6,6 @@ same content, so one builder and one reader serve both.
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from google.protobuf.message import Message
 from embedserve import wire
 from embedserve.client import answers, arguments
 from embedserve.client.chunks import Chunk, Entry, chunk_of, images_per_call, pack, read_results, room_bytes_for
-from embedserve.client.images import is_open_file, is_path, is_pil, read_image
+from embedserve.client.images import is_open_file, is_path, is_pil, path_text, read_image
 from embedserve.client.inputs import read_ahead, vector_to_proto, writing
 from embedserve.client.values import AddResult, Embeddings, EncoderRef, ImageInput, ItemInput
 from embedserve.errors import DataError, EmbedserveError, EncoderMismatch, InvalidInput, ItemsFailed
@@ -181,7 +180,7 @@ class Collector:
     def images(self) -> Iterator[ImageInput]:
         """The images; can be iterated once."""
         for image in self._images:
-            self._names.append(os.fsdecode(image) if is_path(image) else "")
+            self._names.append(path_text(image) if is_path(image) else "")
             yield image
 
     def add(self, result: NDArray[np.float32] | EmbedserveError) -> None:

@@ -38,6 +38,14 @@ def is_path(image: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(image, (str, os.PathLike))
 
 
+def path_text(path: str | os.PathLike[Any]) -> str:
+    """A path as text; empty if its ``__fspath__`` gives none."""
+    try:
+        return os.fsdecode(path)
+    except Exception:  # of a class that is not ours
+        return ""
+
+
 def is_pil(image: object) -> bool:
     """Whether an image is one of Pillow's, which is not imported for that."""
     pillow = sys.modules.get("PIL.Image")
@@ -60,8 +68,8 @@ def check_image(image: Any) -> None:
     if isinstance(image, np.ndarray):
         _check_array(image)
     elif is_path(image):
-        if not (given := os.fsdecode(image)) or "\0" in given:
-            raise InvalidInput(f"image is {shown(given)}, which is no path", hint=_KINDS)
+        if not (given := path_text(image)) or "\0" in given:
+            raise InvalidInput(f"image is {shown(given or image)}, which is no path", hint=_KINDS)
     elif not is_pil(image) and not is_open_file(image):
         raise InvalidInput(f"image is {shown(image)}", hint=_KINDS)
 
@@ -134,8 +142,11 @@ def _read_open(file: Any, limits: Limits) -> bytes:
                 break
             parts.append(part)
             remaining -= len(part)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # of classes that are not ours: BadZipFile, zlib.error, a network's errors …
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{what} cannot be read: {reason}") from error
     if inspect.iscoroutine(part):
         part.close()
     if isinstance(part, str):
@@ -197,6 +208,8 @@ def _encode_pil(image: Image.Image, limits: Limits) -> bytes:
     from PIL import ImageOps
 
     _check_size(*image.size, limits)
+    if not all(image.size):
+        raise ImageUndecodable(f"the PIL image is {image.width} × {image.height} pixels", hint="leave empty images out")
     try:
         image.load()
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, ValueError, struct.error …
@@ -211,10 +224,14 @@ def _encode_pil(image: Image.Image, limits: Limits) -> bytes:
     except Exception:  # a damaged EXIF block does not make the pixels unusable
         upright = image
     if upright.mode.startswith("I;16") and upright.mode != "I;16":
-        upright = upright.convert("I;16")
+        # By way of 32 bits: Pillow's direct conversion of the other byte order cuts all values to 255.
+        upright = upright.convert("I").convert("I;16")
     if upright.mode not in _PNG_MODES:
         upright = upright.convert(_WITH_ALPHA.get(upright.mode, "RGB"))
-    return _png(upright)
+    try:
+        return _png(upright)
+    except Exception as error:  # a transparent colour of another mode, for example, which callers may set
+        raise ImageUndecodable(f"the PIL image cannot be written as PNG: {error}") from error
 
 
 def _png(image: Image.Image) -> bytes:

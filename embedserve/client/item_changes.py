@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from embedserve import wire
@@ -11,7 +11,7 @@ from embedserve.client.chunks import Chunk, Entry, chunk_of, pack, read_results,
 from embedserve.client.inputs import writing
 from embedserve.client.values import AddResult
 from embedserve.errors import EmbedserveError, FailedPrecondition, InvalidInput
-from embedserve.metadata import plain_id, plain_metadata
+from embedserve.metadata import plain_id, plain_metadata, shown
 from embedserve.types import Filter, Limits, check_filter, has_condition
 from embedserve.v1 import collection_service_pb2 as collection_pb
 
@@ -87,11 +87,14 @@ def update_chunks(
 
 def _entry(change: MetadataChange) -> Entry[collection_pb.MetadataChange]:
     if not isinstance(change, MetadataChange):
-        return Entry(InvalidInput(f"a change is a MetadataChange, not a {type(change).__name__}"))
+        return Entry(
+            InvalidInput(f"one of changes is {shown(change)}", hint="write MetadataChange(id, set={…}, remove=[…])")
+        )
     id = ""
     try:
         id = plain_id(change.id, "id")
-        metadata = plain_metadata(change.set)
+        # Not None, which is no metadata elsewhere: with ``replace`` it would remove all that the item has.
+        metadata = plain_metadata(change.set) if isinstance(change.set, Mapping) else change.set
         change = replace(change, id=id, set=metadata)
         check_change(change)
         with writing():

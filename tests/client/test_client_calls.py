@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from embedserve import Client
+from embedserve import AsyncClient, Client
 from embedserve.client import failures, retry
 from embedserve.client.access import channel_options
 from embedserve.client.target import address
@@ -321,3 +322,25 @@ def test_a_call_that_finds_nothing_is_not_retried(connect: Connect, server: Fake
     with pytest.raises(CollectionNotFound):
         connect(server.target).delete_collection("x")
     assert len(server.asked("DeleteCollection")) == 1
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_client_that_is_closed_before_a_call_is_sent_says_so(server: FakeServer, count: int) -> None:
+    async def close_while_images_are_taken() -> None:
+        client = AsyncClient(server.target)
+        is_taken, is_closed = threading.Event(), threading.Event()
+
+        def images() -> Iterator[bytes]:
+            is_taken.set()
+            assert is_closed.wait(10)
+            yield from [b"1"] * count
+
+        await client.server_info()
+        embedding = asyncio.ensure_future(client.embed(images()))
+        await asyncio.to_thread(is_taken.wait, 10)
+        await client.close()
+        is_closed.set()
+        await embedding
+
+    with pytest.raises(FailedPrecondition, match="this client has been closed"):
+        asyncio.run(close_while_images_are_taken())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,22 @@ def test_a_pil_image_is_sent_upright_as_its_file_is_read(format: str, orientatio
 def test_a_pil_image_of_a_file_is_read_as_the_file(image: Image.Image, format: str) -> None:
     data = as_file(image, format)
     assert np.array_equal(pixels_sent(Image.open(io.BytesIO(data))), decode(data))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])
+def test_sixteen_bit_pixels_are_sent_in_any_byte_order(mode: str) -> None:
+    values = PIXELS[:, :, 0].astype(np.uint16) * 257
+    order = {"I;16B": ">u2", "I;16N": "=u2"}.get(mode, "<u2")
+    image = Image.frombytes(mode, (7, 5), values.astype(order).tobytes())
+    assert np.array_equal(pixels_sent(image), np.repeat(PIXELS[:, :, :1], 3, axis=2))
+
+
+def test_a_pil_image_that_png_cannot_hold_fails_alone(connect: Connect, server: FakeServer) -> None:
+    odd = Image.fromarray(PIXELS[:, :, :3])
+    odd.info["transparency"] = b"of a palette"
+    images = [Image.new("RGB", (0, 5)), odd, Image.fromarray(PIXELS[:, :, :3])]
+    results = connect(server.target).add("photos", [ItemInput(image=image) for image in images], errors="keep")
+    assert [type(result.error) for result in results] == [ImageUndecodable, ImageUndecodable, type(None)]
 
 
 def test_a_palette_keeps_its_transparent_colour() -> None:
@@ -193,6 +211,43 @@ def test_an_open_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInput, match="coroutine instead of bytes"):
         read_image(Late(), Limits())
+
+
+class BrokenPath:
+    def __fspath__(self) -> Any:
+        return 5
+
+
+class BrokenFile:
+    """Raises what readers of archives and networks raise, which is no OSError."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def read(self, size: int) -> bytes:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "message"),
+    [
+        (BrokenFile(zipfile.BadZipFile("Bad CRC-32 for file 'a.jpg'")), DataError, "cannot be read: Bad CRC-32"),
+        (BrokenFile(EOFError()), DataError, "cannot be read: EOFError"),
+        (BrokenPath(), InvalidInput, "image is .*BrokenPath, which is no path"),
+    ],
+    ids=["archive", "without-text", "path"],
+)
+def test_what_a_foreign_class_raises_fails_its_image_alone(
+    connect: Connect, server: FakeServer, image: Any, kind: type[Exception], message: str
+) -> None:
+    client = connect(server.target)
+    items = [ItemInput(id="a", image=b"1"), ItemInput(id="b", image=image), ItemInput(id="c", image=b"1")]
+    results = client.add("photos", items, errors="keep")
+    embeddings = client.embed([b"1", image, b"1"], errors="keep")
+    assert [result.error is None for result in results] == [True, False, True]
+    for error in (results[1].error, embeddings.errors[1]):
+        assert isinstance(error, kind)
+        assert re.search(message, str(error))
 
 
 def test_a_folder_is_answered_with_how_to_list_it(tmp_path: Path) -> None:

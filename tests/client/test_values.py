@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import fields
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
 
-from embedserve import And, Eq, Exists, In, ItemInput, Not, Or, Query, Range
+from embedserve import And, Eq, Exists, In, ItemInput, MetadataChange, Not, Or, Query, Range, wire
 from embedserve.errors import EmbedserveError, InvalidInput, ItemsFailed
+from embedserve.v1 import collection_service_pb2 as collection_pb
 from tests.client.fake_server import Connect, FakeServer
 from tests.client.test_client_methods import finding
 from tests.client.wrong_values import (
@@ -123,6 +127,43 @@ def test_a_query_with_what_it_cannot_mean_fails_alone(connect: Connect, server: 
     assert sum(len(request.queries) for request in server.asked("Search")) == 1
 
 
+WRONG_IN_CHANGES: dict[str, list[Any]] = {
+    "id": [*NO_ID, None],
+    "set": [*NO_METADATA, None],
+    "remove": ["a", b"a", None, 5, True, {"a"}, {"a": 1}, [5], [None], [b"a"], iter(["a"]), np.array(["a"]), list],
+    "replace": ["no", "", None, 1, 0, 0.0, [], bool],
+}
+
+
+def _changed(request: Any) -> Any:
+    return collection_pb.UpdateMetadataResponse(
+        results=[collection_pb.UpdateMetadataResult(id=change.id) for change in request.items]
+    )
+
+
+@pytest.mark.parametrize("parameter", [one.name for one in fields(MetadataChange)])
+def test_a_change_with_what_it_cannot_mean_fails_alone(connect: Connect, server: FakeServer, parameter: str) -> None:
+    server.on("UpdateMetadata", _changed)
+    bad = [MetadataChange(**{"id": "bad", parameter: value}) for value in WRONG_IN_CHANGES[parameter]]
+    changes = [MetadataChange("first", {"n": 1}), *bad, MetadataChange("last", remove=["n"])]
+    first, *failed, last = connect(server.target).update_metadata("photos", changes, errors="keep")
+    assert (first.error, last.error) == (None, None)
+    for result, change in zip(failed, bad, strict=True):
+        assert isinstance(result.error, InvalidInput), change
+        assert re.search(rf"\b({parameter}|metadata)\b", result.error.message), (change, result.error.message)
+    assert [change.id for request in server.asked("UpdateMetadata") for change in request.items] == ["first", "last"]
+
+
+def test_a_change_takes_the_values_that_an_item_takes(connect: Connect, server: FakeServer) -> None:
+    server.on("UpdateMetadata", _changed)
+    when = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)
+    changes = [MetadataChange(7, {"n": np.int64(3), "when": when}), MetadataChange(UUID(int=1)), MetadataChange("a")]
+    results = connect(server.target).update_metadata("photos", changes)
+    assert [result.id for result in results] == ["7", str(UUID(int=1)), "a"]
+    sent = wire.change_from_proto(server.asked("UpdateMetadata")[0].items[0])
+    assert sent.set == {"n": 3, "when": "2026-11-24T09:30:00.000000Z"}
+
+
 @pytest.mark.parametrize("wrong", [None, {"id": "a"}, b"1", "a.jpg", 5, ItemInput, Query(id="a")])
 def test_what_is_no_item_fails_alone(connect: Connect, server: FakeServer, wrong: Any) -> None:
     first, second = connect(server.target).add("photos", [wrong, ItemInput(id="b", image=b"1")], errors="keep")
@@ -197,3 +238,11 @@ def _deleted(count: int) -> Any:
     from embedserve.v1 import collection_service_pb2 as collection_pb
 
     return collection_pb.DeleteItemsResponse(deleted_count=count)
+
+
+def test_the_lines_of_an_open_file_are_not_ids(connect: Connect, server: FakeServer) -> None:
+    for call in (connect(server.target).delete_items, connect(server.target).get_items):
+        with pytest.raises(InvalidInput, match="ids is a StringIO, an open file") as caught:
+            call("photos", io.StringIO("a\nb\n"))
+        assert "splitlines()" in caught.value.hint
+    assert server.requests == []
