@@ -111,7 +111,7 @@ def first_sentence(command: click.Command) -> str:
 
 def argument_text(argument: click.Argument) -> str:
     """An argument as in the usage line."""
-    name = (argument.metavar or (argument.name or "").upper()).removesuffix("...")
+    name = (argument.metavar or (argument.name or "").upper()).removesuffix("...").strip("[]")
     repeated = "..." if argument.nargs == -1 else ""
     return f"{name}{repeated}" if argument.required else f"[{name}]{repeated}"
 

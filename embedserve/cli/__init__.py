@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -54,6 +55,10 @@ def run() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            _drop_output()
+            _print_error(f"the output cannot be written: {error.strerror}", "free space, or send it elsewhere")
+            sys.exit(1)
         if os.environ.get("EMBEDSERVE_DEBUG"):
             traceback.print_exc()
         _print_error(
@@ -61,6 +66,13 @@ def run() -> None:
             "EMBEDSERVE_DEBUG=1 prints the traceback; please report it with the output of: embedserve doctor",
         )
         sys.exit(1)
+
+
+def _drop_output() -> None:
+    """Let the end of the process not try once more to write what could not be written."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _print_error(message: str, hint: str) -> None:

@@ -82,7 +82,7 @@ def with_table(items: Sequence[FolderItem], table: Path) -> list[FolderItem]:
     """The items with the metadata of a table, which overrides that of the folders.
 
     Raises:
-        InvalidInput: the table is malformed.
+        InvalidInput: the table is malformed, or it has rows and none is about one of the items.
     """
     from embedserve.cli.metadata_table import read_table
     from embedserve.cli.terminal.output import printable, say
@@ -94,6 +94,12 @@ def with_table(items: Sequence[FolderItem], table: Path) -> list[FolderItem]:
     unused = rows.keys() - {item.id for item in items}
     if unused:
         example = printable(min(unused))
+        if items and len(unused) == len(rows):
+            raise InvalidInput(
+                f"none of the {len(rows)} rows in {table} matches an image: the first image is"
+                f" {printable(items[0].id)!r}, and a row has {example!r}",
+                hint="write paths relative to the folder that is added, with forward slashes",
+            )
         say(f"{len(unused)} of {len(rows)} rows in {table} match no image, such as {example!r}")
     return [replace(item, metadata={**item.metadata, **rows.get(item.id, {})}) for item in items]
 

@@ -2,7 +2,8 @@
 
 An item is missing if it was added from a folder of the same name (its metadata ``root``), the scan of the folders did
 not find its id, and none of the folders has a file of that name now. Anything else is kept: items of other folders, of
-other programs, those that ``--exclude`` leaves out, and files that are there but cannot be read.
+other programs, those that ``--exclude`` leaves out, files that are there but cannot be read, and those behind a link to
+a folder that is gone or empty.
 """
 
 from __future__ import annotations
@@ -79,7 +80,33 @@ def _still_missing(folders: Sequence[Path], ids: Sequence[str]) -> list[str]:
     """Those of the ids that no folder has a file for; none if a folder is gone."""
     if not all(_has_entries(folder) for folder in folders):
         return []
-    return [id for id in ids if not any(_is_there(folder / id) for folder in folders)]
+    lost: dict[Path, bool] = {}
+    return [id for id in ids if not any(_may_be_there(folder, id, lost) for folder in folders)]
+
+
+def _may_be_there(folder: Path, id: str, lost: dict[Path, bool]) -> bool:
+    """Whether an item's file is there, or cannot be seen since a link on its way leads to nothing or is empty.
+
+    As when a drive is unmounted that a folder inside is a link to. ``lost`` keeps what is known about folders.
+    """
+    path = folder / id
+    if _is_there(path):
+        return True
+    for parent in path.parents:
+        if parent == folder:
+            return False
+        if parent not in lost:
+            lost[parent] = _is_link(parent) and not _has_entries(parent)
+        if lost[parent]:
+            return True
+    return False
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except (OSError, ValueError):
+        return True  # it cannot be known
 
 
 def _has_entries(folder: Path) -> bool:

@@ -131,3 +131,12 @@ def test_filters_find_what_pandas_wrote(
     [top] = client.get_items(collection, ["top.png"])
     assert top is not None
     assert dict(top.metadata) == {"root": "photos"}
+
+
+def test_a_table_that_matches_no_image_is_refused(cli: Cli, collection: str, photos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("path,price\nphotos/top.png,1\ncats\\a.png,2\n")
+    outcome = cli("add", photos, "--collection", collection, "--metadata", table)
+    assert outcome.exit_code == 2
+    assert f"none of the 2 rows in {table} matches an image" in outcome.err
+    assert "relative to the folder" in outcome.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -119,3 +120,14 @@ def test_a_file_that_is_no_encoder_is_refused_before_the_export_begins(cli: Cli,
     assert outcome.exit_code == 2
     assert "is no encoder file that can be read" in outcome.err
     assert (tmp_path / "thesis.docx").read_bytes() == b"three years of work"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_finds_no_room_is_no_bug() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "embedserve", "completion", "bash"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 1
+    assert "the output cannot be written: No space left on device" in ended.stderr
+    assert "bug" not in ended.stderr

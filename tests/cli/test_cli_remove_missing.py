@@ -306,3 +306,26 @@ def test_a_table_that_sets_the_root_is_refused(cli: Cli, collection: str, photos
     outcome = sync(cli, collection, photos, options=("--yes", "--metadata", str(tmp_path / "t.csv")))
     assert outcome.exit_code == 2
     assert "has a column 'root', by which --remove-missing knows the items of a folder" in outcome.err
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_items_behind_a_link_to_a_folder_that_is_gone_or_empty_stay(
+    cli: Cli, client: Client, collection: str, photos: Path, tmp_path: Path, is_empty: bool
+) -> None:
+    drive = tmp_path / "drive"
+    (drive / "deep").mkdir(parents=True)
+    (drive / "deep/a.png").write_bytes(picture(60))
+    (photos / "linked").symlink_to(drive)
+    cli("add", photos, "--collection", collection)
+    shutil.rmtree(drive)
+    if is_empty:
+        drive.mkdir()
+    (photos / "top.png").unlink()
+    assert sync(cli, collection, photos).exit_code == 0
+    assert ids(client, collection) == [
+        "cats/a.png",
+        "cats/b.jpg",
+        "dogs/big/c.png",
+        "dogs/big/d.webp",
+        "linked/deep/a.png",
+    ]

@@ -43,6 +43,8 @@ def tree(tmp_path: Path) -> Path:
         ("x/y/**", {"x/y/f.png", "x/y/z/g.png"}),
         ("?.png", {"b.png", "thumbs/c.png", "x/thumbs/e.png", "x/y/f.png", "x/y/z/g.png"}),
         ("[a-b].*", {"a.gif", "b.png"}),
+        ("[^a].png", {"b.png", "thumbs/c.png", "x/thumbs/e.png", "x/y/f.png", "x/y/z/g.png"}),
+        ("b.png/**", set()),
         ("A.gif", set()),
         ("nothing", set()),
         ("a.gif/", set()),
@@ -71,7 +73,7 @@ def test_an_excluded_folder_is_not_read(tree: Path, monkeypatch: pytest.MonkeyPa
     assert found.excluded == [tree / "x"]
 
 
-@pytest.mark.parametrize("pattern", ["", "/", "!a.png", "a\\b", "../a", "a/./b"])
+@pytest.mark.parametrize("pattern", ["", "/", "!a.png", "a\\b", "../a", "a/./b", "[[:digit:]].png"])
 def test_a_pattern_that_means_nothing_here_is_refused(pattern: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         Exclude([pattern])

@@ -99,7 +99,7 @@ def count_items(name: str, conditions: tuple[Any, ...], server: str) -> None:
 
 @click.command("delete-items")
 @click.argument("name")
-@click.argument("ids", nargs=-1, metavar="ID")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
 @where_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @server_option
@@ -216,7 +216,7 @@ def _document(item: Item) -> dict[str, Any]:
 
     document: dict[str, Any] = {
         "id": item.id,
-        "metadata": item.metadata,
+        "metadata": dict(sorted(item.metadata.items())),
         "content_sha256": item.content_sha256.hex(),
     }
     if item.vector is not None:

@@ -2,8 +2,9 @@
 
 A pattern is matched with the path relative to the folder, as in a .gitignore file: one without a slash with every file
 and folder of that name at any depth, one with a slash from the folder on. ``*`` and ``?`` stand for characters but no
-slash, ``[a-c]`` for one of them, and ``**`` for any number of folders. With a slash at its end it is for folders only.
-An excluded folder is not read.
+slash, ``[a-c]`` for one of them, ``[!a-c]`` or ``[^a-c]`` for any other, and ``**`` for any number of folders; at the
+end ``**`` stands for all that is inside. With a slash at its end it is for folders only. An excluded folder is not
+read.
 """
 
 from __future__ import annotations
@@ -79,6 +80,12 @@ def _parse(text: str) -> _Pattern:
             " '..'",
             hint="write a name, as in '*.gif', or a path, as in 'a/b/*'",
         )
+    if "[:" in text:
+        raise InvalidInput(f"{text!r} has a class of characters by name", hint="write the characters, as in '[0-9]'")
+    if parts[-1] == "**":
+        parts.append("*")  # what is inside, and not a file of the name before it
+    # A set of other characters begins with ^ or with !; fnmatch knows only the second.
+    parts = [part.replace("[^", "[!") for part in parts]
     is_anywhere = "/" not in text.rstrip("/")
     return _Pattern(text, ("**", *parts) if is_anywhere else tuple(parts), text.endswith("/"))
 
