@@ -33,6 +33,7 @@ def serving(
     traces: Traces | None = None,
     open_encoder: Callable[[], ImageEncoder] | None = None,
     on_listening: Callable[[Server], None] = lambda server: None,
+    grace_s: float = 10,
     **more: Any,
 ) -> Iterator[str]:
     """Run a server in a thread and give its address; at the end it is stopped as SIGTERM would stop it.
@@ -53,7 +54,7 @@ def serving(
                 http_port=0,
                 max_batch=max_batch,
                 limits=limits or Limits(),
-                grace_s=10,
+                grace_s=grace_s,
                 **more,
             ),
             open_encoder=open_encoder,

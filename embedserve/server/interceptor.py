@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 
-from embedserve.errors import DeadlineExceeded, EmbedserveError, InternalError
+from embedserve.errors import DeadlineExceeded, EmbedserveError, InternalError, Unavailable
 from embedserve.server.access.roles import caller
 from embedserve.server.calls.call_limits import CallLimits
 from embedserve.server.calls.minimum_rate import MIN_BYTES_PER_S, MinimumRate
@@ -273,18 +273,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def handle(requests: Any, context: _Context) -> AsyncIterator[Any]:
             call = _accept(context)
             failure: EmbedserveError | grpc.aio.AbortError | None = None
-            with self._state.call():
-                try:
-                    self._call_limits.enter(call.peer)
-                    if admitted:  # tells the client that it is admitted, before there is a first response
-                        with suppress(grpc.aio.BaseError):  # it may have hung up
-                            await context.send_initial_metadata(())
-                    async for response in inner(checked_stream(requests), context):
-                        yield response
-                except Exception as error:
-                    failure = _failure(error, call)
-                if failure is not None:
-                    await _abort(failure, context)
+            try:
+                with self._state.call():
+                    try:
+                        self._call_limits.enter(call.peer)
+                        if admitted:  # tells the client that it is admitted, before there is a first response
+                            with suppress(grpc.aio.BaseError):  # it may have hung up
+                                await context.send_initial_metadata(())
+                        async for response in inner(checked_stream(requests), context):
+                            yield response
+                    except Exception as error:
+                        failure = _failure(error, call)
+                    if failure is not None:
+                        await _abort(failure, context)
+            except Unavailable as error:  # ended when the grace time was over
+                await _abort(_failure(error, call), context)
             call.code = "OK"
 
         return handle

@@ -20,13 +20,19 @@ def shutting_down(hint: str = "try another replica, or try again when it is back
     return Unavailable("the server is shutting down", hint=hint)
 
 
+_END_S = 1.0
+"""How long calls that are ended may take to stop; what they wait for looks every few milliseconds."""
+
+
 class ServerState:
     """Starting → ready → draining, never back. While the server is ready, the encoder may fail and recover."""
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
         self._draining = False
-        self._calls = 0
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._is_over = False
+        """The grace time has passed."""
         self._idle = asyncio.Event()
         self._idle.set()
         self.ready_unix_s = 0.0
@@ -66,13 +72,23 @@ class ServerState:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Counts a call as in flight for the block."""
-        self._calls += 1
+        """Counts the current task as a call in flight for the block.
+
+        Raises:
+            Unavailable: the grace time of a draining server has passed, which ended the call.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
         self._idle.clear()
         try:
             yield
+        except asyncio.CancelledError:
+            if not self._is_over or task.uncancel():
+                raise
+            raise shutting_down() from None
         finally:
-            self._calls -= 1
+            self._calls.discard(task)
             if not self._calls:
                 self._idle.set()
 
@@ -80,7 +96,7 @@ class ServerState:
         """Accept no new calls, stop reading streams, and wait until the calls in flight are answered.
 
         Args:
-            grace_s: longest wait, in seconds.
+            grace_s: longest wait, in seconds; then the calls that are left end with UNAVAILABLE.
 
         Returns:
             The engine, if there is one, to be closed by the caller.
@@ -88,6 +104,12 @@ class ServerState:
         self._draining = True
         for reader in list(self.readers):
             reader.cancel()
-        with suppress(TimeoutError):
+        try:
             await asyncio.wait_for(self._idle.wait(), grace_s)
+        except TimeoutError:
+            self._is_over = True
+            for call in self._calls:
+                call.cancel()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), _END_S)
         return self._engine

@@ -20,6 +20,7 @@ from embedserve.errors import InternalError
 from embedserve.server.app import Server
 from embedserve.server.lifecycle import arrivals
 from embedserve.server.lifecycle.arrivals import Arrivals
+from embedserve.server.lifecycle.state import ServerState
 from embedserve.v1 import embedding_service_pb2 as pb
 from embedserve.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from tests.fakes import FakeEncoder, picture
@@ -189,3 +190,55 @@ def test_an_encoder_that_fails_its_warm_up_releases_the_data_directory(tmp_path:
     with serving(FakeEncoder(), tmp_path) as address, grpc.insecure_channel(address) as channel:
         info = EmbeddingServiceStub(channel).GetServerInfo(pb.GetServerInfoRequest(), timeout=20)
     assert info.has_collections
+
+
+# --- Beyond the grace time ---
+
+
+def test_calls_that_outlive_the_grace_time_end_as_unavailable() -> None:
+    armed, entered, released = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(images: np.ndarray) -> None:
+        if armed.is_set():
+            entered.set()
+            assert released.wait(20)
+
+    def one() -> Iterator[pb.EmbedStreamRequest]:
+        yield pb.EmbedStreamRequest(key="a", image=picture(1))
+
+    with ExitStack() as running:
+        address = running.enter_context(serving(FakeEncoder(on_batch=hold), grace_s=0.2))
+        with grpc.insecure_channel(address) as channel:
+            stub = EmbeddingServiceStub(channel)
+            armed.set()
+            call = stub.Embed.future(pb.EmbedRequest(images=[picture(1)]), timeout=20)
+            stream = stub.EmbedStream(one(), timeout=20)
+            assert entered.wait(20)
+            stopping = threading.Thread(target=running.close)
+            stopping.start()
+            for ended in (call.result, stream.__next__):
+                with pytest.raises(grpc.RpcError) as refused:
+                    ended()
+                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert refused.value.details() == "the server is shutting down"
+            released.set()
+            stopping.join(20)
+            assert not stopping.is_alive()
+
+
+def test_a_call_that_its_caller_ends_is_not_called_unavailable() -> None:
+    async def scenario() -> None:
+        state = ServerState()
+
+        async def call() -> None:
+            with state.call():
+                await asyncio.Event().wait()
+
+        left = asyncio.create_task(call())
+        await asyncio.sleep(0)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        await state.drain(20)  # nothing is in flight any more
+
+    asyncio.run(scenario())
