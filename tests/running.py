@@ -118,10 +118,10 @@ class ServerProcess:
         self.http_url = ""
         for line in self._process.stderr:
             self.said.append(line.rstrip())
-            if found := re.search(r"ready .*gRPC on (\S+)", line):
-                self.address = found[1]
-                if found := re.search(r"HTTP on (\S+)", line):
-                    self.http_url = found[1]
+            if found := re.search(r'ready .*gRPC on (\S+)|"grpc": "([^"]+)"', line):
+                self.address = found[1] or found[2]
+                if found := re.search(r'HTTP on (\S+)|"http": "([^"]+)"', line):
+                    self.http_url = found[1] or found[2]
                 break
 
     @property

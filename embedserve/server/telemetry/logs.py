@@ -13,7 +13,9 @@ import math
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from embedserve.errors import EmbedserveError
@@ -103,6 +105,18 @@ class LogHandler(logging.Handler):
         self._lines.put(self.format(broken))
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a server tells the operator who started it."""
+
+    text: str
+    """The line, for people."""
+    message: str
+    """The same for programs: constant, with the values in ``fields``."""
+    fields: Mapping[str, object] = field(default_factory=dict)
+    is_warning: bool = False
+
+
 class Log:
     """The log of a server, from ``start`` to ``close``: everything that goes to standard error goes through it.
 
@@ -126,12 +140,13 @@ class Log:
         _life.setLevel(logging.INFO)
         self._standard_error.take_over(self._lines.put)
 
-    def say(self, line: str) -> None:
+    def say(self, notice: Notice) -> None:
         """Log a line for the operator who started the server; at every log level."""
         if self._as_json:
-            _life.info(" ".join(line.split()))
+            level = logging.WARNING if notice.is_warning else logging.INFO
+            _life.log(level, notice.message, extra={"fields": notice.fields})
         else:
-            self._lines.put(line)
+            self._lines.put(notice.text)
 
     def fail(self, error: Exception) -> int:
         """Log why the server ends, and give its exit code."""

@@ -142,3 +142,16 @@ def test_a_server_whose_standard_error_nobody_reads_answers_and_stops(encoder_fi
         server.signal(signal.SIGTERM)
         wait_until(lambda: server.exit_code is not None)
         assert server.exit_code == 0
+
+
+def test_what_a_server_says_at_start_and_stop_has_its_values_in_fields(encoder_file: Path, tmp_path: Path) -> None:
+    with ServerProcess(str(encoder_file), "--data", str(tmp_path / "data"), "--log-format", "json") as server:
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    by_message = {document["message"]: document for document in documents_of(server.said)}
+    assert by_message["ready"]["grpc"] == server.address
+    assert by_message["ready"]["http"] == server.http_url
+    assert by_message["encoder"]["dimension"] == 24
+    assert by_message["collections"]["count"] == 0
+    assert by_message["stopping: finishing calls in flight"]["signal"] == "SIGTERM"
+    assert "stopped" in by_message
