@@ -49,6 +49,8 @@ class AsyncCollections:
             ItemsFailed: items were not written, and ``errors`` is "raise".
             CollectionNotFound: no collection or alias has the name.
             EncoderMismatch: the collection is bound to another encoder.
+            FailedPrecondition: there is an image, and the collection is external. This and the mismatch end the call,
+                also with "keep": items before may have been written, and ``add_each`` has given their results.
             DiskFull: the server's disk is full.
         """
         is_raised = arguments.errors(errors)
