@@ -8,11 +8,15 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from embedserve.store.local import store as store_module
+from embedserve.store.local.records.database import open_database
+from embedserve.store.local.records.facets import declare
 from embedserve.store.local.records.open_files import ConnectionCount, OpenFiles, most_connections
+from embedserve.store.local.records.records import Records
 from embedserve.store.local.store import LocalStore
 from embedserve.types import Include, Item, SearchOptions
 from tests.sizes import small_seals
@@ -161,3 +165,34 @@ def test_a_writer_whose_sync_failed_stays_open_and_refused(store: LocalStore) ->
     records.close_idle()
     with pytest.raises(Exception, match="takes no writes since a sync failed"):
         store.upsert("photos", [Item(id="b", vector=unit(0, 1, 0, 0))])
+
+
+@pytest.mark.parametrize("moment", ["before its first connection is open", "while its tables are made"])
+def test_files_that_are_being_opened_are_not_taken_for_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Another collection that opens a connection may close those of any other at any moment."""
+    files = OpenFiles(1)
+    made: list[Records] = []
+    name = "open_database" if moment.startswith("before") else "facets.declare"
+    module = "embedserve.store.local.records.records"
+    original: Any = open_database if name == "open_database" else declare
+
+    def meanwhile(*given: Any, **named: Any) -> Any:
+        if not made:
+            made.append(None)  # type: ignore[arg-type]  # only for the first of the two
+            thread = threading.Thread(
+                target=lambda: made.append(Records(tmp_path / "other.sqlite", 4, create=True, open_files=files))
+            )
+            thread.start()
+            thread.join(20)
+        return original(*given, **named)
+
+    monkeypatch.setattr(f"{module}.{name}", meanwhile)
+    opened = Records(tmp_path / "one.sqlite", 4, create=True, filter_keys=["a"], open_files=files)
+    assert len(made) == 2
+    for one in (opened, made[1]):
+        with one.writing() as writing:
+            writing.delete([])
+        one.close()
+    assert files.connections == 0

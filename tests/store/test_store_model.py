@@ -102,7 +102,7 @@ class StoreMachine(RuleBasedStateMachine):
                 "delta._BYTES": 0,
                 "delta._ROWS": 4,
                 "compaction._FEW_BYTES": 1,
-                "spec._POINTS_PER_LIST": 8,
+                "spec.POINTS_PER_LIST": 8,
                 "segment._FEW": 8,
             }.items()
         ]

@@ -149,7 +149,8 @@ def test_an_estimated_number_of_epochs_is_marked() -> None:
     assert replace(PROGRESS, estimated=True).line().startswith("epoch   3/~100 ")
 
 
-def test_metrics_hold_all_numbers(tmp_path: Path) -> None:
+def test_metrics_hold_all_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     lines: list[str] = []
     Monitor(tmp_path / "metrics.jsonl", lines.append).record(PROGRESS, used=0.03)
     assert lines == [PROGRESS.line()]

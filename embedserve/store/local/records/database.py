@@ -117,20 +117,28 @@ class Writer:
     for the next sync. So no write is acknowledged until the file is opened again.
 
     Args:
-        connection: from ``open_database``.
+        connection: from ``open_database``; None until ``take_over``.
         path: of the database, for messages.
         open_again: opens another connection after ``close_idle``.
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, path: Path, open_again: Callable[[], sqlite3.Connection] | None = None
+        self,
+        connection: sqlite3.Connection | None,
+        path: Path,
+        open_again: Callable[[], sqlite3.Connection] | None = None,
     ) -> None:
         self.lock = threading.RLock()
         """A holder keeps the connection open."""
-        self._connection: sqlite3.Connection | None = connection
+        self._connection = connection
         self._path = path
         self._open_again = open_again
         self._refused = ""
+
+    def take_over(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        """The same connection, which is the writer's from now on; for one that was made without."""
+        self._connection = connection
+        return connection
 
     @property
     def connection(self) -> sqlite3.Connection:

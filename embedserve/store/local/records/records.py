@@ -136,17 +136,19 @@ class Records:
             open_files = OpenFiles(most_connections())
         self._count = ConnectionCount(open_files, self.close_idle)
         self._readers = Readers(path, self._count)
-        connection = self._open(create=create)
-        self._writer = Writer(connection, path, self._open)
-        try:
-            with translate_errors(path):
-                if create:
-                    facets.declare(connection, self._filter_keys)
-                facets.check_declared(connection, path, self._filter_keys)
-        except BaseException:
-            self._close_writer()
-            raise
         self._trim_above = _LOG_BYTES
+        self._writer = Writer(None, path, self._open)
+        # From the first connection on, whoever opens one may close those of this collection that nobody holds.
+        with self._writer.lock:
+            connection = self._writer.take_over(self._open(create=create))
+            try:
+                with translate_errors(path):
+                    if create:
+                        facets.declare(connection, self._filter_keys)
+                    facets.check_declared(connection, path, self._filter_keys)
+            except BaseException:
+                self._close_writer()
+                raise
 
     @contextmanager
     def reading(self, wanted: Wanted = ALWAYS) -> Iterator[View]:
