@@ -138,7 +138,7 @@ class Records:
         self._readers = Readers(path, self._count)
         self._trim_above = _LOG_BYTES
         self._writer = Writer(None, path, self._open)
-        # From the first connection on, whoever opens one may close those of this collection that nobody holds.
+        # From the first connection on, a thread that opens one may close those of this collection that nobody holds.
         with self._writer.lock:
             connection = self._writer.take_over(self._open(create=create))
             try:
