@@ -37,7 +37,7 @@ def scan(folder: Path, exclude: Exclude | None = None) -> Folder:
     Raises:
         DataError: the folder itself cannot be read.
     """
-    from embedserve.images.codec import SUFFIXES
+    from embedserve.images.formats import SUFFIXES
 
     images: list[Path] = []
     others: list[Path] = []
@@ -72,7 +72,7 @@ def scan(folder: Path, exclude: Exclude | None = None) -> Folder:
 
 def no_images(folder: Path, found: Folder) -> DataError:
     """The error for a folder without images; names what it has instead."""
-    from embedserve.images.codec import SUFFIXES
+    from embedserve.images.formats import SUFFIXES
 
     seen = ""
     if found.others:

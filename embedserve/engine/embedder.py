@@ -161,7 +161,7 @@ class Embedder:
     def _prepare(self, source: _Source, row: NDArray[np.uint8]) -> Media | None:
         """Runs in a worker thread."""
         spec, data = self.encoder.metadata.preprocess, source.encoded[source.position]
-        pixels = codec.decode(data, self._limits, min_side_px=spec.min_decoded_side_px)
+        pixels = codec.decode(data, self._limits, rule=spec.pixels, min_side_px=spec.min_decoded_side_px)
         row[:] = preprocess.apply(spec, pixels)
         match source.keep:
             case Keep.THUMBNAILS:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from embedserve.errors import EncoderFileError
+from embedserve.images import pixel_rule
 from embedserve.images.codec import decode
+from embedserve.images.pixel_rule import PixelRule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +34,8 @@ class PreprocessSpec:
     0: the whole image is squeezed into the square."""
     filter: str = "bilinear"
     """"bilinear" or "bicubic", both antialiased."""
+    pixels: PixelRule = field(default_factory=PixelRule)
+    """How stored samples become RGB of 8 bits, before all else."""
 
     def __post_init__(self) -> None:
         for name in ("size_px", "resize_px"):
@@ -55,8 +59,9 @@ class PreprocessSpec:
         return max(2 * (self.resize_px or self.size_px), _MIN_DECODED_SIDE_PX)
 
     def to_json(self) -> dict[str, Any]:
-        """The specification as a JSON document."""
-        return asdict(self)
+        """The specification as a JSON document; what new rules leave as it was before them is not in it."""
+        document = {"size_px": self.size_px, "resize_px": self.resize_px, "filter": self.filter}
+        return document | self.pixels.to_json()
 
     @classmethod
     def from_json(cls, document: object) -> PreprocessSpec:
@@ -68,8 +73,9 @@ class PreprocessSpec:
         """
         if not isinstance(document, dict):
             raise EncoderFileError("the encoder has no preprocess rule")
+        rest = {name: value for name, value in document.items() if name not in pixel_rule.FIELDS}
         try:
-            return cls(**document)
+            return cls(**rest, pixels=PixelRule.from_json(document))
         except TypeError as error:
             raise EncoderFileError(f"the encoder's preprocess rule is not understood: {error}") from error
 
@@ -94,10 +100,19 @@ def apply(spec: PreprocessSpec, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(square)
 
 
-def load(spec: PreprocessSpec, data: bytes, limits: Limits | None = None) -> NDArray[np.uint8]:
+def load(
+    spec: PreprocessSpec, data: bytes, limits: Limits | None = None, *, notes: list[str] | None = None
+) -> NDArray[np.uint8]:
     """The square for the encoder from encoded image bytes: ``apply`` after ``codec.decode``.
+
+    Args:
+        spec: the rule.
+        data: the bytes of an image file.
+        limits: of its size.
+        notes: receives sentences, as in ``codec.decode``.
 
     Raises:
         ImageError: the bytes cannot be used; see ``codec.decode``.
     """
-    return apply(spec, decode(data, limits, min_side_px=spec.min_decoded_side_px))
+    pixels = decode(data, limits, rule=spec.pixels, min_side_px=spec.min_decoded_side_px, notes=notes)
+    return apply(spec, pixels)

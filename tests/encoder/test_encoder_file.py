@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from embedserve.encoder import encoder_file, reference
 from embedserve.encoder.encoder_file import EncoderFile, EncoderMetadata
 from embedserve.errors import EncoderFileError
+from embedserve.images.pixel_rule import STORED
 from embedserve.images.preprocess import PreprocessSpec
 
 WEIGHTS = np.array([[0.5, -1.0], [0.25, 2.0], [1.0, 0.125]], np.float32)
@@ -144,7 +145,9 @@ def test_the_fingerprint_of_a_known_file_is_known() -> None:
         b'{"filter":"bilinear","resize_px":5,"size_px":4}',
     ]
     by_hand = hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).hexdigest()
-    assert packed().fingerprint == by_hand
+    stored = dataclasses.replace(METADATA, preprocess=dataclasses.replace(METADATA.preprocess, pixels=STORED))
+    assert encoder_file.pack(onnx_model().SerializeToString(), stored).fingerprint == by_hand
+    assert packed().fingerprint != by_hand  # with the rule of new files
 
 
 # --- What is refused -----------------------------------------------------------------------------------------------

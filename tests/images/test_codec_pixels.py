@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from embedserve.errors import ImageFormatError
-from embedserve.images import codec
+from embedserve.images import codec, jpeg
 from tests.images.quarters import GREEN, QUARTERS, RED, assert_close, encoded, exif_with, quarters
 
 # --- Pixel types ---------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_a_small_image_is_its_own_thumbnail() -> None:
 def through_pillow(data: bytes, min_side_px: int) -> NDArray[np.uint8]:
     """A JPEG as Pillow alone decodes it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "_simplejpeg", lambda: None)
+        patch.setattr(jpeg, "_simplejpeg", lambda: None)
         return codec.decode(data, min_side_px=min_side_px)
 
 

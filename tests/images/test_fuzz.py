@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from embedserve.errors import EmbedserveError
-from embedserve.images import codec, preprocess
+from embedserve.images import codec, jpeg, preprocess
 from embedserve.images.preprocess import PreprocessSpec
 from embedserve.types import Limits
 from embedserve.v1 import collection_service_pb2 as collection_pb
@@ -66,8 +66,8 @@ def test_a_damaged_jpeg_gives_the_pixels_that_pillow_gives_if_pillow_reads_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("simplejpeg")
-    quick = codec._decode_jpeg
-    monkeypatch.setattr(codec, "_decode_jpeg", lambda *_: None)
+    quick = jpeg.decode_jpeg
+    monkeypatch.setattr(codec, "decode_jpeg", lambda *_: None)
     compared = refused = 0
     for number, (name, data) in enumerate(mutated(CASES, SEED + 1)):
         if "jpeg" not in name:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from embedserve.errors import EncoderFileError
 from embedserve.images import preprocess
+from embedserve.images.pixel_rule import STORED
 from embedserve.images.preprocess import PreprocessSpec
 
 
@@ -65,7 +66,7 @@ def test_a_rule_comes_back_from_json_as_it_was(spec: PreprocessSpec) -> None:
 
 
 def test_the_json_of_a_rule_never_changes_since_fingerprints_cover_it() -> None:
-    spec = PreprocessSpec(size_px=224, resize_px=256)
+    spec = PreprocessSpec(size_px=224, resize_px=256, pixels=STORED)
     assert json.dumps(spec.to_json(), sort_keys=True) == '{"filter": "bilinear", "resize_px": 256, "size_px": 224}'
 
 

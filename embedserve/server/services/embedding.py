@@ -115,7 +115,11 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
                 dimension=metadata.dimension,
                 size_px=metadata.preprocess.size_px,
                 channels=metadata.channels,
-                preprocess=pb.Preprocess(**metadata.preprocess.to_json()),
+                preprocess=pb.Preprocess(
+                    size_px=metadata.preprocess.size_px,
+                    resize_px=metadata.preprocess.resize_px,
+                    filter=metadata.preprocess.filter,
+                ),
                 method=metadata.method,
                 backbone=metadata.backbone,
                 precision=metadata.precision,

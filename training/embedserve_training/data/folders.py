@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from embedserve.errors import DataError, ImageError
 from embedserve.images import codec, preprocess
+from embedserve.images.formats import SUFFIXES
 from embedserve.images.preprocess import PreprocessSpec
 
 if TYPE_CHECKING:
@@ -87,11 +88,11 @@ def scan(root: Path) -> ImageFolder:
         for name in files:
             if name.startswith("."):
                 continue
-            is_image = Path(name).suffix.lower() in codec.SUFFIXES
+            is_image = Path(name).suffix.lower() in SUFFIXES
             (found if is_image else others).append((relative / name).as_posix())
     if not found:
         seen = f" ({len(others)} other files: {', '.join(sorted(others)[:3])}, …)" if others else ""
-        raise DataError(f"{root} holds no images{seen}", hint=f"images end in {', '.join(codec.SUFFIXES)}")
+        raise DataError(f"{root} holds no images{seen}", hint=f"images end in {', '.join(SUFFIXES)}")
     return ImageFolder(root=root, paths=tuple(sorted(found)), unreadable=tuple(unreadable))
 
 
