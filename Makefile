@@ -20,8 +20,12 @@ BIN := $(VENV)/bin
 OUT ?= data/fashion-mnist
 # The shell would not expand a ~ inside the quotes that a folder with spaces needs.
 FOLDER_PATH = $(patsubst ~%,$(HOME)%,$(FOLDER))
+# A test that hangs fails after ten minutes, with the stacks of its threads; its process ends if it hangs on. The slowest
+# test takes a minute on two cores.
+TIMED := --timeout 600 --max-worker-restart 0 \
+	--override-ini faulthandler_timeout=900 --override-ini faulthandler_exit_on_timeout=true
 # One process for each core; the tests of a file stay together, as they share servers and trained encoders.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TIMED)
 export PYTHON PIP_ARGS
 
 .DEFAULT_GOAL := help

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,9 +94,20 @@ def serving(
         loop, event = stopping[0]
         loop.call_soon_threadsafe(event.set)
         thread.join(30)
-        assert not thread.is_alive(), "the server did not stop"
+        assert not thread.is_alive(), f"the server did not stop:\n{_what_runs(loop)}"
         if failure:
             raise failure[0]
+
+
+def _what_runs(loop: asyncio.AbstractEventLoop) -> str:
+    """The stacks of all threads of this process, and of the tasks of an event loop."""
+    said = io.StringIO()
+    for number, frame in sys._current_frames().items():
+        said.write(f"--- thread {number}\n{''.join(traceback.format_stack(frame))}")
+    for task in asyncio.all_tasks(loop):
+        said.write(f"--- {task!r}\n")
+        task.print_stack(file=said)
+    return said.getvalue()
 
 
 class ServerProcess:

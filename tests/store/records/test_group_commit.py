@@ -183,16 +183,28 @@ def test_a_writer_that_is_interrupted_while_it_waits_is_skipped() -> None:
     disk = Disk()
     commits, held = GroupCommit(disk.commit), Held(disk)
 
+    interrupted = threading.Event()
+
+    def handle(*_: object) -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
     def interrupt() -> None:
         gathered(commits, 2)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while not interrupted.wait(0.02):
+            # Again, because one that comes just before a thread begins to wait does not end the wait.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, handle)
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(commits.commit, 0)
         assert held.inside.wait(30)
-        pool.submit(interrupt)
+        interrupting = pool.submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
             commits.commit(1)
+        interrupting.result(30)
+        signal.signal(signal.SIGINT, before)
         held.go.set()
         assert first.result() == "wrote 0"
         assert pool.submit(commits.commit, 2).result(30) == "wrote 2"
