@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -27,15 +28,7 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
     """
     part: Path | None = None
     try:
-        target = Path(os.path.realpath(path))
-        before = target.stat() if target.exists() else None
-        if before is not None and not stat.S_ISREG(before.st_mode):
-            raise DataError(f"{path} already exists, and is not a regular file", hint="choose another name")
-        if before is not None and not overwrite:
-            raise DataError(
-                f"{path} already exists",
-                hint="choose another name, or overwrite it: --overwrite, in Python overwrite=True",
-            )
+        target, before = _checked(path, overwrite)
         name = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         with open(name, "xb", opener=private) as file:
             part = name
@@ -48,13 +41,46 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
         part = None
         sync(target.parent)
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error.strerror or error}",
-            hint="choose a path in a folder that exists, is writable, and has room",
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
+
+
+def check_writable(path: Path, *, overwrite: bool = False) -> None:
+    """Check that ``atomic_write`` will take a path, before the work whose result it will hold.
+
+    Raises:
+        DataError: as ``atomic_write``, except for what only writing shows, such as a full disk.
+    """
+    try:
+        target, _ = _checked(path, overwrite)
+        if not os.access(os.fspath(target.parent), os.W_OK | os.X_OK):
+            target.parent.stat()  # a folder that is not there is named as such
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _checked(path: Path, overwrite: bool) -> tuple[Path, os.stat_result | None]:
+    """Where a file will be, and the status of the one that it replaces."""
+    target = Path(os.path.realpath(path))
+    before = target.stat() if target.exists() else None
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        raise DataError(f"{path} already exists, and is not a regular file", hint="choose another name")
+    if before is not None and not overwrite:
+        raise DataError(
+            f"{path} already exists",
+            hint="choose another name, or overwrite it: --overwrite, in Python overwrite=True",
+        )
+    return target, before
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path} cannot be written: {error.strerror or error}",
+        hint="choose a path in a folder that exists, is writable, and has room",
+    )
 
 
 def write_text(path: Path, text: str) -> None:

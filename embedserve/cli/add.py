@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedserve.cli.terminal.options import (
+    GivenPath,
     collection_option,
     exclude_option,
     json_option,
@@ -69,7 +70,7 @@ class _Counts:
     "folders",
     nargs=-1,
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=GivenPath(exists=True, file_okay=False),
     metavar="FOLDER...",
 )
 @collection_option
@@ -81,7 +82,7 @@ class _Counts:
 @click.option(
     "--metadata",
     "table",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=GivenPath(exists=True, dir_okay=False),
     metavar="FILE.csv",
     help="Metadata of the images: a column `path`, relative to the folder, and a column for each key.",
 )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.options import Finite, exclude_option, server_option
-from embedserve.errors import DataError, EmbedserveError, all_errors
+from embedserve.cli.terminal.options import Finite, GivenPath, exclude_option, server_option
+from embedserve.errors import EmbedserveError, all_errors
 
 if TYPE_CHECKING:
     from embedserve.client import Client
@@ -65,7 +65,7 @@ def command() -> None:
 
 
 @command.command("serve")
-@click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path), metavar="[IMAGES]...")
+@click.argument("paths", nargs=-1, type=GivenPath(exists=True), metavar="[IMAGES]...")
 @exclude_option
 @server_option
 @click.option(
@@ -114,10 +114,11 @@ def command() -> None:
 @click.option("--json", "json_out", metavar="FILE", help='Write everything measured as JSON; "-" prints it instead.')
 @click.option(
     "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=GivenPath(dir_okay=False),
     metavar="FILE",
     help="Write a plot of the latencies, NAME.svg, or plot and table, NAME.html.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace the files of --json and --plot if they exist.")
 def serve(
     server: str,
     paths: tuple[Path, ...],
@@ -136,6 +137,7 @@ def serve(
     allow: tuple[str, ...],
     json_out: str | None,
     plot: Path | None,
+    overwrite: bool,
     **plan_options: Any,
 ) -> None:
     """Put load on a server, and measure its images per second and the latency of calls.
@@ -163,6 +165,7 @@ def serve(
         raise click.UsageError("give one of IMAGES, --sample and --vectors")
 
     from embedserve import loadtest
+    from embedserve.atomic_write import check_writable
     from embedserve.cli import bench_inputs
     from embedserve.cli.terminal.options import connect, connection
     from embedserve.cli.terminal.output import say
@@ -171,6 +174,9 @@ def serve(
     from embedserve.loadtest.report import Report
     from embedserve.loadtest.sweep import Plan, Rate
 
+    for path in (None if json_out in (None, "-") else json_out, plot):
+        if path is not None:
+            check_writable(Path(path), overwrite=overwrite)
     rates = [Rate.of(word) for word in rate or ()]
     if clients is None and (not rates or any(one.is_share for one in rates)):
         clients = tuple(map(str, _DEFAULT_CLIENTS))
@@ -314,10 +320,9 @@ def _write(path: Path, text: str) -> None:
     Raises:
         DataError: the file cannot be written.
     """
+    from embedserve.atomic_write import atomic_write
     from embedserve.cli.terminal.output import say
 
-    try:
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}", hint="choose another path") from error
+    with atomic_write(path, overwrite=True) as file:  # whether it may be replaced was checked before
+        file.write(text.encode("utf-8", "backslashreplace"))
     say(f"wrote {path}")

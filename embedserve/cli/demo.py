@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import Finite, existing
-from embedserve.errors import EmbedserveError, SetupError
+from embedserve.cli.terminal.options import Finite, GivenPath, existing
+from embedserve.errors import DataError, EmbedserveError, SetupError
 
 if TYPE_CHECKING:
     import subprocess
@@ -29,7 +29,7 @@ _SHOWN_SEARCHES = 3
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=GivenPath(),
     help="Folder for everything it creates.  [default: demo, or demo-NAME]",
 )
 @click.option("--minutes", default=3.0, type=Finite(min=0, min_open=True), help="Minutes of training.")
@@ -51,6 +51,8 @@ def command(
     """
     from embedserve.cli.terminal.output import say
 
+    if out is not None:
+        _check_place(out)
     if folder is None:
         from embedserve.cli.sample import NAME, unpack
 
@@ -68,7 +70,7 @@ def command(
     _run("train", train_folder, "-o", run, "--minutes", f"{minutes:g}", *(["--fresh"] if fresh else []))
     held_out: list[str | Path] = [] if folder else ["--test", add_folder]
     _run("evaluate", run, train_folder, *held_out)
-    _run("export", run, "-o", encoder)
+    _run("export", run, "-o", encoder, *(["--overwrite"] if encoder.exists() else []))
     # A collection for each encoder, and an alias for clients: a new encoder takes over at once.
     collection = f"{_as_collection_name(name)}-{encoder_file.read(encoder).fingerprint[:8]}"
     with _serving(encoder, out / "data", port) as process:
@@ -86,6 +88,27 @@ def command(
         say(f"  embedserve search IMAGE --collection demo --server {server}")
         process.wait()
     context.exit(process.returncode)
+
+
+def _check_place(out: Path) -> None:
+    """Check that a folder is new, or one that this command has made.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    from embedserve.cli.sample import NAME
+
+    ours = {"runs", "encoder.onnx", "data", NAME, f".{NAME}.partial"}
+    try:
+        strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in ours)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DataError(
+            f"the folder {out} cannot be used: {error.strerror}", hint="choose another: -o FOLDER"
+        ) from error
+    if strangers:
+        raise DataError(f"{out} holds what is not of a demo: {strangers[0]!r}", hint="choose a new folder: -o FOLDER")
 
 
 def _as_collection_name(folder_name: str) -> str:

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.options import exclude_option, server_option
+from embedserve.cli.terminal.options import GivenPath, exclude_option, overwrite_option, server_option
 from embedserve.errors import DataError, EmbedserveError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class _Embedder:
 
 
 @click.command("embed")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATHS...")
+@click.argument("paths", nargs=-1, required=True, type=GivenPath(exists=True), metavar="PATHS...")
 @click.option(
     "-o",
     "--out",
@@ -40,17 +40,23 @@ class _Embedder:
     help="OUT.npy: float32 [N, D], and OUT.json beside it with the paths of the rows and the encoder."
     ' OUT.jsonl: path, vector and encoder on each line; "-" prints the same lines.',
 )
+@overwrite_option
 @exclude_option
 @server_option
 @click.option(
     "--encoder",
     "encoder_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=GivenPath(exists=True, dir_okay=False),
     metavar="FILE",
     help="Embed in this process with an encoder file; no server is needed.",
 )
 def command(
-    paths: tuple[Path, ...], out: str, exclude: tuple[str, ...], server: str, encoder_path: Path | None
+    paths: tuple[Path, ...],
+    out: str,
+    overwrite: bool,
+    exclude: tuple[str, ...],
+    server: str,
+    encoder_path: Path | None,
 ) -> None:
     """Embed images: files, or all images in folders. A file that is given itself is never excluded.
 
@@ -66,6 +72,7 @@ def command(
 
     from embedserve.cli.terminal.output import progress, rate_text, say, say_failed
 
+    _check_outputs(out, overwrite)
     images, unreadable = _find(paths, exclude)
     begun = time.monotonic()
     failed: list[tuple[str, str, str]] = [(str(path), DataError.code, why) for path, why in unreadable]
@@ -167,6 +174,40 @@ def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
 
 
 # --- Writing ---
+
+
+def _check_outputs(out: str, overwrite: bool) -> None:
+    """Check that the files can be written, before anything is embedded.
+
+    Raises:
+        DataError: one exists and may not be replaced, or its folder does not exist or is not writable; or the file of
+            paths beside a NAME.npy is one that this command did not write.
+    """
+    from embedserve.atomic_write import check_writable
+
+    if out == "-":
+        return
+    check_writable(Path(out), overwrite=overwrite)
+    if out.endswith(".npy"):
+        beside = Path(out).with_suffix(".json")
+        check_writable(beside, overwrite=overwrite)
+        if beside.exists() and not _is_ours(beside):
+            raise DataError(
+                f"{beside}, which would hold the paths of the rows, is another file", hint="choose another name: -o OUT"
+            )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file holds the paths of rows, as ``_write_npy`` writes them."""
+    import json
+
+    from embedserve.regular_file import read_text
+
+    try:
+        document = json.loads(read_text(path))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.keys() == {"encoder", "paths", "failed"}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import existing
+from embedserve.cli.terminal.options import GivenPath, existing, overwrite_option
 from embedserve.errors import EncoderFileError, InvalidInput
 
 if TYPE_CHECKING:
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 @click.command("export")
 @click.argument("run", type=existing)
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), default=Path("encoder.onnx"), help="Encoder file to write."
-)
+@click.option("-o", "--out", type=GivenPath(), default=Path("encoder.onnx"), help="Encoder file to write.")
 @click.option(
     "--precision",
     default="fp32",
@@ -31,12 +29,15 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="Images to compare fp16 and int8 on, and to calibrate int8 with.  [default: the run's own folder]",
 )
+@overwrite_option
 @click.option("--force", is_flag=True, help="Write fp16 or int8 even if it loses more accuracy than allowed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document about the encoder.")
-def command(run: Path, out: Path, precision: str, calibration: Path | None, force: bool, as_json: bool) -> None:
+def command(
+    run: Path, out: Path, precision: str, calibration: Path | None, overwrite: bool, force: bool, as_json: bool
+) -> None:
     """Write the encoder of a run to one self-describing ONNX file.
 
-    An encoder file at OUT is replaced, and named; another file is not.
+    An encoder file at OUT is replaced with --overwrite, and named; another file never is.
 
     Before anything is written, the ONNX graph is compared with PyTorch on images of the run. For fp16 and int8 the
     vectors, neighbours and speed are compared too, and printed. To a server they are different encoders from the fp32
@@ -46,10 +47,12 @@ def command(run: Path, out: Path, precision: str, calibration: Path | None, forc
     embedserve export runs/photos -o encoder.onnx
     embedserve export runs/photos -o encoder-int8.onnx --precision int8
     """
+    from embedserve.atomic_write import check_writable
     from embedserve.cli.terminal.output import print_json, say
     from embedserve.cli.training import training_installed
 
     replaced = _replaceable(out)
+    check_writable(out, overwrite=overwrite)
     with training_installed():
         from embedserve_training.export.export import export
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from embedserve.cli.terminal.options import existing
+from embedserve.cli.terminal.options import GivenPath, existing, overwrite_option
 from embedserve.cli.training import setting_option
 
 
@@ -16,10 +16,11 @@ from embedserve.cli.training import setting_option
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=GivenPath(),
     default=Path("preview.png"),
-    help="PNG to write; replaced if it exists.",
+    help="PNG to write.",
 )
+@overwrite_option
 @setting_option("augmentation")
 @click.option("--all", "every_preset", is_flag=True, help="One group of rows for each preset.")
 @setting_option("method")
@@ -35,6 +36,7 @@ from embedserve.cli.training import setting_option
 def command(
     folder: Path,
     out: Path,
+    overwrite: bool,
     every_preset: bool,
     images: int | None,
     views: int,
@@ -69,6 +71,7 @@ def command(
         images=images or (2 if every_preset else 8),
         views=views,
         every_preset=every_preset,
+        overwrite=overwrite,
         report=say,
     )
     if as_json:

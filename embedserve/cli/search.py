@@ -8,11 +8,18 @@ from typing import Any
 
 import click
 
-from embedserve.cli.terminal.options import Finite, collection_option, json_option, server_option, where_option
+from embedserve.cli.terminal.options import (
+    Finite,
+    GivenPath,
+    collection_option,
+    json_option,
+    server_option,
+    where_option,
+)
 
 
 @click.command("search")
-@click.argument("image", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("image", required=False, type=GivenPath(exists=True, dir_okay=False, allow_dash=True, path_type=None))
 @collection_option
 @click.option("--like", "item_id", metavar="ID", help="Search by this item of the collection instead of an image.")
 @click.option("-k", default=10, type=click.IntRange(1), help="Maximum number of hits.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import Finite, existing, existing_encoder
+from embedserve.cli.terminal.options import Finite, GivenPath, existing, existing_encoder
 from embedserve.server.config import ServerConfig
 from embedserve.types import MAX_TIMEOUT_S, Limits
 
@@ -23,9 +23,7 @@ _FILE = existing
 
 @click.command("serve")
 @click.argument("encoder", type=existing_encoder)
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Directory of the collections; without it there are none."
-)
+@click.option("--data", type=GivenPath(), help="Directory of the collections; without it there are none.")
 @click.option("--host", default="127.0.0.1", help=_HELP["host"])
 @click.option("--port", default=50051, type=click.IntRange(0, 65535), help=_HELP["port"])
 @click.option("--http-port", default=8080, type=click.IntRange(0, 65535), help=_HELP["http_port"])

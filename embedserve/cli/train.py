@@ -8,15 +8,13 @@ from typing import Any
 
 import click
 
-from embedserve.cli.terminal.options import existing
+from embedserve.cli.terminal.options import GivenPath, existing
 from embedserve.cli.training import setting_options
 
 
 @click.command("train")
 @click.argument("folder", type=existing)
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-METHOD, NAME being FOLDER's]"
-)
+@click.option("-o", "--out", type=GivenPath(), help="Run folder.  [default: runs/NAME-METHOD, NAME being FOLDER's]")
 @setting_options
 @click.option("--dry-run", is_flag=True, help="Print the plan, each value with its source, and stop.")
 @click.option("--fresh", is_flag=True, help="Start over even if the run folder holds a run.")

@@ -132,7 +132,7 @@ def test_a_run_that_breaks_off_leaves_the_earlier_output_as_it_was(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("embedserve.client.bulk.read_image", interrupted)
-    assert cli("embed", photos, "-o", out).exit_code == 130
+    assert cli("embed", photos, "-o", out, "--overwrite").exit_code == 130
     assert out.read_text() == "from yesterday"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.jsonl"]
 

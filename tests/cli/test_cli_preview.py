@@ -63,7 +63,7 @@ def test_other_settings_of_training_are_given_as_there(cli: Cli, photos: Path, t
         (["-o", "file.txt/p.png"], "file.txt/p.png cannot be written"),
         (["-o", "."], "has no file name"),
         (["-o", "/"], "has no file name"),
-        (["-o", ""], "has no file name"),
+        (["-o", ""], "is empty"),
     ],
 )
 def test_a_slip_is_answered_with_one_sentence_and_a_hint(

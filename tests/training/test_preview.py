@@ -81,7 +81,7 @@ def test_without_a_preset_the_views_are_those_that_training_would_use(image_fold
     for number in range(3):
         Image.new("RGB", (150, 100), (number, 50, 200)).save(large / f"{number}.png")
     for method, preset in [("simclr", "photo"), ("barlow-twins", "barlow-twins"), ("cpc", "moco-v1")]:
-        result = render(large, tmp_path / "p.png", method=method)
+        result = render(large, tmp_path / f"{method}.png", method=method)
         assert (result.augmentations, result.size_px) == ((preset,), 96)
 
 
@@ -121,9 +121,9 @@ def test_a_path_that_cannot_be_written_is_an_error_and_leaves_nothing(image_fold
     (tmp_path / "taken.png").mkdir()
     (tmp_path / "file.txt").write_text("no folder")
     for out in (tmp_path / "nowhere" / "p.png", tmp_path / "taken.png", tmp_path / "file.txt" / "p.png"):
-        with pytest.raises(DataError, match="cannot be written") as refused:
+        with pytest.raises(DataError, match=r"cannot be written|already exists") as refused:
             render(image_folder, out)
-        assert "-o FILE" in refused.value.hint
+        assert "choose" in refused.value.hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "taken.png"]
 
 

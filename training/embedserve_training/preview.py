@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from embedserve.atomic_write import check_writable
 from embedserve.cores import usable_cores
 from embedserve.errors import DataError, InvalidInput
 from embedserve.images.preprocess import PreprocessSpec
@@ -67,25 +68,33 @@ def preview(
     images: int = 8,
     views: int = 6,
     every_preset: bool = False,
+    overwrite: bool = False,
     report: Callable[[str], None],
 ) -> Preview:
     """Draw images of a folder beside views of them, as a run with this config would see them.
 
     Args:
         folder: images, flat or nested.
-        out: the PNG to write, replaced atomically.
+        out: the PNG to write.
         config: of the run; settings that it leaves open are chosen as for training.
         images: number of images, evenly spaced over the folder.
         views: views of each image.
+        overwrite: replace the PNG if it exists.
         every_preset: draw a group of rows for each preset, not only for that of the run.
         report: called with each line of text.
 
     Raises:
-        DataError: the folder is missing or has no readable image, or ``out`` cannot be written.
-        InvalidInput: a value of the config is not valid, or ``out`` has no file name.
+        DataError: the folder is missing or has no readable image, or ``out`` exists or cannot be written.
+        InvalidInput: a value of the config is not valid, or ``out`` has no file name, or is inside the folder, where
+            it would be the next one of the images.
     """
     if out.name in ("", ".."):
         raise InvalidInput(f"{str(out)!r} has no file name to write to", hint="name a PNG: -o preview.png")
+    if folder.is_dir() and any(parent.is_dir() and parent.samefile(folder) for parent in out.resolve().parents):
+        raise InvalidInput(
+            f"{out} would be one of the images in {folder} from then on", hint="write it elsewhere: -o ../preview.png"
+        )
+    check_writable(out, overwrite=overwrite)
     files = folders.scan(folder)
     facts = _facts(files)
     chosen = [replace(config, augmentation=name) for name in PRESETS] if every_preset else [config]

@@ -19,7 +19,25 @@ if TYPE_CHECKING:
 _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
 
 
-class Existing(click.Path):
+class GivenPath(click.Path):
+    """A path; an empty one, as of a shell variable that is not set, does not stand for the current folder."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"path_type": Path, **options})
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path.
+
+        Raises:
+            InvalidInput: it is empty.
+        """
+        if value == "":
+            name = param.get_error_hint(ctx) if param is not None and ctx is not None else "the path"
+            raise InvalidInput(f"{name} is empty", hint="a variable of the shell may be unset; the current folder is .")
+        return super().convert(value, param, ctx)
+
+
+class Existing(GivenPath):
     """A path of something that exists; another one is wrong usage, said in one sentence with a hint.
 
     Args:
@@ -28,14 +46,14 @@ class Existing(click.Path):
     """
 
     def __init__(self, what: str = "", hint: str = "") -> None:
-        super().__init__(path_type=Path)
+        super().__init__()
         self._what, self._hint = what, hint
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path.
 
         Raises:
-            InvalidInput: nothing has this path.
+            InvalidInput: nothing has this path, or it is empty.
         """
         path = super().convert(value, param, ctx)
         if not os.path.lexists(path):
@@ -124,9 +142,9 @@ def json_option(text: str) -> Callable[[_CommandT], _CommandT]:
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
-existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
-new_file = click.Path(dir_okay=False, path_type=Path)
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+existing_file = GivenPath(exists=True, dir_okay=False)
+new_file = GivenPath(dir_okay=False)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 
 
 class Finite(click.FloatRange):

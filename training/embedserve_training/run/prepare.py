@@ -80,10 +80,12 @@ def prepare(
     Raises:
         DataError: the folder is missing or holds too few readable images.
         InvalidInput: a value of the config is not valid.
-        TrainingError: ``out`` holds a run with another config, other images or another number of processes.
+        TrainingError: ``out`` holds something else than a run, or a run with another config, other images or another
+            number of processes.
         SetupError: the requested device is not available.
     """
     files = folders.scan(folder)
+    run_folder.check_place(out, folder)
     before = None if fresh or dry_run else _earlier_run(out, config)
     if before:
         facts = None
@@ -261,7 +263,6 @@ def _begin(
     """Remove the files of an earlier run, and write those that do not change during this one."""
     run_folder.clear(out)
     spec = _preprocess(the_plan.settings)
-    _write_samples(files, images.positions, spec, out)
     stored = StoredPlan(
         config=asdict(config),
         settings=the_plan.settings,
@@ -276,7 +277,9 @@ def _begin(
         },
         versions=versions(),
     )
+    # The plan first: by it the folder is known as a run, also if this is interrupted.
     run_folder.write_plan(stored, out)
+    _write_samples(files, images.positions, spec, out)
 
 
 def _write_samples(files: ImageFolder, positions: tuple[int, ...], spec: PreprocessSpec, out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -115,7 +114,7 @@ def run_training(
                 say(f"continuing at step {saved.step}")
             outcome = trainer.train()
         if outcome.finished and group.is_first:
-            shutil.rmtree(out / run_folder.CACHE, ignore_errors=True)  # it is large, and only training needs it
+            run_folder.clear_cache(out)  # it is large, and only training needs it
         return RunResult(
             run=out,
             status="finished" if outcome.finished else "stopped",

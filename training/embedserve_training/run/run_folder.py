@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ TENSORBOARD = "tensorboard"
 SKIPPED = "skipped.txt"
 SAMPLES = "samples.npy"
 CACHE = "cache"
+LOCK = ".lock"
+_PARTIAL = (f".{PLAN}.partial",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ def locked(run: Path) -> Iterator[None]:
     try:
         # With the images of the run in it, decoded.
         make_private_directory(run)
-        lock = (run / ".lock").open("w")
+        lock = (run / LOCK).open("w")
     except OSError as error:
         raise TrainingError(
             f"the run folder {run} cannot be created: {error.strerror}", hint="choose another one: -o FOLDER"
@@ -98,11 +101,85 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
+def check_place(run: Path, images: Path) -> None:
+    """Check that a run may be kept in this folder, before anything is written there.
+
+    Raises:
+        TrainingError: it is the folder of the images or one above it, or holds something that is not a run.
+    """
+    choose = "choose a new folder: -o FOLDER"
+    try:
+        place = _identity(run)
+        if place is not None and place in map(_identity, (images.resolve(), *images.resolve().parents)):
+            what = "is the folder of the images" if place == _identity(images) else f"has the images in it: {images}"
+            raise TrainingError(f"the run folder {run} {what}", hint=choose)
+        if not os.path.lexists(run):
+            return
+        if not run.is_dir():
+            raise TrainingError(f"the run folder {run} is not a folder", hint=choose)
+        strangers = sorted(entry.name for entry in run.iterdir() if not _is_ours(entry))
+        if strangers and not _is_run(run):
+            more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+            raise TrainingError(
+                f"the run folder {run} is not empty and holds no run: {strangers[0]!r}{more}",
+                hint=choose,
+            )
+    except OSError as error:
+        raise TrainingError(f"the run folder {run} cannot be read: {error.strerror}", hint=choose) from error
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What stays the same for every name and link of a folder; None if there is none."""
+    try:
+        status = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_run(run: Path) -> bool:
+    """Whether a plan of ours is in a folder."""
+    try:
+        document = json.loads((run / PLAN).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and {"format", "settings", "preprocess"} <= document.keys()
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether something in a folder is what a run leaves that ended before it had a plan."""
+    if not (entry.parent / LOCK).is_file():
+        return False
+    if entry.name == CACHE:
+        return entry.is_dir() and not entry.is_symlink() and all(map(_is_cached, entry.iterdir()))
+    return entry.name in (LOCK, SKIPPED, *_PARTIAL) and entry.is_file() and not entry.is_symlink()
+
+
+def _is_cached(path: Path) -> bool:
+    return path.is_file() and re.fullmatch(r"\.?[0-9a-f]{16}\.(u8|json|partial|json\.partial)", path.name) is not None
+
+
 def clear(run: Path) -> None:
     """Remove the files of an earlier run, but not its decoded images."""
     for name in (CHECKPOINT, PLAN, METRICS, SAMPLES):
         (run / name).unlink(missing_ok=True)
-    shutil.rmtree(run / TENSORBOARD, ignore_errors=True)
+    _remove_from(run / TENSORBOARD, lambda path: path.name.startswith("events.out.tfevents."))
+
+
+def clear_cache(run: Path) -> None:
+    """Remove the decoded images of a run."""
+    _remove_from(run / CACHE, _is_cached)
+
+
+def _remove_from(folder: Path, ours: Callable[[Path], bool]) -> None:
+    """Remove our files in a folder, and the folder if nothing else is in it; what others put there stays."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    with suppress(OSError):  # whatever cannot be removed is no reason to fail
+        for path in list(folder.iterdir()):
+            if ours(path):
+                path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def write_skipped(skipped: tuple[Skipped, ...], run: Path) -> Path:
