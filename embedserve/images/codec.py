@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
+from embedserve.images import tiff, tiff_file
 from embedserve.images.jpeg import check_scans, decode_jpeg
 from embedserve.images.opening import open_image, to_upright
 from embedserve.images.pixel_rule import PixelRule
@@ -75,6 +76,8 @@ def decode(
         check_scans(data)
         if (pixels := decode_jpeg(data, limits, min_side_px)) is not None:
             return pixels
+        if tiff_file.is_tiff(data):
+            return np.array(_to_rgb(tiff.decode(data, limits, rule, [] if notes is None else notes)))
         if (canvas := _webp_canvas(data)) is not None:
             check_size(*canvas, limits)
         with open_image(data) as image:

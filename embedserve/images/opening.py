@@ -35,11 +35,11 @@ def open_image(data: bytes) -> Image.Image:
         ) from None
 
 
-def to_upright(image: Image.Image) -> Transpose | None:
-    """The transposition that makes the image upright, by its EXIF or XMP block; None if it is upright."""
+def transposition(orientation: object) -> Transpose | None:
+    """What makes an image of this EXIF orientation upright; None if it is, or if there is no such orientation."""
     from PIL.Image import Transpose
 
-    transpositions = {
+    transpositions: dict[object, Transpose] = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
         4: Transpose.FLIP_TOP_BOTTOM,
@@ -48,7 +48,12 @@ def to_upright(image: Image.Image) -> Transpose | None:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
+    return transpositions.get(orientation)
+
+
+def to_upright(image: Image.Image) -> Transpose | None:
+    """The transposition that makes the image upright, by its EXIF or XMP block; None if it is upright."""
     try:
-        return transpositions.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+        return transposition(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block does not make the pixels unusable
         return None
