@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
+from embedserve.images.heif import checked, is_boxes
 from embedserve.images.jpeg import check_scans, decode_jpeg
 from embedserve.images.opening import open_image, to_upright
 from embedserve.images.pixel_rule import PixelRule
@@ -77,6 +78,8 @@ def decode(
             return pixels
         if (canvas := _webp_canvas(data)) is not None:
             check_size(*canvas, limits)
+        if is_boxes(data):
+            data = checked(data, limits)
         with open_image(data) as image:
             check_size(*image.size, limits)
             if min_side_px > 0 and image.format in ("JPEG", "MPO"):

@@ -1,0 +1,140 @@
+"""AVIF and HEIC: what is checked before a decoder meets the file, and HEIC through pillow-heif, an optional package.
+
+The primary image is read; thumbnails, depth maps and further images of the file are not. Rotation and mirroring are
+properties of the file, which the decoders apply; its EXIF orientation says the same once more and is not.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from embedserve.errors import ImageFormatError, ImageUndecodable
+from embedserve.images.boxes import Item, Items, read_items
+from embedserve.images.coded_size import Size, av1_sizes, hevc_sizes
+from embedserve.images.formats import AVIF, HEAD_BYTES, HEIC, kind_of
+from embedserve.images.kind import SAVE
+from embedserve.images.size_limits import check_size
+from embedserve.types import Limits
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_CODED_FACTOR = 6
+"""All pictures that are decoded for one image, its tiles and its transparency, may have this many times
+``max_image_pixels``: tiles end beyond the image, and transparency is as large as the image."""
+_MAX_VISITS = 20_000
+"""Items that are visited for one image. A grid has up to 65,536 tiles in theory, of 64 × 64 pixels and more."""
+_DERIVED = ("grid", "iovl", "iden")
+
+
+def is_boxes(data: bytes) -> bool:
+    """Whether the bytes are a file of boxes, as AVIF and HEIC are."""
+    return data[4:8] == b"ftyp"
+
+
+def checked(data: bytes, limits: Limits) -> bytes:
+    """The file for its decoder, if all sizes in it are within the limits: those of its boxes and of its pictures.
+
+    Of a sequence, the bytes say that its still image is meant.
+
+    Raises:
+        ImageUndecodable: it is damaged.
+        ImageFormatError: its image is coded in a way that is not read.
+        ImageTooLarge: a size is beyond the limits.
+    """
+    kind = kind_of(data[:HEAD_BYTES])
+    if kind not in (AVIF, HEIC) or not kind.readable:
+        return data  # which opening refuses by its name
+    items = read_items(data)
+    if items is None:
+        if b"moov" in data:
+            raise ImageFormatError(
+                f"this is {kind.name} with a sequence but no still image, which is not read", hint=SAVE
+            )
+        raise ImageUndecodable(f"the image is damaged: it is {kind.name} without an image")
+    _Sizes(items, limits).check()
+    # A decoder chooses by the brand whether it reads the sequence or the still image, which has been checked.
+    return data if kind is HEIC or data[8:12] == b"avif" else data[:8] + b"avif" + data[12:]
+
+
+def open_heic(data: bytes) -> Image.Image:
+    """The primary image of a HEIC file, of which no pixel is decoded yet. Its orientation has been applied.
+
+    pillow-heif is not registered with Pillow, where other code of this process would meet it.
+
+    Raises:
+        ImageUndecodable: its header is damaged.
+    """
+    from pillow_heif import HeifImageFile
+
+    try:
+        opened: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
+    except (SyntaxError, OSError, ValueError, RuntimeError) as error:
+        raise ImageUndecodable("the image is damaged: its header of HEIC cannot be read") from error
+    return opened
+
+
+class _Sizes:
+    """Adds up what decoders allocate for the primary image, item by item."""
+
+    def __init__(self, items: Items, limits: Limits) -> None:
+        self._items, self._limits = items, limits
+        self._pixels = self._visits = 0
+        self._known: dict[int, list[Size]] = {}
+
+    def check(self) -> None:
+        self._visit(self._items.primary, depth=0)
+
+    def _visit(self, number: int, depth: int) -> None:
+        self._visits += 1
+        if depth > 4 or self._visits > _MAX_VISITS:
+            raise ImageUndecodable("the image is damaged: it has too many parts")
+        item = self._items.by_number.get(number)
+        if item is None:
+            raise ImageUndecodable("the image is damaged: a part of it is not there")
+        if number not in self._known:
+            self._known[number] = self._sizes(item)
+        for width, height in self._known[number]:
+            check_size(width, height, self._limits)
+        self._pixels += max((width * height for width, height in self._known[number]), default=0)
+        if self._pixels > _CODED_FACTOR * self._limits.max_image_pixels:
+            raise ImageUndecodable(f"the image is damaged: its parts are more than {_CODED_FACTOR} times its limit")
+        if item.kind in _DERIVED:
+            for part in item.parts:
+                self._visit(part, depth + 1)
+        for auxiliary in item.auxiliaries:
+            self._visit(auxiliary, depth + 1)
+
+    def _sizes(self, item: Item) -> list[Size]:
+        sizes = [
+            (int.from_bytes(content[4:8], "big"), int.from_bytes(content[8:12], "big"))
+            for kind, content in item.properties
+            if kind == "ispe"
+        ]
+        if item.kind == "av01":
+            return sizes + av1_sizes(self._items.content(item))
+        if item.kind in ("hvc1", "hev1"):
+            return sizes + [
+                size
+                for kind, configuration in item.properties
+                if kind == "hvcC"
+                for size in hevc_sizes(configuration, self._items.content(item))
+            ]
+        if item.kind in _DERIVED:
+            return sizes + _canvas(item.kind, self._items.content(item), len(item.parts))
+        raise ImageFormatError(f"the image is HEIF with {item.kind!r} in it, which is not read", hint=SAVE)
+
+
+def _canvas(kind: str, content: bytes, parts: int) -> list[Size]:
+    """The size of a derived image, in its own description: ISO/IEC 23008-12, section 6.6.2."""
+    if kind == "iden":
+        return []
+    at = 4 if kind == "grid" else 10
+    step = 4 if content[1:2] and content[1] & 1 else 2
+    if len(content) < at + 2 * step:
+        raise ImageUndecodable("the image is damaged: the description of its parts is too short")
+    if kind == "grid" and (content[2] + 1) * (content[3] + 1) != parts:
+        raise ImageUndecodable(f"the image is damaged: it has {parts} tiles")
+    width = int.from_bytes(content[at : at + step], "big")
+    return [(width, int.from_bytes(content[at + step : at + 2 * step], "big"))]
