@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
+from embedserve.images.formats import HEAD_BYTES, kind_of
 from embedserve.images.heif import checked, is_boxes
 from embedserve.images.jpeg import check_scans, decode_jpeg
 from embedserve.images.opening import open_image, to_upright
@@ -128,10 +129,8 @@ def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
 
 def media_type(data: bytes) -> str:
     """Media type of an encoded image from its header, as in "image/png"."""
-    from PIL import Image
-
-    with open_image(data) as image:
-        return Image.MIME.get(image.format or "", "application/octet-stream")
+    kind = kind_of(data[:HEAD_BYTES])
+    return kind.media_type if kind is not None else "application/octet-stream"
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:

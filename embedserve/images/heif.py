@@ -72,6 +72,8 @@ def open_heic(data: bytes) -> Image.Image:
         opened: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
     except (SyntaxError, OSError, ValueError, RuntimeError) as error:
         raise ImageUndecodable("the image is damaged: its header of HEIC cannot be read") from error
+    for block in ("exif", "xmp"):  # which may hold an orientation, and it would be applied once more
+        opened.info.pop(block, None)
     return opened
 
 

@@ -28,9 +28,12 @@ def open_image(data: bytes) -> Image.Image:
     if data[4:8] == b"ftyp" and kind_of(data[:HEAD_BYTES]) is HEIC and HEIC.readable:
         return open_heic(data)
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise not_opened(data) from None
+    if image.format == "AVIF":
+        image.info.pop("xmp", None)  # which may hold an orientation; that of the file's boxes alone counts
+    return image
 
 
 def not_opened(data: bytes) -> ImageError:
