@@ -5,6 +5,7 @@ What is known by its name and its remedy is never called damaged.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from embedserve.images.kind import SAVE, Kind
@@ -152,8 +153,13 @@ BEGINNINGS: tuple[tuple[bytes, Kind], ...] = (
 )
 
 
-def _pnm(head: bytes) -> bool:
-    return head[:1] == b"P" and head[1:2] in b"1234567Ff" and head[2:3] in (b" ", b"\n", b"\r", b"\t")
+PNM = _other("PNM", ".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm", phrase="PPM, PGM or a relative of them")
+_PNM = re.compile(rb"P([1-6]\s+[0-9#]|7\s+[A-Z#]|[Ff]\s+[0-9])")
+
+
+def is_pnm(head: bytes) -> bool:
+    """Whether the bytes begin as PPM or a relative of it, which are text in part."""
+    return _PNM.match(head) is not None
 
 
 def _nifti(head: bytes) -> bool:
@@ -208,7 +214,6 @@ def _replaced(head: bytes) -> bool:
 TESTS: tuple[tuple[Callable[[bytes], bool], Kind], ...] = (
     (_riff(b"AVI "), _other("AVI video", ".avi", phrase="a video", remedy=_VIDEO)),
     (_riff(b"WAVE"), _other("WAV", ".wav", phrase="sound", remedy="give image files")),
-    (_pnm, _other("PNM", ".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm", phrase="PPM, PGM or a relative of them")),
     (_nifti, _other("NIfTI", ".nii", remedy=_VOLUME)),
     (_tar, _other("tar", ".tar", phrase="a tar archive", remedy=_UNPACK)),
     (_emf, _other("EMF", ".emf", phrase="an EMF drawing")),

@@ -77,6 +77,8 @@ def kind_of(head: bytes) -> Kind | None:
     for beginning, kind in foreign.BEGINNINGS:
         if head.startswith(beginning):
             return kind
+    if foreign.is_pnm(head):
+        return foreign.PNM
     if (text := what_text(head, kind_of)) is not None:
         return foreign.TEXTS[text]
     return next((kind for test, kind in foreign.TESTS if test(head)), None)

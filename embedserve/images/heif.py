@@ -28,11 +28,6 @@ _MAX_VISITS = 20_000
 _DERIVED = ("grid", "iovl", "iden")
 
 
-def is_boxes(data: bytes) -> bool:
-    """Whether the bytes are a file of boxes, as AVIF and HEIC are."""
-    return data[4:8] == b"ftyp"
-
-
 def checked(data: bytes, limits: Limits) -> bytes:
     """The file for its decoder, if all sizes in it are within the limits: those of its boxes and of its pictures.
 

@@ -25,8 +25,12 @@ def open_image(data: bytes) -> Image.Image:
     """
     from PIL import Image, UnidentifiedImageError
 
-    if data[4:8] == b"ftyp" and kind_of(data[:HEAD_BYTES]) is HEIC and HEIC.readable:
-        return open_heic(data)
+    if data[4:8] == b"ftyp":
+        kind = kind_of(data[:HEAD_BYTES])
+        if kind is None or not kind.readable:
+            raise not_opened(data)
+        if kind is HEIC:
+            return open_heic(data)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:

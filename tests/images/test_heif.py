@@ -1,0 +1,286 @@
+"""AVIF and HEIC: which picture of a file is read, which way up, and what its sizes may be."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, features
+
+from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
+from embedserve.images import boxes, codec
+from embedserve.images.preprocess import PreprocessSpec, load
+from embedserve.types import Limits
+from tests.images.quarters import BLUE, GREEN, GREY, RED, assert_close, encoded, exif_with
+
+pytestmark = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+
+PICTURE = np.zeros((80, 120, 3), np.uint8)
+PICTURE[:40, :60], PICTURE[:40, 60:], PICTURE[40:, :60], PICTURE[40:, 60:] = RED, GREEN, BLUE, GREY
+
+
+def avif(pixels: NDArray[Any] = PICTURE, **options: Any) -> bytes:
+    return encoded(Image.fromarray(pixels), "AVIF", **{"quality": 100, "speed": 10, **options})
+
+
+def heic(pixels: NDArray[Any] | Image.Image = PICTURE, **options: Any) -> bytes:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    out = io.BytesIO()
+    pillow_heif.from_pillow(image).save(out, **{"quality": -1, "chroma": 444, **options})
+    return out.getvalue()
+
+
+WRITERS = pytest.mark.parametrize("write", [avif, heic])
+
+
+@WRITERS
+def test_the_picture_is_read(write: Any) -> None:
+    assert_close(codec.decode(write()), PICTURE, tolerance=2)
+    square = load(PreprocessSpec(size_px=32), write())
+    assert square.shape == (32, 32, 3)
+
+
+@WRITERS
+def test_grey_becomes_three_equal_channels(write: Any) -> None:
+    grey = np.asarray(Image.fromarray(PICTURE).convert("L"))
+    assert_close(codec.decode(write(grey)), np.repeat(grey[..., None], 3, axis=2), tolerance=2)
+
+
+@WRITERS
+@pytest.mark.parametrize("alpha", [0, 64, 255])
+def test_transparency_is_composed_on_white(write: Any, alpha: int) -> None:
+    pixels = np.dstack([PICTURE, np.full(PICTURE.shape[:2], alpha, np.uint8)])
+    expected = PICTURE * (alpha / 255) + 255 * (1 - alpha / 255)
+    assert_close(codec.decode(write(pixels)), expected.astype(np.uint8), tolerance=2)
+
+
+def test_premultiplied_transparency_is_composed_once() -> None:
+    pixels = np.dstack([PICTURE, np.full(PICTURE.shape[:2], 128, np.uint8)])
+    data = avif(pixels, alpha_premultiplied=True)
+    assert b"prem" in data
+    expected = PICTURE * (128 / 255) + 255 * (1 - 128 / 255)
+    assert_close(codec.decode(data), expected.astype(np.uint8), tolerance=3)
+
+
+def upright(orientation: int) -> NDArray[np.uint8]:
+    turns = {
+        1: (0, False),
+        2: (0, True),
+        3: (2, False),
+        4: (2, True),
+        5: (1, True),
+        6: (3, False),
+        7: (3, True),
+        8: (1, False),
+    }
+    quarter_turns, mirrored = turns[orientation]
+    if orientation in (5, 7):  # transposed, or transposed along the other diagonal
+        transposed = PICTURE.transpose(1, 0, 2)
+        return transposed if orientation == 5 else transposed[::-1, ::-1]
+    turned = np.rot90(PICTURE, quarter_turns)
+    return turned[:, ::-1] if mirrored else turned
+
+
+@WRITERS
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_exactly_once(write: Any, orientation: int) -> None:
+    if write is avif:
+        data = avif(exif=exif_with(orientation))
+    else:
+        image = Image.fromarray(PICTURE)
+        image.getexif()[0x0112] = orientation
+        image.info["exif"] = exif_with(orientation).tobytes()
+        data = heic(image)
+    assert_close(codec.decode(data), upright(orientation), tolerance=2)
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@WRITERS
+def test_an_orientation_in_the_metadata_alone_does_not_turn_the_picture(write: Any) -> None:
+    data = write(xmp=XMP)
+    assert b'tiff:Orientation="6"' in data
+    assert_close(codec.decode(data), PICTURE, tolerance=2)
+
+
+def test_a_heic_of_ten_bits_is_read() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    sixteen = PICTURE.astype(np.uint16) * 257
+    image = pillow_heif.from_bytes("RGB;16", (120, 80), sixteen.tobytes())
+    out = io.BytesIO()
+    image.save(out, quality=-1, chroma=444)
+    assert_close(codec.decode(out.getvalue()), PICTURE, tolerance=2)
+
+
+def test_of_several_pictures_in_a_heic_the_primary_is_read() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = pillow_heif.from_pillow(Image.new("RGB", (64, 64), BLUE))
+    file.add_from_pillow(Image.fromarray(PICTURE))
+    out = io.BytesIO()
+    file.save(out, quality=-1, chroma=444, primary_index=1)
+    assert_close(codec.decode(out.getvalue()), PICTURE, tolerance=2)
+
+
+def test_a_thumbnail_in_a_heic_is_not_taken_for_the_picture() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = pillow_heif.from_pillow(Image.fromarray(PICTURE))
+    image.info["thumbnails"] = [64]
+    out = io.BytesIO()
+    image.save(out, quality=-1, chroma=444, thumbnails=[64])
+    assert codec.decode(out.getvalue(), min_side_px=32).shape == PICTURE.shape
+
+
+def test_a_heic_of_tiles_is_one_picture() -> None:
+    assert_close(codec.decode(heic(tile_size=64)), PICTURE, tolerance=2)
+
+
+def test_of_a_sequence_the_still_image_is_read() -> None:
+    blue = Image.new("RGB", (120, 80), BLUE)
+    data = avif(save_all=True, append_images=[blue, blue])
+    assert data[8:12] == b"avis"
+    assert_close(codec.decode(data), PICTURE, tolerance=2)
+
+
+def test_a_sequence_without_a_still_image_is_named() -> None:
+    data = avif(save_all=True, append_images=[Image.new("RGB", (120, 80), BLUE)])
+    with pytest.raises(ImageFormatError, match="sequence"):
+        codec.decode(data.replace(b"pitm", b"free"))
+
+
+def test_an_avif_under_a_general_brand_is_read() -> None:
+    data = avif()
+    assert_close(codec.decode(data[:8] + b"mif1" + data[12:]), PICTURE, tolerance=2)
+
+
+@WRITERS
+def test_a_truncated_file_is_damaged_wherever_it_is_cut(write: Any) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    data = write(noise)
+    for percent in range(5, 100, 5):
+        with pytest.raises(ImageUndecodable, match="damaged"):
+            codec.decode(data[: len(data) * percent // 100])
+
+
+def test_other_code_of_the_process_does_not_meet_heic() -> None:
+    codec.decode(heic())
+    with pytest.raises(Image.UnidentifiedImageError):
+        Image.open(io.BytesIO(heic()))
+
+
+# --- Limits --------------------------------------------------------------------------------------------------------
+
+
+def decoders_stay_unreached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reached(*_: object) -> None:
+        raise AssertionError("a decoder was reached")
+
+    monkeypatch.setattr("embedserve.images.codec.open_image", reached)
+
+
+@WRITERS
+def test_too_many_pixels_are_refused_before_a_decoder_is_reached(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write()
+    decoders_stay_unreached(monkeypatch)
+    with pytest.raises(ImageTooLarge, match="120 × 80 = 9600"):
+        codec.decode(data, Limits(max_image_pixels=9599))
+
+
+@WRITERS
+def test_a_picture_larger_than_its_file_says_is_refused_too(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write()
+    small = data.replace(b"ispe" + struct.pack(">III", 0, 120, 80), b"ispe" + struct.pack(">III", 0, 16, 16))
+    assert small != data
+    decoders_stay_unreached(monkeypatch)
+    with pytest.raises(ImageTooLarge, match="120 × 80"):
+        codec.decode(small, Limits(max_image_pixels=9599))
+
+
+def test_a_transparency_larger_than_its_picture_is_refused_too() -> None:
+    data = avif(np.dstack([PICTURE, PICTURE[..., 0]]))
+    at = data.index(b"mdat")
+    with pytest.raises(ImageError):
+        codec.decode(data[:at].replace(struct.pack(">II", 120, 80), struct.pack(">II", 60000, 60000)) + data[at:])
+
+
+@WRITERS
+def test_exactly_the_allowed_pixels_are_read(write: Any) -> None:
+    assert codec.decode(write(), Limits(max_image_pixels=9600)).shape == PICTURE.shape
+
+
+def box(kind: bytes, *content: bytes) -> bytes:
+    joined = b"".join(content)
+    return struct.pack(">I", len(joined) + 8) + kind + joined
+
+
+def derived(refer: dict[int, list[int]], kind: bytes = b"iovl") -> bytes:
+    """A HEIC file whose items, each a derivation, refer to others."""
+    canvas = struct.pack(">BB4HII", 0, 1, 0, 0, 0, 0, 64, 64)
+    entries = [box(b"infe", struct.pack(">IHH", 2 << 24, number, 0), kind, b"\0") for number in refer]
+    places = [struct.pack(">HHHHII", number, 1, 0, 1, 0, len(canvas)) for number in refer]
+    references = [
+        box(b"dimg", struct.pack(">HH", number, len(others)), *(struct.pack(">H", other) for other in others))
+        for number, others in refer.items()
+    ]
+    meta = box(
+        b"meta",
+        bytes(4),
+        box(b"pitm", struct.pack(">IH", 0, 1)),
+        box(b"iinf", struct.pack(">IH", 0, len(refer)), *entries),
+        box(b"iloc", struct.pack(">IHH", 1 << 24, 0x4400, len(refer)), *places),
+        box(b"iref", bytes(4), *references),
+        box(b"idat", canvas),
+    )
+    return box(b"ftyp", b"heic", bytes(4), b"mif1heic") + meta
+
+
+@pytest.mark.parametrize(
+    "refer",
+    [
+        {1: [1]},
+        {1: [2], 2: [1]},
+        {1: [2] * 60_000, 2: []},
+        {1: [2] * 50, 2: [3] * 50, 3: [4] * 50, 4: [5] * 50, 5: []},
+        {1: [7]},
+    ],
+    ids=["itself", "a circle", "one item often", "often, often", "nothing"],
+)
+def test_items_that_refer_to_each_other_without_end_are_refused(refer: dict[int, list[int]]) -> None:
+    pytest.importorskip("pillow_heif")
+    with pytest.raises(ImageUndecodable, match="damaged"):
+        codec.decode(derived(refer))
+
+
+def test_items_of_a_kind_that_is_not_read_are_named() -> None:
+    pytest.importorskip("pillow_heif")
+    with pytest.raises(ImageFormatError, match="'unci'"):
+        codec.decode(derived({1: []}, kind=b"unci"))
+
+
+@pytest.mark.parametrize("name", [b"pitm", b"iloc", b"iinf"])
+def test_what_two_readers_could_understand_in_two_ways_is_refused(name: bytes) -> None:
+    data = avif()
+    at = data.index(name) - 4
+    size = int.from_bytes(data[at : at + 4], "big")
+    meta = data.index(b"meta") - 4
+    twice = bytearray(data[: at + size] + data[at : at + size] + data[at + size :])
+    twice[meta : meta + 4] = (int.from_bytes(data[meta : meta + 4], "big") + size).to_bytes(4, "big")
+    with pytest.raises(ImageUndecodable, match="two boxes"):
+        codec.decode(bytes(twice))
+
+
+def test_the_items_of_a_file_are_found() -> None:
+    found = boxes.read_items(avif(np.dstack([PICTURE, PICTURE[..., 0]])))
+    assert found is not None
+    primary = found.by_number[found.primary]
+    assert primary.kind == "av01"
+    assert [found.by_number[number].kind for number in primary.auxiliaries] == ["av01"]
+    assert ("ispe", struct.pack(">III", 0, 120, 80)) in primary.properties
