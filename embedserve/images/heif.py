@@ -45,7 +45,7 @@ def checked(data: bytes, limits: Limits) -> bytes:
     if items is None:
         if b"moov" in data:
             raise ImageFormatError(
-                f"this is {kind.name} with a sequence but no still image, which is not read", hint=SAVE
+                f"the image is {kind.name} with a sequence but no still image, which is not read", hint=SAVE
             )
         raise ImageUndecodable(f"the image is damaged: it is {kind.name} without an image")
     _Sizes(items, limits).check()
