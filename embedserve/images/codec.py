@@ -45,7 +45,7 @@ def decode(
     """The pixels of an encoded image.
 
     Args:
-        data: the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file.
+        data: the bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF file, or of HEIC or DICOM with their packages.
         limits: ``max_image_bytes``, ``max_image_pixels`` and ``max_image_side_px`` are enforced, the last two from
             the header before decoding.
         rule: how stored samples become RGB of 8 bits; that of new encoders by default.
@@ -80,12 +80,15 @@ def decode(
             return pixels
         if (canvas := _webp_canvas(data)) is not None:
             check_size(*canvas, limits)
+        profile = None
         if data[4:8] == b"ftyp":
-            data = checked(data, limits)
+            data, profile = checked(data, limits, rule)
         if data[128:132] == b"DICM" and kind_of(data[:HEAD_BYTES]) is DICOM and DICOM.readable:
             return decode_dicom(data, limits, rule, notes)
         with open_image(data) as image:
             check_size(*image.size, limits)
+            if profile is not None:
+                image.info["icc_profile"] = profile
             if min_side_px > 0 and image.format in ("JPEG", "MPO"):
                 image.draft(None, (min_side_px, min_side_px))
             image.load()

@@ -14,6 +14,8 @@ from embedserve.images.boxes import Item, Items, read_items
 from embedserve.images.coded_size import Size, av1_sizes, hevc_sizes
 from embedserve.images.formats import AVIF, HEAD_BYTES, HEIC, kind_of
 from embedserve.images.kind import SAVE
+from embedserve.images.nclx import profile_of
+from embedserve.images.pixel_rule import PixelRule
 from embedserve.images.size_limits import check_size
 from embedserve.types import Limits
 
@@ -28,10 +30,11 @@ _MAX_VISITS = 20_000
 _DERIVED = ("grid", "iovl", "iden")
 
 
-def checked(data: bytes, limits: Limits) -> bytes:
+def checked(data: bytes, limits: Limits, rule: PixelRule) -> tuple[bytes, bytes | None]:
     """The file for its decoder, if all sizes in it are within the limits: those of its boxes and of its pictures.
 
-    Of a sequence, the bytes say that its still image is meant.
+    Of a sequence, the bytes say that its still image is meant. Beside them comes an ICC profile if the file names its
+    colours by numbers, they are not those of sRGB, and the rule minds.
 
     Raises:
         ImageUndecodable: it is damaged.
@@ -40,7 +43,7 @@ def checked(data: bytes, limits: Limits) -> bytes:
     """
     kind = kind_of(data[:HEAD_BYTES])
     if kind not in (AVIF, HEIC) or not kind.readable:
-        return data  # which opening refuses by its name
+        return data, None  # which opening refuses by its name
     items = read_items(data)
     if items is None:
         if b"moov" in data:
@@ -50,7 +53,15 @@ def checked(data: bytes, limits: Limits) -> bytes:
         raise ImageUndecodable(f"the image is damaged: it is {kind.name} without an image")
     _Sizes(items, limits).check()
     # A decoder chooses by the brand whether it reads the sequence or the still image, which has been checked.
-    return data if kind is HEIC or data[8:12] == b"avif" else data[:8] + b"avif" + data[12:]
+    data = data if kind is HEIC or data[8:12] == b"avif" else data[:8] + b"avif" + data[12:]
+    return data, _profile(items) if rule.colour == "srgb" else None
+
+
+def _profile(items: Items) -> bytes | None:
+    colours = [content for name, content in items.by_number[items.primary].properties if name == "colr"]
+    if any(content[:4] in (b"prof", b"rICC") for content in colours):
+        return None  # which readers give
+    return next((profile for content in colours if (profile := profile_of(content)) is not None), None)
 
 
 def open_heic(data: bytes) -> Image.Image:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
 from embedserve.images import boxes, codec
+from embedserve.images.nclx import profile_of
+from embedserve.images.pixel_rule import STORED
 from embedserve.images.preprocess import PreprocessSpec, load
 from embedserve.types import Limits
 from tests.images.quarters import BLUE, GREEN, GREY, RED, assert_close, encoded, exif_with
@@ -280,3 +282,66 @@ def test_the_items_of_a_file_are_found() -> None:
     assert primary.kind == "av01"
     assert [found.by_number[number].kind for number in primary.auxiliaries] == ["av01"]
     assert ("ispe", struct.pack(">III", 0, 120, 80)) in primary.properties
+
+
+# --- Colours and bits ----------------------------------------------------------------------------------------------
+
+
+def colours(primaries: int, transfer: int) -> bytes:
+    return b"nclx" + struct.pack(">HHHB", primaries, transfer, 1, 0x80)
+
+
+def test_colours_that_mean_srgb_need_no_profile() -> None:
+    for primaries, transfer in ((1, 13), (2, 2), (1, 1), (6, 6), (5, 13)):
+        assert profile_of(colours(primaries, transfer)) is None
+    assert profile_of(b"prof" + bytes(200)) is None
+
+
+@pytest.mark.parametrize(("primaries", "name"), [(12, "Display P3"), (9, "BT.2020")])
+@pytest.mark.parametrize(("transfer", "gamma"), [(13, 0), (4, 2.2), (8, 1)])
+def test_a_wide_gamut_in_numbers_is_the_profile_that_says_the_same(
+    primaries: int, name: str, transfer: int, gamma: float
+) -> None:
+    """Against linear light, the matrices of CSS Color 4, and back."""
+    to_srgb = {
+        "Display P3": [[1.22494, -0.22494, 0], [-0.042057, 1.042057, 0], [-0.0196376, -0.078636, 1.0982736]],
+        "BT.2020": [[1.660491, -0.587641, -0.07285], [-0.12455, 1.1329, -0.00835], [-0.018151, -0.100579, 1.11873]],
+    }[name]
+    stored = np.array([[[128, 128, 128], [150, 120, 100], [90, 140, 110], [200, 190, 180], [60, 70, 90]]], np.uint8)
+    scaled = stored / 255
+    linear = (
+        np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4) if not gamma else scaled**gamma
+    )
+    srgb = np.clip(linear @ np.array(to_srgb).T, 0, 1)
+    expected = np.where(srgb <= 0.0031308, srgb * 12.92, 1.055 * srgb ** (1 / 2.4) - 0.055) * 255
+    profile = profile_of(colours(primaries, transfer))
+    assert profile is not None
+    converted = ImageCms.profileToProfile(
+        Image.fromarray(stored), ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+    )
+    assert converted is not None
+    assert np.abs(np.asarray(converted) - expected).max() <= 1.5
+
+
+def test_hdr_is_refused_by_its_name_where_colours_are_converted() -> None:
+    data = avif()
+    at = data.index(b"nclx") + 6
+    hdr = data[:at] + struct.pack(">H", 16) + data[at + 2 :]
+    with pytest.raises(ImageFormatError, match=r"HDR \(PQ\)"):
+        codec.decode(hdr)
+    assert codec.decode(hdr, rule=STORED).shape == PICTURE.shape
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_an_avif_of_more_than_eight_bits_is_read(bits: int, channels: int) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs")
+    full = (1 << bits) - 1
+    pixels = ((PICTURE.astype(np.uint32) * full + 127) // 255).astype(np.uint16)
+    expected = PICTURE
+    if channels == 1:
+        pixels, expected = pixels[..., :1], np.repeat(PICTURE[..., :1], 3, axis=2)
+    elif channels == 4:
+        pixels = np.dstack([pixels, np.full(pixels.shape[:2], full, np.uint16)])
+    data = imagecodecs.avif_encode(np.ascontiguousarray(pixels), level=100, bitspersample=bits, speed=10)
+    assert_close(codec.decode(data), expected, tolerance=2)
