@@ -13,6 +13,9 @@ from embedserve.errors import ImageUndecodable
 
 _MAX_ITEMS = 10_000
 """A grid of 256 × 256 tiles has more; libheif stops at 1,000."""
+_MAX_ENTRIES = 100_000
+"""Boxes in a box, parts and references of all items. Each takes a microsecond or two and a few bytes, or none at all:
+without a limit, a file of a few megabytes keeps a core busy for minutes."""
 
 
 @dataclass(slots=True)
@@ -40,12 +43,15 @@ class Items:
     idat: bytes
     primary: int
     by_number: dict[int, Item]
+    taken: int = 0
+    """Bytes that have been taken as the content of items."""
 
     def content(self, item: Item) -> bytes:
-        """The bytes of an item."""
+        """The bytes of an item. Those of all together are not many more than the file: items do not share theirs."""
         source = self.idat if item.in_idat else self.data
-        if sum(size for _, size in item.extents) > len(source):
-            raise _damaged("an item has more bytes than the file")
+        self.taken += sum(size for _, size in item.extents)
+        if self.taken > 2 * len(self.data):
+            raise _damaged("its items have more bytes than the file")
         return b"".join(source[first : first + size] for first, size in item.extents)
 
 
@@ -109,8 +115,10 @@ class _Reader:
 
 def _boxes(data: bytes) -> Iterator[tuple[str, bytes]]:
     """Four letters and content of each box."""
-    at = 0
+    at = count = 0
     while at + 8 <= len(data):
+        if (count := count + 1) > _MAX_ENTRIES:
+            raise _damaged("it has too many boxes")
         size, kind, header = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], 8
         if size == 1:
             size, header = int.from_bytes(data[at + 8 : at + 16], "big"), 16
@@ -152,7 +160,7 @@ def _read_iloc(content: bytes, items: dict[int, Item], data_bytes: int, idat_byt
     sizes = reader.number(2)
     offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
     index_size = sizes & 15 if version else 0
-    count, seen = reader.number(4 if version == 2 else 2), set()
+    count, seen, places = reader.number(4 if version == 2 else 2), set(), 0
     for _ in range(count):
         number = reader.number(4 if version == 2 else 2)
         method = reader.number(2) & 15 if version else 0
@@ -160,7 +168,11 @@ def _read_iloc(content: bytes, items: dict[int, Item], data_bytes: int, idat_byt
         base = reader.number(base_size)
         extents = []
         in_bytes = idat_bytes if method == 1 else data_bytes
-        for _ in range(reader.number(2)):
+        parts = reader.number(2)
+        places += 1 + parts
+        if places > _MAX_ENTRIES:
+            raise _damaged("its items have too many parts")
+        for _ in range(parts):
             reader.take(index_size)
             first, size = base + reader.number(offset_size), reader.number(length_size)
             size = size or max(in_bytes - first, 0)
@@ -189,7 +201,9 @@ def _read_iprp(content: bytes, items: dict[int, Item]) -> None:
         reader = _Reader(box)
         version_and_flags = reader.number(4)
         wide_number, wide_index = version_and_flags >> 24 > 0, version_and_flags & 1
-        for _ in range(reader.number(4)):
+        if (count := reader.number(4)) > _MAX_ITEMS:
+            raise _damaged(f"it has properties of {count} items")
+        for _ in range(count):
             number = reader.number(4 if wide_number else 2)
             for _ in range(reader.number(1)):
                 index = reader.number(2) & 0x7FFF if wide_index else reader.number(1) & 0x7F
@@ -205,10 +219,15 @@ def _read_iref(content: bytes, items: dict[int, Item]) -> None:
     if not content:
         return
     size = 4 if content[0] else 2
+    references = 0
     for kind, box in _boxes(content[4:]):
         reader = _Reader(box)
         source = reader.number(size)
-        targets = [reader.number(size) for _ in range(reader.number(2))]
+        count = reader.number(2)
+        references += count
+        if references > _MAX_ENTRIES:
+            raise _damaged("its items refer to too many others")
+        targets = [reader.number(size) for _ in range(count)]
         if kind == "dimg" and source in items:
             items[source].parts.extend(targets)
         elif kind == "auxl":

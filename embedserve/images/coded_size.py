@@ -18,6 +18,8 @@ _OBU_SEQUENCE, _OBU_FRAME_HEADER, _OBU_FRAME = 1, 3, 6
 _KEY_FRAME, _INTRA_ONLY, _SWITCH_FRAME = 0, 2, 3
 _SELECT = 2
 _HEVC_SPS = 33
+_MAX_UNITS = 20_000
+"""Parts that a coded picture has: one for each slice or tile, and a few more."""
 
 
 class _Bits:
@@ -39,6 +41,12 @@ class _Bits:
             if zeros > 32:
                 raise ImageUndecodable("the image is damaged: the header of its picture has an impossible number")
         return (1 << zeros) - 1 + self.take(zeros)
+
+
+def _counted(count: int) -> int:
+    if count == _MAX_UNITS:
+        raise ImageUndecodable(f"the image is damaged: its picture has more than {_MAX_UNITS} parts")
+    return count + 1
 
 
 # --- AV1 -------------------------------------------------------------------------------------------------------------
@@ -63,8 +71,9 @@ def av1_sizes(data: bytes) -> list[Size]:
     """
     sizes: list[Size] = []
     sequence: _Sequence | None = None
-    at = 0
+    at = count = 0
     while at < len(data):
+        count = _counted(count)
         kind, extended, sized = data[at] >> 3 & 15, data[at] & 4, data[at] & 2
         at += 2 if extended else 1
         length = len(data) - at
@@ -197,12 +206,14 @@ def _configuration_units(configuration: bytes) -> list[bytes]:
 
 
 def _units(data: bytes, length_bytes: int) -> list[bytes]:
-    """The beginnings of the units of a picture, each after its length; a parameter set is shorter than that."""
-    units, at = [], 0
+    """The sequence parameter sets among the units of a picture, each of which is after its length."""
+    units, at, count = [], 0, 0
     while at + length_bytes <= len(data):
+        count = _counted(count)
         size = int.from_bytes(data[at : at + length_bytes], "big")
         at += length_bytes
-        units.append(data[at : at + min(size, 1024)])
+        if data[at : at + 1] and data[at] >> 1 & 0x3F == _HEVC_SPS:
+            units.append(data[at : at + min(size, 1024)])
         at += size
     return units
 

@@ -148,6 +148,7 @@ SEEDS = {
     "BMP": quarters("BMP"),
     "TIFF": quarters("TIFF"),
     "LZW TIFF": quarters("TIFF", compression="tiff_lzw"),
+    "AVIF": quarters("AVIF"),
 }
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
 from embedserve.images import boxes, codec
+from embedserve.images.coded_size import av1_sizes, hevc_sizes
 from embedserve.images.nclx import profile_of
 from embedserve.images.pixel_rule import STORED
 from embedserve.images.preprocess import PreprocessSpec, load
@@ -255,6 +256,79 @@ def test_items_that_refer_to_each_other_without_end_are_refused(refer: dict[int,
     pytest.importorskip("pillow_heif")
     with pytest.raises(ImageUndecodable, match="damaged"):
         codec.decode(derived(refer))
+
+
+def places(count: int, parts: int, sizes: int) -> bytes:
+    """A box with the places of items, each in so many parts, which take no bytes at all."""
+    return box(b"iloc", struct.pack(">IHI", 2 << 24, sizes, count), *[struct.pack(">IHHH", 1, 0, 0, parts)] * count)
+
+
+def described(number: int) -> bytes:
+    return box(b"infe", struct.pack(">IHH", 2 << 24, number, 0), b"hvc1", b"\0")
+
+
+def with_boxes(*content: bytes, mdat: bytes = b"") -> bytes:
+    pitm = box(b"pitm", struct.pack(">IH", 0, 1))
+    return box(b"ftyp", b"heic", bytes(4), b"mif1heic") + box(b"meta", bytes(4), pitm, *content) + box(b"mdat", mdat)
+
+
+IINF = box(b"iinf", struct.pack(">IH", 0, 1), described(1))
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (with_boxes(IINF, places(60_000, 60_000, 0)), "too many parts"),
+        (with_boxes(IINF, places(1, 0, 0), *[box(b"free")] * 110_000), "too many boxes"),
+        (with_boxes(IINF, places(1, 0, 0), box(b"iprp", box(b"ipma", struct.pack(">II", 0, 1 << 31)))), "properties"),
+        (
+            with_boxes(
+                IINF,
+                places(1, 0, 0),
+                box(b"iref", bytes(4), *[box(b"dimg", struct.pack(">HH", 1, 60_000), bytes(120_000))] * 2),
+            ),
+            "too many others",
+        ),
+    ],
+    ids=["parts without bytes", "boxes", "properties", "references"],
+)
+def test_what_would_take_minutes_to_walk_through_is_refused(data: bytes, named: str) -> None:
+    pytest.importorskip("pillow_heif")
+    with pytest.raises(ImageUndecodable, match=named):
+        codec.decode(data)
+
+
+def test_a_picture_of_parts_without_end_is_refused() -> None:
+    with pytest.raises(ImageUndecodable, match="20000 parts"):
+        av1_sizes(b"\x12\0" * 30_000)
+    with pytest.raises(ImageUndecodable, match="20000 parts"):
+        hevc_sizes(bytes(23), bytes(30_000))
+
+
+def test_items_that_share_their_bytes_are_refused() -> None:
+    """Each of 500 items has all bytes of the file; together they would be 500 files."""
+    pytest.importorskip("pillow_heif")
+    numbers = range(2, 502)
+    entries = [box(b"infe", struct.pack(">IHH", 2 << 24, 1, 0), b"iovl", b"\0"), *map(described, numbers)]
+    canvas = struct.pack(">BB4HII", 0, 1, 0, 0, 0, 0, 64, 64)
+    content = [
+        box(b"iinf", struct.pack(">IH", 0, 501), *entries),
+        box(
+            b"iloc",
+            struct.pack(">IHH", 1 << 24, 0x4400, 501),
+            struct.pack(">HHHHII", 1, 1, 0, 1, 0, len(canvas)),
+            *(struct.pack(">HHHHII", number, 0, 0, 1, 0, 0) for number in numbers),
+        ),
+        box(b"iref", bytes(4), box(b"dimg", struct.pack(">HH", 1, 500), *(struct.pack(">H", n) for n in numbers))),
+        box(b"idat", canvas),
+        box(
+            b"iprp",
+            box(b"ipco", box(b"hvcC", bytes(23))),
+            box(b"ipma", struct.pack(">II", 0, 500), *(struct.pack(">HBB", number, 1, 1) for number in numbers)),
+        ),
+    ]
+    with pytest.raises(ImageUndecodable, match="more bytes than the file"):
+        codec.decode(with_boxes(*content))
 
 
 def test_items_of_a_kind_that_is_not_read_are_named() -> None:
