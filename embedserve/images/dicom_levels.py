@@ -154,7 +154,10 @@ def look_up(table: NDArray[np.uint8], codes: NDArray[Any]) -> NDArray[np.uint8]:
     """uint8 [H, W, 3]: the colour that a table, [values, 3], has for each of the values, [H, W]."""
     import numpy as np
 
-    return np.concatenate([table[rows] for rows in _rows(codes)])
+    found = np.empty((*codes.shape, 3), np.uint8)
+    for rows, out in zip(_rows(codes), _rows(found), strict=True):
+        out[:] = table[rows]
+    return found
 
 
 def table_of(descriptor: Any, values: Any, little_endian: bool) -> Table:

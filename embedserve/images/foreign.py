@@ -38,6 +38,11 @@ _JPEG_XL = _other("JPEG XL", ".jxl", remedy="convert it: djxl FILE.jxl FILE.png"
 _JPEG_2000 = _other("JPEG 2000", ".jp2", ".j2k", ".jpx", ".j2c", ".jpf")
 CANON_RAW = _other("raw (Canon CR3)", ".cr3", phrase="a raw photo of Canon", remedy=_RAW)
 HEIF = _other("HEIF", ".heif", phrase="HEIF with another codec than HEVC or AV1")
+_BARE_DICOM = _other(
+    "DICOM without its preamble",
+    phrase="DICOM without the 132 bytes that such files begin with",
+    remedy="write it as a file: gdcmconv FILE FILE.dcm",
+)
 TEXTS = {
     "HTML": _other(
         "HTML",
@@ -95,6 +100,12 @@ BEGINNINGS: tuple[tuple[bytes, Kind], ...] = (
     (b"FOVb", _other("raw (Sigma)", ".x3f", phrase="a raw photo of Sigma", remedy=_RAW)),
     (b"\0MRM", _other("raw (Minolta)", ".mrw", phrase="a raw photo of Minolta", remedy=_RAW)),
     (b"icns", _other("ICNS", ".icns", phrase="an icon of macOS")),
+    (b"\x02\0\0\0UL\4\0", _BARE_DICOM),
+    (b"\x08\0\0\0UL\4\0", _BARE_DICOM),
+    (b"\x08\0\0\0\4\0\0\0", _BARE_DICOM),
+    (b"\x08\0\5\0CS", _BARE_DICOM),
+    (b"\x08\0\5\0\x0a\0\0\0ISO", _BARE_DICOM),
+    (b"\x08\0\x08\0CS", _BARE_DICOM),
     (b"v/1\x01", _other("OpenEXR", ".exr", remedy="bring its values to 0…255 (tone mapping), and save it as PNG")),
     (b"#?RADIANCE", _other("Radiance HDR", ".hdr", remedy="bring its values to 0…255, and save it as PNG")),
     (b"#?RGBE", _other("Radiance HDR", ".hdr", remedy="bring its values to 0…255, and save it as PNG")),

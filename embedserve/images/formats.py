@@ -96,8 +96,8 @@ def _by_brand(head: bytes) -> Kind:
             return AVIF
         if brand in _HEIC_BRANDS:
             return HEIC
-    if any(brand in _HEIF_BRANDS for brand in brands):
-        return foreign.HEIF
+    if any(brand in _HEIF_BRANDS for brand in brands):  # general ones, which do not say what is in it
+        return HEIC if b"hvcC" in head else AVIF if b"av1C" in head else foreign.HEIF
     return foreign.VIDEO
 
 

@@ -51,9 +51,15 @@ def checked(data: bytes, limits: Limits, rule: PixelRule) -> tuple[bytes, bytes 
                 f"the image is {kind.name} with a sequence but no still image, which is not read", hint=SAVE
             )
         raise ImageUndecodable(f"the image is damaged: it is {kind.name} without an image")
-    _Sizes(items, limits).check()
-    # A decoder chooses by the brand whether it reads the sequence or the still image, which has been checked.
-    data = data if kind is HEIC or data[8:12] == b"avif" else data[:8] + b"avif" + data[12:]
+    sizes = _Sizes(items, limits)
+    sizes.check()
+    # What is in a file counts, and not its brand. By that, a decoder also chooses whether it reads a sequence or the
+    # still image, which is what has been checked.
+    brand = b"avif" if sizes.codecs == {"av01"} else b"heic" if "av01" not in sizes.codecs else b""
+    if not brand:
+        raise ImageFormatError("the image is HEIF with AV1 and HEVC in one image, which is not read", hint=SAVE)
+    if kind_of(brand_only := data[:8] + brand + data[12:16]) is not kind or brand == b"avif" != data[8:12]:
+        data = brand_only + data[16:]
     return data, _profile(items) if rule.colour == "srgb" else None
 
 
@@ -88,6 +94,7 @@ class _Sizes:
 
     def __init__(self, items: Items, limits: Limits) -> None:
         self._items, self._limits = items, limits
+        self.codecs: set[str] = set()
         self._pixels = self._visits = 0
         self._known: dict[int, list[Size]] = {}
 
@@ -120,6 +127,8 @@ class _Sizes:
             for kind, content in item.properties
             if kind == "ispe"
         ]
+        if item.kind not in _DERIVED:
+            self.codecs.add("av01" if item.kind == "av01" else "hvc1")
         if item.kind == "av01":
             return sizes + av1_sizes(self._items.content(item))
         if item.kind in ("hvc1", "hev1"):

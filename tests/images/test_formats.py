@@ -77,6 +77,7 @@ FOREIGN = {
     "KTX": b"\xabKTX 20\xbb\r\n\x1a\n" + bytes(100),
     "FITS": b"SIMPLE  =                    T" + b" " * 200,
     "NIfTI": b"\x5c\1\0\0" + bytes(340) + b"n+1\0" + bytes(20),
+    "DICOM without its preamble": b"\x08\0\5\0CS\x0a\0ISO_IR 100" + bytes(100),
     "NRRD": b"NRRD0004\ntype: short\n",
     "NumPy array": npy(),
     "Parquet": b"PAR1" + bytes(100),
@@ -177,6 +178,8 @@ def test_a_slide_that_is_tiff_and_dicom_is_tiff() -> None:
         ((b"msf1", b"hevc"), "HEIC"),
         ((b"mif1", b"miaf", b"avif"), "AVIF"),
         ((b"avis", b"avif"), "AVIF"),
+        ((b"mif1", b"miaf\0\0\0\x18hvcC"), "HEIC"),
+        ((b"mif1", b"miaf\0\0\0\x18av1C"), "AVIF"),
     ],
 )
 def test_a_file_of_boxes_is_known_by_all_of_its_brands(brands: tuple[bytes, ...], name: str) -> None:

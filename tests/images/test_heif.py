@@ -155,9 +155,24 @@ def test_a_sequence_without_a_still_image_is_named() -> None:
         codec.decode(data.replace(b"pitm", b"free"))
 
 
-def test_an_avif_under_a_general_brand_is_read() -> None:
-    data = avif()
-    assert_close(codec.decode(data[:8] + b"mif1" + data[12:]), PICTURE, tolerance=2)
+@WRITERS
+@pytest.mark.parametrize("brand", [b"mif1", b"avif", b"heic", b"miaf"])
+def test_what_is_in_a_file_counts_whatever_its_brand(write: Any, brand: bytes) -> None:
+    pytest.importorskip("pillow_heif")
+    data = write()
+    assert_close(codec.decode(data[:8] + brand + data[12:]), PICTURE, tolerance=2)
+    end = int.from_bytes(data[:4], "big")  # and whatever the other brands
+    bare = data[:8] + brand + data[12:16] + b"mif1" * ((end - 16) // 4) + data[end:]
+    assert_close(codec.decode(bare), PICTURE, tolerance=2)
+
+
+def test_premultiplied_transparency_of_a_heic_is_composed_once() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pixels = np.dstack([PICTURE // 2, np.full(PICTURE.shape[:2], 127, np.uint8)])
+    out = io.BytesIO()
+    pillow_heif.from_bytes("RGBa", (120, 80), pixels.tobytes()).save(out, quality=-1, chroma=444)
+    assert b"prem" in out.getvalue()
+    assert_close(codec.decode(out.getvalue()), PICTURE // 2 + 128, tolerance=3)
 
 
 @WRITERS
