@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
+from embedserve.images.boxed_image import open_boxed
 from embedserve.images.dicom import decode_dicom
 from embedserve.images.formats import DICOM, HEAD_BYTES, kind_of
-from embedserve.images.heif import checked
 from embedserve.images.jpeg import check_scans, decode_jpeg
 from embedserve.images.opening import open_image, to_upright
 from embedserve.images.pixel_rule import PixelRule
@@ -80,15 +80,10 @@ def decode(
             return pixels
         if (canvas := _webp_canvas(data)) is not None:
             check_size(*canvas, limits)
-        profile = None
-        if data[4:8] == b"ftyp":
-            data, profile = checked(data, limits, rule)
         if data[128:132] == b"DICM" and kind_of(data[:HEAD_BYTES]) is DICOM and DICOM.readable:
             return decode_dicom(data, limits, rule, notes)
-        with open_image(data) as image:
+        with open_boxed(data, limits, rule) if data[4:8] == b"ftyp" else open_image(data) as image:
             check_size(*image.size, limits)
-            if profile is not None:
-                image.info["icc_profile"] = profile
             if min_side_px > 0 and image.format in ("JPEG", "MPO"):
                 image.draft(None, (min_side_px, min_side_px))
             image.load()

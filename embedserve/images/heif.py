@@ -7,6 +7,7 @@ properties of the file, which the decoders apply; its EXIF orientation says the 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageFormatError, ImageUndecodable
@@ -30,11 +31,20 @@ _MAX_VISITS = 20_000
 _DERIVED = ("grid", "iovl", "iden")
 
 
-def checked(data: bytes, limits: Limits, rule: PixelRule) -> tuple[bytes, bytes | None]:
-    """The file for its decoder, if all sizes in it are within the limits: those of its boxes and of its pictures.
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A file whose sizes are all within the limits, for its decoder."""
 
-    Of a sequence, the bytes say that its still image is meant. Beside them comes an ICC profile if the file names its
-    colours by numbers, they are not those of sRGB, and the rule minds.
+    data: bytes
+    """Its bytes. Of a sequence, they say that its still image is meant."""
+    profile: bytes | None = None
+    """An ICC profile, if the file names its colours by numbers, they are not those of sRGB, and the rule minds."""
+    aperture: bytes | None = None
+    """The content of the box that says which part of the picture counts."""
+
+
+def checked(data: bytes, limits: Limits, rule: PixelRule) -> Checked:
+    """The file for its decoder, if all sizes in it are within the limits: those of its boxes and of its pictures.
 
     Raises:
         ImageUndecodable: it is damaged.
@@ -43,7 +53,7 @@ def checked(data: bytes, limits: Limits, rule: PixelRule) -> tuple[bytes, bytes 
     """
     kind = kind_of(data[:HEAD_BYTES])
     if kind not in (AVIF, HEIC) or not kind.readable:
-        return data, None  # which opening refuses by its name
+        return Checked(data)  # which opening refuses by its name
     items = read_items(data)
     if items is None:
         if b"moov" in data:
@@ -58,13 +68,18 @@ def checked(data: bytes, limits: Limits, rule: PixelRule) -> tuple[bytes, bytes 
     brand = b"avif" if sizes.codecs == {"av01"} else b"heic" if "av01" not in sizes.codecs else b""
     if not brand:
         raise ImageFormatError("the image is HEIF with AV1 and HEVC in one image, which is not read", hint=SAVE)
-    if kind_of(brand_only := data[:8] + brand + data[12:16]) is not kind or brand == b"avif" != data[8:12]:
-        data = brand_only + data[16:]
-    return data, _profile(items) if rule.colour == "srgb" else None
+    if data[8:12] != brand and (brand == b"avif" or kind is AVIF):
+        data = data[:8] + brand + data[12:]
+    properties = items.by_number[items.primary].properties
+    return Checked(
+        data,
+        profile=_profile(properties) if rule.colour == "srgb" else None,
+        aperture=next((content for name, content in properties if name == "clap"), None),
+    )
 
 
-def _profile(items: Items) -> bytes | None:
-    colours = [content for name, content in items.by_number[items.primary].properties if name == "colr"]
+def _profile(properties: list[tuple[str, bytes]]) -> bytes | None:
+    colours = [content for name, content in properties if name == "colr"]
     if any(content[:4] in (b"prof", b"rICC") for content in colours):
         return None  # which readers give
     return next((profile for content in colours if (profile := profile_of(content)) is not None), None)

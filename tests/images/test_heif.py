@@ -27,7 +27,7 @@ PICTURE[:40, :60], PICTURE[:40, 60:], PICTURE[40:, :60], PICTURE[40:, 60:] = RED
 
 
 def avif(pixels: NDArray[Any] = PICTURE, **options: Any) -> bytes:
-    return encoded(Image.fromarray(pixels), "AVIF", **{"quality": 100, "speed": 10, **options})
+    return encoded(Image.fromarray(pixels), "AVIF", **{"quality": 100, "speed": 10, "subsampling": "4:4:4", **options})
 
 
 def heic(pixels: NDArray[Any] = PICTURE, **options: Any) -> bytes:
@@ -190,6 +190,41 @@ def test_other_code_of_the_process_does_not_meet_heic() -> None:
         Image.open(io.BytesIO(heic()))
 
 
+def box(kind: bytes, *content: bytes) -> bytes:
+    joined = b"".join(content)
+    return struct.pack(">I", len(joined) + 8) + kind + joined
+
+
+def with_property(data: bytes, added: bytes) -> bytes:
+    """An AVIF with one item, which has one more property."""
+    changed, grown = bytearray(data), len(added) + 1
+    for name, growth in ((b"meta", grown), (b"iprp", grown), (b"ipco", len(added)), (b"ipma", 1)):
+        at = data.index(name) - 4
+        changed[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") + growth).to_bytes(4, "big")
+    offset = data.index(b"iloc") + 4 + 4 + 2 + 2 + 2 + 2 + 2
+    changed[offset : offset + 4] = (int.from_bytes(data[offset : offset + 4], "big") + grown).to_bytes(4, "big")
+    properties, uses = data.index(b"ipco") - 4, data.index(b"ipma") - 4
+    properties_end = properties + int.from_bytes(data[properties : properties + 4], "big")
+    uses_end = uses + int.from_bytes(data[uses : uses + 4], "big")
+    count = len(list(boxes._boxes(data[properties + 8 : properties_end])))
+    changed[uses + 18] += 1
+    changed[uses_end:uses_end] = bytes([0x80 | count + 1])
+    changed[properties_end:properties_end] = added
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_only_the_part_of_an_avif_that_counts_is_taken(turned: bool) -> None:
+    clean = struct.pack(">IIIIiIiI", 40, 1, 30, 1, -20, 1, 5, 1)  # 40 × 30, left of the middle and below it
+    data = avif(exif=exif_with(6)) if turned else avif()
+    data = with_property(data, box(b"clap", clean))
+    part = PICTURE[30:60, 20:60]
+    assert_close(codec.decode(data), np.rot90(part, 3) if turned else part, tolerance=2)
+    outside = with_property(avif(), box(b"clap", struct.pack(">IIIIiIiI", 400, 1, 30, 1, 0, 1, 0, 1)))
+    with pytest.raises(ImageUndecodable, match="damaged"):
+        codec.decode(outside)
+
+
 # --- Limits --------------------------------------------------------------------------------------------------------
 
 
@@ -228,11 +263,6 @@ def test_a_transparency_larger_than_its_picture_is_refused_too() -> None:
 @WRITERS
 def test_exactly_the_allowed_pixels_are_read(write: Any) -> None:
     assert codec.decode(write(), Limits(max_image_pixels=9600)).shape == PICTURE.shape
-
-
-def box(kind: bytes, *content: bytes) -> bytes:
-    joined = b"".join(content)
-    return struct.pack(">I", len(joined) + 8) + kind + joined
 
 
 def derived(refer: dict[int, list[int]], kind: bytes = b"iovl") -> bytes:
