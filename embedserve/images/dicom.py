@@ -311,14 +311,18 @@ class _Pixels:
     def _jpeg(self, data: bytes) -> NDArray[Any]:
         """The pixels of a JPEG; those of a coloured one are RGB, or as the file's colours say."""
         import numpy as np
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         if self._bits != 8 or self._allocated != 8:
             raise ImageFormatError(
                 f"the image is DICOM compressed with JPEG of {self._bits} bits, which is not read", hint=_UNCOMPRESS
             )
         check_scans(data)
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        try:
+            opened = Image.open(io.BytesIO(data), formats=("JPEG",))
+        except UnidentifiedImageError:
+            raise ImageUndecodable("the image is damaged: the header of the JPEG in it cannot be read") from None
+        with opened as image:
             if image.size != (self._width, self._height) or image.mode != ("RGB" if self._samples == 3 else "L"):
                 raise ImageUndecodable(f"the image is damaged: its JPEG is {image.width} × {image.height} {image.mode}")
             if self._photometric == "RGB" and not {"jfif", "adobe"} & image.info.keys():

@@ -82,6 +82,7 @@ def read_dicom(data: bytes, wanted: Collection[int], limits: Limits) -> DicomFil
         data, start = _inflated(data[start:], limits), 0
     walk = _Walk(data, start, implicit=syntax == IMPLICIT, little=syntax != BIG_ENDIAN)
     elements, fragments, has_float_pixels, begin = [], None, False, start
+    seen: set[int] = set()
     while walk.at + 8 <= len(data):
         begin = walk.at
         value, tag, end, undefined = walk.element(within=PIXEL_DATA)
@@ -90,6 +91,9 @@ def read_dicom(data: bytes, wanted: Collection[int], limits: Limits) -> DicomFil
             break
         has_float_pixels = has_float_pixels or tag in FLOAT_PIXEL_DATA
         if tag in wanted:
+            if tag in seen:
+                raise ImageUndecodable(f"the image is damaged: it has {tag >> 16:04X},{tag & 0xFFFF:04X} twice")
+            seen.add(tag)
             if walk.at - begin > _MAX_ELEMENT_BYTES:
                 raise ImageUndecodable(f"the image is damaged: its element {tag >> 16:04X},{tag & 0xFFFF:04X} is huge")
             elements.append(data[begin : walk.at])

@@ -201,6 +201,16 @@ def test_a_palette_is_looked_up(bits: int) -> None:
     assert row(codec.decode(dicom(stored, **values))) == [*colours.tolist(), colours[3].tolist()]
 
 
+def test_a_jpeg_within_that_is_none_is_damaged() -> None:
+    size = {"Rows": 3, "Columns": 4, "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}
+    bits = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}
+    with pytest.raises(ImageUndecodable, match="the header of the JPEG in it cannot be read"):
+        codec.decode(dicom(b"no JPEG at all, ", JPEG, **size, **bits))
+    other = encoded(Image.new("L", (8, 8)), "JPEG")
+    with pytest.raises(ImageUndecodable, match="its JPEG is 8 × 8 L"):
+        codec.decode(dicom(other, JPEG, **size, **bits))
+
+
 @pytest.mark.parametrize("photometric", ["YBR_FULL_422", "RGB", "MONOCHROME2"])
 def test_a_jpeg_within_is_read(photometric: str) -> None:
     picture = Image.fromarray(QUARTERS)
@@ -304,6 +314,14 @@ def test_elements_by_the_million_are_refused_before_they_are_built() -> None:
     items = struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 200_000
     with pytest.raises(ImageUndecodable, match="50000 elements"):
         codec.decode(meta + sequence + items)
+
+
+def test_an_element_that_is_there_twice_is_refused() -> None:
+    data = dicom(HOUNSFIELD)
+    rows = b"\x28\0\x10\0US\2\0\3\0"
+    assert rows in data
+    with pytest.raises(ImageUndecodable, match="0028,0010 twice"):
+        codec.decode(data.replace(rows, rows * 2))
 
 
 def test_a_file_that_is_not_quite_as_it_should_be_is_read_without_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
