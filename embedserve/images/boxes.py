@@ -61,7 +61,14 @@ def read_items(data: bytes) -> Items | None:
     Raises:
         ImageUndecodable: the boxes are damaged.
     """
-    metas = [content for kind, content in _boxes(data) if kind == "meta"]
+    metas = []
+    try:
+        for kind, content in _boxes(data):
+            if kind == "meta":
+                metas.append(content)
+    except ImageUndecodable:
+        if not metas:  # behind the image, some phones write what is no box
+            raise
     if not metas:
         return None
     if len(metas) > 1:

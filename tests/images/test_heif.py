@@ -184,6 +184,12 @@ def test_a_truncated_file_is_damaged_wherever_it_is_cut(write: Any) -> None:
             codec.decode(data[: len(data) * percent // 100])
 
 
+@WRITERS
+@pytest.mark.parametrize("rest", [b"SEFH\x6b\0\0\0\1\0\0\0 SEFT", bytes(50), b"\xff" * 7], ids=["SEF", "zeros", "ones"])
+def test_what_phones_write_behind_the_picture_does_not_matter(write: Any, rest: bytes) -> None:
+    assert_close(codec.decode(write() + rest), PICTURE, tolerance=2)
+
+
 def test_other_code_of_the_process_does_not_meet_heic() -> None:
     codec.decode(heic())
     with pytest.raises(UnidentifiedImageError):
