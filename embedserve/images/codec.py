@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
 from embedserve.images.boxed_image import open_boxed
-from embedserve.images.dicom import decode_dicom
-from embedserve.images.formats import DICOM, HEAD_BYTES, kind_of
+from embedserve.images.dicom import decode_dicom, is_dicom
+from embedserve.images.formats import HEAD_BYTES, kind_of
 from embedserve.images.jpeg import check_scans, decode_jpeg
 from embedserve.images.opening import open_image, to_upright
 from embedserve.images.pixel_rule import PixelRule
@@ -80,7 +80,7 @@ def decode(
             return pixels
         if (canvas := _webp_canvas(data)) is not None:
             check_size(*canvas, limits)
-        if data[128:132] == b"DICM" and kind_of(data[:HEAD_BYTES]) is DICOM and DICOM.readable:
+        if data[128:132] == b"DICM" and is_dicom(data):
             return decode_dicom(data, limits, rule, notes)
         with open_boxed(data, limits, rule) if data[4:8] == b"ftyp" else open_image(data) as image:
             check_size(*image.size, limits)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from embedserve.errors import ImageFormatError, ImageUndecodable
 from embedserve.images.dicom_file import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, DicomFile, read_dicom
 from embedserve.images.dicom_levels import Levels, levels_table, look_up, table_of
+from embedserve.images.formats import DICOM, HEAD_BYTES, TIFF, kind_of
 from embedserve.images.jpeg import check_scans
 from embedserve.images.pixel_rule import PixelRule
 from embedserve.images.size_limits import check_size
@@ -46,6 +47,8 @@ _UNCOMPRESS = "write it uncompressed: gdcmconv --raw FILE.dcm FILE2.dcm"
 _SAVE = "save what a viewer shows as PNG"
 _PALETTE = ((0x00281101, 0x00281201), (0x00281102, 0x00281202), (0x00281103, 0x00281203))
 _PYDICOM = re.compile(r"pydicom\b")
+_NAMED_RGB = re.compile(rb"\xff[\xc0-\xc2].{7}\x03[Rr].{2}[Gg].{2}[Bb]", re.DOTALL)
+"""The header of a JPEG whose three colours have these names."""
 _GROUPS = (0x52009229, 0x52009230)
 _WANTED = frozenset((
     0x00080060, 0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010, 0x00280011, 0x00280100, 0x00280101,
@@ -53,6 +56,20 @@ _WANTED = frozenset((
     0x00281053, 0x00281056, 0x00281101, 0x00281102, 0x00281103, 0x00281201, 0x00281202, 0x00281203, 0x00283000,
     0x00283010, *_GROUPS,
 ))  # fmt: skip
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether bytes are DICOM, and can be read as such. What can be opened as TIFF as well, as slides can, is not."""
+    from PIL import Image, UnidentifiedImageError
+
+    kind = kind_of(data[:HEAD_BYTES])
+    if data[128:132] != b"DICM" or not DICOM.readable or kind is not TIFF:
+        return kind is DICOM and DICOM.readable
+    try:
+        with Image.open(io.BytesIO(data), formats=("TIFF",)):
+            return False
+    except UnidentifiedImageError:
+        return True
 
 
 def decode_dicom(data: bytes, limits: Limits, rule: PixelRule, notes: list[str] | None = None) -> NDArray[np.uint8]:
@@ -211,7 +228,10 @@ class _Pixels:
         return value - 0x10000 if value is not None and value > 0x7FFF and self._signed else value
 
     def _check(self) -> None:
-        what = ""
+        what, syntax = "", self._file.syntax
+        if syntax not in (*_UNCOMPRESSED, _RLE, _JPEG_BASELINE, _JPEG_EXTENDED):
+            name = _NAMES.get(syntax, f"the transfer syntax {syntax}")
+            raise ImageFormatError(f"the image is DICOM compressed with {name}, which is not read", hint=_UNCOMPRESS)
         if self._photometric not in (*_GREY, *_COLOUR, "PALETTE COLOR"):
             what = f"colours of the kind {self._photometric!r}"
         elif self._allocated not in (1, 8, 16):
@@ -232,13 +252,7 @@ class _Pixels:
         syntax, fragments = self._file.syntax, self._file.fragments or ()
         if syntax in (_JPEG_BASELINE, _JPEG_EXTENDED):
             return self._jpeg(b"".join(fragments))
-        if syntax == _RLE:
-            samples = self._rle(b"".join(fragments))
-        elif syntax in _UNCOMPRESSED:
-            samples = self._uncompressed(fragments[0] if fragments else b"")
-        else:
-            name = _NAMES.get(syntax, f"the transfer syntax {syntax}")
-            raise ImageFormatError(f"the image is DICOM compressed with {name}, which is not read", hint=_UNCOMPRESS)
+        samples = self._rle(b"".join(fragments)) if syntax == _RLE else self._uncompressed(b"".join(fragments))
         shift, mask = self._high_bit + 1 - self._bits, (1 << self._bits) - 1
         if shift:
             samples = samples >> shift
@@ -325,8 +339,9 @@ class _Pixels:
         with opened as image:
             if image.size != (self._width, self._height) or image.mode != ("RGB" if self._samples == 3 else "L"):
                 raise ImageUndecodable(f"the image is damaged: its JPEG is {image.width} × {image.height} {image.mode}")
-            if self._photometric == "RGB" and not {"jfif", "adobe"} & image.info.keys():
-                image.draft("YCbCr", image.size)  # as stored; the JPEG itself does not say what it is
+            says = {"jfif", "adobe_transform"} & image.info.keys() or _NAMED_RGB.search(data)
+            if self._photometric == "RGB" and not says:
+                image.draft("YCbCr", image.size)  # as stored: the JPEG itself does not say what its colours are
             return np.asarray(image)
 
     def _colour(self, codes: NDArray[Any]) -> NDArray[np.uint8]:

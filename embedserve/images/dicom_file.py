@@ -37,6 +37,8 @@ class DicomFile:
 
     syntax: str
     """The transfer syntax: how the file is written, and how its pixels are compressed."""
+    implicit: bool
+    """Whether elements do not say their type."""
     elements: bytes
     """The elements that were asked for, one after the other, as they are in the file."""
     fragments: tuple[bytes, ...] | None
@@ -45,11 +47,6 @@ class DicomFile:
     pixel_words: bool
     """Whether uncompressed pixels are in words of 16 bits, which matters for the order of bytes."""
     has_float_pixels: bool
-
-    @property
-    def implicit(self) -> bool:
-        """Whether elements do not say their type."""
-        return self.syntax == IMPLICIT
 
     @property
     def little_endian(self) -> bool:
@@ -80,7 +77,9 @@ def read_dicom(data: bytes, wanted: Collection[int], limits: Limits) -> DicomFil
     start = meta.at
     if syntax == DEFLATED:
         data, start = _inflated(data[start:], limits), 0
-    walk = _Walk(data, start, implicit=syntax == IMPLICIT, little=syntax != BIG_ENDIAN)
+    # Some programs write elements in the other way than they say; the first one shows which.
+    implicit = not _is_type(data[start + 4 : start + 6])
+    walk = _Walk(data, start, implicit=implicit, little=syntax != BIG_ENDIAN)
     elements, fragments, has_float_pixels, begin = [], None, False, start
     seen: set[int] = set()
     while walk.at + 8 <= len(data):
@@ -98,7 +97,12 @@ def read_dicom(data: bytes, wanted: Collection[int], limits: Limits) -> DicomFil
                 raise ImageUndecodable(f"the image is damaged: its element {tag >> 16:04X},{tag & 0xFFFF:04X} is huge")
             elements.append(data[begin : walk.at])
     pixel_words = fragments is not None and data[begin + 4 : begin + 6] == b"OW"
-    return DicomFile(syntax, b"".join(elements), fragments, pixel_words, has_float_pixels)
+    return DicomFile(syntax, implicit, b"".join(elements), fragments, pixel_words, has_float_pixels)
+
+
+def _is_type(kind: bytes) -> bool:
+    """Whether two bytes are a value representation. As the length of a first element they would be 16,000 and more."""
+    return kind.isalpha() and kind.isupper()
 
 
 def _inflated(data: bytes, limits: Limits) -> bytes:
@@ -168,10 +172,9 @@ class _Walk:
         if implicit or tag >> 16 == 0xFFFE:
             return tag, at + 8, self._number(at + 4, 4), implicit
         kind = self._data[at + 4 : at + 6]
-        if not (kind.isalpha() and kind.isupper()):
-            raise ImageUndecodable("the image is damaged: an element has no type")
         if kind in _LONG:
             return tag, at + 12, self._number(at + 8, 4), kind == b"UN"  # PS3.5, section 6.2.2
+        # Also of types that do not exist, which some programs write.
         return tag, at + 8, self._number(at + 6, 2), False
 
     def _skip_sequence(self, implicit: bool) -> None:
