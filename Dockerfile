@@ -4,6 +4,7 @@
 #   docker run -p 127.0.0.1:50051:50051 -v "$PWD/encoders:/encoders:ro" -v embedserve-data:/data embedserve
 #
 # encoders/ holds encoder.onnx. It is the folder that is mounted: a file would stay the old one when it is replaced.
+# To read HEIC and DICOM as well: docker build --build-arg EXTRAS='[heic,medical]' -t embedserve .
 # Other commands work the same: docker run --rm -v "$PWD/encoders:/encoders:ro" embedserve doctor /encoders/encoder.onnx
 # The container listens on all of its addresses (HTTP on 8080), so it is -p that decides who can reach it; who may call is
 # decided by tokens and certificates, if they are given.
@@ -14,8 +15,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY examples/NOTICE examples/fashion-mnist-sample.zip examples/
 COPY embedserve embedserve
 COPY training training
+ARG EXTRAS=
 RUN python -m venv /opt/embedserve \
-    && /opt/embedserve/bin/pip install --no-cache-dir --disable-pip-version-check .
+    && /opt/embedserve/bin/pip install --no-cache-dir --disable-pip-version-check ".$EXTRAS"
 
 FROM python:3.11-slim
 COPY --from=build /opt/embedserve /opt/embedserve

@@ -5,9 +5,13 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+
+from embedserve.images.formats import AVIF, DICOM, HEIC
 
 NASTY = (0, 1, 0x7F, 0x80, 0xFF)
 """Bytes at which lengths and signs overflow."""
@@ -55,12 +59,59 @@ def samples() -> dict[str, bytes]:
         "tiff 16": lambda out: grey16.save(out, "TIFF"),
         "tiff pages": lambda out: frames[0].save(out, "TIFF", save_all=True, append_images=frames[1:]),
     }
+    if AVIF.readable:
+        made |= {
+            "avif": lambda out: photo.save(out, "AVIF", speed=10, exif=exif),
+            "avif alpha": lambda out: alpha.save(out, "AVIF", speed=10),
+            "avif grey": lambda out: photo.convert("L").save(out, "AVIF", speed=10),
+            "avif sequence": lambda out: frames[0].save(out, "AVIF", save_all=True, append_images=frames[1:]),
+        }
     found = {}
     for name, save in made.items():
         out = io.BytesIO()
         save(out)
         found[name] = out.getvalue()
+    return found | _heic(photo, alpha, exif) | _dicom(smooth)
+
+
+def _heic(photo: Image.Image, alpha: Image.Image, exif: Image.Exif) -> dict[str, bytes]:
+    if not HEIC.readable:
+        return {}
+    from pillow_heif import from_bytes
+
+    found = {}
+    for name, image, options in (
+        ("heic", photo, {"exif": exif.tobytes()}),
+        ("heic alpha", alpha, {}),
+        ("heic tiles", photo, {"tile_size": 64}),
+        ("heic thumbnail", photo, {"thumbnails": [32]}),
+    ):
+        out = io.BytesIO()
+        from_bytes(image.mode, image.size, image.tobytes()).save(out, **options)
+        found[name] = out.getvalue()
     return found
+
+
+def _dicom(smooth: NDArray[np.uint8]) -> dict[str, bytes]:
+    if not DICOM.readable:
+        return {}
+    from tests.images import medical
+
+    signed, values = smooth[..., 0].astype(np.int16) * 9 - 1000, {"WindowCenter": "40", "WindowWidth": "400"}
+    entries = np.arange(0, 65536, 256, dtype=np.uint16)
+    jpeg = io.BytesIO()
+    Image.fromarray(smooth).save(jpeg, "JPEG")
+    size: dict[str, Any] = {"Rows": 61, "Columns": 83, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    size |= {"SamplesPerPixel": 3, "PhotometricInterpretation": "YBR_FULL_422", "PixelRepresentation": 0}
+    return {
+        "dicom": medical.dicom(signed, RescaleSlope="1", RescaleIntercept="-1", **values),
+        "dicom implicit": medical.dicom(signed, medical.IMPLICIT, PixelPaddingValue=-1000),
+        "dicom big-endian": medical.dicom(signed, medical.BIG_ENDIAN, **values),
+        "dicom deflated": medical.dicom(smooth, medical.DEFLATED),
+        "dicom rle": medical.dicom(signed, medical.RLE, **values),
+        "dicom jpeg": medical.dicom(jpeg.getvalue(), medical.JPEG, **size),
+        "dicom table": medical.dicom(smooth[..., 0], VOILUTSequence=medical.table(entries, 0, 16)),
+    }
 
 
 def mutated(count: int, seed: int) -> Iterator[tuple[str, bytes]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _KINDS = (
-    "an image is the bytes or the path of an encoded file (JPEG, PNG, WebP, BMP, GIF, TIFF), a file opened with"
+    "an image is the bytes or the path of an encoded file (JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF), a file opened with"
     " open(path, 'rb'), a PIL image, or a uint8 array [H, W, 3] (RGB), [H, W, 4] (RGBA) or [H, W] (grey)"
 )
 _PNG_MODES = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"))

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 _Encoded: TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[Any] | IO[bytes]"
 ImageInput: TypeAlias = "_Encoded | Image | NDArray[np.uint8]"
-"""An encoded image (JPEG, PNG, WebP, BMP, GIF, TIFF) as bytes, as the path of a file that holds one, or as an open
-binary file, which is read from where it stands; or pixels, sent as PNG: a PIL image, whose EXIF orientation is applied,
-or a uint8 array [H, W, 3] (RGB), [H, W, 4] (RGBA, composed on white) or [H, W] (grey)."""
+"""An encoded image (JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF) as bytes, as the path of a file that holds one, or as an
+open binary file, which is read from where it stands; or pixels, sent as PNG: a PIL image, whose EXIF orientation is
+applied, or a uint8 array [H, W, 3] (RGB), [H, W, 4] (RGBA, composed on white) or [H, W] (grey)."""
 
 ItemId: TypeAlias = "str | int | UUID | np.integer[Any]"
 """The id of an item, 1–256 bytes of UTF-8. Integers, NumPy's included, and UUIDs are taken as their text, so 7 and "7"

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
 from embedserve.images import tiff, tiff_file
+from embedserve.images.boxed_image import open_boxed
+from embedserve.images.dicom import decode_dicom, is_dicom
+from embedserve.images.formats import HEAD_BYTES, kind_of
 from embedserve.images.jpeg import check_scans, decode_jpeg
 from embedserve.images.opening import open_image, to_upright
 from embedserve.images.pixel_rule import PixelRule
@@ -43,7 +46,7 @@ def decode(
     """The pixels of an encoded image.
 
     Args:
-        data: the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file.
+        data: the bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF file, or of HEIC or DICOM with their packages.
         limits: ``max_image_bytes``, ``max_image_pixels`` and ``max_image_side_px`` are enforced, the last two from
             the header before decoding.
         rule: how stored samples become RGB of 8 bits; that of new encoders by default.
@@ -80,7 +83,9 @@ def decode(
             return np.array(_to_rgb(tiff.decode(data, limits, rule, [] if notes is None else notes)))
         if (canvas := _webp_canvas(data)) is not None:
             check_size(*canvas, limits)
-        with open_image(data) as image:
+        if data[128:132] == b"DICM" and is_dicom(data):
+            return decode_dicom(data, limits, rule, notes)
+        with open_boxed(data, limits, rule) if data[4:8] == b"ftyp" else open_image(data) as image:
             check_size(*image.size, limits)
             if min_side_px > 0 and image.format in ("JPEG", "MPO"):
                 image.draft(None, (min_side_px, min_side_px))
@@ -128,10 +133,8 @@ def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
 
 def media_type(data: bytes) -> str:
     """Media type of an encoded image from its header, as in "image/png"."""
-    from PIL import Image
-
-    with open_image(data) as image:
-        return Image.MIME.get(image.format or "", "application/octet-stream")
+    kind = kind_of(data[:HEAD_BYTES])
+    return kind.media_type if kind is not None else "application/octet-stream"
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:

@@ -1,12 +1,13 @@
-"""Opening an encoded image with Pillow: only in the formats that are read, and the way up that its EXIF block says."""
+"""Opening an encoded image: only in the formats that are read, and the way up that its EXIF block says."""
 
 from __future__ import annotations
 
 import io
 from typing import TYPE_CHECKING
 
-from embedserve.errors import ImageFormatError, ImageUndecodable
-from embedserve.images.formats import FORMATS, SIGNATURES
+from embedserve.errors import ImageError, ImageFormatError, ImageUndecodable
+from embedserve.images.formats import FORMATS, HEAD_BYTES, HEIC, READ, kind_of
+from embedserve.images.heif import open_heic
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,15 +25,37 @@ def open_image(data: bytes) -> Image.Image:
     """
     from PIL import Image, UnidentifiedImageError
 
+    if data[4:8] == b"ftyp":
+        kind = kind_of(data[:HEAD_BYTES])
+        if kind is None or not kind.readable:
+            raise not_opened(data)
+        if kind is HEIC:
+            return open_heic(data)
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        if data.startswith(SIGNATURES):
-            raise ImageUndecodable("the image is damaged: its header cannot be read") from None
-        raise ImageFormatError(
+        raise not_opened(data) from None
+    if image.format == "AVIF":
+        image.info.pop("xmp", None)  # which may hold an orientation; that of the file's boxes alone counts
+    return image
+
+
+def not_opened(data: bytes) -> ImageError:
+    """The error for bytes that nothing here can open: of a kind that is not read, by its name; else damaged."""
+    kind = kind_of(data[:HEAD_BYTES])
+    if kind is None:
+        names = [known.name for known in READ if known.readable]
+        return ImageFormatError(
             f"the bytes are not a readable image (they begin with {data[:8]!r})",
-            hint=f"images are {', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
-        ) from None
+            hint=f"images are {', '.join(names[:-1])} or {names[-1]}",
+        )
+    if kind.damaged:
+        return ImageUndecodable(f"the image is damaged: it is {kind.phrase}", hint=kind.remedy)
+    if kind.readable:
+        return ImageUndecodable(f"the image is damaged: its header of {kind.name} cannot be read")
+    if kind.supported:
+        return ImageFormatError(f"the image is {kind.name}, which takes one more package to read", hint=kind.remedy)
+    return ImageFormatError(f"the bytes are not a readable image, but {kind.phrase or kind.name}", hint=kind.remedy)
 
 
 def transposition(orientation: object) -> Transpose | None:

@@ -38,8 +38,8 @@ class EmbedRequest(_message.Message):
     """
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Encoded images: JPEG, PNG, WebP, BMP, GIF (its first frame) or TIFF; each at most max_image_bytes,
-        max_image_pixels and max_image_side_px. Never URLs.
+        """Encoded images: JPEG, PNG, WebP, BMP, GIF (its first frame), TIFF or AVIF, and HEIC and DICOM where the server has
+        the packages for them; each at most max_image_bytes, max_image_pixels and max_image_side_px. Never URLs.
         """
 
     def __init__(

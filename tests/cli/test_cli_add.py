@@ -258,12 +258,12 @@ def test_a_folder_without_images_is_an_error_that_names_its_files(cli: Cli, coll
     folder = tmp_path / "empty"
     folder.mkdir()
     (folder / "notes.txt").write_text("")
-    (folder / "a.heic").write_bytes(b"")
+    (folder / "a.svg").write_bytes(b"")
     outcome = cli("add", folder, "--collection", collection)
     assert outcome.exit_code == 1
     first, second = outcome.err.splitlines()
-    assert first == f"error: {folder} has no images (2 files seen: a.heic, notes.txt)"
-    assert second.startswith("hint:  images are files ending in .jpg .jpeg .png")
+    assert first == f"error: {folder} has no images (2 files seen: a.svg, notes.txt)"
+    assert second.startswith("hint:  images are files ending in .jpg .jpeg .jpe .jfif .png")
 
 
 def test_a_missing_folder_is_wrong_usage(cli: Cli, tmp_path: Path) -> None:

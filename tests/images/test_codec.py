@@ -53,13 +53,13 @@ def test_formats_that_are_not_on_the_list_are_refused_although_pillow_reads_them
         b"hello, this is not an image",
         b"%PDF-1.7 ...",
         b"8BPS\0\1" + bytes(200),
-        b"\0\0\0\x18ftypheic" + bytes(200),
+        b"\0\0\0\x18ftypavci" + bytes(200),
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"GIF",
         b"\0",
     ],
-    ids=["text", "pdf", "psd", "heic", "eps", "svg", "three-letters", "one-byte"],
+    ids=["text", "pdf", "psd", "heif", "eps", "svg", "three-letters", "one-byte"],
 )
 def test_bytes_of_another_kind_are_refused_as_a_format_error(data: bytes) -> None:
     with pytest.raises(ImageFormatError):
@@ -148,6 +148,7 @@ SEEDS = {
     "BMP": quarters("BMP"),
     "TIFF": quarters("TIFF"),
     "LZW TIFF": quarters("TIFF", compression="tiff_lzw"),
+    "AVIF": quarters("AVIF"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -60,6 +61,19 @@ def test_damaged_files_give_pixels_or_an_error_of_ours() -> None:
     assert set(outcomes) <= {"OK", "IMAGE_UNDECODABLE", "IMAGE_FORMAT", "IMAGE_TOO_LARGE"}
     assert min(outcomes["OK"], outcomes["IMAGE_UNDECODABLE"]) > CASES / 20  # both sides of the decoder are tried
     assert _resident_mib() < before_mib + 500
+
+
+def test_nothing_is_written_about_damaged_files_of_optional_formats(capfd: pytest.CaptureFixture[str]) -> None:
+    """The decoders of AVIF, HEIC and DICOM are silent, on standard error as in warnings."""
+    tried = 0
+    for name, data in mutated(CASES, SEED + 2):
+        if name.startswith(("avif", "heic", "dicom")):
+            tried += 1
+            with contextlib.suppress(EmbedserveError):
+                codec.decode(data)
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+    assert tried > CASES / 10
 
 
 def test_a_damaged_jpeg_gives_the_pixels_that_pillow_gives_if_pillow_reads_it(
