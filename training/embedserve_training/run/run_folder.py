@@ -13,6 +13,7 @@ from typing import Any
 
 from embedserve.atomic_write import make_private_directory, write_text
 from embedserve.errors import TrainingError
+from embedserve.folder.kinds import passed_over_text
 from embedserve_training.data.folders import Skipped
 from embedserve_training.plan.config import Settings
 
@@ -105,8 +106,14 @@ def clear(run: Path) -> None:
     shutil.rmtree(run / TENSORBOARD, ignore_errors=True)
 
 
-def write_skipped(skipped: tuple[Skipped, ...], run: Path) -> Path:
-    """Write ``skipped.txt``, one line for each image that was left out, and return its path."""
+def write_skipped(skipped: tuple[Skipped, ...], run: Path, passed_over: Mapping[str, int] | None = None) -> Path:
+    """Write ``skipped.txt``, one line for each image that was left out, and return its path.
+
+    What is passed over as no image is counted by kind in a last line.
+    """
     path = run / SKIPPED
-    path.write_text("".join(f"{entry.path}\t{entry.reason}\n" for entry in skipped), errors="surrogateescape")
+    text = "".join(f"{entry.path}\t{entry.reason}\n" for entry in skipped)
+    if passed_over:
+        text += f"passed over\t{passed_over_text(passed_over)}\n"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
     return path
