@@ -19,6 +19,7 @@ ROOMS: dict[str, str] = {
     # --- embedserve, from the bottom; the words (errors, types, …) may be imported by all ---
     "embedserve/v1": "",
     "embedserve/images": "",
+    "embedserve/folder": "images",
     "embedserve/encoder": "images",
     "embedserve/index": "",
     "embedserve/store": "",
@@ -37,26 +38,27 @@ ROOMS: dict[str, str] = {
     "embedserve/server/services": "server/calls server/lifecycle engine encoder wire v1",
     "embedserve/server": "server/access server/calls server/lifecycle server/services server/telemetry"
     " engine encoder store/local v1",
-    # --- embedserve_training; of embedserve it may import words, images and encoder ---
+    # --- embedserve_training; of embedserve it may import words, images, folder and encoder ---
     "embedserve_training/seeds": "",
     "embedserve_training/augment": "",
     "embedserve_training/dtypes": "",
     "embedserve_training/losses": "dtypes",
     "embedserve_training/distributed": "",
     "embedserve_training/plan": "augment",
-    "embedserve_training/data": "seeds embedserve/images",
+    "embedserve_training/data": "seeds embedserve/images embedserve/folder",
     "embedserve_training/networks": "plan distributed dtypes",
     "embedserve_training/methods": "plan networks losses distributed dtypes",
     "embedserve_training/watch": "methods",
-    "embedserve_training/run": "plan data augment networks methods watch distributed seeds embedserve/images",
+    "embedserve_training/run": "plan data augment networks methods watch distributed seeds embedserve/images"
+    " embedserve/folder",
     "embedserve_training/evaluate": "plan data augment networks run seeds embedserve/images embedserve/encoder",
     "embedserve_training/export": "data run evaluate embedserve/images embedserve/encoder",
     "embedserve_training/preview": "plan data augment embedserve/images",
     # --- the command line, over both ---
-    "embedserve/cli/terminal": "client",
+    "embedserve/cli/terminal": "client folder",
     "embedserve/cli/collection": "cli/terminal client",
-    "embedserve/cli": "cli/terminal cli/collection server server/telemetry client loadtest encoder images wire v1"
-    " embedserve_training/plan embedserve_training/data embedserve_training/run embedserve_training/evaluate"
+    "embedserve/cli": "cli/terminal cli/collection server server/telemetry client loadtest encoder folder wire v1"
+    " images embedserve_training/plan embedserve_training/data embedserve_training/run embedserve_training/evaluate"
     " embedserve_training/export embedserve_training/preview",
 }
 """Room → the rooms that it may import. A name without a package is of the room's own."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from embedserve.cli.terminal.options import (
     GivenPath,
     collection_option,
     exclude_option,
+    existing_images,
     json_option,
     require_terminal,
     server_option,
@@ -70,7 +71,7 @@ class _Counts:
     "folders",
     nargs=-1,
     required=True,
-    type=GivenPath(exists=True, file_okay=False),
+    type=existing_images,
     metavar="FOLDER...",
 )
 @collection_option
@@ -117,7 +118,9 @@ def command(
 
     With --remove-missing the collection follows the folders: an item is removed if its `root` is the name of a FOLDER
     and no FOLDER has its file any more. Nothing is removed unless all folders could be read, and have images. A file
-    that is there keeps its item, even if it cannot be read or is excluded.
+    that is there keeps its item, even if it cannot be read, is excluded or is passed over.
+
+    @LIST stands for the files that LIST names, one on each line, relative to the folder of LIST.
 
     Files that cannot be used are named and skipped; the exit code is then 1.
 
@@ -127,8 +130,13 @@ def command(
     embedserve add photos/ --collection photos --exclude thumbs/ --dry-run
     embedserve add photos/ --collection photos --remove-missing
     """
-    if remove_missing and not dry_run:
-        require_terminal(yes)
+    if remove_missing:
+        from embedserve.folder.list_file import list_file
+
+        if any(list_file(folder) is not None for folder in folders):
+            raise click.UsageError("--remove-missing follows whole folders, not a list of files")
+        if not dry_run:
+            require_terminal(yes)
 
     import time
 
@@ -168,7 +176,7 @@ def command(
             codes = [failure["code"] for failure in counts.failed]
             missing = find_missing(client, name, folders, found, codes) if info is not None else []
             counts.removed = len(missing) if dry_run else remove(client, name, folders, missing, yes)
-    _report(name, counts, seconds, dry_run=dry_run, missing=missing, as_json=as_json)
+    _report(name, counts, found.passed_over, seconds, dry_run=dry_run, missing=missing, as_json=as_json)
     if counts.failed or (missing and not counts.removed):
         sys.exit(1)
 
@@ -183,7 +191,14 @@ def _check_roots(files: Sequence[FolderItem], table: Path | None) -> None:
 
 
 def _report(
-    name: str, counts: _Counts, seconds: float, *, dry_run: bool, missing: Sequence[str], as_json: bool
+    name: str,
+    counts: _Counts,
+    passed_over: Mapping[str, int],
+    seconds: float,
+    *,
+    dry_run: bool,
+    missing: Sequence[str],
+    as_json: bool,
 ) -> None:
     """Say, or print for a program, what happened or would have happened."""
     from embedserve.cli.terminal.output import print_json, print_line, rate_text, say
@@ -200,6 +215,7 @@ def _report(
             "known": counts.known,
             "removed": counts.removed or 0,
             "failed": counts.failed,
+            "passed_over": passed_over,
             "seconds": round(seconds, 3),
             "images_per_s": 0.0 if dry_run else round(counts.sent / seconds, 1),
         }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.options import Finite, GivenPath, exclude_option, server_option
+from embedserve.cli.terminal.options import Finite, GivenPath, exclude_option, existing_images, server_option
 from embedserve.errors import EmbedserveError, all_errors
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def command() -> None:
 
 
 @command.command("serve")
-@click.argument("paths", nargs=-1, type=GivenPath(exists=True), metavar="[IMAGES]...")
+@click.argument("paths", nargs=-1, type=existing_images, metavar="[IMAGES]...")
 @exclude_option
 @server_option
 @click.option(

@@ -120,26 +120,19 @@ def _drawn(size: str, seed: int, limits: Limits) -> list[bytes]:
 
 
 def _files(paths: Sequence[Path], patterns: Sequence[str] = ()) -> list[Path]:
-    from embedserve.cli.files import no_images, scan
-    from embedserve.cli.terminal.exclude import Exclude, say_excluded
+    from embedserve.cli.passed_over import say_left_out
     from embedserve.cli.terminal.output import say_failed
+    from embedserve.folder.exclude import Exclude
+    from embedserve.folder.find import find
 
     exclude = Exclude(patterns)
-    excluded: list[Path] = []
-    files: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found = scan(path, exclude)
-        if not found.images:
-            raise no_images(path, found)
-        for unread, why in found.unreadable:
-            say_failed(str(unread), f"cannot be read: {why}")
-        files += found.images
-        excluded += found.excluded
-    say_excluded(exclude, excluded)
-    return files
+    found = find(paths, exclude, files_too=True, unique=False)
+    for unread, why in found.unreadable:
+        say_failed(str(unread), f"cannot be read: {why}")
+    say_left_out(found, exclude)
+    if not found.files:
+        raise DataError(f"none of {', '.join(map(str, paths))} has an image that can be read")
+    return [file.path for file in found.files]
 
 
 def _read(files: Sequence[Path], limits: Limits) -> list[bytes]:

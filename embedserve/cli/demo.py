@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import Finite, GivenPath, existing
+from embedserve.cli.terminal.options import Finite, GivenPath, exclude_option, existing
 from embedserve.errors import DataError, EmbedserveError, SetupError
 
 if TYPE_CHECKING:
@@ -32,13 +32,21 @@ _SHOWN_SEARCHES = 3
     type=GivenPath(),
     help="Folder for everything it creates.  [default: demo, or demo-NAME]",
 )
+@exclude_option
 @click.option("--minutes", default=3.0, type=Finite(min=0, min_open=True), help="Minutes of training.")
 @click.option("--port", default=50051, type=click.IntRange(1, 65535), help="gRPC port of the server.")
 @click.option("--fresh", is_flag=True, help="Start over even if there is a run already.")
 @click.option("--once", is_flag=True, help="Stop at the end instead of serving.")
 @click.pass_context
 def command(
-    context: click.Context, folder: Path | None, out: Path | None, minutes: float, port: int, fresh: bool, once: bool
+    context: click.Context,
+    folder: Path | None,
+    out: Path | None,
+    exclude: tuple[str, ...],
+    minutes: float,
+    port: int,
+    fresh: bool,
+    once: bool,
 ) -> None:
     """Train, evaluate, export, serve, add and search: the whole path, on a sample or on your own FOLDER.
 
@@ -64,17 +72,18 @@ def command(
         train_folder = add_folder = folder
     from embedserve.encoder import encoder_file
 
-    labelled = _has_labels(train_folder)
+    labelled = _has_labels(train_folder, exclude)
+    left_out = [word for pattern in exclude for word in ("--exclude", pattern)]
     run, encoder, server = out / "runs" / name, out / "encoder.onnx", f"localhost:{port}"
     _check_port(port)
-    _run("train", train_folder, "-o", run, "--minutes", f"{minutes:g}", *(["--fresh"] if fresh else []))
+    _run("train", train_folder, "-o", run, "--minutes", f"{minutes:g}", *(["--fresh"] if fresh else []), *left_out)
     held_out: list[str | Path] = [] if folder else ["--test", add_folder]
-    _run("evaluate", run, train_folder, *held_out)
+    _run("evaluate", run, train_folder, *held_out, *left_out)
     _run("export", run, "-o", encoder, *(["--overwrite"] if encoder.exists() else []))
     # A collection for each encoder, and an alias for clients: a new encoder takes over at once.
     collection = f"{_as_collection_name(name)}-{encoder_file.read(encoder).fingerprint[:8]}"
     with _serving(encoder, out / "data", port) as process:
-        _run("add", add_folder, "--collection", collection, "--server", server)
+        _run("add", add_folder, "--collection", collection, "--server", server, *left_out)
         _run("collection", "set-alias", "demo", collection, "--server", server)
         from embedserve.client import Client
 
@@ -129,12 +138,12 @@ def _check_port(port: int) -> None:
             raise SetupError(f"port {port} is taken", hint=f"choose another: embedserve demo --port {port + 1}")
 
 
-def _has_labels(folder: Path) -> bool:
+def _has_labels(folder: Path, exclude: Sequence[str]) -> bool:
     from embedserve.cli.training import training_installed
 
     with training_installed():
         from embedserve_training.data.folders import scan
-    labels = scan(folder).labels
+    labels = scan(folder, exclude).labels
     return labels is not None and len(set(labels)) > 1
 
 

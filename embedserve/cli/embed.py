@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.options import GivenPath, exclude_option, overwrite_option, server_option
+from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_images, overwrite_option, server_option
 from embedserve.errors import DataError, EmbedserveError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class _Embedder:
 
 
 @click.command("embed")
-@click.argument("paths", nargs=-1, required=True, type=GivenPath(exists=True), metavar="PATHS...")
+@click.argument("paths", nargs=-1, required=True, type=existing_images, metavar="PATHS...")
 @click.option(
     "-o",
     "--out",
@@ -58,7 +58,8 @@ def command(
     server: str,
     encoder_path: Path | None,
 ) -> None:
-    """Embed images: files, or all images in folders. A file that is given itself is never excluded.
+    """Embed images: files, or all images in folders. A file that is given itself is never excluded. @LIST stands for
+    the files that LIST names, one on each line.
 
     Files that cannot be used are named and skipped; the exit code is then 1.
 
@@ -73,7 +74,7 @@ def command(
     from embedserve.cli.terminal.output import progress, rate_text, say, say_failed
 
     _check_outputs(out, overwrite)
-    images, unreadable = _find(paths, exclude)
+    images, unreadable, passed_over = _find(paths, exclude)
     begun = time.monotonic()
     failed: list[tuple[str, str, str]] = [(str(path), DataError.code, why) for path, why in unreadable]
     rows: list[NDArray[np.float32]] = []
@@ -105,7 +106,7 @@ def command(
     for name, _code, why in failed:
         say_failed(name, why)
     if out.endswith(".npy"):
-        _write_npy(Path(out), rows, named, failed, embedder)
+        _write_npy(Path(out), rows, named, failed, passed_over, embedder)
     say(
         f"embedded {len(named)} of {len(named) + len(failed)} with {embedder.name} ({embedder.fingerprint[:12]}),"
         f" {embedder.dimension} numbers per image, {rate_text(len(named), seconds)}"
@@ -115,31 +116,22 @@ def command(
         sys.exit(1)
 
 
-def _find(paths: Sequence[Path], patterns: Sequence[str]) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The files to embed, each once, and folders that could not be read.
+def _find(
+    paths: Sequence[Path], patterns: Sequence[str]
+) -> tuple[list[Path], Sequence[tuple[Path, str]], Mapping[str, int]]:
+    """The files to embed, each once; what could not be read, and why; and how many files of each kind are no images.
 
     Raises:
         DataError: a folder has no images.
     """
-    from embedserve.cli.files import no_images, scan
-    from embedserve.cli.terminal.exclude import Exclude, say_excluded
+    from embedserve.cli.passed_over import say_left_out
+    from embedserve.folder.exclude import Exclude
+    from embedserve.folder.find import find
 
     exclude = Exclude(patterns)
-    excluded: list[Path] = []
-    images: dict[Path, None] = {}
-    unreadable: list[tuple[Path, str]] = []
-    for path in paths:
-        if not path.is_dir():
-            images[path] = None
-            continue
-        found = scan(path, exclude)
-        if not found.images and not found.unreadable:
-            raise no_images(path, found)
-        images.update(dict.fromkeys(found.images))
-        unreadable += found.unreadable
-        excluded += found.excluded
-    say_excluded(exclude, excluded)
-    return list(images), unreadable
+    found = find(paths, exclude, files_too=True, unique=False)
+    say_left_out(found, exclude)
+    return list(dict.fromkeys(file.path for file in found.files)), found.unreadable, found.passed_over
 
 
 @contextmanager
@@ -233,6 +225,7 @@ def _write_npy(
     rows: Sequence[NDArray[np.float32]],
     named: Sequence[str],
     failed: Sequence[tuple[str, str, str]],
+    passed_over: Mapping[str, int],
     embedder: _Embedder,
 ) -> None:
     import numpy as np
@@ -245,7 +238,8 @@ def _write_npy(
     encoder = {"name": embedder.name, "fingerprint": embedder.fingerprint, "dimension": embedder.dimension}
     failures = [{"path": path, "code": code, "error": why} for path, code, why in failed]
     with atomic_write(out.with_suffix(".json"), overwrite=True) as file:
-        _write_json(file, {"encoder": encoder, "paths": named, "failed": failures})
+        document = {"encoder": encoder, "paths": named, "failed": failures, "passed_over": passed_over}
+        _write_json(file, document)
 
 
 def _write_json(file: IO[bytes], document: dict[str, Any]) -> None:

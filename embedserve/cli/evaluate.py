@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import existing
+from embedserve.cli.terminal.options import exclude_option, existing_images
 
 if TYPE_CHECKING:
     from embedserve_training.evaluate import Evaluation, Figure, Row
@@ -26,14 +26,16 @@ _ITSELF = {"self_recall_1": "itself\n@1", "self_mrr": "itself\nMRR"}
 
 
 @click.command("evaluate")
-@click.argument("subjects", metavar="RUN|ENCODER...", nargs=-1, required=True, type=existing)
-@click.argument("folder", type=existing)
+@click.argument("subjects", metavar="RUN|ENCODER...", nargs=-1, required=True, type=existing_images)
+@click.argument("folder", metavar="FOLDER...", type=existing_images)
 @click.option(
     "--test",
-    "test_folder",
-    type=existing,
-    help="Labelled folder with the queries.  [default: a fifth of FOLDER, held out]",
+    "test_folders",
+    type=existing_images,
+    multiple=True,
+    help="Labelled folder with the queries. May be repeated.  [default: a fifth of FOLDER, held out]",
 )
+@exclude_option
 @click.option(
     "--augmentation",
     metavar="NAME",
@@ -49,7 +51,8 @@ _ITSELF = {"self_recall_1": "itself\n@1", "self_mrr": "itself\nMRR"}
 def command(
     subjects: tuple[Path, ...],
     folder: Path,
-    test_folder: Path | None,
+    test_folders: tuple[Path, ...],
+    exclude: tuple[str, ...],
     augmentation: str | None,
     supervised_epochs: int | None,
     as_json: bool,
@@ -63,6 +66,8 @@ def command(
     raw pixels, with their PCA and with the untrained network, whitened as the encoder is. Runs that differ only in the
     seed become one row: mean ± standard deviation.
 
+    There may be several FOLDERs, and @LIST stands for the image files that LIST names, one on each line.
+
     \b
     embedserve evaluate runs/photos photos/
     embedserve evaluate encoder.onnx labelled/train --test labelled/test
@@ -71,14 +76,16 @@ def command(
     from embedserve.cli.terminal.output import print_json, say
     from embedserve.cli.training import training_installed
 
+    subjects, folders = _folders(subjects, folder)
     with training_installed():
         from embedserve_training.evaluate import evaluate
 
         evaluation = evaluate(
             subjects,
-            folder,
-            test_folder,
+            folders,
+            test_folders or None,
             report=say,
+            exclude=exclude,
             augmentation=augmentation,
             supervised_epochs=supervised_epochs or 0,
         )
@@ -86,6 +93,24 @@ def command(
         print_json(evaluation.to_json())
     else:
         print_evaluation(evaluation)
+
+
+def _folders(subjects: tuple[Path, ...], last: Path) -> tuple[tuple[Path, ...], list[Path]]:
+    """What is measured, and the folders to measure on: the last, and those before it that are no runs.
+
+    The first is always measured, so that a mistyped run is named as one.
+    """
+    from embedserve.folder.list_file import list_file
+
+    folders = [last]
+    while len(subjects) > 1:
+        one = subjects[-1]
+        is_run = (one / "plan.json").exists() or (one / "checkpoint.pt").exists()
+        if list_file(one) is None and (is_run or not one.is_dir()):
+            break
+        folders.insert(0, one)
+        subjects = subjects[:-1]
+    return subjects, folders
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

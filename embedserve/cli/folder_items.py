@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from embedserve.cli.terminal.exclude import Exclude, say_excluded
 from embedserve.errors import InvalidInput
 
 ROOT_KEY = "root"
@@ -36,43 +35,41 @@ class Found:
     """Folders inside that could not be read, and why."""
     excluded: Sequence[Path]
     """Files and folders that were left out on request."""
+    passed_over: Mapping[str, int]
+    """Kind → files or folders that are no images."""
 
 
 def find(folders: Sequence[Path], patterns: Sequence[str] = ()) -> Found:
-    """The images of the folders, sorted by folder and path.
+    """The images of folders and of lists of files, sorted by folder and path.
 
     Raises:
         DataError: a folder has no images.
         InvalidInput: two files would have the same id.
     """
-    from embedserve.cli.files import no_images, scan
+    from embedserve.cli.passed_over import say_left_out
+    from embedserve.folder.exclude import Exclude
+    from embedserve.folder.find import find as find_images
 
     exclude = Exclude(patterns)
-    items: dict[str, FolderItem] = {}
-    unreadable: list[tuple[Path, str]] = []
-    excluded: list[Path] = []
-    for folder in folders:
-        found = scan(folder, exclude)
-        if not found.images and not found.unreadable:
-            raise no_images(folder, found)
-        unreadable += found.unreadable
-        excluded += found.excluded
-        root = root_of(folder)
-        for path in found.images:
-            relative = path.relative_to(folder)
-            item = FolderItem(relative.as_posix(), path, root, _metadata_of(relative))
-            other = items.setdefault(item.id, item)
-            if other is not item:
-                raise InvalidInput(
-                    f"{other.path} and {path} would both get the id {item.id!r}",
-                    hint="add the folder that contains both folders, or use two collections",
-                )
-    say_excluded(exclude, excluded)
-    return Found(list(items.values()), unreadable, excluded)
+    found = find_images(folders, exclude)
+    roots = {folder: root_of(folder) for folder in folders}
+    items = [
+        FolderItem(file.name, file.path, roots[file.source], _metadata_of(PurePosixPath(file.name)))
+        for file in found.files
+    ]
+    say_left_out(found, exclude)
+    return Found(items, found.unreadable, found.excluded, found.passed_over)
 
 
 def root_of(folder: Path) -> str:
-    """The name of a folder, also of "." and of one that is a link; of the whole file system "/"."""
+    """The name of a folder, also of "." and of one that is a link; of the whole file system "/".
+
+    That of a list of files is that of the folder that it is in.
+    """
+    from embedserve.folder.list_file import list_file
+
+    if (listed := list_file(folder)) is not None:
+        folder = listed.parent
     # Not the folder that a link leads to: photos → photos-2026-11 stays photos when it is switched.
     name = Path(os.path.abspath(folder)).name  # noqa: PTH100
     return os.fsencode(name).decode("utf-8", "replace") or "/"
@@ -104,7 +101,7 @@ def with_table(items: Sequence[FolderItem], table: Path) -> list[FolderItem]:
     return [replace(item, metadata={**item.metadata, **rows.get(item.id, {})}) for item in items]
 
 
-def _metadata_of(relative: Path) -> dict[str, str]:
+def _metadata_of(relative: PurePosixPath) -> dict[str, str]:
     if len(relative.parts) == 1:
         return {}
-    return {"label": relative.parts[0], "folder": relative.parent.as_posix()}
+    return {"label": relative.parts[0], "folder": str(relative.parent)}

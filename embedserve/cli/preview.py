@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from embedserve.cli.terminal.options import GivenPath, existing, overwrite_option
+from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_images, overwrite_option
 from embedserve.cli.training import setting_option
 
 
 @click.command("preview")
-@click.argument("folder", type=existing)
+@click.argument("folders", nargs=-1, required=True, type=existing_images, metavar="FOLDER...")
 @click.option(
     "-o",
     "--out",
@@ -21,6 +21,7 @@ from embedserve.cli.training import setting_option
     help="PNG to write.",
 )
 @overwrite_option
+@exclude_option
 @setting_option("augmentation")
 @click.option("--all", "every_preset", is_flag=True, help="One group of rows for each preset.")
 @setting_option("method")
@@ -34,9 +35,10 @@ from embedserve.cli.training import setting_option
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document about the picture.")
 def command(
-    folder: Path,
+    folders: tuple[Path, ...],
     out: Path,
     overwrite: bool,
+    exclude: tuple[str, ...],
     every_preset: bool,
     images: int | None,
     views: int,
@@ -65,8 +67,9 @@ def command(
         from embedserve_training.preview import preview
 
     result = preview(
-        folder,
+        folders,
         out,
+        exclude=exclude,
         config=config,
         images=images or (2 if every_preset else 8),
         views=views,
@@ -81,6 +84,8 @@ def command(
                 "size_px": result.size_px,
                 "augmentations": list(result.augmentations),
                 "images": list(result.images),
+                "found": result.found,
+                "passed_over": result.passed_over,
                 "skipped": [{"path": file.path, "reason": file.reason} for file in result.skipped],
             }
         )

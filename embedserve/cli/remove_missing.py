@@ -2,12 +2,14 @@
 
 An item is missing if it was added from a folder of the same name (its metadata ``root``), the scan of the folders did
 not find its id, and none of the folders has a file of that name now. Anything else is kept: items of other folders, of
-other programs, those that ``--exclude`` leaves out, files that are there but cannot be read, and those behind a link to
-a folder that is gone or empty.
+other programs, those that ``--exclude`` leaves out or that are passed over, files that are there but cannot be read,
+those behind a link to a folder that is gone, and those in a folder that is there and empty: so is the mount point of a
+drive that is away.
 """
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +42,10 @@ def find_missing(
     ids = {item.id for item in found.items}
     roots = tuple(dict.fromkeys(map(root_of, folders)))
     listed = client.list_items(collection, filter=In(ROOT_KEY, roots), include_metadata=False, page_size=_PAGE)
-    return _still_missing(folders, [item.id for item in listed if item.id not in ids])
+    gone = [item.id for item in listed if item.id not in ids]
+    missing = _still_missing(folders, gone)
+    _say_empty(folders, gone, missing)
+    return missing
 
 
 def remove(client: Client, collection: str, folders: Sequence[Path], missing: Sequence[str], yes: bool) -> int:
@@ -76,6 +81,21 @@ def _why_not(folders: Sequence[Path], found: Found, failed_codes: Sequence[str])
     return ""
 
 
+def _say_empty(folders: Sequence[Path], gone: Sequence[str], missing: Sequence[str]) -> None:
+    """Say which folders are there without entries and keep items, since their drive may be away."""
+    kept = set(gone).difference(missing)
+    empty: dict[Path, int] = {}
+    for id in kept:
+        for folder in folders:
+            parents = [parent for parent in (folder / id).parents if parent.is_relative_to(folder) and parent != folder]
+            found = next((parent for parent in parents if _is_empty(parent)), None)
+            if found is not None and not _is_there(folder / id):
+                empty[found] = empty.get(found, 0) + 1
+    for path, count in sorted(empty.items())[:_NAMED]:
+        items = "1 item stays" if count == 1 else f"{count:,} items stay"
+        say(f"{printable(str(path))} is empty, so {items}: remove the folder too if its images are gone")
+
+
 def _still_missing(folders: Sequence[Path], ids: Sequence[str]) -> list[str]:
     """Those of the ids that no folder has a file for; none if a folder is gone."""
     if not all(_has_entries(folder) for folder in folders):
@@ -85,9 +105,10 @@ def _still_missing(folders: Sequence[Path], ids: Sequence[str]) -> list[str]:
 
 
 def _may_be_there(folder: Path, id: str, lost: dict[Path, bool]) -> bool:
-    """Whether an item's file is there, or cannot be seen since a link on its way leads to nothing or is empty.
+    """Whether an item's file is there, or cannot be seen since a folder or link on its way is there without entries.
 
-    As when a drive is unmounted that a folder inside is a link to. ``lost`` keeps what is known about folders.
+    As when a drive is unmounted that a folder inside is a link to, or its mount point. ``lost`` keeps what is known
+    about folders.
     """
     path = folder / id
     if _is_there(path):
@@ -96,17 +117,21 @@ def _may_be_there(folder: Path, id: str, lost: dict[Path, bool]) -> bool:
         if parent == folder:
             return False
         if parent not in lost:
-            lost[parent] = _is_link(parent) and not _has_entries(parent)
+            lost[parent] = _is_empty(parent)
         if lost[parent]:
             return True
     return False
 
 
-def _is_link(path: Path) -> bool:
+def _is_empty(path: Path) -> bool:
+    """Whether this is a link that leads to nothing or a folder, itself or by a link, without entries."""
     try:
-        return path.is_symlink()
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except (OSError, ValueError):
         return True  # it cannot be known
+    return (stat.S_ISLNK(mode) or stat.S_ISDIR(mode)) and not _has_entries(path)
 
 
 def _has_entries(folder: Path) -> bool:

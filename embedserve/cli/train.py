@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
-from embedserve.cli.terminal.options import GivenPath, existing
+from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_images
 from embedserve.cli.training import setting_options
 
 
 @click.command("train")
-@click.argument("folder", type=existing)
+@click.argument("folders", nargs=-1, required=True, type=existing_images, metavar="FOLDER...")
 @click.option("-o", "--out", type=GivenPath(), help="Run folder.  [default: runs/NAME-METHOD, NAME being FOLDER's]")
+@exclude_option
 @setting_options
 @click.option("--dry-run", is_flag=True, help="Print the plan, each value with its source, and stop.")
 @click.option("--fresh", is_flag=True, help="Start over even if the run folder holds a run.")
@@ -23,8 +24,9 @@ from embedserve.cli.training import setting_options
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document about the run at the end.")
 def command(
-    folder: Path,
+    folders: tuple[Path, ...],
     out: Path | None,
+    exclude: tuple[str, ...],
     settings: tuple[str, ...],
     dry_run: bool,
     fresh: bool,
@@ -34,13 +36,18 @@ def command(
 ) -> None:
     """Train an encoder on a folder of images, without labels.
 
-    The folder may be flat or nested. Files that cannot be read are named and skipped. The plan is printed first.
+    The folder may be flat or nested; there may be several. @LIST stands for the image files that LIST names, one on
+    each line. Files that cannot be read are named and skipped, and others are counted by kind. The plan is printed
+    first.
+
     Ctrl-C stops with a checkpoint; the same command continues from there. Started by torchrun, as in torchrun
     --nproc-per-node 2 -m embedserve train photos/, several processes train one encoder.
 
     \b
     embedserve train photos/ --minutes 20 -o runs/photos
     embedserve train photos/ --epochs 100 --backbone resnet18 --dry-run
+    embedserve train 2025/ 2026/ --exclude screenshots/
+    embedserve train @chosen.txt
     """
     from dataclasses import asdict
 
@@ -48,12 +55,13 @@ def command(
     from embedserve.cli.training import read_settings, training_installed
 
     config, from_environment = read_settings(flags, settings)
-    out = out or Path("runs") / f"{folder.resolve().name}-{config.method}"
+    out = out or Path("runs") / f"{_name(folders[0])}-{config.method}"
     with training_installed():
         from embedserve_training.run.run import run_training
 
     result = run_training(
-        folder,
+        folders,
+        exclude=exclude,
         config=config,
         out=out,
         report=say,
@@ -71,6 +79,7 @@ def command(
                 "status": result.status,
                 "images": result.images,
                 "skipped": [asdict(file) for file in result.skipped],
+                "passed_over": result.passed_over,
                 "steps": result.steps,
                 "seconds": round(result.seconds, 1),
                 "settings": result.plan.settings.to_json(),
@@ -83,3 +92,11 @@ def command(
         say(f"{result.run}: {result.steps} steps on {result.images} images in {result.seconds / 60:.1f} minutes")
     if result.status != "planned":
         say(f"next: embedserve export {result.run} -o encoder.onnx")
+
+
+def _name(source: Path) -> str:
+    """The name of a folder, or of a list of files without its suffix."""
+    from embedserve.folder.list_file import list_file
+
+    listed = list_file(source)
+    return source.resolve().name if listed is None else listed.stem

@@ -15,7 +15,7 @@ from tests.cli.outcome import Cli
 from tests.fakes import picture
 
 SLIPS: dict[str, tuple[Callable[[Path], list[object]], str]] = {
-    "training on an empty folder": (lambda p: ["train", p / "empty"], "holds no images"),
+    "training on an empty folder": (lambda p: ["train", p / "empty"], "has no images"),
     "training on a folder that is not there": (lambda p: ["train", p / "nowhere"], "nowhere"),
     "training on files that are no images": (lambda p: ["train", p / "broken", "-o", p / "run"], "can be read"),
     "training into a place that cannot be written": (

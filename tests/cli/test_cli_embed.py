@@ -41,6 +41,7 @@ def test_an_array_holds_a_row_for_each_image_and_a_document_names_them(cli: Cli,
         "encoder": {"name": "fake", "fingerprint": "fa" * 32, "dimension": DIMENSION},
         "paths": [f"{photos}/{name}" for name in NAMES],
         "failed": [],
+        "passed_over": {},
     }
     for path, vector in zip(document["paths"], vectors, strict=True):
         assert vector == pytest.approx(expected(Path(path)), abs=1e-6)

@@ -38,6 +38,8 @@ def test_json_names_what_was_drawn(cli: Cli, photos: Path, tmp_path: Path) -> No
         "size_px": 16,
         "augmentations": ["small"],
         "images": ["cats/a.png", "cats/b.jpg", "dogs/big/c.png", "dogs/big/d.webp", "top.png"],
+        "found": 6,
+        "passed_over": {},
         "skipped": [{"path": "broken.png", "reason": document["skipped"][0]["reason"]}],
     }
 

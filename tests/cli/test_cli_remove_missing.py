@@ -78,8 +78,9 @@ def test_many_missing_items_are_listed_page_by_page_and_counted(
 ) -> None:
     monkeypatch.setattr(remove_missing, "_PAGE", 2)
     monkeypatch.setattr(remove_missing, "_NAMED", 2)
-    for name in IDS[1:]:
+    for name in ("cats/b.jpg", "top.png"):
         (photos / name).unlink()
+    shutil.rmtree(photos / "dogs")
     outcome = sync(cli, added, photos)
     assert ids(client, added) == IDS[:1]
     assert outcome.err.count("missing  ") == 3
@@ -215,16 +216,16 @@ def test_a_broken_link_keeps_its_item_and_ends_the_removal(cli: Cli, client: Cli
 def test_a_folder_inside_that_cannot_be_read_ends_the_removal(
     cli: Cli, client: Client, added: str, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedserve.cli import files
+    from embedserve.folder import scan as scanner
 
-    real = files._entries
+    real = scanner._entries
 
     def entries(folder: Path, seen: Any) -> Any:
         if folder.name == "dogs":
             raise PermissionError(13, "Permission denied")
         return real(folder, seen)
 
-    monkeypatch.setattr(files, "_entries", entries)
+    monkeypatch.setattr(scanner, "_entries", entries)
     (photos / "top.png").unlink()
     outcome = sync(cli, added, photos)
     assert outcome.exit_code == 1
@@ -329,3 +330,43 @@ def test_items_behind_a_link_to_a_folder_that_is_gone_or_empty_stay(
         "dogs/big/d.webp",
         "linked/deep/a.png",
     ]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_items_in_a_folder_that_is_there_and_empty_stay_until_it_is_gone_too(
+    cli: Cli, client: Client, added: str, photos: Path, deep: bool
+) -> None:
+    # So is the mount point of a drive that is away.
+    emptied = photos / ("dogs" if deep else "dogs/big")
+    shutil.rmtree(emptied)
+    emptied.mkdir()
+    (photos / "top.png").unlink()
+    outcome = sync(cli, added, photos)
+    assert outcome.exit_code == 0
+    assert ids(client, added) == IDS[:-1]
+    assert f"{emptied} is empty, so 2 items stay: remove the folder too if its images are gone" in outcome.err
+    shutil.rmtree(photos / "dogs")
+    assert sync(cli, added, photos, options=("--yes", "--json")).json["removed"] == 2
+    assert ids(client, added) == IDS[:2]
+
+
+def test_items_of_files_that_are_passed_over_now_stay(cli: Cli, client: Client, added: str, photos: Path) -> None:
+    own = [
+        ItemInput(id=name, image=picture(70 + number), metadata={"root": "photos"})
+        for number, name in enumerate(["@eaDir/a.png", "cats/.b.png", "cats/c.dng"])
+    ]
+    assert [result.error for result in client.add(added, own)] == [None] * 3
+    for item in own:
+        path = photos / str(item.id)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(picture(70))
+    assert sync(cli, added, photos, options=("--yes", "--json")).json["removed"] == 0
+    assert {"@eaDir/a.png", "cats/.b.png", "cats/c.dng"} <= set(ids(client, added))
+
+
+def test_a_list_of_files_is_not_followed(cli: Cli, client: Client, added: str, photos: Path) -> None:
+    (photos / "chosen.txt").write_text("top.png\n")
+    outcome = sync(cli, added, Path(f"@{photos}/chosen.txt"))
+    assert outcome.exit_code == 2
+    assert "--remove-missing follows whole folders, not a list of files" in outcome.err
+    assert ids(client, added) == IDS

@@ -112,7 +112,7 @@ def test_one_image_is_enough(tmp_path: Path) -> None:
 def test_a_folder_without_images_is_an_error(make: object, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     make(folder)  # type: ignore[operator]
-    with pytest.raises(DataError, match=r"images (does not exist|holds no images)"):
+    with pytest.raises(DataError, match=r"images (does not exist|has no images)"):
         render(folder, tmp_path / "p.png")
     assert not (tmp_path / "p.png").exists()
 

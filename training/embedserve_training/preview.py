@@ -6,7 +6,7 @@ Shapes: N images, V views of each, C = 3 channels, T side of the cached image, S
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,19 @@ class Preview:
     images: tuple[str, ...]
     """The images drawn, relative to the folder, from top to bottom."""
     skipped: tuple[Skipped, ...]
-    """Images that could not be read."""
+    """Images that could not be read, and folders."""
+    found: int
+    """Image files found."""
+    passed_over: Mapping[str, int]
+    """Kind → files or folders that are no images."""
     augmentations: tuple[str, ...]
 
 
 def preview(
-    folder: Path,
+    folder: Path | Sequence[Path],
     out: Path,
     *,
+    exclude: Sequence[str] = (),
     config: TrainConfig,
     images: int = 8,
     views: int = 6,
@@ -74,8 +79,9 @@ def preview(
     """Draw images of a folder beside views of them, as a run with this config would see them.
 
     Args:
-        folder: images, flat or nested.
+        folder: images, flat or nested; one folder or several, or lists of files as ``@NAME``.
         out: the PNG to write.
+        exclude: patterns of files and folders to leave out.
         config: of the run; settings that it leaves open are chosen as for training.
         images: number of images, evenly spaced over the folder.
         views: views of each image.
@@ -90,12 +96,14 @@ def preview(
     """
     if out.name in ("", ".."):
         raise InvalidInput(f"{str(out)!r} has no file name to write to", hint="name a PNG: -o preview.png")
-    if folder.is_dir() and any(parent.is_dir() and parent.samefile(folder) for parent in out.resolve().parents):
-        raise InvalidInput(
-            f"{out} would be one of the images in {folder} from then on", hint="write it elsewhere: -o ../preview.png"
-        )
     check_writable(out, overwrite=overwrite)
-    files = folders.scan(folder)
+    files = folders.scan(folder, exclude, report=report)
+    read = [one for one in files.sources or (files.root,) if one.is_dir()]
+    if any(parent.is_dir() and parent.samefile(one) for parent in out.resolve().parents for one in read):
+        raise InvalidInput(
+            f"{out} would be one of the images in {files.name} from then on",
+            hint="write it elsewhere: -o ../preview.png",
+        )
     facts = _facts(files)
     chosen = [replace(config, augmentation=name) for name in PRESETS] if every_preset else [config]
     runs = [plan(one, facts).settings for one in chosen]
@@ -106,6 +114,7 @@ def preview(
     originals_NTTC, kept, skipped = folders.load_squares(
         files.subset(wanted), PreprocessSpec(size_px=side_px, resize_px=side_px, filter="bicubic"), workers=1
     )
+    skipped = files.unreadable + skipped
     for entry in skipped:
         report(f"left out: {entry.path}: {entry.reason}")
     groups = [_draw_views(settings, originals_NTTC, views) for settings in runs]
@@ -118,6 +127,8 @@ def preview(
         size_px=size_px,
         images=tuple(files.paths[wanted[position]] for position in kept),
         skipped=skipped,
+        found=len(files.paths),
+        passed_over=files.passed_over,
         augmentations=tuple(group.name for group in groups),
     )
 

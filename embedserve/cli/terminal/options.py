@@ -43,11 +43,12 @@ class Existing(GivenPath):
     Args:
         what: what is missing otherwise, as in "encoder file".
         hint: how to get one, with "{path}" for the path.
+        lists: ``@NAME`` is allowed too, a list of files that exists.
     """
 
-    def __init__(self, what: str = "", hint: str = "") -> None:
+    def __init__(self, what: str = "", hint: str = "", *, lists: bool = False) -> None:
         super().__init__()
-        self._what, self._hint = what, hint
+        self._what, self._hint, self._lists = what, hint, lists
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path.
@@ -55,8 +56,13 @@ class Existing(GivenPath):
         Raises:
             InvalidInput: nothing has this path, or it is empty.
         """
-        path = super().convert(value, param, ctx)
-        if not os.path.lexists(path):
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        found = path
+        if self._lists and str(path).startswith("@"):
+            from embedserve.folder.list_file import list_file
+
+            found = list_file(path) or path
+        if not os.path.lexists(found):
             if os.environ.get("LOCAL_RANK", "0") != "0":
                 raise click.exceptions.Exit(2)  # under torchrun: the first process says it for all
             message = f"there is no {self._what} {value}" if self._what else f"{value} does not exist"
@@ -65,6 +71,8 @@ class Existing(GivenPath):
 
 
 existing = Existing()
+existing_images = Existing(lists=True)
+"""A folder of images, or ``@NAME``: a list of image files."""
 existing_encoder = Existing("encoder file", "make one: embedserve export RUN -o {path}")
 
 
@@ -197,7 +205,7 @@ class _Exclude(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The pattern as it was typed."""
-        from embedserve.cli.terminal.exclude import Exclude
+        from embedserve.folder.exclude import Exclude
 
         try:
             Exclude([value])

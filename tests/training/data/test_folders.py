@@ -44,7 +44,7 @@ def test_a_missing_folder_is_a_data_error_with_a_hint(tmp_path: Path) -> None:
 
 def test_a_folder_without_images_names_the_files_it_holds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(DataError, match=r"holds no images .*notes\.txt") as caught:
+    with pytest.raises(DataError, match=r"has no images .*notes\.txt") as caught:
         folders.scan(tmp_path)
     assert ".png" in caught.value.hint
 

@@ -55,7 +55,7 @@ def a_run(folder: Path) -> Path:
 def test_a_folder_with_images_is_no_place_for_a_run(place: Callable[[Path], Path], photos: Path) -> None:
     before = contents(photos.parent)
     with pytest.raises(TrainingError, match="the run folder") as caught:
-        run_folder.check_place(place(photos), photos)
+        run_folder.check_place(place(photos), [photos])
     assert "-o FOLDER" in caught.value.hint
     assert contents(photos.parent) == before
 
@@ -64,22 +64,22 @@ def test_a_link_to_the_images_is_no_place_for_a_run(photos: Path, tmp_path: Path
     link = tmp_path / "link"
     link.symlink_to(photos)
     with pytest.raises(TrainingError, match="is the folder of the images"):
-        run_folder.check_place(link, photos)
+        run_folder.check_place(link, [photos])
     with pytest.raises(TrainingError, match="is the folder of the images"):
-        run_folder.check_place(photos, link)
+        run_folder.check_place(photos, [link])
 
 
 def test_what_lies_above_the_folder_that_a_link_leads_to_is_no_place_for_a_run(photos: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(photos)
     with pytest.raises(TrainingError, match="has the images in it"):
-        run_folder.check_place(photos.parent, link)
+        run_folder.check_place(photos.parent, [link])
 
 
 def test_even_a_plan_among_the_images_does_not_make_their_folder_a_run(photos: Path) -> None:
     (photos / run_folder.PLAN).write_text('{"format": 2, "settings": {}, "preprocess": {}}')
     with pytest.raises(TrainingError, match="is the folder of the images"):
-        run_folder.check_place(photos, photos)
+        run_folder.check_place(photos, [photos])
 
 
 @pytest.mark.parametrize("name", [*OURS, "cache", "tensorboard", ".lock", "notes.md", ".hidden"])
@@ -90,19 +90,19 @@ def test_a_folder_with_anything_in_it_is_refused_whatever_its_name(name: str, ph
     if name == ".lock":
         (other / "thesis.tex").write_bytes(b"mine")
     with pytest.raises(TrainingError, match="is not empty and holds no run"):
-        run_folder.check_place(other, photos)
+        run_folder.check_place(other, [photos])
 
 
 def test_a_file_is_no_place_for_a_run(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="is not a folder"):
-        run_folder.check_place(tmp_path / "file", photos)
+        run_folder.check_place(tmp_path / "file", [photos])
 
 
 def test_a_new_folder_an_empty_one_and_a_run_are_places(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for place in (tmp_path / "new" / "run", tmp_path / "empty", a_run(tmp_path / "run"), photos / "new"):
-        run_folder.check_place(place, photos)
+        run_folder.check_place(place, [photos])
 
 
 def test_a_run_that_was_killed_before_it_had_a_plan_is_a_place(photos: Path, tmp_path: Path) -> None:
@@ -112,10 +112,10 @@ def test_a_run_that_was_killed_before_it_had_a_plan_is_a_place(photos: Path, tmp
     (run / run_folder.TENSORBOARD / "events.out.tfevents.1.host.1.0").unlink()
     (run / run_folder.TENSORBOARD).rmdir()
     (run / run_folder.CACHE / "0123456789abcdef.partial").touch()
-    run_folder.check_place(run, photos)
+    run_folder.check_place(run, [photos])
     (run / run_folder.CACHE / "holiday.jpg").touch()
     with pytest.raises(TrainingError, match="holds no run"):
-        run_folder.check_place(run, photos)
+        run_folder.check_place(run, [photos])
 
 
 def test_only_files_of_the_run_are_removed(tmp_path: Path) -> None:

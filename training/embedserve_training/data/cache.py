@@ -94,9 +94,9 @@ def find_cache(where: Path, side_px: int, fingerprint: str) -> DecodedImages | N
 def _key(folder: ImageFolder, spec: PreprocessSpec) -> str:
     """A key of all names, sizes and times of modification; resuming then need not read every file."""
     digest = hashlib.sha256(json.dumps([_RULE, spec.to_json()]).encode())
-    for path in folder.paths:
+    for position, path in enumerate(folder.paths):
         try:
-            status = (folder.root / path).stat()
+            status = folder.file(position).stat()
             digest.update(os.fsencode(f"\0{path}\0{status.st_size}\0{status.st_mtime_ns}"))
         except OSError:
             digest.update(os.fsencode(f"\0{path}\0"))

@@ -6,23 +6,26 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from embedserve.errors import DataError, ImageError
+from embedserve.folder.exclude import Exclude
+from embedserve.folder.find import find
+from embedserve.folder.kinds import passed_over_text
+from embedserve.folder.scan import RULE, ScanRule
 from embedserve.images import codec, preprocess
-from embedserve.images.formats import SUFFIXES
 from embedserve.images.preprocess import PreprocessSpec
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+Report = Callable[[str], None]
 _IN_FLIGHT = 4
 """Files read ahead per thread; limits the memory of decoded images that wait."""
 
@@ -42,9 +45,40 @@ class ImageFolder:
 
     root: Path
     paths: tuple[str, ...]
-    """Relative to the root, with forward slashes, sorted."""
+    """The name of each: relative to its own root, with forward slashes, sorted for each root."""
+    files: tuple[Path, ...] = ()
+    """Where each is; empty if all are in the root."""
+    sources: tuple[Path, ...] = ()
+    """The folders and lists that were given, if there are several the root is the first; empty: the root."""
     unreadable: tuple[Skipped, ...] = ()
-    """Subfolders that cannot be read; their images are left out."""
+    """Subfolders and links that cannot be read; their images are left out."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Kind → files or folders that are no images, such as ".svg" or "hidden"."""
+    excluded: int = 0
+    """Files and folders that were left out on request."""
+
+    @property
+    def name(self) -> str:
+        """What was given, for a sentence."""
+        return name_of(self.sources or (self.root,))
+
+    def file(self, position: int) -> Path:
+        """Where a file is."""
+        return self.files[position] if self.files else self.root / self.paths[position]
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders that were given and those that its files are in."""
+        given = [source for source in (self.sources or (self.root,)) if source.is_dir()]
+        return list(dict.fromkeys([*given, *(self.file(position).parent for position in range(len(self.paths)))]))
+
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """Files beside the subfolders, where there are at least two that could be labels."""
+        parts = [PurePosixPath(path).parts for path in self.paths]
+        if len({part[0] for part in parts if len(part) > 1}) < 2:
+            return ()
+        return tuple(part[0] for part in parts if len(part) == 1)
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -60,40 +94,69 @@ class ImageFolder:
 
     def subset(self, positions: Sequence[int]) -> ImageFolder:
         """Only the files at these positions, without the subfolders that cannot be read."""
-        return ImageFolder(root=self.root, paths=tuple(self.paths[position] for position in positions))
+        return replace(
+            self,
+            paths=tuple(self.paths[position] for position in positions),
+            files=tuple(self.files[position] for position in positions) if self.files else (),
+            unreadable=(),
+        )
 
 
-def scan(root: Path) -> ImageFolder:
-    """The image files in a folder and its subfolders.
+def scan(
+    folders: Path | Sequence[Path], exclude: Sequence[str] = (), *, rule: ScanRule = RULE, report: Report | None = None
+) -> ImageFolder:
+    """The image files in folders and their subfolders, or in lists of files.
 
-    Files and folders whose names start with a dot are ignored, and so are links to folders.
+    Args:
+        folders: one or several; a list as ``@NAME``.
+        exclude: patterns of files and folders to leave out.
+        rule: what is an image.
+        report: called with a line about what is passed over, if anything is.
 
     Raises:
-        DataError: the folder does not exist, or holds no image file.
+        DataError: a folder does not exist, or holds no image file.
+        InvalidInput: a pattern means nothing, or files of two folders have the same name.
     """
-    if not root.is_dir():
-        what = "is a file" if root.is_file() else "does not exist"
-        raise DataError(f"{root} {what}", hint="give a folder of images; its subfolders are read too")
-    found: list[str] = []
-    others: list[str] = []
-    unreadable: list[Skipped] = []
+    sources = [folders] if isinstance(folders, Path) else list(folders)
+    patterns = Exclude(exclude)
+    found = find(sources, patterns, rule=rule)
+    if not found.files:
+        path, why = found.unreadable[0]
+        raise DataError(f"{name_of(sources)} has no images: {path} cannot be read: {why}")
+    files = ImageFolder(
+        root=sources[0],
+        sources=tuple(sources),
+        paths=tuple(file.name for file in found.files),
+        files=tuple(file.path for file in found.files),
+        unreadable=tuple(
+            Skipped(path=_relative(path, sources), reason=f"cannot be read: {why}") for path, why in found.unreadable
+        )
+        + tuple(Skipped(path=_relative(path, sources), reason="a link that leads to nothing") for path in found.broken),
+        passed_over=dict(found.passed_over),
+        excluded=len(found.excluded),
+    )
+    if report is not None:
+        if files.passed_over:
+            report(f"passed over: {passed_over_text(files.passed_over)}")
+        if found.excluded:
+            what = "1 file or folder" if len(found.excluded) == 1 else f"{len(found.excluded):,} files and folders"
+            report(f"--exclude leaves out {what}, such as {found.excluded[0]}")
+        for pattern in patterns.unused:
+            report(f"--exclude {pattern} matches nothing")
+    return files
 
-    def note(error: OSError) -> None:
-        path = Path(error.filename).relative_to(root).as_posix()
-        unreadable.append(Skipped(path=path, reason=f"the folder cannot be read: {error.strerror}"))
 
-    for folder, names, files in os.walk(root, onerror=note):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        relative = Path(folder).relative_to(root)
-        for name in files:
-            if name.startswith("."):
-                continue
-            is_image = Path(name).suffix.lower() in SUFFIXES
-            (found if is_image else others).append((relative / name).as_posix())
-    if not found:
-        seen = f" ({len(others)} other files: {', '.join(sorted(others)[:3])}, …)" if others else ""
-        raise DataError(f"{root} holds no images{seen}", hint=f"images end in {', '.join(SUFFIXES)}")
-    return ImageFolder(root=root, paths=tuple(sorted(found)), unreadable=tuple(unreadable))
+def name_of(sources: Sequence[Path]) -> str:
+    """Folders and lists in a sentence."""
+    shown = ", ".join(map(str, sources[:3]))
+    return shown if len(sources) <= 3 else f"{shown} and {len(sources) - 3} more"
+
+
+def _relative(path: Path, sources: Sequence[Path]) -> str:
+    for source in sources:
+        if path.is_relative_to(source):
+            return path.relative_to(source).as_posix()
+    return str(path)
 
 
 def load_all(
@@ -114,9 +177,10 @@ def load_all(
         progress: called with the number of files done and their total.
     """
 
-    def load(path: str) -> tuple[bytes, NDArray[np.uint8] | Skipped]:
+    def load(position: int) -> tuple[bytes, NDArray[np.uint8] | Skipped]:
+        path = folder.paths[position]
         try:
-            data = codec.read_file(folder.root / path)
+            data = codec.read_file(folder.file(position))
         except ImageError as error:
             return b"", Skipped(path=path, reason=error.message)
         except OSError as error:
@@ -129,12 +193,12 @@ def load_all(
 
     total = len(folder.paths)
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        waiting = [pool.submit(load, path) for path in folder.paths[: workers * _IN_FLIGHT]]
+        waiting = [pool.submit(load, position) for position in range(min(workers * _IN_FLIGHT, total))]
         for position in range(total):
             future = waiting.pop(0)
             ahead = position + workers * _IN_FLIGHT
             if ahead < total:
-                waiting.append(pool.submit(load, folder.paths[ahead]))
+                waiting.append(pool.submit(load, ahead))
             digest, outcome = future.result()
             yield position, digest, outcome
             progress(position + 1, total)
@@ -174,7 +238,7 @@ def load_squares(
 def nothing_readable(folder: ImageFolder, skipped: Sequence[Skipped]) -> DataError:
     """The error for a folder in which no file can be read."""
     return DataError(
-        f"none of the {len(folder.paths)} image files in {folder.root} can be read;"
+        f"none of the {len(folder.paths)} image files in {folder.name} can be read;"
         f" the first: {skipped[0].path}: {skipped[0].reason}",
         hint="images are JPEG, PNG, WebP, BMP, GIF or TIFF; open one in a viewer to see whether it is damaged",
     )
@@ -200,9 +264,10 @@ def summarise(folder: ImageFolder, *, sample: int = 64) -> FolderSummary:
     sides: list[int] = []
     grey = True
     skipped: list[Skipped] = []
-    for path in dict.fromkeys(folder.paths[int(step * i)] for i in range(min(sample, len(folder.paths)))):
+    for position in dict.fromkeys(int(step * i) for i in range(min(sample, len(folder.paths)))):
+        path = folder.paths[position]
         try:
-            pixels = codec.decode(codec.read_file(folder.root / path))
+            pixels = codec.decode(codec.read_file(folder.file(position)))
         except ImageError as error:
             skipped.append(Skipped(path=path, reason=error.message))
         except OSError as error:

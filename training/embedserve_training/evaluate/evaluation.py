@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,8 @@ class Evaluation:
     rows: tuple[Row, ...]
     """The encoders first, then the baselines."""
     skipped: tuple[Skipped, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Kind → files or folders that are no images, on both sides."""
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``embedserve evaluate --json``."""
@@ -64,10 +66,11 @@ class Evaluation:
 
 def evaluate(
     what: Path | Sequence[Path],
-    folder: Path,
-    test_folder: Path | None = None,
+    folder: Path | Sequence[Path],
+    test_folder: Path | Sequence[Path] | None = None,
     *,
     report: Report,
+    exclude: Sequence[str] = (),
     augmentation: str | None = None,
     supervised_epochs: int = 0,
     baselines: bool = True,
@@ -79,9 +82,11 @@ def evaluate(
 
     Args:
         what: run folders and encoder files.
-        folder: images to search in, in a subfolder per label. Without labels the figures that need them are left out.
+        folder: images to search in, in a subfolder per label; one folder or several, or lists as ``@NAME``. Without
+            labels the figures that need them are left out.
         test_folder: query images, likewise. None: hold out a fifth of each label of ``folder``.
         report: called with each line of text.
+        exclude: patterns of files and folders to leave out.
         augmentation: preset for self-retrieval; None: the one that the first encoder was trained with.
         supervised_epochs: passes over the labelled images in which the same network is trained on the labels; 0: leave
             that row out.
@@ -95,11 +100,11 @@ def evaluate(
         SetupError: nothing can be measured without PyTorch.
     """
     opened = [subjects.open_subject(path) for path in ([what] if isinstance(what, Path) else what)]
-    chosen = images.choose(folder, test_folder, labels_needed=supervised_epochs > 0)
+    chosen = images.choose(folder, test_folder, labels_needed=supervised_epochs > 0, exclude=exclude, report=report)
     recipe, described = _recipe(opened[0], augmentation)
     bench = Bench(chosen, recipe, report)
     loaded = bench.loaded(opened[0].spec)
-    _report_split(folder, chosen, loaded, report)
+    _report_split(chosen.train.name, chosen, loaded, report)
     groups = subjects.groups(opened)
     rows = [
         bench.row(_name(group, groups), [(one.embed, one.spec) for one in group], _seeds(group)) for group in groups
@@ -130,6 +135,7 @@ def evaluate(
         self_queries=len(queries.chosen_Q) if queries else 0,
         rows=tuple(rows),
         skipped=loaded.skipped,
+        passed_over=chosen.passed_over,
     )
 
 
@@ -148,7 +154,7 @@ def _recipe(subject: Subject, name: str | None) -> tuple[Augmentation | None, st
         return None, ""
 
 
-def _report_split(folder: Path, chosen: ImageSplit, loaded: LoadedSplit, report: Report) -> None:
+def _report_split(folder: str, chosen: ImageSplit, loaded: LoadedSplit, report: Report) -> None:
     if chosen.test is None:
         report(f"{folder} has no labels: only self-retrieval is measured")
         return

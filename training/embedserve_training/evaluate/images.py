@@ -6,7 +6,8 @@ C = 3 channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -38,6 +39,13 @@ class ImageSplit:
     """Whether the queries are of the same folder."""
 
     @property
+    def passed_over(self) -> Mapping[str, int]:
+        """Kind → files or folders that are no images."""
+        # Parts of one folder have the same counts.
+        other = {} if self.test is None or self.held_out else self.test.passed_over
+        return dict(Counter(self.train.passed_over) + Counter(other))
+
+    @property
     def labels_without_query(self) -> int:
         """Number of labels that are searched but have no query."""
         return len(_label_set(self.train) - _label_set(self.test)) if self.test else 0
@@ -66,32 +74,41 @@ class LoadedSplit:
         return np.concatenate([of_train, of_test]) if self.held_out else of_train
 
 
-def choose(folder: Path, test_folder: Path | None, *, labels_needed: bool) -> ImageSplit:
+def choose(
+    folder: Path | Sequence[Path],
+    test_folder: Path | Sequence[Path] | None,
+    *,
+    labels_needed: bool,
+    exclude: Sequence[str] = (),
+    report: Callable[[str], None] | None = None,
+) -> ImageSplit:
     """Choose the images to search in and the queries.
 
     Args:
-        folder: images, in a subfolder per label if they have labels.
+        folder: images, in a subfolder per label if they have labels; one folder or several, or lists as ``@NAME``.
         test_folder: labelled query images; None: a fifth of each label of ``folder``.
         labels_needed: whether a folder without labels is an error.
+        exclude: patterns of files and folders to leave out.
+        report: called with a line about what is passed over, if anything is.
 
     Raises:
         DataError: a folder is missing, or has no labels though they are needed.
     """
-    train = folders.scan(folder)
+    train = folders.scan(folder, exclude, report=report)
     if train.labels is None:
         if labels_needed or test_folder is not None:
-            raise _no_labels(folder)
+            raise _no_labels(train.name)
         return ImageSplit(train=train, test=None, held_out=False)
     if test_folder is None:
         kept, held_out = hold_out(train)
         return ImageSplit(train=kept, test=held_out, held_out=True)
-    test = folders.scan(test_folder)
+    test = folders.scan(test_folder, exclude, report=report)
     if test.labels is None:
-        raise _no_labels(test_folder)
+        raise _no_labels(test.name)
     return ImageSplit(train=train, test=test, held_out=False)
 
 
-def _no_labels(folder: Path) -> DataError:
+def _no_labels(folder: str) -> DataError:
     return DataError(
         f"{folder} has no labels to measure with",
         hint="put the images of each label into a subfolder of that name, at least two of them",
@@ -115,7 +132,7 @@ def hold_out(files: ImageFolder) -> tuple[ImageFolder, ImageFolder]:
         held_out.update(generator.permutation(positions)[:count].tolist())
     if not held_out:
         raise DataError(
-            f"{files.root} has one image per label, so none can be held out as a query",
+            f"{files.name} has one image per label, so none can be held out as a query",
             hint="give a second folder with queries: --test FOLDER",
         )
     kept = [i for i in range(len(labels)) if i not in held_out]

@@ -5,7 +5,7 @@ Shapes: N images, S side in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,27 +36,29 @@ class CalibrationSet:
 
 
 def gather(
-    folder: Path,
+    folder: Path | Sequence[Path],
     spec: PreprocessSpec,
     samples_NSSC: NDArray[np.uint8],
     *,
     must_exist: bool,
+    exclude: Sequence[str] = (),
     report: Callable[[str], None],
 ) -> CalibrationSet:
     """Images evenly spaced over a folder: every fifth to calibrate with, the others to compare on.
 
     Args:
-        folder: images.
+        folder: images; one folder or several, or lists of files as ``@NAME``.
         spec: their preprocessing.
         samples_NSSC: the images kept in the run folder, used instead if the folder is gone.
         must_exist: the user named the folder, so a missing one is an error.
+        exclude: patterns of files and folders to leave out.
         report: called with each line of text.
 
     Raises:
         DataError: the folder must exist and does not, or has too few images.
     """
     try:
-        files = folders.scan(folder)
+        files = folders.scan(folder, exclude)
         count = min(len(files.paths), CALIBRATION_IMAGES + HELD_OUT_IMAGES)
         chosen = np.linspace(0, len(files.paths) - 1, count).astype(int)
         squares_NSSC, kept, _ = folders.load_squares(files.subset(chosen.tolist()), spec, workers=usable_cores())

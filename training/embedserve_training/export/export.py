@@ -90,8 +90,12 @@ def export(
     lowest = verify(file, network, samples)
     report(f"ONNX agrees with PyTorch on {len(samples)} images: lowest cosine {lowest:.6f}")
     if precision != "fp32":
-        folder = calibration or Path(str(stored.data["folder"]))
-        images = gather(folder, spec, samples, must_exist=calibration is not None, report=report)
+        # Only of several there is a list.
+        of_run = [Path(name) for name in stored.data.get("folders", [str(stored.data["folder"])])]
+        exclude = () if calibration else stored.data.get("exclude", ())
+        images = gather(
+            calibration or of_run, spec, samples, must_exist=calibration is not None, exclude=exclude, report=report
+        )
         file = _less_precise(file, precision, network, images, force=force, report=report)
     encoder_file.write(file, out)
     report(f"wrote {out}: {len(file.model) / 1e6:.1f} MB, fingerprint {file.fingerprint[:12]}…")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch
 import embedserve
 from embedserve.cores import usable_cores
 from embedserve.errors import DataError, SetupError, TrainingError
+from embedserve.folder.list_file import list_file
+from embedserve.folder.scan import OLDER, RULE
 from embedserve.images.preprocess import PreprocessSpec
 from embedserve_training import methods
 from embedserve_training.data import cache, folders
@@ -42,6 +45,8 @@ class Prepared:
     status: str = ""
     """"planned" or "finished before", if there is nothing to train; else empty."""
     skipped: tuple[Skipped, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Kind → files or folders that are no images."""
     fingerprint: str = ""
     """Of the decoded images."""
     side_px: int = 0
@@ -53,11 +58,12 @@ class Prepared:
 
 
 def prepare(
-    folder: Path,
+    folder: Path | Sequence[Path],
     config: TrainConfig,
     out: Path,
     report: Report,
     *,
+    exclude: Sequence[str] = (),
     processes: int,
     dry_run: bool,
     fresh: bool,
@@ -67,10 +73,11 @@ def prepare(
     """Plan a new run and decode its images, or find the run to continue.
 
     Args:
-        folder: images.
+        folder: images; several folders, or lists of files as ``@NAME``, likewise.
         config: what the user gave.
         out: the run folder.
         report: called with each line of text.
+        exclude: patterns of files and folders to leave out.
         processes: size of the process group.
         dry_run: report the plan and stop before anything is written.
         fresh: start over even if there is a run in ``out``.
@@ -84,9 +91,11 @@ def prepare(
             number of processes.
         SetupError: the requested device is not available.
     """
-    files = folders.scan(folder)
-    run_folder.check_place(out, folder)
     before = None if fresh or dry_run else _earlier_run(out, config)
+    # A run that an older release began keeps the images that it found.
+    rule = OLDER if before and "exclude" not in before.data else RULE
+    files = folders.scan(folder, exclude, rule=rule, report=report)
+    run_folder.check_place(out, files.folders)
     if before:
         facts = None
         the_plan, side_px = _plan_of(before), int(before.data["cached_side_px"])
@@ -96,9 +105,17 @@ def prepare(
         the_plan = _make_plan(config, facts, from_environment)
         side_px = cache.cached_side_px(the_plan.settings.size_px, facts.median_side_px)
     if dry_run:
-        report(f"{len(files.paths)} image files in {folder}")
+        report(f"{len(files.paths)} image files in {files.name}")
+        for entry in files.unreadable:
+            report(f"left out: {entry.path}: {entry.reason}")
         _report_plan(the_plan, report)
-        return Prepared(status="planned", plan=the_plan, images=len(files.paths))
+        return Prepared(
+            status="planned",
+            plan=the_plan,
+            images=len(files.paths),
+            skipped=files.unreadable,
+            passed_over=files.passed_over,
+        )
     saved = checkpoint.load(out) if before else None
     if before and saved and saved.finished:
         report(f"{out} is finished: {saved.step} steps in {duration(saved.seconds)}; --fresh starts over")
@@ -110,18 +127,19 @@ def prepare(
     saved = checkpoint.load(out) if before else None  # another process may have continued it since
     decoded = _decode(files, side_px, the_plan.settings.workers, out, report)
     if before:
-        _check_same_images(before, decoded, folder, out)
+        _check_same_images(before, decoded, files, exclude, out)
     else:
         # There may be fewer images than the plan assumed: some files may be unreadable.
         facts = replace(facts or _facts(files, processes), images=len(decoded.positions))
         the_plan = _make_plan(config, facts, from_environment)
-        _begin(files, decoded, config, the_plan, side_px, processes, out)
-    report(f"{len(decoded.positions)} images in {folder}, {len(decoded.skipped)} files left out")
+        _begin(files, decoded, config, the_plan, side_px, processes, exclude, out)
+    report(f"{len(decoded.positions)} images in {files.name}, {len(decoded.skipped)} files left out")
     _report_plan(the_plan, report)
     return Prepared(
         plan=the_plan,
         images=len(decoded.positions),
         skipped=decoded.skipped,
+        passed_over=files.passed_over,
         fingerprint=decoded.fingerprint,
         side_px=side_px,
         step=saved.step if saved else None,
@@ -226,10 +244,10 @@ def _decode(files: ImageFolder, side_px: int, workers: int, out: Path, report: R
     """The pixels of all readable files, cached in the run folder."""
     progress = _decoding_progress(report)
     images = cache.open_cache(files, side_px, out / run_folder.CACHE, workers=workers, progress=progress)
-    _report_skipped(images.skipped, out, report)
+    _report_skipped(images.skipped, files, out, report)
     count = len(images.positions)
     if count < MIN_IMAGES:
-        raise DataError(f"{files.root} has {count} readable images; training needs at least {MIN_IMAGES}")
+        raise DataError(f"{files.name} has {count} readable images; training needs at least {MIN_IMAGES}")
     return images
 
 
@@ -243,11 +261,17 @@ def _check_same_processes(before: StoredPlan, processes: int, out: Path) -> None
         )
 
 
-def _check_same_images(before: StoredPlan, images: DecodedImages, folder: Path, out: Path) -> None:
+def _check_same_images(
+    before: StoredPlan, images: DecodedImages, files: ImageFolder, exclude: Sequence[str], out: Path
+) -> None:
     if images.fingerprint != before.data["fingerprint"]:
+        hint = "start over with --fresh, or use another folder for the run: -o FOLDER"
+        then = before.data.get("exclude", [])
+        if list(exclude) != then:
+            hint = f"it was started {f'with --exclude {shlex.join(then)}' if then else 'without --exclude'}; or {hint}"
         raise TrainingError(
-            f"the images in {folder} are not those that the run in {out} was started with",
-            hint="start over with --fresh, or use another folder for the run: -o FOLDER",
+            f"the images in {files.name} are not those that the run in {out} was started with",
+            hint=hint,
         )
 
 
@@ -258,6 +282,7 @@ def _begin(
     the_plan: Plan,
     side_px: int,
     processes: int,
+    exclude: Sequence[str],
     out: Path,
 ) -> None:
     """Remove the files of an earlier run, and write those that do not change during this one."""
@@ -269,7 +294,9 @@ def _begin(
         sources={entry.name: entry.source for entry in the_plan.entries},
         preprocess=spec.to_json(),
         data={
-            "folder": str(files.root.resolve()),
+            "folder": _absolute(files.root),
+            **({"folders": [_absolute(source) for source in files.sources]} if len(files.sources) > 1 else {}),
+            "exclude": list(exclude),
             "fingerprint": images.fingerprint,
             "images": len(images.positions),
             "cached_side_px": side_px,
@@ -289,8 +316,13 @@ def _write_samples(files: ImageFolder, positions: tuple[int, ...], spec: Preproc
     np.save(out / run_folder.SAMPLES, squares)
 
 
-def _report_skipped(skipped: tuple[Skipped, ...], out: Path, report: Report) -> None:
-    path = run_folder.write_skipped(skipped, out)
+def _absolute(source: Path) -> str:
+    listed = list_file(source)
+    return str(source.resolve()) if listed is None else f"@{listed.resolve()}"
+
+
+def _report_skipped(skipped: tuple[Skipped, ...], files: ImageFolder, out: Path, report: Report) -> None:
+    path = run_folder.write_skipped(skipped, out, files.passed_over)
     for entry in skipped[:3]:
         report(f"left out: {entry.path}: {entry.reason}")
     if len(skipped) > 3:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedserve.errors import TrainingError
@@ -35,6 +35,8 @@ class RunResult:
     images: int
     """Images used; for a dry run, image files found."""
     skipped: tuple[Skipped, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Kind → files or folders that are no images."""
     steps: int = 0
     seconds: float = 0.0
     """Spent training since the first start of the run."""
@@ -45,8 +47,9 @@ class RunResult:
 
 
 def run_training(
-    folder: Path,
+    folder: Path | Sequence[Path],
     *,
+    exclude: Sequence[str] = (),
     config: TrainConfig,
     out: Path,
     report: Report,
@@ -61,7 +64,8 @@ def run_training(
     decodes and writes. The others need not see the images, but all must see the same ``out``.
 
     Args:
-        folder: images, flat or nested; labels are not used.
+        folder: images, flat or nested; labels are not used. Several folders, or lists of files as ``@NAME``, likewise.
+        exclude: patterns of files and folders to leave out.
         config: what the user gave.
         out: the run folder. A run of the same config in it is continued.
         report: called with each line of text.
@@ -87,6 +91,7 @@ def run_training(
                 config,
                 out,
                 say,
+                exclude=exclude,
                 processes=count,
                 dry_run=dry_run,
                 fresh=fresh,
@@ -121,6 +126,7 @@ def run_training(
             plan=prepared.plan,
             images=prepared.images,
             skipped=prepared.skipped,
+            passed_over=prepared.passed_over,
             steps=outcome.step,
             seconds=outcome.seconds,
             progress=outcome.progress,
@@ -134,6 +140,8 @@ def _result(prepared: Prepared, out: Path, group: ProcessGroup) -> RunResult:
         status=prepared.status,
         plan=prepared.plan,
         images=prepared.images,
+        skipped=prepared.skipped,
+        passed_over=prepared.passed_over,
         steps=prepared.step or 0,
         seconds=prepared.seconds,
         rank=group.processes.rank,

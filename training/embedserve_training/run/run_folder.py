@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from embedserve.atomic_write import make_private_directory, write_text
 from embedserve.errors import TrainingError
+from embedserve.folder.kinds import passed_over_text
 from embedserve_training.data.folders import Skipped
 from embedserve_training.plan.config import Settings
 
@@ -101,8 +102,12 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
-def check_place(run: Path, images: Path) -> None:
+def check_place(run: Path, images: Iterable[Path]) -> None:
     """Check that a run may be kept in this folder, before anything is written there.
+
+    Args:
+        run: the folder.
+        images: folders with images of the run.
 
     Raises:
         TrainingError: it is the folder of the images or one above it, or holds something that is not a run.
@@ -110,9 +115,11 @@ def check_place(run: Path, images: Path) -> None:
     choose = "choose a new folder: -o FOLDER"
     try:
         place = _identity(run)
-        if place is not None and place in map(_identity, (images.resolve(), *images.resolve().parents)):
-            what = "is the folder of the images" if place == _identity(images) else f"has the images in it: {images}"
-            raise TrainingError(f"the run folder {run} {what}", hint=choose)
+        for folder in images if place is not None else ():
+            if place == _identity(folder):
+                raise TrainingError(f"the run folder {run} is the folder of the images", hint=choose)
+            if place in map(_identity, folder.resolve().parents):
+                raise TrainingError(f"the run folder {run} has the images in it: {folder}", hint=choose)
         if not os.path.lexists(run):
             return
         if not run.is_dir():
@@ -182,8 +189,14 @@ def _remove_from(folder: Path, ours: Callable[[Path], bool]) -> None:
         folder.rmdir()
 
 
-def write_skipped(skipped: tuple[Skipped, ...], run: Path) -> Path:
-    """Write ``skipped.txt``, one line for each image that was left out, and return its path."""
+def write_skipped(skipped: tuple[Skipped, ...], run: Path, passed_over: Mapping[str, int] | None = None) -> Path:
+    """Write ``skipped.txt``, one line for each image that was left out, and return its path.
+
+    What is passed over as no image is counted by kind in a last line.
+    """
     path = run / SKIPPED
-    path.write_text("".join(f"{entry.path}\t{entry.reason}\n" for entry in skipped), errors="surrogateescape")
+    text = "".join(f"{entry.path}\t{entry.reason}\n" for entry in skipped)
+    if passed_over:
+        text += f"passed over\t{passed_over_text(passed_over)}\n"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
     return path

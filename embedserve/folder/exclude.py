@@ -54,17 +54,6 @@ class Exclude:
         return [pattern.text for pattern in self._patterns if pattern.text not in self._used]
 
 
-def say_excluded(exclude: Exclude, excluded: Sequence[PurePath]) -> None:
-    """Say what was left out, and which patterns matched nothing."""
-    from embedserve.cli.terminal.output import printable, say
-
-    if excluded:
-        what = "1 file or folder" if len(excluded) == 1 else f"{len(excluded):,} files and folders"
-        say(f"--exclude leaves out {what}, such as {printable(str(excluded[0]))}")
-    for pattern in exclude.unused:
-        say(f"--exclude {printable(pattern)} matches nothing")
-
-
 def _parse(text: str) -> _Pattern:
     parts = [part for part in text.removeprefix("./").split("/") if part]
     if not parts:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.cli.files import no_images, scan
 from embedserve.errors import DataError
+from embedserve.folder.find import find
+from embedserve.folder.scan import scan
 
 
 def touch(root: Path, *names: str) -> None:
@@ -19,19 +20,19 @@ def touch(root: Path, *names: str) -> None:
 
 
 def images(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in scan(folder).images]
+    return list(scan(folder).images)
 
 
 def test_images_are_found_by_their_suffix_in_all_folders_and_sorted(tmp_path: Path) -> None:
     touch(tmp_path, "b.PNG", "a/z.jpeg", "a/y/x.tiff", "c.webp", "notes.txt", "a/README", "jpg")
     assert images(tmp_path) == ["a/y/x.tiff", "a/z.jpeg", "b.PNG", "c.webp"]
-    assert [path.name for path in scan(tmp_path).others] == ["README", "jpg", "notes.txt"]
+    assert scan(tmp_path).passed_over == {".txt": 1, "without suffix": 2}
 
 
 def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path, ".hidden.png", ".thumbs/a.png", "a/._b.jpg", "c.png")
     assert images(tmp_path) == ["c.png"]
-    assert scan(tmp_path).others == []
+    assert scan(tmp_path).passed_over == {"hidden": 3}
 
 
 def test_a_link_in_a_circle_ends(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_broken_link_is_kept_to_be_reported_later(tmp_path: Path) -> None:
 
 def test_a_pipe_is_kept_to_be_refused_when_it_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    assert scan(tmp_path).images == [tmp_path / "pipe.png"]
+    assert images(tmp_path) == ["pipe.png"]
 
 
 def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
@@ -91,6 +92,7 @@ def test_an_unreadable_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_a_folder_without_images_is_described_by_what_it_has(tmp_path: Path) -> None:
     touch(tmp_path, "d.txt", "a.txt", "c.txt", "b.txt")
-    error = no_images(tmp_path, scan(tmp_path))
-    assert error.message == f"{tmp_path} has no images (4 files seen: a.txt, b.txt, c.txt, …)"
-    assert ".webp" in error.hint
+    with pytest.raises(DataError) as refused:
+        find([tmp_path])
+    assert refused.value.message == f"{tmp_path} has no images (passed over: 4 .txt, such as a.txt)"
+    assert ".webp" in refused.value.hint

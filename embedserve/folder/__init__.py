@@ -1,0 +1,1 @@
+"""Folders of images: which files in them are images, and what is passed over."""
