@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedserve.cli.terminal.image_limits import image_limit_options
 from embedserve.cli.terminal.options import existing
 from embedserve.cli.training import setting_option
+
+if TYPE_CHECKING:
+    from embedserve.types import Limits
 
 
 @click.command("preview")
@@ -31,6 +35,7 @@ from embedserve.cli.training import setting_option
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of train, such as crop_min."
 )
+@image_limit_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document about the picture.")
 def command(
     folder: Path,
@@ -40,6 +45,7 @@ def command(
     views: int,
     settings: tuple[str, ...],
     as_json: bool,
+    limits: Limits,
     **flags: Any,
 ) -> None:
     """Draw images of a folder and views of them, which the encoder will learn to map to similar vectors.
@@ -53,6 +59,8 @@ def command(
     embedserve preview scans/ --augmentation xray --set crop_min=0.5
     embedserve preview photos/ --all --images 3
     """
+    from collections import Counter
+
     from embedserve.cli.terminal.output import print_json, say
     from embedserve.cli.training import make_config, training_installed
 
@@ -69,6 +77,7 @@ def command(
         images=images or (2 if every_preset else 8),
         views=views,
         every_preset=every_preset,
+        limits=limits,
         report=say,
     )
     if as_json:
@@ -78,6 +87,7 @@ def command(
                 "size_px": result.size_px,
                 "augmentations": list(result.augmentations),
                 "images": list(result.images),
+                "notes": dict(Counter(entry.note for entry in result.notes).most_common()),
                 "skipped": [{"path": file.path, "reason": file.reason} for file in result.skipped],
             }
         )

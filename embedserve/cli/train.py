@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedserve.cli.terminal.image_limits import image_limit_options
 from embedserve.cli.terminal.options import existing
 from embedserve.cli.training import setting_options
+
+if TYPE_CHECKING:
+    from embedserve.types import Limits
 
 
 @click.command("train")
@@ -23,6 +27,7 @@ from embedserve.cli.training import setting_options
 @click.option(
     "--stop-on-collapse", is_flag=True, help="End the run if its embeddings collapse; without it a warning is printed."
 )
+@image_limit_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document about the run at the end.")
 def command(
     folder: Path,
@@ -32,6 +37,7 @@ def command(
     fresh: bool,
     stop_on_collapse: bool,
     as_json: bool,
+    limits: Limits,
     **flags: Any,
 ) -> None:
     """Train an encoder on a folder of images, without labels.
@@ -44,6 +50,7 @@ def command(
     embedserve train photos/ --minutes 20 -o runs/photos
     embedserve train photos/ --epochs 100 --backbone resnet18 --dry-run
     """
+    from collections import Counter
     from dataclasses import asdict
 
     from embedserve.cli.terminal.output import print_json, say
@@ -63,6 +70,7 @@ def command(
         fresh=fresh,
         stop_on_collapse=stop_on_collapse,
         from_environment=from_environment,
+        limits=limits,
     )
     if result.rank:  # process 0 reports for all
         sys.exit(130 if result.status == "stopped" else 0)
@@ -73,6 +81,7 @@ def command(
                 "status": result.status,
                 "images": result.images,
                 "skipped": [asdict(file) for file in result.skipped],
+                "notes": dict(Counter(entry.note for entry in result.notes).most_common()),
                 "steps": result.steps,
                 "seconds": round(result.seconds, 1),
                 "settings": result.plan.settings.to_json(),

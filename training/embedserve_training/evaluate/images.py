@@ -6,6 +6,7 @@ C = 3 channels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 
 from embedserve.cores import usable_cores
 from embedserve.errors import DataError
+from embedserve.types import Limits
 from embedserve_training.data import folders
-from embedserve_training.data.folders import ImageFolder, Skipped
+from embedserve_training.data.folders import ImageFolder, Noted, Skipped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,18 +68,20 @@ class LoadedSplit:
         return np.concatenate([of_train, of_test]) if self.held_out else of_train
 
 
-def choose(folder: Path, test_folder: Path | None, *, labels_needed: bool) -> ImageSplit:
+def choose(folder: Path, test_folder: Path | None, *, labels_needed: bool, limits: Limits | None = None) -> ImageSplit:
     """Choose the images to search in and the queries.
 
     Args:
         folder: images, in a subfolder per label if they have labels.
         test_folder: labelled query images; None: a fifth of each label of ``folder``.
         labels_needed: whether a folder without labels is an error.
+        limits: on an image; larger ones are left out.
 
     Raises:
         DataError: a folder is missing, or has no labels though they are needed.
     """
-    train = folders.scan(folder)
+    limits = limits or Limits()
+    train = replace(folders.scan(folder), limits=limits)
     if train.labels is None:
         if labels_needed or test_folder is not None:
             raise _no_labels(folder)
@@ -85,7 +89,7 @@ def choose(folder: Path, test_folder: Path | None, *, labels_needed: bool) -> Im
     if test_folder is None:
         kept, held_out = hold_out(train)
         return ImageSplit(train=kept, test=held_out, held_out=True)
-    test = folders.scan(test_folder)
+    test = replace(folders.scan(test_folder), limits=limits)
     if test.labels is None:
         raise _no_labels(test_folder)
     return ImageSplit(train=train, test=test, held_out=False)
@@ -166,7 +170,11 @@ def load(images: ImageSplit, spec: PreprocessSpec, report: Callable[[str], None]
 def _load(
     files: ImageFolder, spec: PreprocessSpec, report: Callable[[str], None]
 ) -> tuple[NDArray[np.uint8], list[str], tuple[Skipped, ...]]:
-    pixels_NSSC, positions, skipped = folders.load_squares(files, spec, workers=min(usable_cores(), 16))
+    notes: list[Noted] = []
+    workers = min(usable_cores(), 16)
+    pixels_NSSC, positions, skipped = folders.load_squares(files, spec, workers=workers, notes=notes)
     for entry in skipped:
         report(f"left out: {entry.path}: {entry.reason}")
+    for note, count in Counter(entry.note for entry in notes).most_common():
+        report(f"in {count} {'image' if count == 1 else 'images'}: {note}")
     return pixels_NSSC, [_label(files.paths[position]) for position in positions], skipped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +18,13 @@ import embedserve
 from embedserve.cores import usable_cores
 from embedserve.errors import DataError, SetupError, TrainingError
 from embedserve.images.preprocess import PreprocessSpec
+from embedserve.types import Limits
 from embedserve_training import methods
-from embedserve_training.data import cache, folders
+from embedserve_training.data import cache, folders, survey
 from embedserve_training.data.cache import DecodedImages
-from embedserve_training.data.folders import ImageFolder, Skipped
+from embedserve_training.data.folders import ImageFolder, Noted, Skipped
 from embedserve_training.plan.config import MIN_IMAGES, SMALL_SIDE_PX, Settings, TrainConfig
+from embedserve_training.plan.image_settings import preprocess_of
 from embedserve_training.plan.plan import Facts, Plan, PlanEntry, plan
 from embedserve_training.run import checkpoint, run_folder
 from embedserve_training.run.run_folder import StoredPlan
@@ -44,8 +47,10 @@ class Prepared:
     skipped: tuple[Skipped, ...] = ()
     fingerprint: str = ""
     """Of the decoded images."""
-    side_px: int = 0
-    """Of the decoded images."""
+    notes: tuple[Noted, ...] = ()
+    """What was decided for single images."""
+    cached: PreprocessSpec | None = None
+    """How the images were decoded; None if nothing is to be trained."""
     step: int | None = None
     """Of the checkpoint to continue from; None for a new run."""
     seconds: float = 0.0
@@ -63,6 +68,7 @@ def prepare(
     fresh: bool,
     held: ExitStack,
     from_environment: Collection[str] = (),
+    limits: Limits | None = None,
 ) -> Prepared:
     """Plan a new run and decode its images, or find the run to continue.
 
@@ -76,6 +82,7 @@ def prepare(
         fresh: start over even if there is a run in ``out``.
         held: receives the lock on the run folder, which the caller holds as long as the run.
         from_environment: names of the settings of ``config`` that environment variables gave.
+        limits: on an image; larger ones are left out.
 
     Raises:
         DataError: the folder is missing or holds too few readable images.
@@ -83,16 +90,18 @@ def prepare(
         TrainingError: ``out`` holds a run with another config, other images or another number of processes.
         SetupError: the requested device is not available.
     """
-    files = folders.scan(folder)
+    files = replace(folders.scan(folder), limits=limits or Limits())
     before = None if fresh or dry_run else _earlier_run(out, config)
     if before:
         facts = None
         the_plan, side_px = _plan_of(before), int(before.data["cached_side_px"])
+        rule = PreprocessSpec.from_json(dict(before.preprocess))  # its own, whatever today's would be
         check_device(the_plan.settings.device, "the run started on that device; continue there, or start over: --fresh")
     else:
         facts = _facts(files, processes)
         the_plan = _make_plan(config, facts, from_environment)
         side_px = cache.cached_side_px(the_plan.settings.size_px, facts.median_side_px)
+        rule = _preprocess(the_plan.settings)
     if dry_run:
         report(f"{len(files.paths)} image files in {folder}")
         _report_plan(the_plan, report)
@@ -106,22 +115,25 @@ def prepare(
         _check_same_processes(before, processes, out)
     held.enter_context(run_folder.locked(out))
     saved = checkpoint.load(out) if before else None  # another process may have continued it since
-    decoded = _decode(files, side_px, the_plan.settings.workers, out, report)
+    cached = cache.cached_spec(rule, side_px)
+    decoded = _decode(files, cached, the_plan.settings.workers, out, report)
     if before:
         _check_same_images(before, decoded, folder, out)
     else:
         # There may be fewer images than the plan assumed: some files may be unreadable.
         facts = replace(facts or _facts(files, processes), images=len(decoded.positions))
         the_plan = _make_plan(config, facts, from_environment)
-        _begin(files, decoded, config, the_plan, side_px, processes, out)
+        _begin(files, decoded, config, the_plan, cached, processes, out)
     report(f"{len(decoded.positions)} images in {folder}, {len(decoded.skipped)} files left out")
+    _report_notes(decoded.notes, out, report)
     _report_plan(the_plan, report)
     return Prepared(
         plan=the_plan,
         images=len(decoded.positions),
         skipped=decoded.skipped,
         fingerprint=decoded.fingerprint,
-        side_px=side_px,
+        notes=decoded.notes,
+        cached=cached,
         step=saved.step if saved else None,
         seconds=saved.seconds if saved else 0.0,
     )
@@ -140,7 +152,7 @@ def versions() -> dict[str, str]:
 
 
 def _facts(files: ImageFolder, processes: int) -> Facts:
-    seen = folders.summarise(files)
+    seen = survey.summarise(files)
     return Facts(
         images=len(files.paths),
         median_side_px=seen.median_side_px,
@@ -149,6 +161,7 @@ def _facts(files: ImageFolder, processes: int) -> Facts:
         mps=torch.backends.mps.is_available(),
         cores=usable_cores(),
         processes=processes,
+        pictures=seen.pictures,
     )
 
 
@@ -216,14 +229,13 @@ def _preprocess(settings: Settings) -> PreprocessSpec:
     Classification encoders take the centre of photographs as well (256 → 224).
     """
     small = settings.size_px < SMALL_SIDE_PX
-    resize_px = settings.size_px if small else round(settings.size_px * cache.MARGIN)
-    return PreprocessSpec(size_px=settings.size_px, resize_px=resize_px, filter="bicubic")
+    return preprocess_of(settings, settings.size_px if small else round(settings.size_px * cache.MARGIN))
 
 
-def _decode(files: ImageFolder, side_px: int, workers: int, out: Path, report: Report) -> DecodedImages:
+def _decode(files: ImageFolder, spec: PreprocessSpec, workers: int, out: Path, report: Report) -> DecodedImages:
     """The pixels of all readable files, cached in the run folder."""
     progress = _decoding_progress(report)
-    images = cache.open_cache(files, side_px, out / run_folder.CACHE, workers=workers, progress=progress)
+    images = cache.open_cache(files, spec, out / run_folder.CACHE, workers=workers, progress=progress)
     _report_skipped(images.skipped, out, report)
     count = len(images.positions)
     if count < MIN_IMAGES:
@@ -254,7 +266,7 @@ def _begin(
     images: DecodedImages,
     config: TrainConfig,
     the_plan: Plan,
-    side_px: int,
+    cached: PreprocessSpec,
     processes: int,
     out: Path,
 ) -> None:
@@ -271,7 +283,8 @@ def _begin(
             "folder": str(files.root.resolve()),
             "fingerprint": images.fingerprint,
             "images": len(images.positions),
-            "cached_side_px": side_px,
+            "cached_side_px": cached.size_px,
+            "notes": counted(images.notes),
             "processes": processes,
         },
         versions=versions(),
@@ -292,6 +305,17 @@ def _report_skipped(skipped: tuple[Skipped, ...], out: Path, report: Report) -> 
         report(f"left out: {entry.path}: {entry.reason}")
     if len(skipped) > 3:
         report(f"left out: {len(skipped) - 3} more, listed in {path}")
+
+
+def counted(notes: tuple[Noted, ...]) -> dict[str, int]:
+    """Sentence → number of images that it is about, the most frequent first."""
+    return dict(Counter(entry.note for entry in notes).most_common())
+
+
+def _report_notes(notes: tuple[Noted, ...], out: Path, report: Report) -> None:
+    path = run_folder.write_notes(notes, out)
+    for note, count in counted(notes).items():
+        report(f"in {count} {'image' if count == 1 else 'images'}: {note}; listed in {path}")
 
 
 def _decoding_progress(report: Report) -> Callable[[int, int], None]:

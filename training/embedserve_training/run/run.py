@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedserve.errors import TrainingError
+from embedserve.types import Limits
 from embedserve_training.data import cache
 from embedserve_training.data.cache import DecodedImages
-from embedserve_training.data.folders import Skipped
+from embedserve_training.data.folders import Noted, Skipped
 from embedserve_training.distributed.launch import ProcessGroup, join_process_group
 from embedserve_training.plan.config import TrainConfig
 from embedserve_training.plan.plan import Plan
@@ -36,6 +37,8 @@ class RunResult:
     images: int
     """Images used; for a dry run, image files found."""
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[Noted, ...] = ()
+    """What was decided for single images."""
     steps: int = 0
     seconds: float = 0.0
     """Spent training since the first start of the run."""
@@ -55,6 +58,7 @@ def run_training(
     fresh: bool = False,
     stop_on_collapse: bool = False,
     from_environment: Collection[str] = (),
+    limits: Limits | None = None,
 ) -> RunResult:
     """Train an encoder on a folder of images, or continue a run that was stopped.
 
@@ -70,6 +74,7 @@ def run_training(
         fresh: start over even if there is a run in ``out``.
         stop_on_collapse: end the run if its embeddings collapse; else only warn.
         from_environment: names of the settings of ``config`` that environment variables gave, for the plan.
+        limits: on an image; larger ones are left out.
 
     Raises:
         DataError: the folder is missing or holds too few readable images.
@@ -93,6 +98,7 @@ def run_training(
                 fresh=fresh,
                 held=held,
                 from_environment=from_environment,
+                limits=limits,
             )
         )
         if prepared.status:
@@ -122,6 +128,7 @@ def run_training(
             plan=prepared.plan,
             images=prepared.images,
             skipped=prepared.skipped,
+            notes=prepared.notes,
             steps=outcome.step,
             seconds=outcome.seconds,
             progress=outcome.progress,
@@ -144,7 +151,8 @@ def _result(prepared: Prepared, out: Path, group: ProcessGroup) -> RunResult:
 def _open(prepared: Prepared, out: Path, group: ProcessGroup) -> tuple[DecodedImages, Checkpoint | None]:
     """The decoded images and the checkpoint that process 0 has prepared."""
     check_device(prepared.plan.settings.device, "all processes need the same device")
-    images = cache.find_cache(out / run_folder.CACHE, prepared.side_px, prepared.fingerprint)
+    assert prepared.cached is not None, "there is nothing to train"
+    images = cache.find_cache(out / run_folder.CACHE, prepared.cached, prepared.fingerprint)
     saved = checkpoint.load(out) if prepared.step is not None and images else None
     if images is None or (saved and saved.step != prepared.step):
         raise TrainingError(

@@ -13,7 +13,7 @@ from typing import Any
 
 from embedserve.atomic_write import make_private_directory, write_text
 from embedserve.errors import TrainingError
-from embedserve_training.data.folders import Skipped
+from embedserve_training.data.folders import Noted, Skipped
 from embedserve_training.plan.config import Settings
 
 FORMAT = 2
@@ -24,6 +24,7 @@ PLAN = "plan.json"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 SKIPPED = "skipped.txt"
+NOTES = "notes.txt"
 SAMPLES = "samples.npy"
 CACHE = "cache"
 
@@ -109,4 +110,11 @@ def write_skipped(skipped: tuple[Skipped, ...], run: Path) -> Path:
     """Write ``skipped.txt``, one line for each image that was left out, and return its path."""
     path = run / SKIPPED
     path.write_text("".join(f"{entry.path}\t{entry.reason}\n" for entry in skipped), errors="surrogateescape")
+    return path
+
+
+def write_notes(notes: tuple[Noted, ...], run: Path) -> Path:
+    """Write ``notes.txt``, a line for each thing that was decided for an image that is used, and return its path."""
+    path = run / NOTES
+    path.write_text("".join(f"{entry.path}\t{entry.note}\n" for entry in notes), errors="surrogateescape")
     return path
