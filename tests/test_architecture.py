@@ -51,7 +51,7 @@ ROOMS: dict[str, str] = {
     "embedserve_training/run": "plan data augment networks methods watch distributed seeds embedserve/images",
     "embedserve_training/evaluate": "plan data augment networks run seeds embedserve/images embedserve/encoder",
     "embedserve_training/export": "data run evaluate embedserve/images embedserve/encoder",
-    "embedserve_training/preview": "plan data augment embedserve/images",
+    "embedserve_training/preview": "plan data augment",
     # --- the command line, over both ---
     "embedserve/cli/terminal": "client",
     "embedserve/cli/collection": "cli/terminal client",
@@ -173,7 +173,7 @@ def test_help_loads_nothing_heavy(modules_after_help: set[str]) -> None:
 def test_help_loads_of_training_only_its_settings(modules_after_help: set[str]) -> None:
     # They are where the help texts of its flags are written; the names of the augmentations are among them.
     loaded = {name for name in modules_after_help if name.partition(".")[0] == "embedserve_training"}
-    settings = {"plan", "plan.config", "augment", "augment.presets", "augment.recipe"}
+    settings = {"plan", "plan.config", "plan.image_settings", "augment", "augment.presets", "augment.recipe"}
     assert loaded <= {"embedserve_training", *(f"embedserve_training.{name}" for name in settings)}
 
 

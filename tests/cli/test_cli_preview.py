@@ -39,6 +39,7 @@ def test_json_names_what_was_drawn(cli: Cli, photos: Path, tmp_path: Path) -> No
         "augmentations": ["small"],
         "images": ["cats/a.png", "cats/b.jpg", "dogs/big/c.png", "dogs/big/d.webp", "top.png"],
         "skipped": [{"path": "broken.png", "reason": document["skipped"][0]["reason"]}],
+        "notes": {},
     }
 
 
