@@ -160,9 +160,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             hint="save it with 8 or 16 bits per channel",
         )
     if image.has_transparency_data:
-        foreground = image.convert("RGBA")
-        white = Image.new("RGBA", foreground.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, foreground).convert("RGB")
+        # No copy that can be spared, and none kept while the next is made: each is 4 bytes per pixel.
+        foreground = image if image.mode == "RGBA" else image.convert("RGBA")
+        blended = Image.alpha_composite(Image.new("RGBA", foreground.size, (255, 255, 255, 255)), foreground)
+        return blended.convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")  # converting to the same mode would copy
 
 
