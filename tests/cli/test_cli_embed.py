@@ -18,7 +18,7 @@ from PIL import Image
 from embedserve import Client
 from embedserve.encoder import encoder_file
 from embedserve.encoder.encoder_file import EncoderMetadata
-from embedserve.images import preprocess
+from embedserve.images import codec, preprocess
 from embedserve.images.preprocess import PreprocessSpec, load
 from tests.cli.outcome import Cli
 from tests.fakes import DIMENSION, FakeEncoder, picture
@@ -215,7 +215,7 @@ def test_an_encoder_file_embeds_without_a_server(cli: Cli, encoder_path: Path, t
 def test_what_was_decided_for_single_images_is_counted(
     cli: Cli, photos: Path, encoder_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = preprocess.decode
+    decode = codec.decode
 
     def noting(*args: Any, notes: list[str], **options: Any) -> Any:
         notes += ["the fourth band was left out"] * 2

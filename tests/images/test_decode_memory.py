@@ -45,7 +45,7 @@ def test_decoding_takes_no_more_bytes_per_pixel_than_the_documents_say(
     options = {"exif": exif, "compress_level": 1} if format == "PNG" else {"compression": "tiff_lzw"}
     for name, side in (("small", 8), ("large", SIDE_PX)):
         image = Image.new(mode, (side, side))
-        image.save(tmp_path / name, format, **options)  # type: ignore[arg-type]
+        image.save(tmp_path / name, format, **options)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, tmp_path / "small", tmp_path / "large"],
         capture_output=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_pad_is_not_proposed_for_photos(tmp_path: Path) -> None:
 # --- More than 8 bits ----------------------------------------------------------------------------------------------
 
 
-def deep(folder: Path, highest: list[int], format: str = "png", **options: object) -> PictureFacts:
+def deep(folder: Path, highest: list[int], format: str = "png", **options: Any) -> PictureFacts:
     for number, value in enumerate(highest):
         samples = np.linspace(0, value, 400).reshape(20, 20).astype(np.uint16)
         Image.fromarray(samples).save(folder / f"{number:02d}.{format}", **options)
@@ -115,6 +116,13 @@ def test_the_value_range_follows_from_the_samples_of_16_bit_images(
     entry = entries(seen)["value_range"]
     assert (entry.value, entry.source) == (expected, "auto")
     assert f"16-bit images use {share} of their range" in entry.why
+
+
+def test_borders_of_16_bit_images_are_not_plain_only_for_being_dark(tmp_path: Path) -> None:
+    for number in range(16):
+        samples = np.random.default_rng(number).integers(0, 4096, (60, 40)).astype(np.uint16)
+        Image.fromarray(samples).save(tmp_path / f"{number}.png")
+    assert look(tmp_path).plain == 0
 
 
 def test_a_range_that_all_images_state_is_followed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from embedserve.encoder import encoder_file
-from embedserve.images import preprocess
+from embedserve.images import codec, preprocess
 from embedserve.images.pixel_rule import STORED
 from embedserve.images.preprocess import PreprocessSpec
 from embedserve.types import Limits
@@ -120,7 +120,7 @@ def test_an_interrupted_run_of_an_older_version_goes_on_by_its_own_rule(old: Pat
 def test_what_was_decided_for_single_images_is_listed_and_counted(
     wide_folder: Path, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = preprocess.decode
+    decode = codec.decode
 
     def noting(data: bytes, *args: Any, notes: list[str] | None = None, **options: Any) -> Any:
         pixels = decode(data, *args, notes=notes, **options)

@@ -65,7 +65,7 @@ def summarise(folder: ImageFolder, *, sample: int = 64) -> FolderSummary:
         else:
             sides.append(min(pixels.shape[:2]))
             grey = grey and bool((pixels == pixels[..., :1]).all())
-            seen.add(data, pixels, notes, folder)
+            seen.add(data, pixels, set(notes), folder)
     if not sides:
         raise nothing_readable(folder, skipped)
     pictures = seen.facts(_shapes(folder))
@@ -111,21 +111,22 @@ class _Seen:
         self.tagged: set[tuple[float, float] | None] = set()
         self.notes: Counter[str] = Counter()
 
-    def add(self, data: bytes, pixels: NDArray[np.uint8], notes: list[str], folder: ImageFolder) -> None:
+    def add(self, data: bytes, pixels: NDArray[np.uint8], notes: set[str], folder: ImageFolder) -> None:
         self.sampled += 1
-        self.notes.update(dict.fromkeys(notes))
-        if (border := plain_border(pixels)) is not None:
-            self.borders.append(border)
-            self.cut += is_cut(pixels, border)
+        self.notes.update(notes)
         try:
             facts = inspect(data, folder.limits)
         except Exception:  # decoded, yet by another library than the one that looks here
-            return
-        if facts.bits > 8:
+            facts = None
+        if facts is not None and facts.bits > 8:
             self.deep += 1
             self.deepest_bits = max(self.deepest_bits, facts.bits)
             self.tagged.add(facts.tagged)
             self.highest = max(self.highest, _highest(data, facts, folder))
+            pixels = _brightened(pixels)
+        if (border := plain_border(pixels)) is not None:
+            self.borders.append(border)
+            self.cut += is_cut(pixels, border)
 
     def facts(self, shapes: list[tuple[int, int]]) -> PictureFacts:
         aspects = [max(shape) / min(shape) for shape in shapes]
@@ -168,6 +169,13 @@ def _highest(data: bytes, facts: ImageFacts, folder: ImageFolder) -> int:
         if round(((1 << bits) - 1) * 255 / top) == level:
             return (1 << bits) - 1
     return round(level * top / 255)
+
+
+def _brightened(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pixels of which the brightest is white: those of 12 bits in 16 are nearly black, whatever the picture."""
+    import numpy as np
+
+    return (pixels * (255.0 / max(int(pixels.max()), 1))).astype(np.uint8)
 
 
 def _shapes(folder: ImageFolder) -> list[tuple[int, int]]:
