@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @setting_option("method")
 @setting_option("recipe")
 @setting_option("size_px")
+@setting_option("fit")
 @click.option("--images", type=click.IntRange(1, 64), help="Images, one in each row.  [default: 8, or 2 with --all]")
 @click.option("--views", type=click.IntRange(1, 32), default=6, help="Views of each image.")
 @setting_option("seed")

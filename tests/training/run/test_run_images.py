@@ -15,7 +15,7 @@ from PIL import Image
 
 from embedserve.encoder import encoder_file
 from embedserve.images import codec, preprocess
-from embedserve.images.pixel_rule import STORED
+from embedserve.images.pixel_rule import STORED, PixelRule
 from embedserve.images.preprocess import PreprocessSpec
 from embedserve.types import Limits
 from embedserve_training.data import cache, folders
@@ -100,6 +100,17 @@ def test_images_decoded_by_another_rule_are_not_taken_for_those_of_a_run(wide_fo
         assert found is not None
         np.testing.assert_array_equal(found.pixels_NTTC, made.pixels_NTTC)
     assert not np.array_equal(one.pixels_NTTC, other.pixels_NTTC)
+
+
+def test_what_an_older_version_decoded_is_found_by_the_rule_that_it_had(wide_folder: Path, tmp_path: Path) -> None:
+    before = PreprocessSpec(size_px=16, resize_px=16, filter="bicubic", pixels=STORED)
+    made = cache.open_cache(folders.scan(wide_folder), before, tmp_path / "cache", workers=1)
+    [index] = (tmp_path / "cache").glob("*.json")
+    document = json.loads(index.read_text())
+    del document["rule"], document["notes"]
+    index.write_text(json.dumps(document))
+    assert cache.find_cache(tmp_path / "cache", before, made.fingerprint) is not None
+    assert cache.find_cache(tmp_path / "cache", replace(before, pixels=PixelRule()), made.fingerprint) is None
 
 
 def test_an_interrupted_run_of_an_older_version_goes_on_by_its_own_rule(old: Path) -> None:
