@@ -63,7 +63,7 @@ class Limits:
     max_items: int = field(default=1000, metadata={"help": "Ready vectors or ids in one call."})
     max_queries: int = field(default=64, metadata={"help": "Queries in one Search call."})
     max_image_bytes: int = field(default=16 << 20, metadata={"help": "Bytes of one encoded image."})
-    max_image_pixels: int = field(default=50_000_000, metadata={"help": "Width × height of one image."})
+    max_image_pixels: int = field(default=64_000_000, metadata={"help": "Width × height of one image."})
     max_k: int = field(default=1000, metadata={"help": "Hits for one query."})
     max_page_size: int = field(default=1000, metadata={"help": "Items on one page of ListItems."})
     max_id_bytes: int = field(default=256, metadata={"help": "Bytes of one item id in UTF-8."})

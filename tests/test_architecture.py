@@ -44,8 +44,8 @@ ROOMS: dict[str, str] = {
     "embedserve_training/dtypes": "",
     "embedserve_training/losses": "dtypes",
     "embedserve_training/distributed": "",
-    "embedserve_training/plan": "augment",
-    "embedserve_training/data": "seeds embedserve/images embedserve/folder",
+    "embedserve_training/plan": "augment embedserve/images",
+    "embedserve_training/data": "seeds plan embedserve/images embedserve/folder",
     "embedserve_training/networks": "plan distributed dtypes",
     "embedserve_training/methods": "plan networks losses distributed dtypes",
     "embedserve_training/watch": "methods",
@@ -53,7 +53,7 @@ ROOMS: dict[str, str] = {
     " embedserve/folder",
     "embedserve_training/evaluate": "plan data augment networks run seeds embedserve/images embedserve/encoder",
     "embedserve_training/export": "data run evaluate embedserve/images embedserve/encoder",
-    "embedserve_training/preview": "plan data augment embedserve/images",
+    "embedserve_training/preview": "plan data augment",
     # --- the command line, over both ---
     "embedserve/cli/terminal": "client folder",
     "embedserve/cli/collection": "cli/terminal client",
@@ -175,7 +175,7 @@ def test_help_loads_nothing_heavy(modules_after_help: set[str]) -> None:
 def test_help_loads_of_training_only_its_settings(modules_after_help: set[str]) -> None:
     # They are where the help texts of its flags are written; the names of the augmentations are among them.
     loaded = {name for name in modules_after_help if name.partition(".")[0] == "embedserve_training"}
-    settings = {"plan", "plan.config", "augment", "augment.presets", "augment.recipe"}
+    settings = {"plan", "plan.config", "plan.image_settings", "augment", "augment.presets", "augment.recipe"}
     assert loaded <= {"embedserve_training", *(f"embedserve_training.{name}" for name in settings)}
 
 

@@ -175,7 +175,6 @@ def _encoder(path: Path, device: str) -> list[_Finding]:
 
     encoder = Encoder.open(path, device=device)
     metadata, rule = encoder.metadata, encoder.metadata.preprocess
-    crop = f"shorter side to {rule.resize_px} px, centre {rule.size_px} px" if rule.resize_px else "squeezed"
     cosine = encoder.reference_cosine()
     least = same_vector_cosine(metadata)
     drift = "no drift" if cosine >= least else f"DRIFT: at least {least} is expected"
@@ -183,7 +182,8 @@ def _encoder(path: Path, device: str) -> list[_Finding]:
         _Finding("encoder", f"{metadata.name}: {metadata.method} {metadata.backbone} {metadata.precision}"),
         _Finding("fingerprint", encoder.fingerprint),
         _Finding("output", f"{metadata.dimension} numbers per image, unit norm"),
-        _Finding("input", f"uint8 {rule.size_px} × {rule.size_px} × {metadata.channels}, {crop}, {rule.filter}"),
+        _Finding("input", f"uint8 {rule.size_px} × {rule.size_px} × {metadata.channels}, {rule.filter}"),
+        _Finding("pictures", rule.in_words()),
         _Finding("provider", encoder.provider + (f"; {encoder.note}" if encoder.note else "")),
         _Finding(
             "reference",

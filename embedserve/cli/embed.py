@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from embedserve.cli.terminal.image_limits import image_limit_options
 from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_images, overwrite_option, server_option
 from embedserve.errors import DataError, EmbedserveError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from embedserve.types import Limits
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class _Embedder:
     metavar="FILE",
     help="Embed in this process with an encoder file; no server is needed.",
 )
+@image_limit_options
 def command(
     paths: tuple[Path, ...],
     out: str,
@@ -57,6 +62,7 @@ def command(
     exclude: tuple[str, ...],
     server: str,
     encoder_path: Path | None,
+    limits: Limits,
 ) -> None:
     """Embed images: files, or all images in folders. A file that is given itself is never excluded. @LIST stands for
     the files that LIST names, one on each line.
@@ -79,9 +85,10 @@ def command(
     failed: list[tuple[str, str, str]] = [(str(path), DataError.code, why) for path, why in unreadable]
     rows: list[NDArray[np.float32]] = []
     named: list[str] = []
+    notes: list[str] = []
     try:
         with (
-            _embedder(server, encoder_path) as embedder,
+            _embedder(server, encoder_path, limits, notes) as embedder,
             _lines(out) as line,
             progress("embedding", len(images)) as bar,
         ):
@@ -105,6 +112,8 @@ def command(
     seconds = time.monotonic() - begun
     for name, _code, why in failed:
         say_failed(name, why)
+    for note, count in Counter(notes).most_common():
+        say(f"in {count} {'image' if count == 1 else 'images'}: {note}")
     if out.endswith(".npy"):
         _write_npy(Path(out), rows, named, failed, passed_over, embedder)
     say(
@@ -135,7 +144,7 @@ def _find(
 
 
 @contextmanager
-def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
+def _embedder(server: str, encoder_path: Path | None, limits: Limits, notes: list[str]) -> Iterator[_Embedder]:
     if encoder_path is not None:
         from functools import partial
 
@@ -150,7 +159,9 @@ def _embedder(server: str, encoder_path: Path | None) -> Iterator[_Embedder]:
             metadata.name,
             encoder.fingerprint,
             metadata.dimension,
-            lambda images: offline.embed(encoder, [partial(read_file, path) for path in images]),
+            lambda images: offline.embed(
+                encoder, [partial(read_file, path, limits) for path in images], limits, notes=notes
+            ),
         )
         return
     from embedserve.cli.terminal.options import connect

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from embedserve.cli.terminal.image_limits import image_limit_options
 from embedserve.cli.terminal.options import exclude_option, existing_images
 
 if TYPE_CHECKING:
+    from embedserve.types import Limits
     from embedserve_training.evaluate import Evaluation, Figure, Row
 
 _LABELLED = {
@@ -47,6 +49,7 @@ _ITSELF = {"self_recall_1": "itself\n@1", "self_mrr": "itself\nMRR"}
     type=click.IntRange(min=1),
     help="Also train the same network on the labels, for N epochs over FOLDER, and show its row.",
 )
+@image_limit_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
 def command(
     subjects: tuple[Path, ...],
@@ -56,6 +59,7 @@ def command(
     augmentation: str | None,
     supervised_epochs: int | None,
     as_json: bool,
+    limits: Limits,
 ) -> None:
     """Measure encoders on a folder of images, with labels and without.
 
@@ -88,6 +92,7 @@ def command(
             exclude=exclude,
             augmentation=augmentation,
             supervised_epochs=supervised_epochs or 0,
+            limits=limits,
         )
     if as_json:
         print_json(evaluation.to_json())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedserve.cli.terminal.image_limits import image_limit_options
 from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_images, overwrite_option
 from embedserve.cli.training import setting_option
+
+if TYPE_CHECKING:
+    from embedserve.types import Limits
 
 
 @click.command("preview")
@@ -27,12 +31,14 @@ from embedserve.cli.training import setting_option
 @setting_option("method")
 @setting_option("recipe")
 @setting_option("size_px")
+@setting_option("fit")
 @click.option("--images", type=click.IntRange(1, 64), help="Images, one in each row.  [default: 8, or 2 with --all]")
 @click.option("--views", type=click.IntRange(1, 32), default=6, help="Views of each image.")
 @setting_option("seed")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of train, such as crop_min."
 )
+@image_limit_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document about the picture.")
 def command(
     folders: tuple[Path, ...],
@@ -44,6 +50,7 @@ def command(
     views: int,
     settings: tuple[str, ...],
     as_json: bool,
+    limits: Limits,
     **flags: Any,
 ) -> None:
     """Draw images of a folder and views of them, which the encoder will learn to map to similar vectors.
@@ -57,6 +64,8 @@ def command(
     embedserve preview scans/ --augmentation xray --set crop_min=0.5
     embedserve preview photos/ --all --images 3
     """
+    from collections import Counter
+
     from embedserve.cli.terminal.output import print_json, say
     from embedserve.cli.training import make_config, training_installed
 
@@ -75,6 +84,7 @@ def command(
         views=views,
         every_preset=every_preset,
         overwrite=overwrite,
+        limits=limits,
         report=say,
     )
     if as_json:
@@ -86,6 +96,7 @@ def command(
                 "images": list(result.images),
                 "found": result.found,
                 "passed_over": result.passed_over,
+                "notes": dict(Counter(entry.note for entry in result.notes).most_common()),
                 "skipped": [{"path": file.path, "reason": file.reason} for file in result.skipped],
             }
         )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedserve.cli.terminal.image_limits import image_limit_options
 from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_images
 from embedserve.cli.training import setting_options
+
+if TYPE_CHECKING:
+    from embedserve.types import Limits
 
 
 @click.command("train")
@@ -22,6 +26,7 @@ from embedserve.cli.training import setting_options
 @click.option(
     "--stop-on-collapse", is_flag=True, help="End the run if its embeddings collapse; without it a warning is printed."
 )
+@image_limit_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document about the run at the end.")
 def command(
     folders: tuple[Path, ...],
@@ -32,6 +37,7 @@ def command(
     fresh: bool,
     stop_on_collapse: bool,
     as_json: bool,
+    limits: Limits,
     **flags: Any,
 ) -> None:
     """Train an encoder on a folder of images, without labels.
@@ -49,6 +55,7 @@ def command(
     embedserve train 2025/ 2026/ --exclude screenshots/
     embedserve train @chosen.txt
     """
+    from collections import Counter
     from dataclasses import asdict
 
     from embedserve.cli.terminal.output import print_json, say
@@ -69,6 +76,7 @@ def command(
         fresh=fresh,
         stop_on_collapse=stop_on_collapse,
         from_environment=from_environment,
+        limits=limits,
     )
     if result.rank:  # process 0 reports for all
         sys.exit(130 if result.status == "stopped" else 0)
@@ -80,6 +88,7 @@ def command(
                 "images": result.images,
                 "skipped": [asdict(file) for file in result.skipped],
                 "passed_over": result.passed_over,
+                "notes": dict(Counter(entry.note for entry in result.notes).most_common()),
                 "steps": result.steps,
                 "seconds": round(result.seconds, 1),
                 "settings": result.plan.settings.to_json(),

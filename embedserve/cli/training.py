@@ -26,6 +26,7 @@ _FLAGS = (
     "minutes",
     "batch_size",
     "size_px",
+    "fit",
     "augmentation",
     "compile",
     "device",

@@ -250,6 +250,7 @@ def create_collection_request(name: str, *, keep: Keep, **fields: Any) -> collec
 def encoder_info(response: embedding_pb.GetEncoderResponse) -> EncoderInfo:
     """The description of the encoder in a response."""
     encoder = answers.required(response, "encoder")
+    rule = encoder.preprocess
     return EncoderInfo(
         name=encoder.name,
         fingerprint=encoder.fingerprint,
@@ -257,6 +258,13 @@ def encoder_info(response: embedding_pb.GetEncoderResponse) -> EncoderInfo:
         size_px=encoder.size_px,
         resize_px=encoder.preprocess.resize_px,
         filter=encoder.preprocess.filter,
+        fit=rule.fit or ("crop" if rule.resize_px else "squeeze"),
+        pad_colour=tuple(rule.pad_colour),
+        colour=rule.colour or "stored",
+        value_range=(
+            (rule.lowest_value, rule.highest_value) if rule.value_range == "given" else rule.value_range or "full"
+        ),
+        bands=tuple(rule.bands),
         channels=encoder.channels,
         method=encoder.method,
         backbone=encoder.backbone,

@@ -91,6 +91,17 @@ class EncoderInfo:
     """The shorter side is resized to this many pixels and the centre is cropped; 0: the whole image is squeezed."""
     filter: str
     """Resampling filter: "bilinear" or "bicubic"."""
+    fit: str
+    """How a picture meets the square: "crop" (its centre), "squeeze" (with another aspect) or "pad" (in its middle)."""
+    pad_colour: tuple[int, ...]
+    """Red, green and blue, 0–255, of what "pad" adds; otherwise empty."""
+    colour: str
+    """"srgb": colours are converted to sRGB where a file's profile says otherwise; "stored": they are not."""
+    value_range: str | tuple[float, float]
+    """What becomes 0 and 255 of samples with more than 8 bits: "full" (all that the bits hold), "tag" (what the file
+    says) or these two numbers."""
+    bands: tuple[int, ...]
+    """Numbers, from 1, of the bands that are red, green and blue, or grey; empty: as the file says."""
     channels: int
     method: str
     """How it was trained, for example "simclr"."""

@@ -21,7 +21,11 @@ _BATCH = 16
 
 
 def embed(
-    encoder: ImageEncoder, sources: Iterable[Callable[[], bytes]], limits: Limits | None = None
+    encoder: ImageEncoder,
+    sources: Iterable[Callable[[], bytes]],
+    limits: Limits | None = None,
+    *,
+    notes: list[str] | None = None,
 ) -> Iterator[NDArray[np.float32] | EmbedserveError]:
     """Embed images in parallel on all cores.
 
@@ -30,6 +34,7 @@ def embed(
         sources: for each image a function that reads its encoded bytes; called in a worker thread, at most a few
             batches ahead of the results that were taken.
         limits: limits on an image.
+        notes: receives sentences, as in ``codec.decode``, each once for an image.
 
     Yields:
         For each image, in order, its vector (float32 [D]), or the error why it cannot be read or decoded.
@@ -40,9 +45,12 @@ def embed(
         results: list[NDArray[np.float32] | EmbedserveError | None] = []
         squares = []
         for read in batch:
+            said: list[str] = []
             try:
-                squares.append(preprocess.load(encoder.metadata.preprocess, read(), limits))
+                squares.append(preprocess.load(encoder.metadata.preprocess, read(), limits, notes=said))
                 results.append(None)
+                if notes is not None:
+                    notes.extend(dict.fromkeys(said))
             except ImageError as error:
                 results.append(error)
             except OSError as error:

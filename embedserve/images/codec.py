@@ -79,12 +79,12 @@ def decode(
         check_scans(data)
         if (pixels := decode_jpeg(data, limits, min_side_px)) is not None:
             return pixels
+        if data[128:132] == b"DICM" and is_dicom(data):  # before TIFF: some files begin as both
+            return decode_dicom(data, limits, rule, notes)
         if tiff_file.is_tiff(data):
             return np.array(_to_rgb(tiff.decode(data, limits, rule, [] if notes is None else notes)))
         if (canvas := _webp_canvas(data)) is not None:
             check_size(*canvas, limits)
-        if data[128:132] == b"DICM" and is_dicom(data):
-            return decode_dicom(data, limits, rule, notes)
         with open_boxed(data, limits, rule) if data[4:8] == b"ftyp" else open_image(data) as image:
             check_size(*image.size, limits)
             if min_side_px > 0 and image.format in ("JPEG", "MPO"):
@@ -166,9 +166,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             hint="save it with 8 or 16 bits per channel",
         )
     if image.has_transparency_data:
-        foreground = image.convert("RGBA")
-        white = Image.new("RGBA", foreground.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, foreground).convert("RGB")
+        # No copy that can be spared, and none kept while the next is made: each is 4 bytes per pixel.
+        foreground = image if image.mode == "RGBA" else image.convert("RGBA")
+        blended = Image.alpha_composite(Image.new("RGBA", foreground.size, (255, 255, 255, 255)), foreground)
+        return blended.convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")  # converting to the same mode would copy
 
 

@@ -6,7 +6,6 @@ black and white, and which of many bands are red, green and blue. Training settl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,8 @@ COLOURS = ("srgb", "stored")
 VALUE_RANGES = ("full", "tag")
 MAX_BANDS = 65_535
 """What the 16 bits of a TIFF's SamplesPerPixel can say."""
+_LARGEST = 1e30
+"""Beyond any sample. A document may hold whole numbers that no float can."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +76,7 @@ def _check_range(value: object) -> None:
     if isinstance(value, str) and value in VALUE_RANGES:
         return
     numbers = isinstance(value, tuple) and len(value) == 2 and all(type(end) in (int, float) for end in value)
-    if numbers and isinstance(value, tuple) and math.isfinite(value[0]) and math.isfinite(value[1]):
+    if numbers and isinstance(value, tuple) and all(-_LARGEST < end < _LARGEST for end in value):
         if value[0] < value[1]:
             return
         raise EncoderFileError(f"preprocess.value_range is from {value[0]} to {value[1]}; the first must be smaller")

@@ -116,7 +116,8 @@ def _of_encoder(engine: Engine) -> list[Notice]:
         f"encoder      {metadata.name}  {metadata.dimension} numbers per image  {metadata.preprocess.size_px} px"
         f"  {encoder.provider}, batches up to {max_batch}  {encoder.fingerprint[:12]}"
     )
-    notices = [Notice(text, "encoder", fields)]
+    rule = metadata.preprocess.in_words()
+    notices = [Notice(text, "encoder", fields), Notice(f"pictures     {rule}", "pictures", {"rule": rule})]
     if isinstance(encoder, Encoder) and encoder.note:
         message = "on the CPU although there is a GPU"
         notices.append(Notice(f"warning      {message}: {encoder.note}", message, {"reason": encoder.note}, True))

@@ -319,6 +319,13 @@ class Preprocess(_message.Message):
     SIZE_PX_FIELD_NUMBER: _builtins.int
     RESIZE_PX_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
+    PAD_COLOUR_FIELD_NUMBER: _builtins.int
+    COLOUR_FIELD_NUMBER: _builtins.int
+    VALUE_RANGE_FIELD_NUMBER: _builtins.int
+    LOWEST_VALUE_FIELD_NUMBER: _builtins.int
+    HIGHEST_VALUE_FIELD_NUMBER: _builtins.int
+    BANDS_FIELD_NUMBER: _builtins.int
     size_px: _builtins.int
     """Side of the square, in pixels."""
     resize_px: _builtins.int
@@ -327,16 +334,50 @@ class Preprocess(_message.Message):
     """
     filter: _builtins.str
     """Resampling filter: "bilinear" or "bicubic", antialiased."""
+    fit: _builtins.str
+    """How a picture that is not square meets the square: "crop" (resize_px above 0), "squeeze", or "pad": the longer side
+    is resized to size_px, keeping the aspect, and lies in the middle of a square of pad_colour. Empty from servers that
+    only know the first two, told apart by resize_px.
+    """
+    colour: _builtins.str
+    """"srgb": colours are converted to sRGB where a file's profile says otherwise. "stored", or empty: its numbers are
+    taken as they are.
+    """
+    value_range: _builtins.str
+    """What becomes 0 and 255 of samples with more than 8 bits. "full", or empty: the least and greatest number that their
+    bits hold. "tag": what the file says. "given": lowest_value and highest_value.
+    """
+    lowest_value: _builtins.float
+    """The sample that becomes 0, in the units of the file, where value_range is "given"; otherwise 0."""
+    highest_value: _builtins.float
+    """The sample that becomes 255, greater than lowest_value, where value_range is "given"; otherwise 0."""
+    @_builtins.property
+    def pad_colour(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Red, green and blue of what "pad" adds, each 0–255; otherwise empty."""
+
+    @_builtins.property
+    def bands(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers, from 1 to 65535, of the three bands that are red, green and blue, or of the one that is grey; empty: as the
+        file says.
+        """
+
     def __init__(
         self,
         *,
         size_px: _builtins.int = ...,
         resize_px: _builtins.int = ...,
         filter: _builtins.str = ...,
+        fit: _builtins.str = ...,
+        pad_colour: _abc.Iterable[_builtins.int] | None = ...,
+        colour: _builtins.str = ...,
+        value_range: _builtins.str = ...,
+        lowest_value: _builtins.float = ...,
+        highest_value: _builtins.float = ...,
+        bands: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "resize_px", b"resize_px", "size_px", b"size_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bands", b"bands", "colour", b"colour", "filter", b"filter", "fit", b"fit", "highest_value", b"highest_value", "lowest_value", b"lowest_value", "pad_colour", b"pad_colour", "resize_px", b"resize_px", "size_px", b"size_px", "value_range", b"value_range"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,6 +18,7 @@ from PIL import Image
 from embedserve import Client
 from embedserve.encoder import encoder_file
 from embedserve.encoder.encoder_file import EncoderMetadata
+from embedserve.images import codec, preprocess
 from embedserve.images.preprocess import PreprocessSpec, load
 from tests.cli.outcome import Cli
 from tests.fakes import DIMENSION, FakeEncoder, picture
@@ -210,6 +211,33 @@ def test_an_encoder_file_embeds_without_a_server(cli: Cli, encoder_path: Path, t
     assert f"failed  {folder}/text.png: the bytes are not a readable image" in outcome.err
     assert f"failed  {folder}/lost.png: the image cannot be read: No such file or directory" in outcome.err
     assert "embedded 3 of 5 with red-green" in outcome.err
+
+
+def test_what_was_decided_for_single_images_is_counted(
+    cli: Cli, photos: Path, encoder_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = codec.decode
+
+    def noting(*args: Any, notes: list[str], **options: Any) -> Any:
+        notes += ["the fourth band was left out"] * 2
+        return decode(*args, notes=notes, **options)
+
+    monkeypatch.setattr(preprocess, "decode", noting)
+    outcome = cli("embed", photos, "-o", tmp_path / "out.npy", "--encoder", encoder_path)
+    assert outcome.exit_code == 0
+    assert "in 5 images: the fourth band was left out" in outcome.err
+
+
+def test_an_image_beyond_the_limits_is_left_out_without_a_server(
+    cli: Cli, photos: Path, encoder_path: Path, tmp_path: Path
+) -> None:
+    limits = ("--max-image-pixels", 50 * 40 - 1)
+    Image.new("RGB", (50, 40)).save(photos / "large.png")
+    outcome = cli("embed", photos / "large.png", "-o", "-", "--encoder", encoder_path, *limits)
+    assert (outcome.exit_code, outcome.out) == (1, "")
+    assert "max_image_pixels is 1999" in outcome.err
+    outcome = cli("embed", photos / "large.png", "-o", "-", "--encoder", encoder_path, "--max-image-bytes", 10)
+    assert "max_image_bytes is 10" in outcome.err
 
 
 def test_a_file_that_is_not_an_encoder_is_an_error(cli: Cli, photos: Path, tmp_path: Path) -> None:

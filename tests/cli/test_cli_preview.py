@@ -41,6 +41,7 @@ def test_json_names_what_was_drawn(cli: Cli, photos: Path, tmp_path: Path) -> No
         "found": 6,
         "passed_over": {},
         "skipped": [{"path": "broken.png", "reason": document["skipped"][0]["reason"]}],
+        "notes": {},
     }
 
 

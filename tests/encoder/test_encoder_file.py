@@ -117,7 +117,11 @@ def test_the_fingerprint_changes_with_one_bit_of_one_weight() -> None:
     assert packed(weights=weights).fingerprint != packed().fingerprint
 
 
-@pytest.mark.parametrize("change", [{"resize_px": 6}, {"resize_px": 0}, {"filter": "bicubic"}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"resize_px": 6}, {"resize_px": 0, "fit": "squeeze"}, {"resize_px": 0, "fit": "pad"}, {"filter": "bicubic"}],
+    ids=str,
+)
 def test_the_fingerprint_changes_with_the_preprocess_rule(change: dict[str, Any]) -> None:
     rule = dataclasses.replace(METADATA.preprocess, **change)
     assert packed(dataclasses.replace(METADATA, preprocess=rule)).fingerprint != packed().fingerprint

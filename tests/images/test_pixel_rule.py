@@ -52,7 +52,10 @@ def test_new_rules_convert_colours_and_heed_the_range_that_a_file_states() -> No
             ("value_range", value)
             for value in ("", "0-4095", 4095, [0], [0, 1, 2], [5, 5], [9, 2], [0, "1"], [0, True])
         ],
-        *[("value_range", value) for value in ([0, float("nan")], [float("-inf"), 1], None, {"min": 0})],
+        *[
+            ("value_range", value)
+            for value in ([0, float("nan")], [float("-inf"), 1], [0, 10**400], [-(10**400), 0], None, {"min": 0})
+        ],
         *[
             ("bands", value)
             for value in ([0, 1, 2], [1, 2], [1, 2, 3, 4], ["1"], [1.0], [True], 3, "1", None, [70_000])

@@ -6,6 +6,7 @@ Shapes: N images, V views of each, C = 3 channels, T side of the cached image, S
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,12 +20,13 @@ from PIL import Image, ImageDraw, ImageFont
 from embedserve.atomic_write import check_writable
 from embedserve.cores import usable_cores
 from embedserve.errors import DataError, InvalidInput
-from embedserve.images.preprocess import PreprocessSpec
+from embedserve.types import Limits
 from embedserve_training import augment
 from embedserve_training.augment import PRESETS, Augmentation
-from embedserve_training.data import cache, folders
-from embedserve_training.data.folders import ImageFolder, Skipped
+from embedserve_training.data import cache, folders, survey
+from embedserve_training.data.folders import ImageFolder, Noted, Skipped
 from embedserve_training.plan.config import MIN_IMAGES, Settings, TrainConfig
+from embedserve_training.plan.image_settings import preprocess_of
 from embedserve_training.plan.plan import Facts, plan
 
 _MIN_TILE_PX = 96
@@ -62,6 +64,8 @@ class Preview:
     passed_over: Mapping[str, int]
     """Kind → files or folders that are no images."""
     augmentations: tuple[str, ...]
+    notes: tuple[Noted, ...] = ()
+    """What was decided for single images."""
 
 
 def preview(
@@ -74,6 +78,7 @@ def preview(
     views: int = 6,
     every_preset: bool = False,
     overwrite: bool = False,
+    limits: Limits | None = None,
     report: Callable[[str], None],
 ) -> Preview:
     """Draw images of a folder beside views of them, as a run with this config would see them.
@@ -86,6 +91,7 @@ def preview(
         images: number of images, evenly spaced over the folder.
         views: views of each image.
         overwrite: replace the PNG if it exists.
+        limits: on an image; larger ones are left out.
         every_preset: draw a group of rows for each preset, not only for that of the run.
         report: called with each line of text.
 
@@ -97,7 +103,7 @@ def preview(
     if out.name in ("", ".."):
         raise InvalidInput(f"{str(out)!r} has no file name to write to", hint="name a PNG: -o preview.png")
     check_writable(out, overwrite=overwrite)
-    files = folders.scan(folder, exclude, report=report)
+    files = replace(folders.scan(folder, exclude, report=report), limits=limits or Limits())
     read = [one for one in files.sources or (files.root,) if one.is_dir()]
     if any(parent.is_dir() and parent.samefile(one) for parent in out.resolve().parents for one in read):
         raise InvalidInput(
@@ -111,12 +117,14 @@ def preview(
     side_px = cache.cached_side_px(size_px, facts.median_side_px)
     # A set: of few images the same position may come twice.
     wanted = sorted({int(position) for position in np.linspace(0, len(files.paths) - 1, images)})
-    originals_NTTC, kept, skipped = folders.load_squares(
-        files.subset(wanted), PreprocessSpec(size_px=side_px, resize_px=side_px, filter="bicubic"), workers=1
-    )
+    notes: list[Noted] = []
+    cached = cache.cached_spec(preprocess_of(runs[0], size_px), side_px)
+    originals_NTTC, kept, skipped = folders.load_squares(files.subset(wanted), cached, workers=1, notes=notes)
     skipped = files.unreadable + skipped
     for entry in skipped:
         report(f"left out: {entry.path}: {entry.reason}")
+    for note, count in Counter(entry.note for entry in notes).most_common():
+        report(f"in {count} {'image' if count == 1 else 'images'}: {note}")
     groups = [_draw_views(settings, originals_NTTC, views) for settings in runs]
     _write(draw(originals_NTTC, groups), out)
     for group in groups:
@@ -130,11 +138,12 @@ def preview(
         found=len(files.paths),
         passed_over=files.passed_over,
         augmentations=tuple(group.name for group in groups),
+        notes=tuple(notes),
     )
 
 
 def _facts(files: ImageFolder) -> Facts:
-    seen = folders.summarise(files)
+    seen = survey.summarise(files)
     return Facts(
         images=max(len(files.paths), MIN_IMAGES),  # fewer are too few to train on, but not to preview
         median_side_px=seen.median_side_px,
@@ -142,6 +151,7 @@ def _facts(files: ImageFolder) -> Facts:
         cuda=torch.cuda.is_available(),
         mps=torch.backends.mps.is_available(),
         cores=usable_cores(),
+        pictures=seen.pictures,
     )
 
 

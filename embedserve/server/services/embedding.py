@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from embedserve.encoder.encoder_file import EncoderMetadata
+
     Context = grpc.aio.ServicerContext[Any, Any]
 
 _STREAM_WINDOW = 128
@@ -115,11 +117,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
                 dimension=metadata.dimension,
                 size_px=metadata.preprocess.size_px,
                 channels=metadata.channels,
-                preprocess=pb.Preprocess(
-                    size_px=metadata.preprocess.size_px,
-                    resize_px=metadata.preprocess.resize_px,
-                    filter=metadata.preprocess.filter,
-                ),
+                preprocess=_preprocess_to_proto(metadata),
                 method=metadata.method,
                 backbone=metadata.backbone,
                 precision=metadata.precision,
@@ -173,3 +171,21 @@ def _result(result: NDArray[np.float32] | EmbedserveError, encoding: int) -> pb.
     if isinstance(result, EmbedserveError):
         return pb.EmbedResult(error=wire.error_to_status(result))
     return pb.EmbedResult(vector=wire.vector_to_proto(result, encoding))
+
+
+def _preprocess_to_proto(metadata: EncoderMetadata) -> pb.Preprocess:
+    rule, pixels = metadata.preprocess, metadata.preprocess.pixels
+    words = isinstance(pixels.value_range, str)
+    lowest, highest = (0.0, 0.0) if isinstance(pixels.value_range, str) else pixels.value_range
+    return pb.Preprocess(
+        size_px=rule.size_px,
+        resize_px=rule.resize_px,
+        filter=rule.filter,
+        fit=rule.fit,
+        pad_colour=rule.pad_colour if rule.fit == "pad" else (),
+        colour=pixels.colour,
+        value_range=str(pixels.value_range) if words else "given",
+        lowest_value=lowest,
+        highest_value=highest,
+        bands=pixels.bands,
+    )

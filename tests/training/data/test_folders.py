@@ -12,7 +12,9 @@ from PIL import Image
 from embedserve.errors import DataError
 from embedserve.images import preprocess
 from embedserve.images.preprocess import PreprocessSpec
-from embedserve_training.data import cache, folders
+from embedserve_training.data import cache, folders, survey
+
+SPEC = PreprocessSpec(size_px=16, resize_px=16, filter="bicubic")
 
 
 def put(path: Path, side: int = 16, value: int = 100) -> Path:
@@ -68,7 +70,7 @@ def test_unreadable_files_are_left_out_with_their_reason(tmp_path: Path) -> None
     (tmp_path / "text.jpg").write_text("this is no image")
     cut = put(tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(cut[:-40])
-    decoded = cache.open_cache(folders.scan(tmp_path), 16, tmp_path / "cache", workers=2)
+    decoded = cache.open_cache(folders.scan(tmp_path), SPEC, tmp_path / "cache", workers=2)
     assert len(decoded.pixels_NTTC) == 1
     reasons = {entry.path: entry.reason for entry in decoded.skipped}
     assert set(reasons) == {"empty.png", "text.jpg", "cut.png"}
@@ -78,7 +80,7 @@ def test_unreadable_files_are_left_out_with_their_reason(tmp_path: Path) -> None
 def test_a_folder_of_unreadable_files_only_is_a_data_error_that_quotes_the_first(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"empty\.png: the image has zero bytes"):
-        cache.open_cache(folders.scan(tmp_path), 16, tmp_path / "cache", workers=1)
+        cache.open_cache(folders.scan(tmp_path), SPEC, tmp_path / "cache", workers=1)
 
 
 def test_images_of_every_kind_are_decoded_as_by_the_server(tmp_path: Path) -> None:
@@ -92,9 +94,9 @@ def test_images_of_every_kind_are_decoded_as_by_the_server(tmp_path: Path) -> No
     Image.fromarray(rng.integers(0, 256, (20, 20, 4), dtype=np.uint8)).save(tmp_path / "clear.png")
     Image.fromarray(rgb[..., 0]).save(tmp_path / "grey.png")
     folder = folders.scan(tmp_path)
-    decoded = cache.open_cache(folder, 16, tmp_path / "cache", workers=2)
+    decoded = cache.open_cache(folder, SPEC, tmp_path / "cache", workers=2)
     assert decoded.skipped == ()
-    spec = PreprocessSpec(size_px=16, resize_px=16, filter="bicubic")
+    spec = SPEC
     for position, pixels in zip(decoded.positions, decoded.pixels_NTTC, strict=True):
         expected = preprocess.load(spec, (tmp_path / folder.paths[position]).read_bytes())
         np.testing.assert_array_equal(pixels, expected)
@@ -103,18 +105,18 @@ def test_images_of_every_kind_are_decoded_as_by_the_server(tmp_path: Path) -> No
 def test_a_second_run_reads_the_cache_and_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "images/a.png")
     folder = folders.scan(tmp_path / "images")
-    first = cache.open_cache(folder, 16, tmp_path / "cache", workers=1)
+    first = cache.open_cache(folder, SPEC, tmp_path / "cache", workers=1)
     monkeypatch.setattr(cache, "load_all", None)  # calling it would fail
-    second = cache.open_cache(folder, 16, tmp_path / "cache", workers=1)
+    second = cache.open_cache(folder, SPEC, tmp_path / "cache", workers=1)
     np.testing.assert_array_equal(first.pixels_NTTC, second.pixels_NTTC)
     assert second.fingerprint == first.fingerprint
 
 
 def test_a_changed_file_changes_pixels_and_fingerprint(tmp_path: Path) -> None:
     path = put(tmp_path / "images/a.png", value=100)
-    before = cache.open_cache(folders.scan(tmp_path / "images"), 16, tmp_path / "cache", workers=1)
+    before = cache.open_cache(folders.scan(tmp_path / "images"), SPEC, tmp_path / "cache", workers=1)
     put(path, value=200)
-    after = cache.open_cache(folders.scan(tmp_path / "images"), 16, tmp_path / "cache", workers=1)
+    after = cache.open_cache(folders.scan(tmp_path / "images"), SPEC, tmp_path / "cache", workers=1)
     assert after.pixels_NTTC.max() == 200
     assert after.fingerprint != before.fingerprint
 
@@ -123,7 +125,7 @@ def test_the_fingerprint_does_not_depend_on_where_the_folder_is(tmp_path: Path) 
     put(tmp_path / "images/a.png")
     shutil.copytree(tmp_path / "images", tmp_path / "elsewhere")
     found = {
-        cache.open_cache(folders.scan(tmp_path / name), 16, tmp_path / "cache", workers=1).fingerprint
+        cache.open_cache(folders.scan(tmp_path / name), SPEC, tmp_path / "cache", workers=1).fingerprint
         for name in ("images", "elsewhere")
     }
     assert len(found) == 1
@@ -133,8 +135,8 @@ def test_the_number_of_threads_changes_neither_order_nor_pixels(tmp_path: Path) 
     for i in range(30):
         put(tmp_path / f"images/{i:02d}.png", side=16 + i % 5, value=8 * i)
     folder = folders.scan(tmp_path / "images")
-    one = cache.open_cache(folder, 16, tmp_path / "one", workers=1)
-    four = cache.open_cache(folder, 16, tmp_path / "four", workers=4)
+    one = cache.open_cache(folder, SPEC, tmp_path / "one", workers=1)
+    four = cache.open_cache(folder, SPEC, tmp_path / "four", workers=4)
     np.testing.assert_array_equal(one.pixels_NTTC, four.pixels_NTTC)
     assert [int(pixels[0, 0, 0]) for pixels in one.pixels_NTTC] == [8 * i for i in range(30)]
 
@@ -149,12 +151,12 @@ def test_cached_images_have_a_margin_but_no_invented_pixels(size_px: int, median
 def test_the_median_side_is_that_of_the_shorter_sides(tmp_path: Path) -> None:
     for i, size in enumerate([(10, 50), (30, 20), (90, 80)]):
         Image.new("RGB", size).save(tmp_path / f"{i}.png")
-    assert folders.summarise(folders.scan(tmp_path)).median_side_px == 20
+    assert survey.summarise(folders.scan(tmp_path)).median_side_px == 20
 
 
 def test_images_are_grey_only_if_none_has_colour(tmp_path: Path) -> None:
     for i in range(3):
         put(tmp_path / f"{i}.png", value=50 * i)
-    assert folders.summarise(folders.scan(tmp_path)).grey
+    assert survey.summarise(folders.scan(tmp_path)).grey
     Image.new("RGB", (16, 16), (10, 20, 30)).save(tmp_path / "colour.png")
-    assert not folders.summarise(folders.scan(tmp_path)).grey
+    assert not survey.summarise(folders.scan(tmp_path)).grey

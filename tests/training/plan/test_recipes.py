@@ -59,7 +59,8 @@ def test_a_published_recipe_leaves_nothing_to_be_filled_in_but_what_the_machine_
     entries = plan(TrainConfig(method=recipe.method, recipe=name), facts).entries
     others = {entry.name for entry in entries if entry.source != "recipe" and applies(entry.name, recipe.method)}
     ours = {"device", "precision", "workers", "compile", "seed", "whiten"}
-    assert others <= ours | {"method", "recipe", "minutes", "lr", "accumulate"}
+    images = {"fit", "pad_colour", "colour", "value_range", "bands"}  # how files are read, as the images need it
+    assert others <= ours | images | {"method", "recipe", "minutes", "lr", "accumulate"}
     assert [
         entry.name for entry in entries if entry.source == "recipe" and entry.value != recipe.values[entry.name]
     ] == []

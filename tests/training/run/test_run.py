@@ -21,6 +21,7 @@ from embedserve_training.run.prepare import prepare
 from embedserve_training.run.run import run_training
 
 Config = Callable[..., TrainConfig]
+CACHED = PreprocessSpec(size_px=16, resize_px=16, filter="bicubic")
 
 
 def quiet(_: str) -> None:
@@ -68,10 +69,10 @@ def test_a_checkpoint_of_another_network_is_a_training_error(finished_run: Path,
 
 def test_a_damaged_index_of_decoded_images_is_rebuilt(image_folder: Path, tmp_path: Path, tiny_config: Config) -> None:
     images = folders.scan(image_folder)
-    first = cache.open_cache(images, 16, tmp_path, workers=1)
+    first = cache.open_cache(images, CACHED, tmp_path, workers=1)
     [index] = tmp_path.glob("*.json")
     index.write_text("")
-    again = cache.open_cache(images, 16, tmp_path, workers=1)
+    again = cache.open_cache(images, CACHED, tmp_path, workers=1)
     assert again.fingerprint == first.fingerprint
     assert (again.pixels_NTTC == first.pixels_NTTC).all()
 
@@ -79,13 +80,14 @@ def test_a_damaged_index_of_decoded_images_is_rebuilt(image_folder: Path, tmp_pa
 def test_decoded_images_are_found_by_their_fingerprint_as_another_process_finds_them(
     image_folder: Path, tmp_path: Path
 ) -> None:
-    made = cache.open_cache(folders.scan(image_folder), 16, tmp_path, workers=1)
-    found = cache.find_cache(tmp_path, 16, made.fingerprint)
+    made = cache.open_cache(folders.scan(image_folder), CACHED, tmp_path, workers=1)
+    found = cache.find_cache(tmp_path, CACHED, made.fingerprint)
     assert found is not None
     assert (found.positions, (found.pixels_NTTC == made.pixels_NTTC).all()) == (made.positions, True)
-    assert cache.find_cache(tmp_path, 16, "of others") is None
-    assert cache.find_cache(tmp_path, 15, made.fingerprint) is None  # fewer pixels than the file holds
-    assert cache.find_cache(tmp_path / "not shared", 16, made.fingerprint) is None
+    assert cache.find_cache(tmp_path, CACHED, "of others") is None
+    assert cache.find_cache(tmp_path, replace(CACHED, size_px=15, resize_px=15), made.fingerprint) is None
+    assert cache.find_cache(tmp_path, replace(CACHED, fit="squeeze", resize_px=0), made.fingerprint) is None
+    assert cache.find_cache(tmp_path / "not shared", CACHED, made.fingerprint) is None
 
 
 def test_a_process_that_does_not_see_the_run_folder_of_process_0_says_so(

@@ -12,14 +12,14 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedserve.atomic_write import write_text
 from embedserve.errors import DataError
 from embedserve.images.preprocess import PreprocessSpec
-from embedserve_training.data.folders import ImageFolder, Skipped, load_all, nothing_readable
+from embedserve_training.data.folders import ImageFolder, Noted, Skipped, load_all, nothing_readable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,8 @@ class DecodedImages:
     skipped: tuple[Skipped, ...]
     fingerprint: str
     """sha256 over names and contents of the images that are used."""
+    notes: tuple[Noted, ...] = ()
+    """What was decided for single images."""
 
 
 def cached_side_px(size_px: int, median_side_px: int) -> int:
@@ -49,9 +51,14 @@ def cached_side_px(size_px: int, median_side_px: int) -> int:
     return max(min(round(size_px * MARGIN), median_side_px), 8)
 
 
+def cached_spec(encoder: PreprocessSpec, side_px: int) -> PreprocessSpec:
+    """How the images are cached of which an encoder with this rule learns: alike, but at T pixels, without a margin."""
+    return replace(encoder, size_px=side_px, resize_px=side_px if encoder.fit == "crop" else 0)
+
+
 def open_cache(
     folder: ImageFolder,
-    side_px: int,
+    spec: PreprocessSpec,
     where: Path,
     *,
     workers: int,
@@ -61,7 +68,7 @@ def open_cache(
 
     Args:
         folder: the files.
-        side_px: T; the centre square of each image is resized to it.
+        spec: how an image becomes a square of T pixels; see ``cached_spec``.
         where: folder of the cache; created if missing.
         workers: number of decoding threads.
         progress: called with the number of files done and their total.
@@ -70,22 +77,21 @@ def open_cache(
         DataError: no file can be read, or the disk is too small.
     """
     where.mkdir(parents=True, exist_ok=True)
-    spec = PreprocessSpec(size_px=side_px, resize_px=side_px, filter="bicubic")
     key = _key(folder, spec)
     pixels_path, index_path = where / f"{key}.u8", where / f"{key}.json"
-    cached = _open(pixels_path, index_path, side_px)
+    cached = _open(pixels_path, index_path, spec)
     if cached is None:
         _decode(folder, spec, pixels_path, index_path, workers, progress)
-        cached = _open(pixels_path, index_path, side_px)
+        cached = _open(pixels_path, index_path, spec)
     if cached is None:
         raise DataError(f"the decoded images in {where} cannot be read back", hint="check the disk")
     return cached
 
 
-def find_cache(where: Path, side_px: int, fingerprint: str) -> DecodedImages | None:
-    """The decoded images with this fingerprint, which another process has made; None if there are none."""
+def find_cache(where: Path, spec: PreprocessSpec, fingerprint: str) -> DecodedImages | None:
+    """The images with this fingerprint, decoded by this rule, which another process has made; None without them."""
     for index_path in sorted(where.glob("*.json")):
-        cached = _open(index_path.with_suffix(".u8"), index_path, side_px)
+        cached = _open(index_path.with_suffix(".u8"), index_path, spec)
         if cached and cached.fingerprint == fingerprint:
             return cached
     return None
@@ -120,12 +126,13 @@ def _decode(
         )
     positions: list[int] = []
     skipped = list(folder.unreadable)
+    notes: list[Noted] = []
     fingerprint = hashlib.sha256()
     partial = pixels_path.with_suffix(".partial")
     complete = False
     try:
         with partial.open("wb") as out:
-            for position, digest, outcome in load_all(folder, spec, workers=workers, progress=progress):
+            for position, digest, outcome in load_all(folder, spec, workers=workers, progress=progress, notes=notes):
                 if isinstance(outcome, Skipped):
                     skipped.append(outcome)
                     continue
@@ -148,16 +155,23 @@ def _decode(
         "positions": positions,
         "skipped": [asdict(entry) for entry in skipped],
         "fingerprint": fingerprint.hexdigest(),
+        "notes": [asdict(entry) for entry in notes],
+        "rule": spec.to_json(),
     }
     write_text(index_path, json.dumps(index))
 
 
-def _open(pixels_path: Path, index_path: Path, side_px: int) -> DecodedImages | None:
-    """The content of the cache; None if it is missing or incomplete."""
+def _open(pixels_path: Path, index_path: Path, spec: PreprocessSpec) -> DecodedImages | None:
+    """The content of the cache; None if it is missing, incomplete or of another rule."""
     import numpy as np
 
     try:
+        side_px = spec.size_px
         index = json.loads(index_path.read_text())
+        # Before the index said its rule there was but one.
+        before = {"size_px": side_px, "resize_px": side_px, "filter": "bicubic"}
+        if index.get("rule", before) != spec.to_json():
+            return None
         shape = (len(index["positions"]), side_px, side_px, 3)
         if pixels_path.stat().st_size != math.prod(shape):
             return None
@@ -169,4 +183,5 @@ def _open(pixels_path: Path, index_path: Path, side_px: int) -> DecodedImages | 
         positions=tuple(index["positions"]),
         skipped=tuple(Skipped(**entry) for entry in index["skipped"]),
         fingerprint=index["fingerprint"],
+        notes=tuple(Noted(**entry) for entry in index.get("notes", ())),
     )

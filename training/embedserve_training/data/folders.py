@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from embedserve.folder.kinds import passed_over_text
 from embedserve.folder.scan import RULE, ScanRule
 from embedserve.images import codec, preprocess
 from embedserve.images.preprocess import PreprocessSpec
+from embedserve.types import Limits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,16 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Noted:
+    """What was decided for an image that is used."""
+
+    path: str
+    """Relative to the folder, with forward slashes."""
+    note: str
+    """A sentence without its full stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageFolder:
     """The image files of a folder, in a fixed order."""
 
@@ -56,6 +66,8 @@ class ImageFolder:
     """Kind → files or folders that are no images, such as ".svg" or "hidden"."""
     excluded: int = 0
     """Files and folders that were left out on request."""
+    limits: Limits = field(default_factory=Limits)
+    """``max_image_bytes``, ``max_image_pixels`` and ``max_image_side_px`` of each file."""
 
     @property
     def name(self) -> str:
@@ -165,6 +177,7 @@ def load_all(
     *,
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    notes: list[Noted] | None = None,
 ) -> Iterator[tuple[int, bytes, NDArray[np.uint8] | Skipped]]:
     """Each file in order: its position, the sha256 of its bytes, and its pixels or the reason why it is left out.
 
@@ -175,21 +188,23 @@ def load_all(
         spec: how an image becomes a square.
         workers: number of threads that read and decode.
         progress: called with the number of files done and their total.
+        notes: receives what was decided for single images, in their order.
     """
 
-    def load(position: int) -> tuple[bytes, NDArray[np.uint8] | Skipped]:
+    def load(position: int) -> tuple[bytes, NDArray[np.uint8] | Skipped, list[str]]:
         path = folder.paths[position]
+        said: list[str] = []
         try:
-            data = codec.read_file(folder.file(position))
+            data = codec.read_file(folder.file(position), folder.limits)
         except ImageError as error:
-            return b"", Skipped(path=path, reason=error.message)
+            return b"", Skipped(path=path, reason=error.message), said
         except OSError as error:
-            return b"", Skipped(path=path, reason=f"cannot be read: {error.strerror or error}")
+            return b"", Skipped(path=path, reason=f"cannot be read: {error.strerror or error}"), said
         digest = hashlib.sha256(data).digest()
         try:
-            return digest, preprocess.load(spec, data)
+            return digest, preprocess.load(spec, data, folder.limits, notes=said), said
         except ImageError as error:
-            return digest, Skipped(path=path, reason=error.message)
+            return digest, Skipped(path=path, reason=error.message), []
 
     total = len(folder.paths)
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
@@ -199,7 +214,9 @@ def load_all(
             ahead = position + workers * _IN_FLIGHT
             if ahead < total:
                 waiting.append(pool.submit(load, ahead))
-            digest, outcome = future.result()
+            digest, outcome, said = future.result()
+            if notes is not None:
+                notes += [Noted(path=folder.paths[position], note=note) for note in dict.fromkeys(said)]
             yield position, digest, outcome
             progress(position + 1, total)
 
@@ -210,6 +227,7 @@ def load_squares(
     *,
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    notes: list[Noted] | None = None,
 ) -> tuple[NDArray[np.uint8], tuple[int, ...], tuple[Skipped, ...]]:
     """All readable images in memory, preprocessed for the encoder.
 
@@ -224,7 +242,7 @@ def load_squares(
     squares: list[NDArray[np.uint8]] = []
     kept: list[int] = []
     skipped = list(folder.unreadable)
-    for position, _, outcome in load_all(folder, spec, workers=workers, progress=progress):
+    for position, _, outcome in load_all(folder, spec, workers=workers, progress=progress, notes=notes):
         if isinstance(outcome, Skipped):
             skipped.append(outcome)
         else:
@@ -242,39 +260,3 @@ def nothing_readable(folder: ImageFolder, skipped: Sequence[Skipped]) -> DataErr
         f" the first: {skipped[0].path}: {skipped[0].reason}",
         hint="images are JPEG, PNG, WebP, BMP, GIF or TIFF; open one in a viewer to see whether it is damaged",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderSummary:
-    """What a sample of a folder's images says about all of them."""
-
-    median_side_px: int
-    """Median of the shorter sides."""
-    grey: bool
-    """Whether none of them has any colour."""
-
-
-def summarise(folder: ImageFolder, *, sample: int = 64) -> FolderSummary:
-    """Read up to ``sample`` images, evenly spread over the folder.
-
-    Raises:
-        DataError: none of them can be read.
-    """
-    step = max(len(folder.paths) / sample, 1.0)
-    sides: list[int] = []
-    grey = True
-    skipped: list[Skipped] = []
-    for position in dict.fromkeys(int(step * i) for i in range(min(sample, len(folder.paths)))):
-        path = folder.paths[position]
-        try:
-            pixels = codec.decode(codec.read_file(folder.file(position)))
-        except ImageError as error:
-            skipped.append(Skipped(path=path, reason=error.message))
-        except OSError as error:
-            skipped.append(Skipped(path=path, reason=f"cannot be read: {error.strerror or error}"))
-        else:
-            sides.append(min(pixels.shape[:2]))
-            grey = grey and bool((pixels == pixels[..., :1]).all())
-    if not sides:
-        raise nothing_readable(folder, skipped)
-    return FolderSummary(median_side_px=int(statistics.median(sides)), grey=grey)

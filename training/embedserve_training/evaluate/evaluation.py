@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from embedserve.images.preprocess import PreprocessSpec
+    from embedserve.types import Limits
     from embedserve_training.augment import Augmentation
 
 Report = Callable[[str], None]
@@ -74,6 +75,7 @@ def evaluate(
     augmentation: str | None = None,
     supervised_epochs: int = 0,
     baselines: bool = True,
+    limits: Limits | None = None,
 ) -> Evaluation:
     """Measure encoders by their nearest neighbours, without labels and, where there are labels, with them.
 
@@ -91,6 +93,7 @@ def evaluate(
         supervised_epochs: passes over the labelled images in which the same network is trained on the labels; 0: leave
             that row out.
         baselines: whether to measure the baselines that need no training.
+        limits: on an image; larger ones are left out.
 
     Raises:
         DataError: a folder is missing, lacks labels that are needed, or has too few images.
@@ -100,7 +103,9 @@ def evaluate(
         SetupError: nothing can be measured without PyTorch.
     """
     opened = [subjects.open_subject(path) for path in ([what] if isinstance(what, Path) else what)]
-    chosen = images.choose(folder, test_folder, labels_needed=supervised_epochs > 0, exclude=exclude, report=report)
+    chosen = images.choose(
+        folder, test_folder, labels_needed=supervised_epochs > 0, exclude=exclude, limits=limits, report=report
+    )
     recipe, described = _recipe(opened[0], augmentation)
     bench = Bench(chosen, recipe, report)
     loaded = bench.loaded(opened[0].spec)

@@ -16,8 +16,9 @@ import numpy as np
 
 from embedserve.cores import usable_cores
 from embedserve.errors import DataError
+from embedserve.types import Limits
 from embedserve_training.data import folders
-from embedserve_training.data.folders import ImageFolder, Skipped
+from embedserve_training.data.folders import ImageFolder, Noted, Skipped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,6 +81,7 @@ def choose(
     *,
     labels_needed: bool,
     exclude: Sequence[str] = (),
+    limits: Limits | None = None,
     report: Callable[[str], None] | None = None,
 ) -> ImageSplit:
     """Choose the images to search in and the queries.
@@ -89,12 +91,14 @@ def choose(
         test_folder: labelled query images; None: a fifth of each label of ``folder``.
         labels_needed: whether a folder without labels is an error.
         exclude: patterns of files and folders to leave out.
+        limits: on an image; larger ones are left out.
         report: called with a line about what is passed over, if anything is.
 
     Raises:
         DataError: a folder is missing, or has no labels though they are needed.
     """
-    train = folders.scan(folder, exclude, report=report)
+    limits = limits or Limits()
+    train = replace(folders.scan(folder, exclude, report=report), limits=limits)
     if train.labels is None:
         if labels_needed or test_folder is not None:
             raise _no_labels(train.name)
@@ -102,7 +106,7 @@ def choose(
     if test_folder is None:
         kept, held_out = hold_out(train)
         return ImageSplit(train=kept, test=held_out, held_out=True)
-    test = folders.scan(test_folder, exclude, report=report)
+    test = replace(folders.scan(test_folder, exclude, report=report), limits=limits)
     if test.labels is None:
         raise _no_labels(test.name)
     return ImageSplit(train=train, test=test, held_out=False)
@@ -183,7 +187,11 @@ def load(images: ImageSplit, spec: PreprocessSpec, report: Callable[[str], None]
 def _load(
     files: ImageFolder, spec: PreprocessSpec, report: Callable[[str], None]
 ) -> tuple[NDArray[np.uint8], list[str], tuple[Skipped, ...]]:
-    pixels_NSSC, positions, skipped = folders.load_squares(files, spec, workers=min(usable_cores(), 16))
+    notes: list[Noted] = []
+    workers = min(usable_cores(), 16)
+    pixels_NSSC, positions, skipped = folders.load_squares(files, spec, workers=workers, notes=notes)
     for entry in skipped:
         report(f"left out: {entry.path}: {entry.reason}")
+    for note, count in Counter(entry.note for entry in notes).most_common():
+        report(f"in {count} {'image' if count == 1 else 'images'}: {note}")
     return pixels_NSSC, [_label(files.paths[position]) for position in positions], skipped

@@ -13,6 +13,7 @@ from typing import Any
 
 from embedserve.errors import InvalidInput
 from embedserve_training.augment import PRESETS
+from embedserve_training.plan.image_settings import BEFORE, COLOURS, FITS, check_images
 
 METHODS = ("simclr", "moco", "barlow-twins", "instance-discrimination", "cpc")
 OPTIMIZERS = ("adamw", "sgd", "lars")
@@ -49,6 +50,25 @@ class TrainConfig:
         " instance-discrimination only.",
     )
     size_px: int | None = _field(None, "Side of the square that the encoder sees (auto: from the images).")
+    fit: str | None = _field(
+        None,
+        "How a picture that is not square meets the square: crop (its centre), squeeze (the whole, with another aspect)"
+        " or pad (the whole, with a border of pad_colour) (auto: crop).",
+    )
+    pad_colour: str | None = _field(
+        None, "Colour of what pad adds: white, black, grey, #rrggbb or r,g,b (auto: that of the images' borders)."
+    )
+    colour: str | None = _field(
+        None, "srgb: convert colours to sRGB where a file has another profile; stored: take its numbers as they are."
+    )
+    value_range: str | None = _field(
+        None,
+        "What becomes black and white of images with more than 8 bits: full (all that the bits can hold), tag (what the"
+        " file says) or two numbers, as in 0,4095 (auto: from the images).",
+    )
+    bands: str | None = _field(
+        None, "Which bands are red, green and blue, or grey, counted from 1, as in 4,3,2 (auto: as the file says)."
+    )
     augmentation: str | None = _field(
         None, f"Preset of augmentations: {', '.join(AUGMENTATIONS)} (auto: small for images below 64 px)."
     )
@@ -198,6 +218,9 @@ def check_values(config: Any) -> None:
     _check(config, "warmup", lambda value: 0 <= value < 1, "within 0–1")
     _check(config, "seed", lambda value: 0 <= value < 2**31, "within 0–2147483647")
     _check(config, "directions", lambda value: value in (1, 2, 4), "1, 2 or 4")
+    _check_choice(config, "fit", FITS)
+    _check_choice(config, "colour", COLOURS)
+    check_images(config)
     _check_choice(config, "augmentation", AUGMENTATIONS)
     _check_choice(config, "optimizer", OPTIMIZERS)
     _check_choice(config, "lr_scaling", ("sqrt", "linear", "none"))
@@ -235,6 +258,11 @@ class Settings:
     batch_size: int
     accumulate: int
     size_px: int
+    fit: str
+    pad_colour: str
+    colour: str
+    value_range: str
+    bands: str
     augmentation: str
     crop_min: float
     tau: float
@@ -275,11 +303,13 @@ class Settings:
     def from_json(cls, document: Mapping[str, Any]) -> Settings:
         """The settings in a run's plan or an encoder's metadata; fields of newer versions are ignored.
 
+        Those about images are missing in documents from before them; they are then what was done without them.
+
         Raises:
             TypeError: a field is missing.
         """
         known = {entry.name for entry in fields(cls)}
-        return cls(**{name: value for name, value in document.items() if name in known})
+        return cls(**{name: value for name, value in {**BEFORE, **document}.items() if name in known})
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from embedserve.errors import InvalidInput
 from embedserve_training.augment import PRESETS
 from embedserve_training.plan import recipes
 from embedserve_training.plan.config import SMALL_SIDE_PX, TrainConfig, drops
+from embedserve_training.plan.image_facts import PictureFacts, crop_min_of_padded, crop_reason, value_range
 from embedserve_training.plan.sources import SettingSources
 
 ONE_BATCH = {
@@ -62,6 +63,8 @@ class Facts:
     cores: int = 1
     processes: int = 1
     """Processes that train together."""
+    pictures: PictureFacts = field(default_factory=PictureFacts)
+    """Shapes, borders, value ranges and bands of the images."""
 
 
 class Defaults(SettingSources):
@@ -89,6 +92,7 @@ class Defaults(SettingSources):
         self._device()
         self._shape()
         self._usual_recipe()
+        self._images()
         self._views()
         self._budget()
         self._batch()
@@ -127,6 +131,23 @@ class Defaults(SettingSources):
         if self.from_user("recipe") != usual.name:
             self.use(usual)
 
+    def _images(self) -> None:
+        """Settle how the samples of a file become the square that the encoder sees."""
+        seen = self.facts.pictures
+        self.auto("fit", "crop", crop_reason(seen))
+        if self.value("fit") != "pad":
+            if (given := self.from_user("pad_colour")) is not None:
+                raise InvalidInput(
+                    f"pad_colour is {given!r}, but fit is {self.value('fit')}", hint="add --fit pad, or leave it out"
+                )
+            self.settle("pad_colour", "white", "auto", "nothing is padded")
+        else:
+            plain = seen.border_colour
+            self.auto("pad_colour", plain or "white", "that of most borders" if plain else "borders have no one colour")
+        self.auto("colour", "srgb", "profiles are followed" + seen.noted("profile", "colour", "sRGB"))
+        self.auto("value_range", *value_range(seen))
+        self.auto("bands", "", "as the files say" + seen.noted("band"))
+
     def _views(self) -> None:
         size = self.value("size_px")
         small = size < SMALL_SIDE_PX
@@ -139,6 +160,9 @@ class Defaults(SettingSources):
         else:
             preset = self.value("augmentation")
             self.auto("crop_min", min(view.crop_scale[0] for view in PRESETS[preset]), f"that of {preset}")
+        least = crop_min_of_padded(self.facts.pictures.longest_aspect) if self.value("fit") == "pad" else 0.0
+        if self.from_user("crop_min") is None and self.value("crop_min") < least:
+            self.settle("crop_min", least, "auto", "with less a view could be nothing but padding")
 
     def _budget(self) -> None:
         if self.from_user("minutes") is not None or self.from_recipe("minutes") is not None:

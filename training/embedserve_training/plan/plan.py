@@ -62,6 +62,7 @@ def _is_used(name: str, settings: Settings) -> bool:
     unused = {
         "accumulate": settings.method in ONE_BATCH,
         "projector_hidden": settings.projector_layers == 1,
+        "pad_colour": settings.fit != "pad",
         "lr_end": settings.lr_drops != "",
     }
     return applies(name, settings.method) and not unused.get(name, False)

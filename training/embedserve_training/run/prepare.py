@@ -6,6 +6,7 @@ import json
 import platform
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -20,11 +21,13 @@ from embedserve.errors import DataError, SetupError, TrainingError
 from embedserve.folder.list_file import list_file
 from embedserve.folder.scan import OLDER, RULE
 from embedserve.images.preprocess import PreprocessSpec
+from embedserve.types import Limits
 from embedserve_training import methods
-from embedserve_training.data import cache, folders
+from embedserve_training.data import cache, folders, survey
 from embedserve_training.data.cache import DecodedImages
-from embedserve_training.data.folders import ImageFolder, Skipped
+from embedserve_training.data.folders import ImageFolder, Noted, Skipped
 from embedserve_training.plan.config import MIN_IMAGES, SMALL_SIDE_PX, Settings, TrainConfig
+from embedserve_training.plan.image_settings import preprocess_of
 from embedserve_training.plan.plan import Facts, Plan, PlanEntry, plan
 from embedserve_training.run import checkpoint, run_folder
 from embedserve_training.run.run_folder import StoredPlan
@@ -49,8 +52,10 @@ class Prepared:
     """Kind → files or folders that are no images."""
     fingerprint: str = ""
     """Of the decoded images."""
-    side_px: int = 0
-    """Of the decoded images."""
+    notes: tuple[Noted, ...] = ()
+    """What was decided for single images."""
+    cached: PreprocessSpec | None = None
+    """How the images were decoded; None if nothing is to be trained."""
     step: int | None = None
     """Of the checkpoint to continue from; None for a new run."""
     seconds: float = 0.0
@@ -69,6 +74,7 @@ def prepare(
     fresh: bool,
     held: ExitStack,
     from_environment: Collection[str] = (),
+    limits: Limits | None = None,
 ) -> Prepared:
     """Plan a new run and decode its images, or find the run to continue.
 
@@ -83,6 +89,7 @@ def prepare(
         fresh: start over even if there is a run in ``out``.
         held: receives the lock on the run folder, which the caller holds as long as the run.
         from_environment: names of the settings of ``config`` that environment variables gave.
+        limits: on an image; larger ones are left out.
 
     Raises:
         DataError: the folder is missing or holds too few readable images.
@@ -93,17 +100,19 @@ def prepare(
     """
     before = None if fresh or dry_run else _earlier_run(out, config)
     # A run that an older release began keeps the images that it found.
-    rule = OLDER if before and "exclude" not in before.data else RULE
-    files = folders.scan(folder, exclude, rule=rule, report=report)
+    scan_rule = OLDER if before and "exclude" not in before.data else RULE
+    files = replace(folders.scan(folder, exclude, rule=scan_rule, report=report), limits=limits or Limits())
     run_folder.check_place(out, files.folders)
     if before:
         facts = None
         the_plan, side_px = _plan_of(before), int(before.data["cached_side_px"])
+        rule = PreprocessSpec.from_json(dict(before.preprocess))  # its own, whatever today's would be
         check_device(the_plan.settings.device, "the run started on that device; continue there, or start over: --fresh")
     else:
         facts = _facts(files, processes)
         the_plan = _make_plan(config, facts, from_environment)
         side_px = cache.cached_side_px(the_plan.settings.size_px, facts.median_side_px)
+        rule = _preprocess(the_plan.settings)
     if dry_run:
         report(f"{len(files.paths)} image files in {files.name}")
         for entry in files.unreadable:
@@ -125,15 +134,17 @@ def prepare(
         _check_same_processes(before, processes, out)
     held.enter_context(run_folder.locked(out))
     saved = checkpoint.load(out) if before else None  # another process may have continued it since
-    decoded = _decode(files, side_px, the_plan.settings.workers, out, report)
+    cached = cache.cached_spec(rule, side_px)
+    decoded = _decode(files, cached, the_plan.settings.workers, out, report)
     if before:
         _check_same_images(before, decoded, files, exclude, out)
     else:
         # There may be fewer images than the plan assumed: some files may be unreadable.
         facts = replace(facts or _facts(files, processes), images=len(decoded.positions))
         the_plan = _make_plan(config, facts, from_environment)
-        _begin(files, decoded, config, the_plan, side_px, processes, exclude, out)
+        _begin(files, decoded, config, the_plan, cached, processes, exclude, out)
     report(f"{len(decoded.positions)} images in {files.name}, {len(decoded.skipped)} files left out")
+    _report_notes(decoded.notes, out, report)
     _report_plan(the_plan, report)
     return Prepared(
         plan=the_plan,
@@ -141,7 +152,8 @@ def prepare(
         skipped=decoded.skipped,
         passed_over=files.passed_over,
         fingerprint=decoded.fingerprint,
-        side_px=side_px,
+        notes=decoded.notes,
+        cached=cached,
         step=saved.step if saved else None,
         seconds=saved.seconds if saved else 0.0,
     )
@@ -160,7 +172,7 @@ def versions() -> dict[str, str]:
 
 
 def _facts(files: ImageFolder, processes: int) -> Facts:
-    seen = folders.summarise(files)
+    seen = survey.summarise(files)
     return Facts(
         images=len(files.paths),
         median_side_px=seen.median_side_px,
@@ -169,6 +181,7 @@ def _facts(files: ImageFolder, processes: int) -> Facts:
         mps=torch.backends.mps.is_available(),
         cores=usable_cores(),
         processes=processes,
+        pictures=seen.pictures,
     )
 
 
@@ -236,14 +249,13 @@ def _preprocess(settings: Settings) -> PreprocessSpec:
     Classification encoders take the centre of photographs as well (256 → 224).
     """
     small = settings.size_px < SMALL_SIDE_PX
-    resize_px = settings.size_px if small else round(settings.size_px * cache.MARGIN)
-    return PreprocessSpec(size_px=settings.size_px, resize_px=resize_px, filter="bicubic")
+    return preprocess_of(settings, settings.size_px if small else round(settings.size_px * cache.MARGIN))
 
 
-def _decode(files: ImageFolder, side_px: int, workers: int, out: Path, report: Report) -> DecodedImages:
+def _decode(files: ImageFolder, spec: PreprocessSpec, workers: int, out: Path, report: Report) -> DecodedImages:
     """The pixels of all readable files, cached in the run folder."""
     progress = _decoding_progress(report)
-    images = cache.open_cache(files, side_px, out / run_folder.CACHE, workers=workers, progress=progress)
+    images = cache.open_cache(files, spec, out / run_folder.CACHE, workers=workers, progress=progress)
     _report_skipped(images.skipped, files, out, report)
     count = len(images.positions)
     if count < MIN_IMAGES:
@@ -280,7 +292,7 @@ def _begin(
     images: DecodedImages,
     config: TrainConfig,
     the_plan: Plan,
-    side_px: int,
+    cached: PreprocessSpec,
     processes: int,
     exclude: Sequence[str],
     out: Path,
@@ -299,7 +311,8 @@ def _begin(
             "exclude": list(exclude),
             "fingerprint": images.fingerprint,
             "images": len(images.positions),
-            "cached_side_px": side_px,
+            "cached_side_px": cached.size_px,
+            "notes": counted(images.notes),
             "processes": processes,
         },
         versions=versions(),
@@ -327,6 +340,17 @@ def _report_skipped(skipped: tuple[Skipped, ...], files: ImageFolder, out: Path,
         report(f"left out: {entry.path}: {entry.reason}")
     if len(skipped) > 3:
         report(f"left out: {len(skipped) - 3} more, listed in {path}")
+
+
+def counted(notes: tuple[Noted, ...]) -> dict[str, int]:
+    """Sentence → number of images that it is about, the most frequent first."""
+    return dict(Counter(entry.note for entry in notes).most_common())
+
+
+def _report_notes(notes: tuple[Noted, ...], out: Path, report: Report) -> None:
+    path = run_folder.write_notes(notes, out)
+    for note, count in counted(notes).items():
+        report(f"in {count} {'image' if count == 1 else 'images'}: {note}; listed in {path}")
 
 
 def _decoding_progress(report: Report) -> Callable[[int, int], None]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedserve.errors import TrainingError
+from embedserve.types import Limits
 from embedserve_training.data import cache
 from embedserve_training.data.cache import DecodedImages
-from embedserve_training.data.folders import Skipped
+from embedserve_training.data.folders import Noted, Skipped
 from embedserve_training.distributed.launch import ProcessGroup, join_process_group
 from embedserve_training.plan.config import TrainConfig
 from embedserve_training.plan.plan import Plan
@@ -37,6 +38,8 @@ class RunResult:
     skipped: tuple[Skipped, ...] = ()
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Kind → files or folders that are no images."""
+    notes: tuple[Noted, ...] = ()
+    """What was decided for single images."""
     steps: int = 0
     seconds: float = 0.0
     """Spent training since the first start of the run."""
@@ -57,6 +60,7 @@ def run_training(
     fresh: bool = False,
     stop_on_collapse: bool = False,
     from_environment: Collection[str] = (),
+    limits: Limits | None = None,
 ) -> RunResult:
     """Train an encoder on a folder of images, or continue a run that was stopped.
 
@@ -73,6 +77,7 @@ def run_training(
         fresh: start over even if there is a run in ``out``.
         stop_on_collapse: end the run if its embeddings collapse; else only warn.
         from_environment: names of the settings of ``config`` that environment variables gave, for the plan.
+        limits: on an image; larger ones are left out.
 
     Raises:
         DataError: the folder is missing or holds too few readable images.
@@ -97,6 +102,7 @@ def run_training(
                 fresh=fresh,
                 held=held,
                 from_environment=from_environment,
+                limits=limits,
             )
         )
         if prepared.status:
@@ -127,6 +133,7 @@ def run_training(
             images=prepared.images,
             skipped=prepared.skipped,
             passed_over=prepared.passed_over,
+            notes=prepared.notes,
             steps=outcome.step,
             seconds=outcome.seconds,
             progress=outcome.progress,
@@ -151,7 +158,8 @@ def _result(prepared: Prepared, out: Path, group: ProcessGroup) -> RunResult:
 def _open(prepared: Prepared, out: Path, group: ProcessGroup) -> tuple[DecodedImages, Checkpoint | None]:
     """The decoded images and the checkpoint that process 0 has prepared."""
     check_device(prepared.plan.settings.device, "all processes need the same device")
-    images = cache.find_cache(out / run_folder.CACHE, prepared.side_px, prepared.fingerprint)
+    assert prepared.cached is not None, "there is nothing to train"
+    images = cache.find_cache(out / run_folder.CACHE, prepared.cached, prepared.fingerprint)
     saved = checkpoint.load(out) if prepared.step is not None and images else None
     if images is None or (saved and saved.step != prepared.step):
         raise TrainingError(

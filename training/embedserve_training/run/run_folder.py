@@ -15,7 +15,7 @@ from typing import Any
 from embedserve.atomic_write import make_private_directory, write_text
 from embedserve.errors import TrainingError
 from embedserve.folder.kinds import passed_over_text
-from embedserve_training.data.folders import Skipped
+from embedserve_training.data.folders import Noted, Skipped
 from embedserve_training.plan.config import Settings
 
 FORMAT = 2
@@ -26,6 +26,7 @@ PLAN = "plan.json"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 SKIPPED = "skipped.txt"
+NOTES = "notes.txt"
 SAMPLES = "samples.npy"
 CACHE = "cache"
 LOCK = ".lock"
@@ -199,4 +200,11 @@ def write_skipped(skipped: tuple[Skipped, ...], run: Path, passed_over: Mapping[
     if passed_over:
         text += f"passed over\t{passed_over_text(passed_over)}\n"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    return path
+
+
+def write_notes(notes: tuple[Noted, ...], run: Path) -> Path:
+    """Write ``notes.txt``, a line for each thing that was decided for an image that is used, and return its path."""
+    path = run / NOTES
+    path.write_text("".join(f"{entry.path}\t{entry.note}\n" for entry in notes), errors="surrogateescape")
     return path

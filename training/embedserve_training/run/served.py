@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedserve.images.preprocess import PreprocessSpec
 from embedserve_training import methods
-from embedserve_training.data.cache import find_cache
+from embedserve_training.data.cache import cached_spec, find_cache
 from embedserve_training.networks.backbones import Backbone
 from embedserve_training.networks.whitening import Whitening, fit_to_images
 from embedserve_training.plan.config import Settings
@@ -72,7 +73,8 @@ def _whitening(run: Path, plan: StoredPlan, saved: Checkpoint, backbone: Backbon
         return None
     if saved.whitening:
         return Whitening.from_state(saved.whitening)
-    images = find_cache(run / run_folder.CACHE, int(plan.data["cached_side_px"]), str(plan.data["fingerprint"]))
+    spec = cached_spec(PreprocessSpec.from_json(dict(plan.preprocess)), int(plan.data["cached_side_px"]))
+    images = find_cache(run / run_folder.CACHE, spec, str(plan.data["fingerprint"]))
     return fit_to_images(backbone, images.pixels_NTTC, plan.settings.size_px) if images else None
 
 
