@@ -13,7 +13,7 @@ import click
 from embedserve.cli.terminal.options import (
     collection_option,
     exclude_option,
-    existing_images,
+    existing_folder,
     json_option,
     require_terminal,
     server_option,
@@ -70,7 +70,7 @@ class _Counts:
     "folders",
     nargs=-1,
     required=True,
-    type=existing_images,
+    type=existing_folder,
     metavar="FOLDER...",
 )
 @collection_option

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from embedserve.cli.terminal.options import exclude_option, existing_images
+from embedserve.cli.terminal.options import exclude_option, existing_folder
 from embedserve.cli.training import setting_option
 
 
 @click.command("preview")
-@click.argument("folders", nargs=-1, required=True, type=existing_images, metavar="FOLDER...")
+@click.argument("folders", nargs=-1, required=True, type=existing_folder, metavar="FOLDER...")
 @click.option(
     "-o",
     "--out",

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from embedserve.cli.terminal.options import exclude_option, existing_images
+from embedserve.cli.terminal.options import exclude_option, existing_folder
 from embedserve.cli.training import setting_options
 
 
 @click.command("train")
-@click.argument("folders", nargs=-1, required=True, type=existing_images, metavar="FOLDER...")
+@click.argument("folders", nargs=-1, required=True, type=existing_folder, metavar="FOLDER...")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-METHOD, NAME being FOLDER's]"
 )
