@@ -14,7 +14,7 @@ from embedserve.cli.terminal.options import (
     GivenPath,
     collection_option,
     exclude_option,
-    existing_images,
+    existing_folder,
     json_option,
     require_terminal,
     server_option,
@@ -71,7 +71,7 @@ class _Counts:
     "folders",
     nargs=-1,
     required=True,
-    type=existing_images,
+    type=existing_folder,
     metavar="FOLDER...",
 )
 @collection_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from embedserve.cli.terminal.image_limits import image_limit_options
-from embedserve.cli.terminal.options import exclude_option, existing_images
+from embedserve.cli.terminal.options import exclude_option, existing_folder, existing_images
 
 if TYPE_CHECKING:
     from embedserve.types import Limits
@@ -29,11 +29,11 @@ _ITSELF = {"self_recall_1": "itself\n@1", "self_mrr": "itself\nMRR"}
 
 @click.command("evaluate")
 @click.argument("subjects", metavar="RUN|ENCODER...", nargs=-1, required=True, type=existing_images)
-@click.argument("folder", metavar="FOLDER...", type=existing_images)
+@click.argument("folder", metavar="FOLDER...", type=existing_folder)
 @click.option(
     "--test",
     "test_folders",
-    type=existing_images,
+    type=existing_folder,
     multiple=True,
     help="Labelled folder with the queries. May be repeated.  [default: a fifth of FOLDER, held out]",
 )

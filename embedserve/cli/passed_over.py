@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from embedserve.folder.exclude import Exclude
     from embedserve.folder.find import Images
 
-_COLUMNS = 80
 _NAMED = 5
 """Broken links that are named."""
-
-
-def passed_over_lines(counts: Mapping[str, int]) -> list[str]:
-    """ "passed over: 7 .heic (…), 3 .svg" in lines of at most 80 columns; none if nothing was."""
-    from embedserve.folder.kinds import passed_over_text
-
-    if not counts:
-        return []
-    text = f"passed over: {passed_over_text(counts)}"
-    return textwrap.wrap(text, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def say_left_out(found: Images, exclude: Exclude) -> None:
     """Say what was passed over, what was left out on request, and which patterns matched nothing."""
     from embedserve.cli.terminal.output import printable, say
+    from embedserve.folder.kinds import passed_over_lines
 
     for line in passed_over_lines(found.passed_over):
         say(line)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedserve.cli.terminal.image_limits import image_limit_options
-from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_images, overwrite_option
+from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_folder, overwrite_option
 from embedserve.cli.training import setting_option
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("preview")
-@click.argument("folders", nargs=-1, required=True, type=existing_images, metavar="FOLDER...")
+@click.argument("folders", nargs=-1, required=True, type=existing_folder, metavar="FOLDER...")
 @click.option(
     "-o",
     "--out",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedserve.cli.terminal.image_limits import image_limit_options
-from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_images
+from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_folder
 from embedserve.cli.training import setting_options
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("train")
-@click.argument("folders", nargs=-1, required=True, type=existing_images, metavar="FOLDER...")
+@click.argument("folders", nargs=-1, required=True, type=existing_folder, metavar="FOLDER...")
 @click.option("-o", "--out", type=GivenPath(), help="Run folder.  [default: runs/NAME-METHOD, NAME being FOLDER's]")
 @exclude_option
 @setting_options

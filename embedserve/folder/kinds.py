@@ -7,6 +7,7 @@ A file whose suffix is known is judged by it and not opened. One without a suffi
 from __future__ import annotations
 
 import mimetypes
+import textwrap
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import cache
@@ -17,6 +18,8 @@ from embedserve.images.formats import SUFFIXES
 
 HEAD_BYTES = 4096
 """At most so much of a file is read to see what it is."""
+
+_COLUMNS = 80
 
 HIDDEN = "hidden"
 NO_SUFFIX = "without suffix"
@@ -141,3 +144,11 @@ def passed_over_text(counts: Mapping[str, int]) -> str:
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{count:,} {kind}" + (f" ({remedy(kind)})" if remedy(kind) else "") for kind, count in ranked]
     return ", ".join(parts)
+
+
+def passed_over_lines(counts: Mapping[str, int]) -> list[str]:
+    """ "passed over: 3 .svg, 2 hidden" in lines of at most 80 columns; none if nothing was."""
+    if not counts:
+        return []
+    text = f"passed over: {passed_over_text(counts)}"
+    return textwrap.wrap(text, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)

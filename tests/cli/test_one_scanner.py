@@ -69,15 +69,8 @@ def test_evaluate(everything: Path) -> None:
     lines: list[str] = []
     chosen = choose(everything, None, labels_needed=False, report=lines.append)
     assert list(chosen.train.paths) == IMAGES
-    assert chosen.train.unlabelled == (
-        "IMG.0001",
-        "avatar",
-        "bitmap",
-        "dots.jfif",
-        "old.JPE",
-        "photo.JPG_large",
-        "top.png",
-    )
+    beside = [name for name in IMAGES if "/" not in name]
+    assert list(chosen.train.unlabelled) == beside
     assert chosen.passed_over == PASSED_OVER
     assert lines[0].startswith(COUNTED)
 
@@ -130,3 +123,11 @@ def test_a_list_is_embedded_and_what_it_lacks_fails(cli: Cli, tmp_path: Path) ->
     assert outcome.exit_code == 1
     assert [row["path"] for row in outcome.json_lines] == [f"{tmp_path}/a"]
     assert f"{tmp_path}/gone.png" in outcome.err
+
+
+@pytest.mark.parametrize("command", ["add", "train", "preview"])
+def test_a_file_where_a_folder_is_needed_is_wrong_usage(cli: Cli, tmp_path: Path, command: str) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    outcome = cli(command, tmp_path / "a.png", *(("--collection", "c") if command == "add" else ()))
+    assert outcome.exit_code == 2
+    assert f"{tmp_path}/a.png is a file" in outcome.err

@@ -44,17 +44,18 @@ class Existing(GivenPath):
         what: what is missing otherwise, as in "encoder file".
         hint: how to get one, with "{path}" for the path.
         lists: ``@NAME`` is allowed too, a list of files that exists.
+        files: whether it may be a file.
     """
 
-    def __init__(self, what: str = "", hint: str = "", *, lists: bool = False) -> None:
+    def __init__(self, what: str = "", hint: str = "", *, lists: bool = False, files: bool = True) -> None:
         super().__init__()
-        self._what, self._hint, self._lists = what, hint, lists
+        self._what, self._hint, self._lists, self._files = what, hint, lists, files
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path.
 
         Raises:
-            InvalidInput: nothing has this path, or it is empty.
+            InvalidInput: it is empty, nothing has this path, or a file has it where only folders are allowed.
         """
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         found = path
@@ -67,11 +68,15 @@ class Existing(GivenPath):
                 raise click.exceptions.Exit(2)  # under torchrun: the first process says it for all
             message = f"there is no {self._what} {value}" if self._what else f"{value} does not exist"
             raise InvalidInput(message, hint=self._hint.format(path=value) or f"paths are relative to {Path.cwd()}")
+        if not self._files and found is path and path.is_file():
+            raise InvalidInput(f"{value} is a file", hint="give a folder of images, or a list of files as @NAME")
         return path
 
 
 existing = Existing()
 existing_images = Existing(lists=True)
+"""A file, a folder of images, or ``@NAME``: a list of image files."""
+existing_folder = Existing(lists=True, files=False)
 """A folder of images, or ``@NAME``: a list of image files."""
 existing_encoder = Existing("encoder file", "make one: embedserve export RUN -o {path}")
 

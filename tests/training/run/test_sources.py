@@ -12,8 +12,8 @@ import pytest
 from embedserve.errors import TrainingError
 from embedserve.folder.scan import OLDER
 from embedserve_training.plan.config import TrainConfig
+from embedserve_training.run import checkpoint, run_folder
 from embedserve_training.run import prepare as preparation
-from embedserve_training.run import run_folder
 from embedserve_training.run.prepare import Prepared
 from tests.fakes import picture
 
@@ -42,6 +42,7 @@ def continued(monkeypatch: pytest.MonkeyPatch, out: Path, *, of_older_release: b
     stored = run_folder.read_plan(out)
     data = {key: value for key, value in stored.data.items() if not (of_older_release and key == "exclude")}
     monkeypatch.setattr(preparation, "_earlier_run", lambda out, config: replace(stored, data=data))
+    monkeypatch.setattr(checkpoint, "load", lambda out: None)
 
 
 def test_several_folders_a_list_and_patterns(tmp_path: Path, tiny_config: Config) -> None:

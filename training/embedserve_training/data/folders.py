@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from embedserve.errors import DataError, ImageError
 from embedserve.folder.exclude import Exclude
 from embedserve.folder.find import find
-from embedserve.folder.kinds import passed_over_text
+from embedserve.folder.kinds import passed_over_lines
 from embedserve.folder.scan import RULE, ScanRule
 from embedserve.images import codec, preprocess
 from embedserve.images.preprocess import PreprocessSpec
@@ -148,8 +148,8 @@ def scan(
         excluded=len(found.excluded),
     )
     if report is not None:
-        if files.passed_over:
-            report(f"passed over: {passed_over_text(files.passed_over)}")
+        for line in passed_over_lines(files.passed_over):
+            report(line)
         if found.excluded:
             what = "1 file or folder" if len(found.excluded) == 1 else f"{len(found.excluded):,} files and folders"
             report(f"--exclude leaves out {what}, such as {found.excluded[0]}")
