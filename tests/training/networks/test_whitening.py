@@ -81,7 +81,9 @@ class Means(Backbone):
 
 
 # Small images are served whole, for any size of the cached ones; large ones without their margin.
-@pytest.mark.parametrize(("cached", "size", "cut"), [(10, 8, 0), (8, 8, 0), (6, 8, 0), (74, 64, 5), (64, 64, 0)])
+@pytest.mark.parametrize(
+    ("cached", "size", "cut"), [(10, 8, 0), (8, 8, 0), (6, 8, 0), (74, 64, 0), (110, 96, 7), (96, 96, 0)]
+)
 def test_it_is_fitted_to_images_as_the_encoder_sees_them(cached: int, size: int, cut: int) -> None:
     rng = np.random.default_rng(3)
     pixels = np.zeros((40, cached, cached, 3), np.uint8)

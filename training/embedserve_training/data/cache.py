@@ -42,6 +42,8 @@ class DecodedImages:
     skipped: tuple[Skipped, ...]
     fingerprint: str
     """sha256 over names and contents of the images that are used."""
+    digests: tuple[str, ...] = ()
+    """sha256 of each image's bytes in hex digits; empty in a cache of an older version."""
 
 
 def cached_side_px(size_px: int, median_side_px: int) -> int:
@@ -119,6 +121,7 @@ def _decode(
             hint="put the run on a larger disk: -o FOLDER",
         )
     positions: list[int] = []
+    digests: list[str] = []
     skipped = list(folder.unreadable)
     fingerprint = hashlib.sha256()
     partial = pixels_path.with_suffix(".partial")
@@ -131,6 +134,7 @@ def _decode(
                     continue
                 out.write(outcome.tobytes())
                 positions.append(position)
+                digests.append(digest.hex())
                 fingerprint.update(os.fsencode(folder.paths[position]) + b"\0" + digest)
             out.flush()
             os.fsync(out.fileno())
@@ -148,6 +152,7 @@ def _decode(
         "positions": positions,
         "skipped": [asdict(entry) for entry in skipped],
         "fingerprint": fingerprint.hexdigest(),
+        "digests": digests,
     }
     write_text(index_path, json.dumps(index))
 
@@ -169,4 +174,5 @@ def _open(pixels_path: Path, index_path: Path, side_px: int) -> DecodedImages | 
         positions=tuple(index["positions"]),
         skipped=tuple(Skipped(**entry) for entry in index["skipped"]),
         fingerprint=index["fingerprint"],
+        digests=tuple(index.get("digests", ())),
     )

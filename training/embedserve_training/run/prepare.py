@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Callable, Collection
@@ -15,17 +14,19 @@ import torch
 
 import embedserve
 from embedserve.cores import usable_cores
-from embedserve.errors import DataError, SetupError, TrainingError
+from embedserve.errors import DataError, SetupError
 from embedserve.images.preprocess import PreprocessSpec
 from embedserve_training import methods
 from embedserve_training.data import cache, folders
 from embedserve_training.data.cache import DecodedImages
 from embedserve_training.data.folders import ImageFolder, Skipped
-from embedserve_training.plan.config import MIN_IMAGES, SMALL_SIDE_PX, Settings, TrainConfig
-from embedserve_training.plan.plan import Facts, Plan, PlanEntry, plan
-from embedserve_training.run import checkpoint, run_folder
+from embedserve_training.plan.config import MIN_IMAGES, Settings, TrainConfig
+from embedserve_training.plan.plan import Facts, Plan, plan
+from embedserve_training.plan.sizes import is_small
+from embedserve_training.run import checkpoint, image_list, resume, run_folder, speed
 from embedserve_training.run.run_folder import StoredPlan
-from embedserve_training.watch.progress import duration, line_columns
+from embedserve_training.run.served import sees_whole_images
+from embedserve_training.watch.progress import counted, duration, line_columns
 
 Report = Callable[[str], None]
 SAMPLES = 32
@@ -50,6 +51,8 @@ class Prepared:
     """Of the checkpoint to continue from; None for a new run."""
     seconds: float = 0.0
     """Spent training so far."""
+    whole: bool | None = None
+    """Whether the encoder sees images whole, and not without a margin."""
 
 
 def prepare(
@@ -63,6 +66,7 @@ def prepare(
     fresh: bool,
     held: ExitStack,
     from_environment: Collection[str] = (),
+    measure_speed: Callable[[], float] = speed.measure,
 ) -> Prepared:
     """Plan a new run and decode its images, or find the run to continue.
 
@@ -76,6 +80,7 @@ def prepare(
         fresh: start over even if there is a run in ``out``.
         held: receives the lock on the run folder, which the caller holds as long as the run.
         from_environment: names of the settings of ``config`` that environment variables gave.
+        measure_speed: GFLOP/s of this machine at training; called only for a new plan that depends on it.
 
     Raises:
         DataError: the folder is missing or holds too few readable images.
@@ -84,13 +89,13 @@ def prepare(
         SetupError: the requested device is not available.
     """
     files = folders.scan(folder)
-    before = None if fresh or dry_run else _earlier_run(out, config)
+    before = None if fresh or dry_run else resume.earlier_run(out, config)
     if before:
         facts = None
-        the_plan, side_px = _plan_of(before), int(before.data["cached_side_px"])
+        the_plan, side_px = resume.plan_of(before, config), int(before.data["cached_side_px"])
         check_device(the_plan.settings.device, "the run started on that device; continue there, or start over: --fresh")
     else:
-        facts = _facts(files, processes)
+        facts = _with_speed(config, _facts(files, processes), measure_speed)
         the_plan = _make_plan(config, facts, from_environment)
         side_px = cache.cached_side_px(the_plan.settings.size_px, facts.median_side_px)
     if dry_run:
@@ -99,21 +104,24 @@ def prepare(
         return Prepared(status="planned", plan=the_plan, images=len(files.paths))
     saved = checkpoint.load(out) if before else None
     if before and saved and saved.finished:
-        report(f"{out} is finished: {saved.step} steps in {duration(saved.seconds)}; --fresh starts over")
+        report(f"{out} is finished: {counted(saved.step, 'step')} in {duration(saved.seconds)}; --fresh starts over")
         images = int(before.data["images"])
         return Prepared(status="finished before", plan=the_plan, images=images, step=saved.step, seconds=saved.seconds)
     if before:
-        _check_same_processes(before, processes, out)
+        resume.check_same_processes(before, processes, out)
     held.enter_context(run_folder.locked(out))
     saved = checkpoint.load(out) if before else None  # another process may have continued it since
     decoded = _decode(files, side_px, the_plan.settings.workers, out, report)
     if before:
-        _check_same_images(before, decoded, folder, out)
+        resume.check_same_images(before, decoded.fingerprint, _digests(files, decoded), folder, out)
+        resume.remember_folder(before, folder, out)
+        whole = sees_whole_images(before.preprocess)
     else:
         # There may be fewer images than the plan assumed: some files may be unreadable.
         facts = replace(facts or _facts(files, processes), images=len(decoded.positions))
         the_plan = _make_plan(config, facts, from_environment)
-        _begin(files, decoded, config, the_plan, side_px, processes, out)
+        spec = _begin(files, decoded, config, the_plan, side_px, processes, out)
+        whole = sees_whole_images(spec.to_json())
     report(f"{len(decoded.positions)} images in {folder}, {len(decoded.skipped)} files left out")
     _report_plan(the_plan, report)
     return Prepared(
@@ -124,6 +132,7 @@ def prepare(
         side_px=side_px,
         step=saved.step if saved else None,
         seconds=saved.seconds if saved else 0.0,
+        whole=whole,
     )
 
 
@@ -143,6 +152,7 @@ def _facts(files: ImageFolder, processes: int) -> Facts:
     seen = folders.summarise(files)
     return Facts(
         images=len(files.paths),
+        files=len(files.paths),
         median_side_px=seen.median_side_px,
         grey=seen.grey,
         cuda=torch.cuda.is_available(),
@@ -150,6 +160,14 @@ def _facts(files: ImageFolder, processes: int) -> Facts:
         cores=usable_cores(),
         processes=processes,
     )
+
+
+def _with_speed(config: TrainConfig, facts: Facts, measure_speed: Callable[[], float]) -> Facts:
+    """The facts with the speed of the CPU, where a plan depends on it; a dry run measures too, and plans the same."""
+    settings = plan(config, facts).settings
+    if settings.device != "cpu" or not settings.minutes:
+        return facts
+    return replace(facts, gflop_per_s=measure_speed())
 
 
 def _make_plan(config: TrainConfig, facts: Facts, from_environment: Collection[str]) -> Plan:
@@ -175,36 +193,6 @@ def check_device(device: str, hint: str) -> None:
         raise SetupError("device mps was asked for, but is not available", hint=hint)
 
 
-def _earlier_run(out: Path, config: TrainConfig) -> StoredPlan | None:
-    """The plan of the run in ``out``, None if there is none.
-
-    Raises:
-        TrainingError: it was started with another config.
-    """
-    if not (out / run_folder.CHECKPOINT).exists():
-        return None
-    before = run_folder.read_plan(out)
-    # By way of JSON, as the stored one.
-    now = json.loads(json.dumps(asdict(config)))
-    differing = [name for name in now if now[name] != before.config.get(name)]
-    if differing:
-        changes = ", ".join(f"{name} was {before.config.get(name)} and is {now[name]}" for name in differing)
-        raise TrainingError(
-            f"{out} holds a run of another configuration: {changes}",
-            hint="continue with the same values, start over with --fresh, or use another folder: -o FOLDER",
-        )
-    return before
-
-
-def _plan_of(before: StoredPlan) -> Plan:
-    settings = before.settings.to_json()
-    entries = [
-        PlanEntry(name=name, value=value, source=before.sources.get(name, "default"))
-        for name, value in settings.items()
-    ]
-    return Plan(settings=before.settings, entries=tuple(entries))
-
-
 def _report_plan(the_plan: Plan, report: Report) -> None:
     for line in the_plan.lines(line_columns() - 4):
         report(f"  {line}")
@@ -215,8 +203,7 @@ def _preprocess(settings: Settings) -> PreprocessSpec:
 
     Classification encoders take the centre of photographs as well (256 → 224).
     """
-    small = settings.size_px < SMALL_SIDE_PX
-    resize_px = settings.size_px if small else round(settings.size_px * cache.MARGIN)
+    resize_px = settings.size_px if is_small(settings.size_px) else round(settings.size_px * cache.MARGIN)
     return PreprocessSpec(size_px=settings.size_px, resize_px=resize_px, filter="bicubic")
 
 
@@ -231,22 +218,9 @@ def _decode(files: ImageFolder, side_px: int, workers: int, out: Path, report: R
     return images
 
 
-def _check_same_processes(before: StoredPlan, processes: int, out: Path) -> None:
-    then = int(before.data.get("processes", 1))
-    if then != processes:
-        # Batch-norm, and the parts that it normalises, depend on it.
-        raise TrainingError(
-            f"the run in {out} was started with {then} {'process' if then == 1 else 'processes'}, not with {processes}",
-            hint=f"continue with {then}, or start over with --fresh",
-        )
-
-
-def _check_same_images(before: StoredPlan, images: DecodedImages, folder: Path, out: Path) -> None:
-    if images.fingerprint != before.data["fingerprint"]:
-        raise TrainingError(
-            f"the images in {folder} are not those that the run in {out} was started with",
-            hint="start over with --fresh, or use another folder for the run: -o FOLDER",
-        )
+def _digests(files: ImageFolder, images: DecodedImages) -> dict[str, str]:
+    """sha256 of each image's bytes by its name; empty if a cache of an older version does not have them."""
+    return {files.paths[position]: digest for position, digest in zip(images.positions, images.digests, strict=False)}
 
 
 def _begin(
@@ -257,8 +231,8 @@ def _begin(
     side_px: int,
     processes: int,
     out: Path,
-) -> None:
-    """Remove the files of an earlier run, and write those that do not change during this one."""
+) -> PreprocessSpec:
+    """Remove the files of an earlier run, and write those that do not change during this one; the preprocessing."""
     run_folder.clear(out)
     spec = _preprocess(the_plan.settings)
     _write_samples(files, images.positions, spec, out)
@@ -276,7 +250,11 @@ def _begin(
         },
         versions=versions(),
     )
+    digests = _digests(files, images)
+    if digests:
+        image_list.write(digests, out)
     run_folder.write_plan(stored, out)
+    return spec
 
 
 def _write_samples(files: ImageFolder, positions: tuple[int, ...], spec: PreprocessSpec, out: Path) -> None:

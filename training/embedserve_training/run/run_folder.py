@@ -15,6 +15,7 @@ from embedserve.atomic_write import make_private_directory, write_text
 from embedserve.errors import TrainingError
 from embedserve_training.data.folders import Skipped
 from embedserve_training.plan.config import Settings
+from embedserve_training.run import image_list
 
 FORMAT = 2
 """Of ``plan.json`` and of the checkpoint. Format 1 also stored the state of torch's global generator, which now follows
@@ -100,7 +101,7 @@ def locked(run: Path) -> Iterator[None]:
 
 def clear(run: Path) -> None:
     """Remove the files of an earlier run, but not its decoded images."""
-    for name in (CHECKPOINT, PLAN, METRICS, SAMPLES):
+    for name in (CHECKPOINT, PLAN, METRICS, SAMPLES, image_list.NAME):
         (run / name).unlink(missing_ok=True)
     shutil.rmtree(run / TENSORBOARD, ignore_errors=True)
 
