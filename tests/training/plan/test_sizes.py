@@ -41,7 +41,7 @@ def test_network_stem_augmentations_patches_batch_and_crop_have_the_same_idea_of
         "batch": chosen.batch_size == 512,
         "patches": patches.patch_grid == 5,
         "whole": _preprocess(chosen).resize_px == size_px,
-        "stem": stem.stride == (1, 1),  # type: ignore[union-attr]
+        "stem": stem.stride == (1, 1),
     }
     assert found == dict.fromkeys(found, small)
 

@@ -40,7 +40,7 @@ def test_a_network_that_is_too_large_at_any_side_is_replaced_by_a_smaller_one() 
     # ResNet-18 with the stem for small images is too slow even at 32 px (4 · 12 steps); small-cnn costs 45 times less.
     text = line(chosen(minutes=7.0, backbone="resnet18", size_px=64), 35.0)
     assert text.startswith("about 12 steps, 0.5 passes over the images, will fit in 7 minutes; --fresh --backbone")
-    assert "--backbone small-cnn --size-px 64 would give about 537 steps" in text
+    assert "--backbone small-cnn --size-px 64 would give about 538 steps" in text
 
 
 def test_where_no_side_helps_more_minutes_are_proposed() -> None:
@@ -92,10 +92,23 @@ def test_the_first_step_is_not_timed_and_the_line_is_said_once() -> None:
     assert timed.step_s(Spent(step=5, seconds=108.0)) == 0.0
 
 
+def test_a_single_step_that_takes_long_is_enough() -> None:
+    timed = FirstSteps()
+    assert timed.step_s(Spent(step=1, seconds=30.0)) == 0.0
+    assert timed.step_s(Spent(step=2, seconds=50.0)) == 20.0
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(1, "1 second"), (42.4, "42 seconds"), (372, "6.2 minutes"), (120, "2 minutes"), (18_000, "5 hours")]
-    + [(90_000, "25 hours"), (86_400 * 3, "3 days")],
+    [
+        (1, "1 second"),
+        (42.4, "42 seconds"),
+        (120, "2 minutes"),
+        (372, "6.2 minutes"),
+        (18_000, "5 hours"),
+        (90_000, "25 hours"),
+        (259_200, "3 days"),
+    ],
 )
 def test_durations_read_as_in_a_sentence(seconds: float, text: str) -> None:
     assert long_duration(seconds) == text

@@ -35,7 +35,7 @@ def planned(folder: Path, config: TrainConfig, out: Path, measured: list[float])
         )
 
 
-def test_speed_is_the_work_of_the_fastest_batch_over_its_time() -> None:
+def test_speed_is_the_work_of_the_fastest_batch_over_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     # The clock is read once at the beginning, and before and after each batch: 0.3 s (not counted), 0.1 s and 0.2 s,
     # after which more than half a second is over.
     times = iter([0.0, 0.0, 0.3, 0.3, 0.4, 0.4, 0.6])
@@ -43,14 +43,16 @@ def test_speed_is_the_work_of_the_fastest_batch_over_its_time() -> None:
     def clock() -> float:
         return next(times)
 
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     # 32 views · 3 · 24,240 FLOP · 32² = 2.38 GFLOP in 0.1 s.
     assert speed.measure(clock) == pytest.approx(23.8, abs=0.05)
 
 
-def test_measuring_draws_no_random_number_of_the_run() -> None:
-    before = torch.get_rng_state()
+def test_measuring_draws_no_random_number_of_the_run_and_leaves_its_threads() -> None:
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
     assert speed.measure() > 0
     assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
 
 
 def test_only_a_budget_in_minutes_is_planned_by_speed_and_a_dry_run_is_too(

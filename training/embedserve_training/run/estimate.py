@@ -15,8 +15,8 @@ from embedserve_training.plan.sizes import RESNET, SMALL_CNN, STRIDE_PX, is_smal
 from embedserve_training.run.budget import Budget, Spent
 from embedserve_training.watch.progress import counted, long_duration
 
-AFTER_STEPS = 3
-"""Steps that are timed at least; the first of a run, which may be slow, does not count."""
+AFTER_STEPS, AFTER_S = 3, 5.0
+"""So many steps are timed, or as many as take so long; the first of a run, which may be slow, does not count."""
 _MUCH = 1.5
 """Ratio of what was planned to what was measured that is worth a line."""
 _WORTH_SAYING_S, _LONG_S = 600.0, 3600.0
@@ -33,11 +33,11 @@ class FirstSteps:
         """Seconds per step once enough of them are timed, for one call; else 0."""
         if self._from is None:
             self._from = spent
-        steps = spent.step - self._from.step
-        if self._told or steps < AFTER_STEPS:
+        steps, seconds = spent.step - self._from.step, spent.seconds - self._from.seconds
+        if self._told or not steps or (steps < AFTER_STEPS and seconds < AFTER_S):
             return 0.0
         self._told = True
-        return max(spent.seconds - self._from.seconds, 1e-9) / steps
+        return max(seconds, 1e-9) / steps
 
 
 def correction(

@@ -122,7 +122,7 @@ def prepare(
         the_plan = _make_plan(config, facts, from_environment)
         spec = _begin(files, decoded, config, the_plan, side_px, processes, out)
         whole = sees_whole_images(spec.to_json())
-    report(f"{len(decoded.positions)} images in {folder}, {len(decoded.skipped)} files left out")
+    report(f"{len(decoded.positions)} images in {folder}, {counted(len(decoded.skipped), 'file')} left out")
     _report_plan(the_plan, report)
     return Prepared(
         plan=the_plan,
