@@ -99,6 +99,15 @@ def test_it_is_fitted_to_images_as_the_encoder_sees_them(cached: int, size: int,
     assert network.training
 
 
+def test_a_run_of_64_px_of_an_older_version_is_fitted_to_images_without_their_margin_as_it_serves_them() -> None:
+    pixels = np.full((40, 74, 74, 3), 255, np.uint8)
+    pixels[:, 5:69, 5:69] = 51
+    assert served.sees_whole_images({"size_px": 64, "resize_px": 64})
+    whole = served.sees_whole_images({"size_px": 64, "resize_px": 74})
+    fitted = fit_to_images(Means(), pixels, 64, whole=whole)
+    np.testing.assert_allclose(fitted.mean_D.numpy(), 0.2, atol=1e-6)
+
+
 def test_a_finished_run_serves_whitened_embeddings_through_the_file(finished_run: Path, tmp_path: Path) -> None:
     saved = checkpoint.load(finished_run)
     assert saved.whitening is not None
