@@ -200,12 +200,13 @@ def network(name: str, size_px: int) -> Any:
     from torch import nn
 
     from embedserve_training.networks import backbones
+    from embedserve_training.plan.sizes import is_small
 
     torch.manual_seed(0)
     try:
         return backbones.build(name, size_px)
     except ImportError:
-        small = size_px <= backbones.SMALL_IMAGE_PX
+        small = is_small(size_px)
         layers: list[Any] = [nn.Conv2d(3, 64, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)]
         layers += [nn.BatchNorm2d(64), nn.ReLU(inplace=True)]
         layers += [] if small else [nn.MaxPool2d(3, 2, 1)]

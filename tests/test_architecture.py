@@ -175,7 +175,11 @@ def test_help_loads_nothing_heavy(modules_after_help: set[str]) -> None:
 def test_help_loads_of_training_only_its_settings(modules_after_help: set[str]) -> None:
     # They are where the help texts of its flags are written; the names of the augmentations are among them.
     loaded = {name for name in modules_after_help if name.partition(".")[0] == "embedserve_training"}
-    settings = {"plan", "plan.config", "plan.image_settings", "augment", "augment.presets", "augment.recipe"}
+    settings = {"plan", "plan.config", "plan.image_settings", "plan.sizes"} | {
+        "augment",
+        "augment.presets",
+        "augment.recipe",
+    }
     assert loaded <= {"embedserve_training", *(f"embedserve_training.{name}" for name in settings)}
 
 

@@ -91,6 +91,7 @@ def command(
                 "notes": dict(Counter(entry.note for entry in result.notes).most_common()),
                 "steps": result.steps,
                 "seconds": round(result.seconds, 1),
+                "whitening_seconds": round(result.whitening_s, 1),
                 "settings": result.plan.settings.to_json(),
             }
         )
@@ -98,7 +99,8 @@ def command(
         say(f"stopped at step {result.steps}; the same command continues from there")
         sys.exit(130)
     if result.status == "finished":
-        say(f"{result.run}: {result.steps} steps on {result.images} images in {result.seconds / 60:.1f} minutes")
+        steps = f"{result.steps} {'step' if result.steps == 1 else 'steps'}"
+        say(f"{result.run}: {steps} on {result.images} images in {result.took}")
     if result.status != "planned":
         say(f"next: embedserve export {result.run} -o encoder.onnx")
 

@@ -81,7 +81,9 @@ class Means(Backbone):
 
 
 # Small images are served whole, for any size of the cached ones; large ones without their margin.
-@pytest.mark.parametrize(("cached", "size", "cut"), [(10, 8, 0), (8, 8, 0), (6, 8, 0), (74, 64, 5), (64, 64, 0)])
+@pytest.mark.parametrize(
+    ("cached", "size", "cut"), [(10, 8, 0), (8, 8, 0), (6, 8, 0), (74, 64, 0), (110, 96, 7), (96, 96, 0)]
+)
 def test_it_is_fitted_to_images_as_the_encoder_sees_them(cached: int, size: int, cut: int) -> None:
     rng = np.random.default_rng(3)
     pixels = np.zeros((40, cached, cached, 3), np.uint8)
@@ -95,6 +97,15 @@ def test_it_is_fitted_to_images_as_the_encoder_sees_them(cached: int, size: int,
     np.testing.assert_allclose(fitted.mean_D.numpy(), chosen.mean(0), atol=1e-5)
     assert network.seen == [(count, 3, size, size)]
     assert network.training
+
+
+def test_a_run_of_64_px_of_an_older_version_is_fitted_to_images_without_their_margin_as_it_serves_them() -> None:
+    pixels = np.full((40, 74, 74, 3), 255, np.uint8)
+    pixels[:, 5:69, 5:69] = 51
+    assert served.sees_whole_images({"size_px": 64, "resize_px": 64})
+    whole = served.sees_whole_images({"size_px": 64, "resize_px": 74})
+    fitted = fit_to_images(Means(), pixels, 64, whole=whole)
+    np.testing.assert_allclose(fitted.mean_D.numpy(), 0.2, atol=1e-6)
 
 
 def test_a_finished_run_serves_whitened_embeddings_through_the_file(finished_run: Path, tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_patches_larger_than_the_image_are_refused() -> None:
         plan(TrainConfig(method="cpc", patch_px=64), SMALL)
 
 
-@pytest.mark.parametrize(("size", "patch"), [(8, 8), (28, 12), (32, 14), (64, 16), (224, 56)])
+@pytest.mark.parametrize(("size", "patch"), [(8, 8), (28, 12), (32, 14), (64, 27), (96, 24), (224, 56)])
 def test_patches_overlap_and_never_exceed_the_image(size: int, patch: int) -> None:
     settings = plan(TrainConfig(method="cpc", size_px=size), SMALL).settings
     assert settings.patch_px == patch

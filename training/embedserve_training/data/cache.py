@@ -44,6 +44,8 @@ class DecodedImages:
     """sha256 over names and contents of the images that are used."""
     notes: tuple[Noted, ...] = ()
     """What was decided for single images."""
+    digests: tuple[str, ...] = ()
+    """sha256 of each image's bytes in hex digits; empty in a cache of an older version."""
 
 
 def cached_side_px(size_px: int, median_side_px: int) -> int:
@@ -125,6 +127,7 @@ def _decode(
             hint="put the run on a larger disk: -o FOLDER",
         )
     positions: list[int] = []
+    digests: list[str] = []
     skipped = list(folder.unreadable)
     notes: list[Noted] = []
     fingerprint = hashlib.sha256()
@@ -138,6 +141,7 @@ def _decode(
                     continue
                 out.write(outcome.tobytes())
                 positions.append(position)
+                digests.append(digest.hex())
                 fingerprint.update(os.fsencode(folder.paths[position]) + b"\0" + digest)
             out.flush()
             os.fsync(out.fileno())
@@ -157,6 +161,7 @@ def _decode(
         "fingerprint": fingerprint.hexdigest(),
         "notes": [asdict(entry) for entry in notes],
         "rule": spec.to_json(),
+        "digests": digests,
     }
     write_text(index_path, json.dumps(index))
 
@@ -184,4 +189,5 @@ def _open(pixels_path: Path, index_path: Path, spec: PreprocessSpec) -> DecodedI
         skipped=tuple(Skipped(**entry) for entry in index["skipped"]),
         fingerprint=index["fingerprint"],
         notes=tuple(Noted(**entry) for entry in index.get("notes", ())),
+        digests=tuple(index.get("digests", ())),
     )

@@ -19,7 +19,7 @@ from embedserve_training.evaluate.networks import found_networks, supervised_row
 from embedserve_training.evaluate.self_retrieval import first_view
 from embedserve_training.evaluate.subjects import Subject
 from embedserve_training.evaluate.table import Row
-from embedserve_training.plan.config import SMALL_SIDE_PX
+from embedserve_training.plan.sizes import is_small
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -153,7 +153,7 @@ def _recipe(subject: Subject, name: str | None) -> tuple[Augmentation | None, st
             most = max(recipe.crop_scale[1], settings.crop_min)
             recipe = replace(recipe, crop_scale=(settings.crop_min, most))
             return recipe, f"{settings.augmentation}, crops from {100 * settings.crop_min:.0f} %"
-        name = name or ("small" if subject.spec.size_px < SMALL_SIDE_PX else "photo")
+        name = name or ("small" if is_small(subject.spec.size_px) else "photo")
         return first_view(name), name
     except ImportError:
         return None, ""

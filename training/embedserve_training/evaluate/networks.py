@@ -119,7 +119,6 @@ def supervised_row(bench: Bench, network: Network, epochs: int) -> Row:
         right.append(float((encoder.classify(loaded.test_MSSC) == loaded.test_labels_M).mean()))
     own = Figure.of(right)
     deviation = "" if own.std is None else f" ± {100 * own.std:.1f}"
-    note = (
-        f"trained on the labels for {epochs} epochs; its own classifier is right for {100 * own.mean:.1f}{deviation} %"
-    )
+    passes = f"{epochs} {'epoch' if epochs == 1 else 'epochs'}"
+    note = f"trained on the labels for {passes}; its own classifier is right for {100 * own.mean:.1f}{deviation} %"
     return bench.row(network.name("supervised"), network.embeds(encoders), note)

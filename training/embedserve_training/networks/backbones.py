@@ -5,15 +5,19 @@ Shapes: B images, C = 3 channels, S side in pixels, D numbers per embedding.
 
 from __future__ import annotations
 
+import difflib
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from embedserve.errors import InvalidInput
-
-SMALL_CNN = "small-cnn"
-SMALL_IMAGE_PX = 64
-"""Images up to this side get a stem that does not discard three quarters of their pixels at once."""
+from embedserve_training.plan.sizes import SMALL_CNN as SMALL_CNN
+from embedserve_training.plan.sizes import is_small
 
 # One value for all channels, so that grey stays grey. SimCLR itself feeds [0, 1]; networks without batch-norm after
 # the first convolution (ConvNeXt, ViT) need centred input.
@@ -47,39 +51,113 @@ def build(name: str, size_px: int) -> Backbone:
 
     Args:
         name: "small-cnn" or a classification model of torchvision, as in "resnet18" or "convnext_tiny".
-        size_px: side of the images. Up to SMALL_IMAGE_PX, ResNets get a 3 × 3 stem without max-pooling (the CIFAR
-            variant of SimCLR, arXiv 2002.05709, appendix B.9).
+        size_px: side of the images. For small ones ResNets get a 3 × 3 stem without max-pooling, which does not
+            discard three quarters of their pixels at once (the CIFAR variant of SimCLR, arXiv 2002.05709, appendix
+            B.9).
 
     Raises:
         InvalidInput: the backbone does not exist, or does not work at this size.
     """
+    try:
+        return _build(name, size_px)
+    except _Unfit as error:
+        raise InvalidInput(
+            f"backbone {name!r} does not take images of {size_px} px: {error}", hint=_other_size(name, size_px)
+        ) from error
+
+
+class _Unfit(Exception):
+    """A network does not take images of a size; the text says why."""
+
+
+_USUAL_SIZES_PX = (32, 64, 96, 128, 160, 192, 224, 299, 384)
+
+
+def _build(name: str, size_px: int) -> Backbone:
     body, dimension = (SmallCNN(), SmallCNN.DIMENSION) if name == SMALL_CNN else _torchvision(name, size_px)
     backbone = Backbone(body, name, dimension)
-    check_runs(backbone, size_px)
+    _check_runs(backbone, size_px)
     return backbone
+
+
+def _other_size(name: str, size_px: int) -> str:
+    """The nearest usual side that the network takes, as a flag."""
+    for other in sorted(_USUAL_SIZES_PX, key=lambda side: abs(side - size_px)):
+        try:
+            with torch.device("meta"):
+                _build(name, other)
+        except _Unfit:
+            continue
+        return f"--size-px {other}"
+    return "try another --backbone, such as resnet18"
+
+
+def names() -> list[str]:
+    """The networks that can be trained: small-cnn, and torchvision's for classification."""
+    from torchvision import models
+
+    return [SMALL_CNN, *models.list_models(module=models)]
 
 
 def _torchvision(name: str, size_px: int) -> tuple[nn.Module, int]:
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        raise InvalidInput(
-            f"there is no backbone {name!r}",
-            hint=f'"{SMALL_CNN}" or a torchvision model such as resnet18, resnet50, convnext_tiny',
-        )
-    sized = {"image_size": size_px} if name.startswith("vit_") else {}
+    if name not in names():
+        raise _unknown(name)
+    sized: dict[str, Any] = {"image_size": size_px} if name.startswith("vit_") else {}
     # Without these arguments Inception and GoogLeNet warn that their initialisation is slow.
     sized |= {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    sized |= {"input_size": (size_px, size_px)} if name == "maxvit_t" else {}
     try:
-        body = models.get_model(name, weights=None, **sized)
-    except AssertionError as error:  # a ViT whose patches do not divide the image
-        raise _refuses(name, size_px, error) from error
+        body = _without_data(functools.partial(models.get_model, name, weights=None, **sized))
+    except (AssertionError, ValueError) as error:  # patches or windows that do not divide the image
+        raise _Unfit(error) from error
     dimension = _drop_classifier(body, name)
-    if size_px <= SMALL_IMAGE_PX and isinstance(body, models.ResNet):
+    if is_small(size_px) and isinstance(body, models.ResNet):
         body.conv1 = nn.Conv2d(3, body.conv1.out_channels, 3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
         body.maxpool = nn.Identity()
     return body, dimension
+
+
+def _unknown(name: str) -> InvalidInput:
+    from torchvision import models
+
+    near = difflib.get_close_matches(name, names(), n=3)
+    if name in models.list_models():
+        reason = f"backbone {name!r} does not give one vector per image: it finds objects, segments, or reads videos"
+    else:
+        reason = f"there is no backbone {name!r}"
+    others = f'"{SMALL_CNN}" or a torchvision model such as resnet18, resnet50, convnext_tiny'
+    return InvalidInput(reason, hint=f"{', '.join(near)}? Or {others}" if near else others)
+
+
+class _WeightsWithoutData(TorchFunctionMode):
+    """Weights are made on the meta device, and the small tensors from which a network computes its widths are real."""
+
+    _MAKE_WEIGHTS = (torch.empty, torch.zeros, torch.ones)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._MAKE_WEIGHTS:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+def _without_data(make: Callable[[], nn.Module]) -> nn.Module:
+    """The network, on the default device. Where that is meta, RegNets are made with real tensors for their widths.
+
+    They read numbers from tensors while they are built, and a tensor on the meta device has none.
+    """
+    try:
+        return make()
+    except NotImplementedError:
+        if torch.get_default_device().type != "meta":
+            raise
+    with torch.device("cpu"), _WeightsWithoutData():
+        return make().to("meta")
 
 
 def _drop_classifier(body: nn.Module, name: str) -> int:
@@ -89,6 +167,10 @@ def _drop_classifier(body: nn.Module, name: str) -> int:
         if isinstance(head, nn.Linear):
             setattr(body, attribute, nn.Identity())
             return head.in_features
+        if isinstance(head, nn.Sequential) and len(head) == 4 and isinstance(head[1], nn.Conv2d):
+            features = head[1].in_channels  # SqueezeNet: dropout, a convolution to classes, ReLU, mean
+            head[0] = head[1] = nn.Identity()
+            return features
         if isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear):
             features = head[-1].in_features
             head[-1] = nn.Identity()
@@ -96,27 +178,33 @@ def _drop_classifier(body: nn.Module, name: str) -> int:
     raise InvalidInput(f"backbone {name!r} has no classifier that can be removed", hint="try resnet18")
 
 
-def check_runs(backbone: Backbone, size_px: int) -> None:
-    """Check that the backbone gives one embedding for each image of this side.
+def check_runs(backbone: Backbone, patch_px: int) -> None:
+    """Check that the backbone gives one embedding for each patch of this side.
 
     Raises:
         InvalidInput: it does not.
     """
+    try:
+        _check_runs(backbone, patch_px)
+    except _Unfit as error:
+        raise InvalidInput(
+            f"backbone {backbone.name!r} does not take patches of {patch_px} px: {error}",
+            hint="a larger --size-px, or --set patch_px=…",
+        ) from error
+
+
+def _check_runs(backbone: Backbone, size_px: int) -> None:
     backbone.eval()
     try:
         with torch.no_grad():
             shape = tuple(backbone(torch.zeros(2, 3, size_px, size_px)).shape)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise _refuses(backbone.name, size_px, error) from error
+        raise _Unfit(" ".join(str(error).split())) from error
     if shape != (2, backbone.dimension):
-        raise InvalidInput(f"backbone {backbone.name!r} gives {shape}, not one embedding per image")
+        raise InvalidInput(
+            f"backbone {backbone.name!r} gives {shape}, not one embedding per image", hint="try resnet18"
+        )
     backbone.train()
-
-
-def _refuses(name: str, size_px: int, error: Exception) -> InvalidInput:
-    return InvalidInput(
-        f"backbone {name!r} does not take images of {size_px} px: {error}", hint="try another --size-px"
-    )
 
 
 class SmallCNN(nn.Module):

@@ -16,7 +16,7 @@ Shapes: N images, D numbers of h, T side of the cached image, S side that the en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedserve_training.networks.backbones import Backbone
-from embedserve_training.plan.config import SMALL_SIDE_PX
+from embedserve_training.plan.sizes import is_small
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +35,8 @@ FLOOR = 1e-2
 IMAGES_PER_NUMBER = 4
 """Images for each of the D numbers."""
 _BATCH = 128
+_SAMPLE = 16
+"""Images by which the time is estimated."""
 
 
 class Whitening(nn.Module):
@@ -76,35 +78,96 @@ class Whitening(nn.Module):
         return white_ND
 
 
+class Interrupted(Exception):
+    """Fitting was given up on request."""
+
+
 @torch.no_grad()
-def fit_to_images(backbone: Backbone, pixels_NTTC: NDArray[np.uint8], size_px: int) -> Whitening:
+def fit_to_images(
+    backbone: Backbone,
+    pixels_NTTC: NDArray[np.uint8],
+    size_px: int,
+    *,
+    whole: bool | None = None,
+    progress: Callable[[int, int], bool] = lambda done, total: True,
+) -> Whitening:
     """The whitening of a network's embeddings of its training images, evenly sampled.
 
     Args:
         backbone: in any mode, on any device.
         pixels_NTTC: uint8.
         size_px: S.
+        whole: whether the encoder sees whole images; False: without their margin, None: as small images or others.
+        progress: called with the number of images embedded and their total after each batch; returns whether to go on.
+
+    Raises:
+        Interrupted: ``progress`` returned False before the end.
     """
-    device = next(backbone.parameters()).device
-    training = backbone.training
-    backbone.eval()
-    count = min(len(pixels_NTTC), IMAGES_PER_NUMBER * backbone.dimension)
+    count = images_to_fit(len(pixels_NTTC), backbone.dimension)
     # In integers: float32 cannot represent positions beyond 16 million.
     gaps = max(count - 1, 1)
     positions = ((torch.arange(count) * (len(pixels_NTTC) - 1) + gaps // 2) // gaps).tolist()
     parts = []
-    for start in range(0, count, _BATCH):
-        squares_NTTC = torch.from_numpy(pixels_NTTC[positions[start : start + _BATCH]])
-        with torch.compiler.set_stance("force_eager"):  # compiling for other shapes takes longer than running
-            parts.append(backbone(_images(squares_NTTC, size_px).to(device)).cpu())
-    backbone.train(training)
+    training = backbone.training
+    backbone.eval()
+    try:
+        for start in range(0, count, _BATCH):
+            squares_NTTC = pixels_NTTC[positions[start : start + _BATCH]]
+            parts.append(_embed(backbone, squares_NTTC, size_px, whole=whole))
+            done = min(start + _BATCH, count)
+            if not progress(done, count) and done < count:
+                raise Interrupted
+    finally:
+        backbone.train(training)
     return Whitening.fit(torch.cat(parts))
 
 
-def _images(squares_NTTC: Tensor, size_px: int) -> Tensor:
-    """Cached images as the served encoder sees them: small ones whole, others without their margin, [N, 3, S, S]."""
+def images_to_fit(images: int, dimension: int) -> int:
+    """How many of the images are embedded: four for each of the D numbers."""
+    return min(images, IMAGES_PER_NUMBER * dimension)
+
+
+@torch.no_grad()
+def seconds_to_fit(
+    backbone: Backbone,
+    pixels_NTTC: NDArray[np.uint8],
+    size_px: int,
+    *,
+    clock: Callable[[], float],
+) -> float:
+    """How long ``fit_to_images`` will take: measured for a few images. The network does not change.
+
+    Args:
+        backbone: in any mode, on any device.
+        pixels_NTTC: uint8.
+        size_px: S.
+        clock: seconds.
+    """
+    count = images_to_fit(len(pixels_NTTC), backbone.dimension)
+    training = backbone.training
+    backbone.eval()
+    try:
+        start = clock()
+        _embed(backbone, pixels_NTTC[: min(_SAMPLE, count)], size_px, whole=None)
+        took_s = clock() - start
+    finally:
+        backbone.train(training)
+    return took_s * count / min(_SAMPLE, count)
+
+
+def _embed(backbone: Backbone, squares_NTTC: NDArray[np.uint8], size_px: int, *, whole: bool | None) -> Tensor:
+    """Float [N, D], on the CPU."""
+    device = next(backbone.parameters()).device
+    x_NCSS = _images(torch.from_numpy(squares_NTTC), size_px, whole=is_small(size_px) if whole is None else whole)
+    with torch.compiler.set_stance("force_eager"):  # compiling for other shapes takes longer than running
+        h_ND: Tensor = backbone(x_NCSS.to(device)).cpu()
+    return h_ND
+
+
+def _images(squares_NTTC: Tensor, size_px: int, *, whole: bool) -> Tensor:
+    """Cached images as the served encoder sees them, [N, 3, S, S]."""
     x_NCTT = squares_NTTC.permute(0, 3, 1, 2).float() / 255
     margin = squares_NTTC.shape[1] - size_px
-    if margin < 0 or (margin and size_px < SMALL_SIDE_PX):
+    if margin < 0 or (margin and whole):
         return F.interpolate(x_NCTT, size=(size_px, size_px), mode="bicubic", antialias=True).clamp(0, 1)
     return x_NCTT[:, :, margin // 2 : margin // 2 + size_px, margin // 2 : margin // 2 + size_px]

@@ -14,12 +14,11 @@ from typing import Any
 from embedserve.errors import InvalidInput
 from embedserve_training.augment import PRESETS
 from embedserve_training.plan.image_settings import BEFORE, COLOURS, FITS, check_images
+from embedserve_training.plan.sizes import SMALL_SIDE_PX
 
 METHODS = ("simclr", "moco", "barlow-twins", "instance-discrimination", "cpc")
 OPTIMIZERS = ("adamw", "sgd", "lars")
 AUGMENTATIONS = tuple(PRESETS)
-SMALL_SIDE_PX = 64
-"""Images with a shorter side count as small; they have augmentations and a network of their own."""
 MIN_IMAGES = 16
 
 _PROJECTING = ("simclr", "moco", "barlow-twins", "instance-discrimination")
@@ -39,7 +38,9 @@ class TrainConfig:
         "Set of settings to start from: a name such as simclr-imagenet, or a TOML file (auto: by method and network).",
     )
     backbone: str | None = _field(
-        None, "Network to train: small-cnn or a torchvision model (auto: small-cnn for small images, else resnet18)."
+        None,
+        "Network to train: small-cnn or a torchvision model (auto: small-cnn for images below 64 px, on a CPU below"
+        " 128 px or where time is short; else resnet18).",
     )
     epochs: int | None = _field(None, "Passes over all images (100 unless minutes are given).")
     minutes: float | None = _field(None, "Minutes to train for; the schedule fits itself to them.")
@@ -49,7 +50,9 @@ class TrainConfig:
         "Parts in which a batch is computed one after another, to save memory; for moco and"
         " instance-discrimination only.",
     )
-    size_px: int | None = _field(None, "Side of the square that the encoder sees (auto: from the images).")
+    size_px: int | None = _field(
+        None, "Side of the square that the encoder sees (auto: from the images, and on a CPU from the minutes)."
+    )
     fit: str | None = _field(
         None,
         "How a picture that is not square meets the square: crop (its centre), squeeze (the whole, with another aspect)"
@@ -70,7 +73,8 @@ class TrainConfig:
         None, "Which bands are red, green and blue, or grey, counted from 1, as in 4,3,2 (auto: as the file says)."
     )
     augmentation: str | None = _field(
-        None, f"Preset of augmentations: {', '.join(AUGMENTATIONS)} (auto: small for images below 64 px)."
+        None,
+        f"Preset of augmentations: {', '.join(AUGMENTATIONS)} (auto: small for images of up to {SMALL_SIDE_PX} px).",
     )
     crop_min: float | None = _field(
         None, "Smallest share of an image's area that a view shows, 0–1 (auto: that of the preset)."

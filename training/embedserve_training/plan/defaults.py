@@ -12,8 +12,8 @@ from typing import Any
 
 from embedserve.errors import InvalidInput
 from embedserve_training.augment import PRESETS
-from embedserve_training.plan import recipes
-from embedserve_training.plan.config import SMALL_SIDE_PX, TrainConfig, drops
+from embedserve_training.plan import cost, recipes, sizes
+from embedserve_training.plan.config import TrainConfig, drops
 from embedserve_training.plan.image_facts import PictureFacts, crop_min_of_padded, crop_reason, value_range
 from embedserve_training.plan.sources import SettingSources
 
@@ -65,6 +65,10 @@ class Facts:
     """Processes that train together."""
     pictures: PictureFacts = field(default_factory=PictureFacts)
     """Shapes, borders, value ranges and bands of the images."""
+    files: int = 0
+    """Image files found, readable or not, by which time is estimated before they are decoded; 0: as ``images``."""
+    gflop_per_s: float = 0.0
+    """Measured speed of training in one process; 0: not measured, and no choice depends on time."""
 
 
 class Defaults(SettingSources):
@@ -79,6 +83,8 @@ class Defaults(SettingSources):
     def __init__(self, config: TrainConfig, facts: Facts, from_environment: Collection[str]) -> None:
         super().__init__(config, from_environment)
         self.facts = facts
+        self.passes: float | None = None
+        """Passes over the images that are expected to fit into the minutes; None if not known."""
 
     def settle_all(self) -> None:
         """Settle every setting.
@@ -90,11 +96,11 @@ class Defaults(SettingSources):
         if chosen is not None:
             self.use(recipes.load(chosen))
         self._device()
+        self._budget()
         self._shape()
         self._usual_recipe()
         self._images()
         self._views()
-        self._budget()
         self._batch()
         self._method()
         self._learning_rate()
@@ -115,18 +121,53 @@ class Defaults(SettingSources):
         self.auto("workers", min(cores, 16), f"{cores} core{'s' if cores > 1 else ''}")
 
     def _shape(self) -> None:
+        """Settle the side and the network: by the images, and by the minutes where the speed of the CPU is known."""
         side, on_cpu = self.facts.median_side_px, self.value("device") == "cpu"
-        # A multiple of 32, the stride of the usual networks, and no more pixels than the images have.
-        size = max(side, 16) if side < SMALL_SIDE_PX else min(side // 32 * 32, 96 if on_cpu else 224)
-        limited = ", training on the CPU" if on_cpu and size == 96 else ""
-        self.auto("size_px", size, f"median side {side} px{limited}")
-        size = self.value("size_px")
-        self.auto("backbone", "small-cnn" if size < SMALL_SIDE_PX else "resnet18", f"images of {size} px")
+        if self.settle_given("size_px"):
+            size = self.value("size_px")
+            self.auto("backbone", sizes.network_for(size, on_cpu=on_cpu), f"images of {size} px")
+            self.passes = self._passes(self.value("backbone"), size)
+            return
+        given = self.settle_given("backbone")
+        backbone = self.value("backbone") if given else sizes.network_for(side, on_cpu=on_cpu)
+        size = sizes.usual_side_px(side, backbone, on_cpu=on_cpu)
+        why = f"median side {side} px"
+        if on_cpu and size < side:
+            why += ", training on the CPU"
+        choices = [(backbone, size)]
+        if not given or backbone == sizes.SMALL_CNN:
+            choices += [(sizes.SMALL_CNN, smaller) for smaller in sizes.smaller_sides_px(size)]
+        passes = [self._passes(*choice) for choice in choices]
+        enough = (index for index, count in enumerate(passes) if count is None or count >= cost.PASSES)
+        chosen = next(enough, len(choices) - 1)
+        self.passes = passes[chosen]
+        (network, size), usual = choices[chosen], passes[0]
+        if self.passes is not None:
+            why += f"; about {_passes_in(self.passes, self.value('minutes'))}"
+        self.settle("size_px", size, "auto", why)
+        why = f"images of {size} px"
+        if network != backbone and usual is not None:
+            why += f"; {backbone} would make about {_passes_in(usual, self.value('minutes'))}"
+        self.auto("backbone", network, why)
+
+    def _passes(self, backbone: str, size_px: int) -> float | None:
+        """Passes over the images that fit into the minutes; None if that is not known."""
+        facts, minutes = self.facts, self.value("minutes")
+        if not minutes or not facts.gflop_per_s or self.value("device") != "cpu":
+            return None
+        return cost.passes_in(
+            minutes,
+            self.method,
+            backbone,
+            size_px,
+            images=facts.files or facts.images,
+            gflop_per_s=facts.gflop_per_s * facts.processes,
+        )
 
     def _usual_recipe(self) -> None:
         """Use the recipe for this network, where the chosen one leaves settings open."""
         backbone = self.value("backbone")
-        usual = recipes.load(f"{self.method}-{'cpu' if backbone == 'small-cnn' else 'gpu'}")
+        usual = recipes.load(f"{self.method}-{'cpu' if backbone == sizes.SMALL_CNN else 'gpu'}")
         self.auto("recipe", usual.name, f"for {backbone}")
         if self.from_user("recipe") != usual.name:
             self.use(usual)
@@ -150,7 +191,7 @@ class Defaults(SettingSources):
 
     def _views(self) -> None:
         size = self.value("size_px")
-        small = size < SMALL_SIDE_PX
+        small = sizes.is_small(size)
         self.auto("augmentation", "small" if small else _PRESETS[self.method], f"images of {size} px")
         # A crop of 8 % of a grey image of 28 pixels shows almost nothing. Fashion-MNIST, 3,000 images, small-cnn, share
         # of the same label among the 10 nearest: after 84,000 images 68.9 % with crops from 8 %, 71.3 % from 30 %,
@@ -213,7 +254,7 @@ class Defaults(SettingSources):
     def _choose_batch(self, shares: int, sharing: str) -> None:
         """The batch of the recipe, or the usual one; smaller where an epoch would have fewer than four steps."""
         images, processes, recipe = self.facts.images, self.facts.processes, self.from_recipe("batch_size")
-        on_cpu, small = self.value("device") == "cpu", self.value("size_px") < SMALL_SIDE_PX
+        on_cpu, small = self.value("device") == "cpu", sizes.is_small(self.value("size_px"))
         # On a CPU the time of a step grows with the batch, so a smaller batch gives more steps in the same time; a GPU
         # is mostly idle with few small images.
         usual = 128 if on_cpu else 512 if small else 256
@@ -269,7 +310,7 @@ class Defaults(SettingSources):
 
     def _patches(self) -> None:
         size = self.value("size_px")
-        small = size < SMALL_SIDE_PX
+        small = sizes.is_small(size)
         self.auto("patch_grid", 5 if small else 7, f"images of {size} px")
         patch = min(max(round(size * 3 / 7), 10), size) if small else size // 4
         self.auto("patch_px", patch, f"images of {size} px")
@@ -325,6 +366,11 @@ class Defaults(SettingSources):
                 f"the learning rate rises until {warmup:g} of the run (warmup), but drops at {shares[0]:g} (lr_drops)",
                 hint="--set warmup=0",
             )
+
+
+def _passes_in(passes: float, minutes: float) -> str:
+    count = f"{passes:.0f}" if passes >= cost.PASSES else f"{passes:.2g}"
+    return f"{count} {'pass' if count == '1' else 'passes'} in {minutes:g} {'minute' if minutes == 1 else 'minutes'}"
 
 
 def _power_of_two(limit: float) -> int:

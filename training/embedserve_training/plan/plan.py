@@ -26,6 +26,8 @@ class Plan:
 
     settings: Settings
     entries: tuple[PlanEntry, ...]
+    passes: float | None = None
+    """Passes over the images that are expected to fit into the minutes; None if not known."""
 
     def lines(self, columns: int = 116) -> list[str]:
         """The settings that the run uses as text, in columns: name, value, source and reason."""
@@ -82,4 +84,5 @@ def plan(config: TrainConfig, facts: Facts, *, from_environment: Collection[str]
     defaults = Defaults(config, facts, from_environment)
     defaults.settle_all()
     entries = tuple(defaults.entries[entry.name] for entry in fields(Settings))
-    return Plan(settings=Settings(**{entry.name: entry.value for entry in entries}), entries=entries)
+    settings = Settings(**{entry.name: entry.value for entry in entries})
+    return Plan(settings=settings, entries=entries, passes=defaults.passes)

@@ -24,26 +24,33 @@ class Budget:
     epochs: int
     minutes: float
     steps_per_epoch: int
+    reserve_s: float = 0.0
+    """Seconds of the minutes that are kept for what follows the last step."""
+
+    @property
+    def training_s(self) -> float:
+        """Seconds that steps may take; 0 if the budget is in epochs."""
+        return max(60 * self.minutes - self.reserve_s, 0.0)
 
     def used(self, spent: Spent) -> float:
         """Share of the budget that is used, from 0; a step may exceed the minutes."""
         if self.epochs:
             return spent.step / (self.epochs * self.steps_per_epoch)
-        return spent.seconds / (60 * self.minutes)
+        return spent.seconds / self.training_s
 
     def middle_of_next(self, spent: Spent) -> float:
         """Share of the budget that is used in the middle of the next step, at most 1.
 
         The learning rate of a step is that of its middle: it is above 0 at the first step and at the last.
         """
-        half = 0.5 / (self.epochs * self.steps_per_epoch) if self.epochs else spent.step_s / 2 / (60 * self.minutes)
+        half = 0.5 / (self.epochs * self.steps_per_epoch) if self.epochs else spent.step_s / 2 / self.training_s
         return min(self.used(spent) + half, 1.0)
 
     def done(self, spent: Spent) -> bool:
         """Whether the budget is used; in minutes, whether more than half of another step would exceed it."""
         if self.epochs:
             return spent.step >= self.epochs * self.steps_per_epoch
-        return spent.seconds + spent.step_s / 2 >= 60 * self.minutes
+        return spent.seconds + spent.step_s / 2 >= self.training_s
 
     def total_steps(self, spent: Spent) -> int:
         """Steps of the whole run; an estimate if the budget is in minutes."""
@@ -55,4 +62,4 @@ class Budget:
         """Seconds until the end of the run, if every step takes ``seconds_per_step``."""
         if self.epochs:
             return (self.total_steps(spent) - spent.step) * seconds_per_step
-        return max(60 * self.minutes - spent.seconds, 0.0)
+        return max(self.training_s - spent.seconds, 0.0)

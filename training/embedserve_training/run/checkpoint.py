@@ -40,6 +40,8 @@ class Checkpoint:
     optimizer: Mapping[str, Any]
     whitening: Mapping[str, torch.Tensor] | None = None
     """The last layer of the served encoder (``whitening.Whitening``), fitted when a run ends or is stopped."""
+    reserve_s: float = 0.0
+    """Seconds of a budget in minutes that are kept for what follows the last step; 0 in files of older versions."""
 
 
 def save(checkpoint: Checkpoint, run: Path) -> None:
@@ -76,6 +78,7 @@ def load(run: Path, device: str = "cpu") -> Checkpoint:
         version = document.pop("format")
         if version > FORMAT:
             raise TrainingError(f"{path} has format {version}; this embedserve reads up to {FORMAT}")
+        document.setdefault("reserve_s", 0.0)
         return Checkpoint(**{name: document[name] for name in Checkpoint.__dataclass_fields__})
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         raise TrainingError(f"the checkpoint {path} cannot be read: {error}", hint="start over with --fresh") from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,8 +15,7 @@ import torch
 
 import embedserve
 from embedserve.cores import usable_cores
-from embedserve.errors import DataError, SetupError, TrainingError
-from embedserve.folder.list_file import list_file
+from embedserve.errors import DataError, SetupError
 from embedserve.folder.scan import OLDER, RULE
 from embedserve.images.preprocess import PreprocessSpec
 from embedserve.types import Limits
@@ -26,12 +23,14 @@ from embedserve_training import methods
 from embedserve_training.data import cache, folders, survey
 from embedserve_training.data.cache import DecodedImages
 from embedserve_training.data.folders import ImageFolder, Noted, Skipped
-from embedserve_training.plan.config import MIN_IMAGES, SMALL_SIDE_PX, Settings, TrainConfig
+from embedserve_training.plan.config import MIN_IMAGES, Settings, TrainConfig
 from embedserve_training.plan.image_settings import preprocess_of
-from embedserve_training.plan.plan import Facts, Plan, PlanEntry, plan
-from embedserve_training.run import checkpoint, run_folder
+from embedserve_training.plan.plan import Facts, Plan, plan
+from embedserve_training.plan.sizes import is_small
+from embedserve_training.run import checkpoint, image_list, resume, run_folder, speed
 from embedserve_training.run.run_folder import StoredPlan
-from embedserve_training.watch.progress import duration, line_columns
+from embedserve_training.run.served import sees_whole_images
+from embedserve_training.watch.progress import counted, duration, line_columns
 
 Report = Callable[[str], None]
 SAMPLES = 32
@@ -60,6 +59,8 @@ class Prepared:
     """Of the checkpoint to continue from; None for a new run."""
     seconds: float = 0.0
     """Spent training so far."""
+    whole: bool | None = None
+    """Whether the encoder sees images whole, and not without a margin."""
 
 
 def prepare(
@@ -75,6 +76,7 @@ def prepare(
     held: ExitStack,
     from_environment: Collection[str] = (),
     limits: Limits | None = None,
+    measure_speed: Callable[[], float] = speed.measure,
 ) -> Prepared:
     """Plan a new run and decode its images, or find the run to continue.
 
@@ -90,6 +92,7 @@ def prepare(
         held: receives the lock on the run folder, which the caller holds as long as the run.
         from_environment: names of the settings of ``config`` that environment variables gave.
         limits: on an image; larger ones are left out.
+        measure_speed: GFLOP/s of this machine at training; called only for a new plan that depends on it.
 
     Raises:
         DataError: the folder is missing or holds too few readable images.
@@ -98,18 +101,18 @@ def prepare(
             number of processes.
         SetupError: the requested device is not available.
     """
-    before = None if fresh or dry_run else _earlier_run(out, config)
+    before = None if fresh or dry_run else resume.earlier_run(out, config)
     # A run that an older release began keeps the images that it found.
     scan_rule = OLDER if before and "exclude" not in before.data else RULE
     files = replace(folders.scan(folder, exclude, rule=scan_rule, report=report), limits=limits or Limits())
     run_folder.check_place(out, files.folders)
     if before:
         facts = None
-        the_plan, side_px = _plan_of(before), int(before.data["cached_side_px"])
+        the_plan, side_px = resume.plan_of(before, config), int(before.data["cached_side_px"])
         rule = PreprocessSpec.from_json(dict(before.preprocess))  # its own, whatever today's would be
         check_device(the_plan.settings.device, "the run started on that device; continue there, or start over: --fresh")
     else:
-        facts = _facts(files, processes)
+        facts = _with_speed(config, _facts(files, processes), measure_speed)
         the_plan = _make_plan(config, facts, from_environment)
         side_px = cache.cached_side_px(the_plan.settings.size_px, facts.median_side_px)
         rule = _preprocess(the_plan.settings)
@@ -127,23 +130,28 @@ def prepare(
         )
     saved = checkpoint.load(out) if before else None
     if before and saved and saved.finished:
-        report(f"{out} is finished: {saved.step} steps in {duration(saved.seconds)}; --fresh starts over")
+        report(f"{out} is finished: {counted(saved.step, 'step')} in {duration(saved.seconds)}; --fresh starts over")
         images = int(before.data["images"])
         return Prepared(status="finished before", plan=the_plan, images=images, step=saved.step, seconds=saved.seconds)
     if before:
-        _check_same_processes(before, processes, out)
+        resume.check_same_processes(before, processes, out)
     held.enter_context(run_folder.locked(out))
     saved = checkpoint.load(out) if before else None  # another process may have continued it since
     cached = cache.cached_spec(rule, side_px)
     decoded = _decode(files, cached, the_plan.settings.workers, out, report)
     if before:
-        _check_same_images(before, decoded, files, exclude, out)
+        resume.check_same_images(
+            before, decoded.fingerprint, _digests(files, decoded), name=files.name, exclude=exclude, out=out
+        )
+        resume.remember_folders(before, files, out)
+        whole = sees_whole_images(before.preprocess)
     else:
         # There may be fewer images than the plan assumed: some files may be unreadable.
         facts = replace(facts or _facts(files, processes), images=len(decoded.positions))
         the_plan = _make_plan(config, facts, from_environment)
-        _begin(files, decoded, config, the_plan, cached, processes, exclude, out)
-    report(f"{len(decoded.positions)} images in {files.name}, {len(decoded.skipped)} files left out")
+        spec = _begin(files, decoded, config, the_plan, cached, processes, exclude, out)
+        whole = sees_whole_images(spec.to_json())
+    report(f"{len(decoded.positions)} images in {files.name}, {counted(len(decoded.skipped), 'file')} left out")
     _report_notes(decoded.notes, out, report)
     _report_plan(the_plan, report)
     return Prepared(
@@ -156,6 +164,7 @@ def prepare(
         cached=cached,
         step=saved.step if saved else None,
         seconds=saved.seconds if saved else 0.0,
+        whole=whole,
     )
 
 
@@ -175,6 +184,7 @@ def _facts(files: ImageFolder, processes: int) -> Facts:
     seen = survey.summarise(files)
     return Facts(
         images=len(files.paths),
+        files=len(files.paths),
         median_side_px=seen.median_side_px,
         grey=seen.grey,
         cuda=torch.cuda.is_available(),
@@ -183,6 +193,14 @@ def _facts(files: ImageFolder, processes: int) -> Facts:
         processes=processes,
         pictures=seen.pictures,
     )
+
+
+def _with_speed(config: TrainConfig, facts: Facts, measure_speed: Callable[[], float]) -> Facts:
+    """The facts with the speed of the CPU, where a plan depends on it; a dry run measures too, and plans the same."""
+    settings = plan(config, facts).settings
+    if settings.device != "cpu" or not settings.minutes:
+        return facts
+    return replace(facts, gflop_per_s=measure_speed())
 
 
 def _make_plan(config: TrainConfig, facts: Facts, from_environment: Collection[str]) -> Plan:
@@ -208,36 +226,6 @@ def check_device(device: str, hint: str) -> None:
         raise SetupError("device mps was asked for, but is not available", hint=hint)
 
 
-def _earlier_run(out: Path, config: TrainConfig) -> StoredPlan | None:
-    """The plan of the run in ``out``, None if there is none.
-
-    Raises:
-        TrainingError: it was started with another config.
-    """
-    if not (out / run_folder.CHECKPOINT).exists():
-        return None
-    before = run_folder.read_plan(out)
-    # By way of JSON, as the stored one.
-    now = json.loads(json.dumps(asdict(config)))
-    differing = [name for name in now if now[name] != before.config.get(name)]
-    if differing:
-        changes = ", ".join(f"{name} was {before.config.get(name)} and is {now[name]}" for name in differing)
-        raise TrainingError(
-            f"{out} holds a run of another configuration: {changes}",
-            hint="continue with the same values, start over with --fresh, or use another folder: -o FOLDER",
-        )
-    return before
-
-
-def _plan_of(before: StoredPlan) -> Plan:
-    settings = before.settings.to_json()
-    entries = [
-        PlanEntry(name=name, value=value, source=before.sources.get(name, "default"))
-        for name, value in settings.items()
-    ]
-    return Plan(settings=before.settings, entries=tuple(entries))
-
-
 def _report_plan(the_plan: Plan, report: Report) -> None:
     for line in the_plan.lines(line_columns() - 4):
         report(f"  {line}")
@@ -248,8 +236,8 @@ def _preprocess(settings: Settings) -> PreprocessSpec:
 
     Classification encoders take the centre of photographs as well (256 → 224).
     """
-    small = settings.size_px < SMALL_SIDE_PX
-    return preprocess_of(settings, settings.size_px if small else round(settings.size_px * cache.MARGIN))
+    margin = 1.0 if is_small(settings.size_px) else cache.MARGIN
+    return preprocess_of(settings, round(settings.size_px * margin))
 
 
 def _decode(files: ImageFolder, spec: PreprocessSpec, workers: int, out: Path, report: Report) -> DecodedImages:
@@ -263,28 +251,9 @@ def _decode(files: ImageFolder, spec: PreprocessSpec, workers: int, out: Path, r
     return images
 
 
-def _check_same_processes(before: StoredPlan, processes: int, out: Path) -> None:
-    then = int(before.data.get("processes", 1))
-    if then != processes:
-        # Batch-norm, and the parts that it normalises, depend on it.
-        raise TrainingError(
-            f"the run in {out} was started with {then} {'process' if then == 1 else 'processes'}, not with {processes}",
-            hint=f"continue with {then}, or start over with --fresh",
-        )
-
-
-def _check_same_images(
-    before: StoredPlan, images: DecodedImages, files: ImageFolder, exclude: Sequence[str], out: Path
-) -> None:
-    if images.fingerprint != before.data["fingerprint"]:
-        hint = "start over with --fresh, or use another folder for the run: -o FOLDER"
-        then = before.data.get("exclude", [])
-        if list(exclude) != then:
-            hint = f"it was started {f'with --exclude {shlex.join(then)}' if then else 'without --exclude'}; or {hint}"
-        raise TrainingError(
-            f"the images in {files.name} are not those that the run in {out} was started with",
-            hint=hint,
-        )
+def _digests(files: ImageFolder, images: DecodedImages) -> dict[str, str]:
+    """sha256 of each image's bytes by its name; empty if a cache of an older version does not have them."""
+    return {files.paths[position]: digest for position, digest in zip(images.positions, images.digests, strict=False)}
 
 
 def _begin(
@@ -296,8 +265,8 @@ def _begin(
     processes: int,
     exclude: Sequence[str],
     out: Path,
-) -> None:
-    """Remove the files of an earlier run, and write those that do not change during this one."""
+) -> PreprocessSpec:
+    """Remove the files of an earlier run, and write those that do not change during this one; the preprocessing."""
     run_folder.clear(out)
     spec = _preprocess(the_plan.settings)
     stored = StoredPlan(
@@ -306,20 +275,23 @@ def _begin(
         sources={entry.name: entry.source for entry in the_plan.entries},
         preprocess=spec.to_json(),
         data={
-            "folder": _absolute(files.root),
-            **({"folders": [_absolute(source) for source in files.sources]} if len(files.sources) > 1 else {}),
+            **resume.places(files),
             "exclude": list(exclude),
             "fingerprint": images.fingerprint,
             "images": len(images.positions),
             "cached_side_px": cached.size_px,
-            "notes": counted(images.notes),
+            "notes": _by_sentence(images.notes),
             "processes": processes,
         },
         versions=versions(),
     )
-    # The plan first: by it the folder is known as a run, also if this is interrupted.
+    digests = _digests(files, images)
+    if digests:
+        image_list.write(digests, out)
+    # The plan before the samples: by it the folder is known as a run, also if this is interrupted.
     run_folder.write_plan(stored, out)
     _write_samples(files, images.positions, spec, out)
+    return spec
 
 
 def _write_samples(files: ImageFolder, positions: tuple[int, ...], spec: PreprocessSpec, out: Path) -> None:
@@ -327,11 +299,6 @@ def _write_samples(files: ImageFolder, positions: tuple[int, ...], spec: Preproc
     chosen = [positions[i] for i in np.linspace(0, len(positions) - 1, min(SAMPLES, len(positions))).astype(int)]
     squares, _, _ = folders.load_squares(files.subset(chosen), spec, workers=1)
     np.save(out / run_folder.SAMPLES, squares)
-
-
-def _absolute(source: Path) -> str:
-    listed = list_file(source)
-    return str(source.resolve()) if listed is None else f"@{listed.resolve()}"
 
 
 def _report_skipped(skipped: tuple[Skipped, ...], files: ImageFolder, out: Path, report: Report) -> None:
@@ -342,15 +309,15 @@ def _report_skipped(skipped: tuple[Skipped, ...], files: ImageFolder, out: Path,
         report(f"left out: {len(skipped) - 3} more, listed in {path}")
 
 
-def counted(notes: tuple[Noted, ...]) -> dict[str, int]:
+def _by_sentence(notes: tuple[Noted, ...]) -> dict[str, int]:
     """Sentence → number of images that it is about, the most frequent first."""
     return dict(Counter(entry.note for entry in notes).most_common())
 
 
 def _report_notes(notes: tuple[Noted, ...], out: Path, report: Report) -> None:
     path = run_folder.write_notes(notes, out)
-    for note, count in counted(notes).items():
-        report(f"in {count} {'image' if count == 1 else 'images'}: {note}; listed in {path}")
+    for note, count in _by_sentence(notes).items():
+        report(f"in {counted(count, 'image')}: {note}; listed in {path}")
 
 
 def _decoding_progress(report: Report) -> Callable[[int, int], None]:

@@ -20,7 +20,7 @@ from embedserve_training.run.checkpoint import Checkpoint
 from embedserve_training.run.prepare import Prepared, Report, check_device, prepare, versions
 from embedserve_training.run.signals import stop_on_signals
 from embedserve_training.run.trainer import Trainer
-from embedserve_training.watch.progress import Progress
+from embedserve_training.watch.progress import Progress, long_duration
 
 __all__ = ["RunResult", "run_training", "versions"]
 
@@ -43,10 +43,18 @@ class RunResult:
     steps: int = 0
     seconds: float = 0.0
     """Spent training since the first start of the run."""
+    whitening_s: float = 0.0
+    """Spent after the last step, on the whitening layer."""
     progress: Progress | None = None
     """The last report since this start."""
     rank: int = 0
     """Rank of this process in its process group; only rank 0 reports."""
+
+    @property
+    def took(self) -> str:
+        """How long it took as text, such as "6.2 minutes, then 48 seconds of whitening"."""
+        training = long_duration(self.seconds)
+        return f"{training}, then {long_duration(self.whitening_s)} of whitening" if self.whitening_s >= 1 else training
 
 
 def run_training(
@@ -118,6 +126,8 @@ def run_training(
                 stop_requested,
                 group=group,
                 stop_on_collapse=stop_on_collapse,
+                planned_passes=prepared.plan.passes,
+                whole=prepared.whole,
             )
             if saved:
                 with group.fail_together():
@@ -136,6 +146,7 @@ def run_training(
             notes=prepared.notes,
             steps=outcome.step,
             seconds=outcome.seconds,
+            whitening_s=outcome.whitening_s,
             progress=outcome.progress,
             rank=group.processes.rank,
         )

@@ -17,6 +17,7 @@ from embedserve.errors import TrainingError
 from embedserve.folder.kinds import passed_over_text
 from embedserve_training.data.folders import Noted, Skipped
 from embedserve_training.plan.config import Settings
+from embedserve_training.run import image_list
 
 FORMAT = 2
 """Of ``plan.json`` and of the checkpoint. Format 1 also stored the state of torch's global generator, which now follows
@@ -169,7 +170,7 @@ def _is_cached(path: Path) -> bool:
 
 def clear(run: Path) -> None:
     """Remove the files of an earlier run, but not its decoded images."""
-    for name in (CHECKPOINT, PLAN, METRICS, SAMPLES):
+    for name in (CHECKPOINT, PLAN, METRICS, SAMPLES, image_list.NAME):
         (run / name).unlink(missing_ok=True)
     _remove_from(run / TENSORBOARD, lambda path: path.name.startswith("events.out.tfevents."))
 

@@ -5,8 +5,9 @@ Shapes: N images, S side in pixels, D numbers per embedding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +76,15 @@ def _whitening(run: Path, plan: StoredPlan, saved: Checkpoint, backbone: Backbon
         return Whitening.from_state(saved.whitening)
     spec = cached_spec(PreprocessSpec.from_json(dict(plan.preprocess)), int(plan.data["cached_side_px"]))
     images = find_cache(run / run_folder.CACHE, spec, str(plan.data["fingerprint"]))
-    return fit_to_images(backbone, images.pixels_NTTC, plan.settings.size_px) if images else None
+    if images is None:
+        return None
+    whole = sees_whole_images(plan.preprocess)
+    return fit_to_images(backbone, images.pixels_NTTC, plan.settings.size_px, whole=whole)
+
+
+def sees_whole_images(preprocess: Mapping[str, Any]) -> bool:
+    """Whether an encoder with this preprocessing sees images whole, and not without a margin."""
+    return preprocess["resize_px"] in (0, preprocess["size_px"])
 
 
 def untrained(settings: Settings) -> ServedEncoder:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -23,16 +24,16 @@ from embedserve_training.data.batches import Batches
 from embedserve_training.data.cache import DecodedImages
 from embedserve_training.distributed.launch import ProcessGroup
 from embedserve_training.methods.method import StepOutput
-from embedserve_training.networks import batch_norm, whitening
+from embedserve_training.networks import batch_norm
 from embedserve_training.plan.config import Settings, drops
-from embedserve_training.run import checkpoint, optim, run_folder
+from embedserve_training.run import checkpoint, ending, estimate, optim, run_folder
 from embedserve_training.run.budget import Budget, Spent
 from embedserve_training.run.checkpoint import Checkpoint
 from embedserve_training.run.gradient import BatchGradient
 from embedserve_training.seeds import seed_of
 from embedserve_training.watch import representation
 from embedserve_training.watch.monitor import CHECK_EVERY_STEPS, Monitor
-from embedserve_training.watch.progress import Progress
+from embedserve_training.watch.progress import Progress, counted
 
 REPORT_EVERY_S = 5.0
 CHECKPOINT_EVERY_S = 60.0
@@ -52,6 +53,8 @@ class Outcome:
     """Spent training since the first start of the run."""
     progress: Progress | None
     """The last report since this start; only process 0 has it."""
+    whitening_s: float = 0.0
+    """Spent after the last step, on the whitening layer."""
 
 
 class Trainer:
@@ -65,6 +68,8 @@ class Trainer:
         stop_requested: called after every step; returns whether to stop.
         group: the processes that train together.
         stop_on_collapse: end the run if its embeddings collapse; else only warn.
+        planned_passes: passes over the images that the plan expects of a budget in minutes; None if it expects nothing.
+        whole: whether the encoder sees images whole, as the run was planned; None: as small images or others.
     """
 
     def __init__(
@@ -77,8 +82,12 @@ class Trainer:
         *,
         group: ProcessGroup | None = None,
         stop_on_collapse: bool = False,
+        planned_passes: float | None = None,
+        whole: bool | None = None,
     ) -> None:
         self.run = run
+        self._planned_passes = planned_passes
+        self._whole = whole
         self.settings = settings
         self.device = torch.device(settings.device)
         self.report = report
@@ -127,6 +136,7 @@ class Trainer:
         checkpoint.load_weights(self.method, saved, self.run)
         self.optimizer.load_state_dict(dict(saved.optimizer))
         self.step, self.seconds, self._saved_step = saved.step, saved.seconds, saved.step
+        self.budget = replace(self.budget, reserve_s=saved.reserve_s)
         self._step_s = saved.step_s
         if self.group.is_first:
             self.monitor.forget_after(saved.step)
@@ -140,13 +150,32 @@ class Trainer:
         """
         self.method.train()
         if self._saved_step < 0:
+            self._reserve()
             self.save(finished=False)  # an unwritable disk is found now and not in an hour
         with closing(self.batches.start_at(self.step)) as batches, closing(self.monitor):
             progress = self._train(batches)
-        if not self.done:
-            self.save(finished=False)  # before the whitening, which a second signal may interrupt
-        self.save(finished=self.done, whitening=self._whitening())
-        return Outcome(finished=self.done, step=self.step, seconds=self.seconds, progress=progress)
+        # Before the whitening, which takes a while and may be interrupted: export can do it from here.
+        self.save(finished=False)
+        started = time.perf_counter()
+        layer, complete = self._whitening()
+        whitening_s = time.perf_counter() - started if layer else 0.0
+        if complete:
+            self.save(finished=self.done, whitening=layer)
+        return Outcome(
+            finished=self.done and complete,
+            step=self.step,
+            seconds=self.seconds,
+            progress=progress,
+            whitening_s=whitening_s,
+        )
+
+    def _reserve(self) -> None:
+        """Keep the time of the whitening free at the end of a budget in minutes."""
+        needed_s = 0.0
+        if self.settings.minutes and self.settings.whiten and self.group.is_first:
+            needed_s = ending.reserve_s(self.method.backbone, self.pixels_NTTC, self.settings)
+        [reserve_s] = self.group.all_reduce_max(needed_s)
+        self.budget = replace(self.budget, reserve_s=reserve_s)
 
     def _train(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Progress | None:
         """Take steps until the budget is used or a stop is requested; the last report."""
@@ -156,6 +185,7 @@ class Trainer:
         output: StepOutput | None = None
         stopped = 0.0
         first = self.step
+        timed = estimate.FirstSteps()
         while not self.done and not stopped:
             started = time.perf_counter()
             indices_B, pixels_BTTC = next(batches)
@@ -185,6 +215,8 @@ class Trainer:
             if report_now:
                 progress = self._report(output)
                 reported = now
+            if check_loss and first == 0:
+                self._correct_estimate(timed)
             if save_now:
                 self.save(finished=False)
                 saved = time.perf_counter()
@@ -192,10 +224,19 @@ class Trainer:
             progress = self._report(output)
         if self.done and self.settings.minutes and self.step < _FEW_STEPS:
             self.report(
-                f"warning: only {self.step} steps fitted into {self.settings.minutes:g} minutes, too few to learn from;"
-                " give more minutes or a smaller --batch-size"
+                f"warning: only {counted(self.step, 'step')} fitted into {counted(self.settings.minutes, 'minute')},"
+                " too few to learn from; give more minutes or a smaller --batch-size"
             )
         return progress
+
+    def _correct_estimate(self, timed: estimate.FirstSteps) -> None:
+        """Say once what the run will come to. On a GPU only where the loss was read is it known when a step ended."""
+        step_s, now = timed.step_s(self._spent), datetime.now().astimezone()
+        line = step_s and estimate.correction(
+            self.settings, self.budget, step_s, planned_passes=self._planned_passes, now=now
+        )
+        if line:
+            self.report(line)
 
     def _step(self, indices_B: Tensor, pixels_BTTC: Tensor) -> StepOutput:
         settings = self.settings
@@ -284,10 +325,22 @@ class Trainer:
             diagnostics={name: float(value) for name, value in output.diagnostics.items()},
         )
 
-    def _whitening(self) -> Mapping[str, Tensor] | None:
-        if not self.settings.whiten or not self.group.is_first:
-            return None
-        return whitening.fit_to_images(self.method.backbone, self.pixels_NTTC, self.settings.size_px).state_dict()
+    def _whitening(self) -> tuple[Mapping[str, Tensor] | None, bool]:
+        """The last layer, which only process 0 has, and whether the encoder is complete, in every process."""
+        layer: Mapping[str, Tensor] | None = None
+        wanted = self.settings.whiten
+        if wanted and self.group.is_first:
+            layer = ending.whiten(
+                self.method.backbone,
+                self.pixels_NTTC,
+                self.settings.size_px,
+                whole=self._whole,
+                report=self.report,
+                every_s=REPORT_EVERY_S,
+                stop_requested=self.stop_requested,
+            )
+        [complete] = self.group.all_reduce_max(layer is not None or not wanted)
+        return layer, bool(complete)
 
     def save(self, *, finished: bool, whitening: Mapping[str, Tensor] | None = None) -> None:
         """Write a checkpoint, but never one with a weight that is not finite.
@@ -314,6 +367,7 @@ class Trainer:
                 method=state,
                 optimizer=self.optimizer.state_dict(),
                 whitening=whitening,
+                reserve_s=self.budget.reserve_s,
             ),
             self.run,
         )

@@ -125,3 +125,17 @@ def duration(seconds: float) -> str:
         return f"{whole}s"
     minutes = round(whole / 60)
     return f"{minutes}m" if minutes < 100 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def long_duration(seconds: float) -> str:
+    """A duration in a sentence, such as "42 seconds", "6.2 minutes", "5 hours" and "3 days"."""
+    if seconds < 100:
+        return counted(round(seconds), "second")
+    units = (("minute", 60, 100), ("hour", 3600, 48), ("day", 86_400, math.inf))
+    unit, number = next((unit, seconds / unit_s) for unit, unit_s, most in units if seconds / unit_s < most)
+    return counted(round(number, 1) if number < 10 else round(number), unit)
+
+
+def counted(number: float, noun: str, plural: str = "") -> str:
+    """A number with its noun, such as "1 step", "2 steps" and "0.5 minutes"."""
+    return f"{number:.10g} {noun if number == 1 else plural or f'{noun}s'}"
