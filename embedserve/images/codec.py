@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
-from embedserve.images import tiff, tiff_file
 from embedserve.images.boxed_image import open_boxed
 from embedserve.images.dicom import decode_dicom, is_dicom
 from embedserve.images.formats import HEAD_BYTES, kind_of
@@ -21,6 +20,7 @@ from embedserve.images.jpeg import check_scans, decode_jpeg
 from embedserve.images.opening import open_image, to_upright
 from embedserve.images.pixel_rule import PixelRule
 from embedserve.images.size_limits import check_size
+from embedserve.images.tiff import decode_tiff, is_tiff
 from embedserve.regular_file import regular
 from embedserve.types import Limits
 
@@ -81,8 +81,8 @@ def decode(
             return pixels
         if data[128:132] == b"DICM" and is_dicom(data):  # before TIFF: some files begin as both
             return decode_dicom(data, limits, rule, notes)
-        if tiff_file.is_tiff(data):
-            return np.array(_to_rgb(tiff.decode(data, limits, rule, [] if notes is None else notes)))
+        if is_tiff(data):
+            return np.array(_to_rgb(decode_tiff(data, limits, rule, notes)))
         if (canvas := _webp_canvas(data)) is not None:
             check_size(*canvas, limits)
         with open_boxed(data, limits, rule) if data[4:8] == b"ftyp" else open_image(data) as image:

@@ -74,6 +74,16 @@ def transposition(orientation: object) -> Transpose | None:
     return transpositions.get(orientation)
 
 
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The image turned as an orientation of EXIF or TIFF, 1 to 8, says; anything else leaves it as it is."""
+    transpose = transposition(orientation)
+    if transpose is None:
+        return image
+    turned = image.transpose(transpose)
+    turned.info = image.info
+    return turned
+
+
 def to_upright(image: Image.Image) -> Transpose | None:
     """The transposition that makes the image upright, by its EXIF or XMP block; None if it is upright."""
     try:

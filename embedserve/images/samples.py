@@ -1,13 +1,13 @@
-"""Samples with more than 8 bits → 8 bits: which value becomes black, and which white."""
+"""Samples of any type → uint8: the arithmetic of the value range."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
 
 Range = tuple[float, float]
 """The values that become 0 and 255."""
@@ -29,31 +29,34 @@ def range_of(rule: str | Range, full: Range | None, tag: Range | None) -> Range 
     return tag if rule == "tag" and tag is not None else full
 
 
-def to_uint8(samples: NDArray[Any], value_range: Range) -> NDArray[np.uint8]:
-    """Samples of any shape and number type as uint8, rounded to the nearest; values beyond the range are cut off.
+def to_uint8(
+    samples: NDArray[Any], value_range: tuple[float, float], *, white_is_zero: bool = False
+) -> NDArray[np.uint8]:
+    """The samples as uint8, of the same shape.
 
-    A value that is not a number becomes 0.
+    Args:
+        samples: integers or floating-point numbers.
+        value_range: what becomes 0 and what becomes 255. Between them values are rounded to the nearest, a half up;
+            what lies outside becomes 0 or 255. NaN becomes 0.
+        white_is_zero: the low end is white: the result is 255 minus the above.
     """
     import numpy as np
 
     if samples.dtype.kind == "u" and samples.dtype.itemsize <= 2:
-        table: NDArray[np.uint8] = _table(samples.dtype.itemsize * 8, *value_range)[samples]
-        return table
-    return _scaled(samples.astype(np.float64), *value_range)
+        # At most 65,536 different values: each is worked out once.
+        values = np.arange(256 ** min(samples.dtype.itemsize, 2))
+        table: NDArray[np.uint8] = _scale(values, value_range, white_is_zero)
+        result: NDArray[np.uint8] = table[samples]
+        return result
+    return _scale(samples, value_range, white_is_zero)
 
 
-@lru_cache(maxsize=16)
-def _table(bits: int, low: float, high: float) -> NDArray[np.uint8]:
+def _scale(samples: NDArray[Any], value_range: tuple[float, float], white_is_zero: bool) -> NDArray[np.uint8]:
     import numpy as np
 
-    return _scaled(np.arange(1 << bits, dtype=np.float64), low, high)
-
-
-def _scaled(samples: NDArray[np.float64], low: float, high: float) -> NDArray[np.uint8]:
-    import numpy as np
-
-    samples -= low
-    samples *= 255.0 / (high - low)
-    samples += 0.5
-    np.clip(np.nan_to_num(samples, copy=False, nan=0.0), 0, 255, out=samples)
-    return samples.astype(np.uint8)
+    low, high = value_range
+    with np.errstate(all="ignore"):  # infinities and NaN are values that a file may hold
+        scaled = (samples.astype(np.float64) - low) * 255 / (high - low)
+        scaled = np.floor(np.clip(np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0), 0, 255) + 0.5)
+    result: NDArray[np.uint8] = scaled.astype(np.uint8)
+    return 255 - result if white_is_zero else result
