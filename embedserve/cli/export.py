@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import existing
+from embedserve.cli.terminal.options import existing, existing_run
 from embedserve.errors import EncoderFileError, InvalidInput
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("export")
-@click.argument("run", type=existing)
+@click.argument("run", type=existing_run)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=Path("encoder.onnx"), help="Encoder file to write."
 )

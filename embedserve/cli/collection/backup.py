@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedserve.cli.collection.check import WAITING
+from embedserve.cli.terminal.complete import CollectionName
 from embedserve.cli.terminal.options import existing_file, json_option, new_file, overwrite_option, server_option
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("backup")
-@click.argument("name")
+@click.argument("name", type=CollectionName())
 @click.argument("file", type=new_file)
 @overwrite_option
 @server_option

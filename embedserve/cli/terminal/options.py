@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from embedserve.cli.terminal.complete import CollectionName
 from embedserve.errors import DataError, InvalidInput
 
 if TYPE_CHECKING:
@@ -25,17 +26,20 @@ class Existing(click.Path):
     Args:
         what: what is missing otherwise, as in "encoder file".
         hint: how to get one, with "{path}" for the path.
+        wrong_kind: for a path that exists, what it is instead and what to type; None if it is right.
     """
 
-    def __init__(self, what: str = "", hint: str = "") -> None:
+    def __init__(
+        self, what: str = "", hint: str = "", wrong_kind: Callable[[Path], tuple[str, str] | None] | None = None
+    ) -> None:
         super().__init__(path_type=Path)
-        self._what, self._hint = what, hint
+        self._what, self._hint, self._wrong_kind = what, hint, wrong_kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path.
 
         Raises:
-            InvalidInput: nothing has this path.
+            InvalidInput: nothing has this path, or something of another kind.
         """
         path = super().convert(value, param, ctx)
         if not os.path.lexists(path):
@@ -43,11 +47,32 @@ class Existing(click.Path):
                 raise click.exceptions.Exit(2)  # under torchrun: the first process says it for all
             message = f"there is no {self._what} {value}" if self._what else f"{value} does not exist"
             raise InvalidInput(message, hint=self._hint.format(path=value) or f"paths are relative to {Path.cwd()}")
+        if self._wrong_kind is not None and (wrong := self._wrong_kind(Path(os.fsdecode(path)))):
+            raise InvalidInput(f"{value} is {wrong[0]}", hint=wrong[1])
         return path
 
 
+def _not_a_run(path: Path) -> tuple[str, str] | None:
+    if path.is_dir():
+        return None
+    kind = "a file, not the folder of a training run"
+    if path.suffix == ".onnx":
+        return kind, "an encoder file is already exported; give the folder that embedserve train -o wrote"
+    return kind, "give the folder that embedserve train -o wrote"
+
+
+def _not_a_file(path: Path) -> tuple[str, str] | None:
+    if not path.is_dir():
+        return None
+    kind = "a folder, not an encoder file"
+    if (path / "plan.json").is_file():
+        return kind, f"it holds a training run; make an encoder file of it: embedserve export {path}"
+    return kind, "give the file that embedserve export wrote"
+
+
 existing = Existing()
-existing_encoder = Existing("encoder file", "make one: embedserve export RUN -o {path}")
+existing_encoder = Existing("encoder file", "make one: embedserve export RUN -o {path}", _not_a_file)
+existing_run = Existing(wrong_kind=_not_a_run)
 
 
 def server_option(command: _CommandT) -> _CommandT:
@@ -112,6 +137,7 @@ def collection_option(command: _CommandT) -> _CommandT:
     return click.option(
         "--collection",
         required=True,
+        type=CollectionName(),
         metavar="NAME",
         envvar="EMBEDSERVE_COLLECTION",
         show_envvar=True,

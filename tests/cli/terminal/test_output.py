@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from embedserve.cli.terminal import output
+from embedserve.cli.terminal.table import print_table
 
 
 def test_control_characters_and_broken_names_are_written_out() -> None:
@@ -34,7 +35,7 @@ def test_metadata_are_one_line_in_the_order_of_their_keys() -> None:
 
 
 def test_a_table_keeps_its_columns_where_it_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    output.print_table(["rank", "id"], [["1", "a" * 150], ["10", ":smile:"]], right=(0,))
+    print_table(["rank", "id"], [["1", "a" * 150], ["10", ":smile:"]], right=(0,))
     lines = [line.rstrip() for line in capfd.readouterr().out.splitlines() if line.strip()]
     assert lines[0].split() == ["rank", "id"]
     assert lines[2].split() == ["1", "a" * 150]

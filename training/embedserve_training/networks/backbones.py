@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedserve.errors import InvalidInput
+from embedserve.nearest import meant
 
 SMALL_CNN = "small-cnn"
 SMALL_IMAGE_PX = 64
@@ -62,11 +63,9 @@ def build(name: str, size_px: int) -> Backbone:
 def _torchvision(name: str, size_px: int) -> tuple[nn.Module, int]:
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        raise InvalidInput(
-            f"there is no backbone {name!r}",
-            hint=f'"{SMALL_CNN}" or a torchvision model such as resnet18, resnet50, convnext_tiny',
-        )
+    if name not in (known := models.list_models(module=models)):
+        otherwise = f'"{SMALL_CNN}" or a torchvision model such as resnet18, resnet50, convnext_tiny'
+        raise InvalidInput(f"there is no backbone {name!r}", hint=meant(name, [SMALL_CNN, *known], otherwise))
     sized = {"image_size": size_px} if name.startswith("vit_") else {}
     # Without these arguments Inception and GoogLeNet warn that their initialisation is slow.
     sized |= {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
