@@ -46,7 +46,7 @@ def command(
     """
     from dataclasses import asdict
 
-    from embedserve.cli.terminal.output import print_json, say
+    from embedserve.cli.terminal.output import counted, print_json, say
     from embedserve.cli.training import read_settings, training_installed
 
     config, from_environment = read_settings(flags, settings)
@@ -82,6 +82,7 @@ def command(
         say(f"stopped at step {result.steps}; the same command continues from there")
         sys.exit(130)
     if result.status == "finished":
-        say(f"{result.run}: {result.steps} steps on {result.images} images in {result.seconds / 60:.1f} minutes")
+        steps, images = counted(result.steps, "step"), counted(result.images, "image")
+        say(f"{result.run}: {steps} on {images} in {counted(round(result.seconds / 60, 1), 'minute')}")
     if result.status != "planned":
         say(f"next: embedserve export {result.run} -o encoder.onnx")

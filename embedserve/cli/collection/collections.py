@@ -192,12 +192,12 @@ def delete(name: str, yes: bool, server: str) -> None:
     require_terminal(yes)
 
     from embedserve.cli.terminal.options import connect
-    from embedserve.cli.terminal.output import printable, say
+    from embedserve.cli.terminal.output import counted, printable, say
 
     with connect(server) as client:
         if not yes:
             info = client.get_collection(name)
-            confirm(f"Delete collection {info.name} with {info.items:,} items?", yes)
+            confirm(f"Delete collection {info.name} with {counted(info.items, 'item')}?", yes)
         client.delete_collection(name)
     say(f"deleted {printable(name)}")
 

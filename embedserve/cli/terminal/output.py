@@ -34,6 +34,12 @@ def say_failed(what: str, why: str) -> None:
     click.echo(f"{click.style('failed', fg='red')}  {printable(what)}: {printable(why)}", err=True)
 
 
+def counted(count: float, noun: str) -> str:
+    """A count with its noun, as in "1 item", "1,204 items" and "2.5 minutes"."""
+    count = int(count) if count == int(count) else count
+    return f"1 {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def rate_text(images: int, seconds: float) -> str:
     """How long it took, as in "in 2.5 s (96.1 images/s)"; without the rate if no image was sent."""
     rate = f" ({images / seconds:.1f} images/s)" if images and seconds > 0 else ""

@@ -191,8 +191,10 @@ class Trainer:
         if output and self._interval.steps:
             progress = self._report(output)
         if self.done and self.settings.minutes and self.step < _FEW_STEPS:
+            steps = "1 step" if self.step == 1 else f"{self.step} steps"
+            minutes = "1 minute" if self.settings.minutes == 1 else f"{self.settings.minutes:g} minutes"
             self.report(
-                f"warning: only {self.step} steps fitted into {self.settings.minutes:g} minutes, too few to learn from;"
+                f"warning: only {steps} fitted into {minutes}, too few to learn from;"
                 " give more minutes or a smaller --batch-size"
             )
         return progress
