@@ -117,7 +117,7 @@ def test_the_root_of_the_package_holds_words_only() -> None:
     modules = {path.stem for path in PACKAGES[WORDS].glob("*.py")} - {"__init__", "__main__"}
     assert sorted(modules) == [
         *("answer_size", "atomic_write", "cgroup", "changes", "conditions", "cores", "descriptors", "errors", "memory"),
-        *("metadata", "observer", "pem", "regular_file", "types", "wanted"),
+        *("metadata", "nearest", "observer", "pem", "regular_file", "types", "wanted"),
     ]
 
 

@@ -10,6 +10,7 @@ import traceback
 import click
 
 import embedserve
+from embedserve.cli.terminal.usage import Group, sentence_and_hint
 from embedserve.cores import limit_libraries
 from embedserve.errors import EmbedserveError
 
@@ -21,7 +22,7 @@ _CONTEXT = {
 }
 
 
-@click.group(context_settings=_CONTEXT)
+@click.group(cls=Group, context_settings=_CONTEXT)
 @click.version_option(embedserve.__version__, "--version", prog_name="embedserve", message="%(prog)s %(version)s")
 def main() -> None:
     """Train an image encoder on your own unlabelled images and serve it.
@@ -43,14 +44,17 @@ def run() -> None:
     limit_libraries()
     try:
         # With standalone_mode=False click returns the code of an Exit instead of ending the process.
-        sys.exit(main.main(standalone_mode=False))
+        sys.exit(main.main(prog_name="embedserve", standalone_mode=False))
     except EmbedserveError as error:
         _print_error(error.message, error.hint)
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            error.show()
+        else:
+            _print_error(*sentence_and_hint(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

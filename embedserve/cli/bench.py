@@ -280,7 +280,8 @@ def _remove(client: Client, collection: str, ids: Sequence[str]) -> None:
 
 def _output(report: Report, json_out: str | None, plot: Path | None) -> None:
     """Print and write the results."""
-    from embedserve.cli.terminal.output import print_json, print_line, print_table
+    from embedserve.cli.terminal.output import print_json, print_line
+    from embedserve.cli.terminal.table import print_table
 
     if json_out == "-":
         print_json(report.document(["embedserve", *sys.argv[1:]]))

@@ -120,7 +120,8 @@ def _folders(subjects: tuple[Path, ...], last: Path) -> tuple[tuple[Path, ...], 
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """Print the table of an evaluation, and what its figures mean, on stdout."""
-    from embedserve.cli.terminal.output import print_line, print_table
+    from embedserve.cli.terminal.output import print_line
+    from embedserve.cli.terminal.table import print_table
 
     shown = {**(_LABELLED if evaluation.labels else {}), **(_ITSELF if evaluation.augmentation else {})}
     lines: list[list[str]] = []

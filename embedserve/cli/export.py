@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import GivenPath, existing, overwrite_option
+from embedserve.cli.terminal.options import GivenPath, existing, existing_run, overwrite_option
 from embedserve.errors import EncoderFileError, InvalidInput
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("export")
-@click.argument("run", type=existing)
+@click.argument("run", type=existing_run)
 @click.option("-o", "--out", type=GivenPath(), default=Path("encoder.onnx"), help="Encoder file to write.")
 @click.option(
     "--precision",

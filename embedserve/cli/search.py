@@ -71,7 +71,8 @@ def command(
     from embedserve.cli.terminal.conditions import all_of
     from embedserve.cli.terminal.no_hits import why_nothing
     from embedserve.cli.terminal.options import connect
-    from embedserve.cli.terminal.output import metadata_text, print_json, print_table, printable, say
+    from embedserve.cli.terminal.output import metadata_text, print_json, printable, say
+    from embedserve.cli.terminal.table import print_table
 
     data: bytes | Path | None = None
     if image is not None:

@@ -149,7 +149,7 @@ def _parse(limits: tuple[str, ...]) -> dict[str, int]:
     Raises:
         BadParameter: an unknown limit, or a value that is not an integer.
     """
-    import difflib
+    from embedserve.nearest import nearest
 
     known = [field.name for field in fields(Limits)]
     parsed = {}
@@ -158,8 +158,8 @@ def _parse(limits: tuple[str, ...]) -> dict[str, int]:
         if not equals:
             raise click.BadParameter(f"{text!r} has no value: NAME=NUMBER", param_hint="--limit")
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            close = nearest(name, known)
+            meant = f"did you mean {close}?" if close else f"there are {', '.join(known)}"
             raise click.BadParameter(f"there is no limit {name!r}; {meant}", param_hint="--limit")
         if not value.isdecimal():
             raise click.BadParameter(f"{name} is {value!r}, which is not an integer", param_hint="--limit")

@@ -58,7 +58,7 @@ def command(
     from collections import Counter
     from dataclasses import asdict
 
-    from embedserve.cli.terminal.output import print_json, say
+    from embedserve.cli.terminal.output import counted, print_json, say
     from embedserve.cli.training import read_settings, training_installed
 
     config, from_environment = read_settings(flags, settings)
@@ -99,8 +99,8 @@ def command(
         say(f"stopped at step {result.steps}; the same command continues from there")
         sys.exit(130)
     if result.status == "finished":
-        steps = f"{result.steps} {'step' if result.steps == 1 else 'steps'}"
-        say(f"{result.run}: {steps} on {result.images} images in {result.took}")
+        steps, images = counted(result.steps, "step"), counted(result.images, "image")
+        say(f"{result.run}: {steps} on {images} in {result.took}")
     if result.status != "planned":
         say(f"next: embedserve export {result.run} -o encoder.onnx")
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from embedserve.cli.terminal.complete import one_of
 from embedserve.errors import InvalidInput, SetupError
 
 _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
@@ -79,8 +80,23 @@ def setting_option(name: str) -> Callable[[_CommandT], _CommandT]:
         f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
         type=kind,
         default=None,
+        shell_complete=one_of(lambda: _choices(name)),
         help=entry.metadata["help"],
     )
+
+
+def _choices(name: str) -> Sequence[str]:
+    """The values of a setting that a shell completes; none for numbers. PyTorch is not imported for it."""
+    from embedserve_training.plan import config, recipes
+
+    known: dict[str, Callable[[], Sequence[str]]] = {
+        "method": lambda: config.METHODS,
+        "backbone": lambda: config.BACKBONES,
+        "augmentation": lambda: config.AUGMENTATIONS,
+        "device": lambda: config.DEVICES,
+        "recipe": recipes.names,
+    }
+    return known[name]() if name in known else ()
 
 
 def make_config(flags: dict[str, Any], settings: Sequence[str]) -> Any:
@@ -89,6 +105,8 @@ def make_config(flags: dict[str, Any], settings: Sequence[str]) -> Any:
     Raises:
         InvalidInput: a text is not KEY=VALUE, a key is unknown, or a value has the wrong type.
     """
+    from embedserve.nearest import meant
+
     config = _config_class()
     known = {entry.name for entry in fields(config)}
     values = {name: value for name, value in flags.items() if value is not None}
@@ -97,7 +115,7 @@ def make_config(flags: dict[str, Any], settings: Sequence[str]) -> Any:
         key = _key(text)
         if not equals or key not in known:
             what = f"there is no setting {key!r}" if equals else f"{text!r} is not KEY=VALUE"
-            raise InvalidInput(what, hint=f"settings are: {', '.join(sorted(known))}")
+            raise InvalidInput(what, hint=meant(key, known, f"settings are: {', '.join(sorted(known))}"))
         values[key] = _parsed(key, value.strip())
     return config(**values)
 

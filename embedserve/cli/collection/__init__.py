@@ -13,13 +13,15 @@ from typing import Any
 
 import click
 
+from embedserve.cli.terminal.usage import Group
+
 _MODULES = ("collections", "aliases", "items", "check", "backup", "export")
 
 RENAMED = {"alias": "set-alias", "items": "list-items", "get": "get-items", "remove": "delete-items"}
 """Old name of a command → its name, which is that of the RPC and of the client's method."""
 
 
-class _CollectionGroup(click.Group):
+class _CollectionGroup(Group):
     """A group that imports its subcommands when click first looks at them.
 
     All of them at once, so that suggestions for a misspelt name, completion and the help see every name.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from embedserve.cli.terminal.complete import CollectionName
 from embedserve.cli.terminal.options import server_option
 
 
 @click.command("set-alias")
 @click.argument("alias")
-@click.argument("name", required=False)
+@click.argument("name", type=CollectionName(), required=False)
 @click.option("--remove", is_flag=True, help="Remove the alias.")
 @server_option
 def set_alias(alias: str, name: str | None, remove: bool, server: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedserve.cli.collection.check import WAITING
+from embedserve.cli.terminal.complete import CollectionName
 from embedserve.cli.terminal.options import existing_file, json_option, new_file, overwrite_option, server_option
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("backup")
-@click.argument("name")
+@click.argument("name", type=CollectionName())
 @click.argument("file", type=new_file)
 @overwrite_option
 @server_option
@@ -58,12 +59,12 @@ def restore(name: str, file: Path, server: str) -> None:
     embedserve collection set-alias photos photos-2
     """
     from embedserve.cli.terminal.options import connect
-    from embedserve.cli.terminal.output import say
+    from embedserve.cli.terminal.output import counted, say
 
     size_bytes = file.stat().st_size
     with connect(server) as client, _TransferProgress(f"sending {file.name}", size_bytes, WAITING) as transfer:
         info = client.restore_collection(name, file, on_progress=transfer.show)
-    say(f"created {info.name}: {info.items:,} items, {info.dimension} numbers per vector, keeps {info.keep}")
+    say(f"created {info.name}: {counted(info.items, 'item')}, {info.dimension} numbers per vector, keeps {info.keep}")
 
 
 COMMANDS = (backup, restore)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedserve.cli.terminal.complete import CollectionName
 from embedserve.cli.terminal.options import json_option, server_option
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ WAITING = "waiting: the limit on checks, backups and restores running at a time 
 
 
 @click.command("check")
-@click.argument("name")
+@click.argument("name", type=CollectionName())
 @server_option
 @json_option("One JSON document: what was checked, the recall, and the problems.")
 def check(name: str, server: str, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedserve.cli.terminal.complete import CollectionName
 from embedserve.cli.terminal.options import Finite, confirm, json_option, require_terminal, server_option
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def list_(server: str, as_json: bool) -> None:
     """
     from embedserve.cli.collection.text import encoder_text, size_text
     from embedserve.cli.terminal.options import connect
-    from embedserve.cli.terminal.output import print_json, print_table, say
+    from embedserve.cli.terminal.output import print_json, say
+    from embedserve.cli.terminal.table import print_table
 
     with connect(server) as client:
         collections = client.list_collections()
@@ -50,7 +52,7 @@ def list_(server: str, as_json: bool) -> None:
 
 
 @click.command("info")
-@click.argument("name")
+@click.argument("name", type=CollectionName())
 @server_option
 @json_option("One JSON document: the collection.")
 def info_(name: str, server: str, as_json: bool) -> None:
@@ -178,7 +180,7 @@ def create(
 
 
 @click.command("delete")
-@click.argument("name")
+@click.argument("name", type=CollectionName())
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @server_option
 def delete(name: str, yes: bool, server: str) -> None:
@@ -190,12 +192,12 @@ def delete(name: str, yes: bool, server: str) -> None:
     require_terminal(yes)
 
     from embedserve.cli.terminal.options import connect
-    from embedserve.cli.terminal.output import printable, say
+    from embedserve.cli.terminal.output import counted, printable, say
 
     with connect(server) as client:
         if not yes:
             info = client.get_collection(name)
-            confirm(f"Delete collection {info.name} with {info.items:,} items?", yes)
+            confirm(f"Delete collection {info.name} with {counted(info.items, 'item')}?", yes)
         client.delete_collection(name)
     say(f"deleted {printable(name)}")
 

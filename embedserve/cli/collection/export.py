@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedserve.cli.terminal.complete import CollectionName
 from embedserve.cli.terminal.options import existing_file, json_option, new_file, overwrite_option, server_option
 from embedserve.errors import CollectionNotFound, DataError, EncoderMismatch, InvalidInput
 
@@ -22,7 +23,7 @@ _GIVE_UP_AFTER_S = 120
 
 
 @click.command("export")
-@click.argument("name")
+@click.argument("name", type=CollectionName())
 @click.argument("file", type=new_file)
 @overwrite_option
 @server_option

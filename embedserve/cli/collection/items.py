@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedserve.cli.terminal.complete import CollectionName
 from embedserve.cli.terminal.options import confirm, json_option, require_terminal, server_option, where_option
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("list-items")
-@click.argument("name")
+@click.argument("name", type=CollectionName())
 @where_option
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of items; all by default.")
 @server_option
@@ -48,7 +49,7 @@ def list_items(name: str, conditions: tuple[Any, ...], limit: int | None, server
 
 
 @click.command("get-items")
-@click.argument("name")
+@click.argument("name", type=CollectionName())
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.option("--vectors", is_flag=True, help="Show vectors too.")
 @server_option
@@ -80,7 +81,7 @@ def get_items(name: str, ids: tuple[str, ...], vectors: bool, server: str, as_js
 
 
 @click.command("count-items")
-@click.argument("name")
+@click.argument("name", type=CollectionName())
 @where_option
 @server_option
 def count_items(name: str, conditions: tuple[Any, ...], server: str) -> None:
@@ -98,7 +99,7 @@ def count_items(name: str, conditions: tuple[Any, ...], server: str) -> None:
 
 
 @click.command("delete-items")
-@click.argument("name")
+@click.argument("name", type=CollectionName())
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @where_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -138,7 +139,7 @@ def delete_items(name: str, ids: tuple[str, ...], conditions: tuple[Any, ...], y
 
 
 @click.command("update-metadata")
-@click.argument("name")
+@click.argument("name", type=CollectionName())
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.option(
     "--set",
@@ -189,16 +190,25 @@ def _metadata(texts: Sequence[str]) -> dict[str, MetadataValue]:
     """The metadata that ``--set`` gives.
 
     Raises:
+        InvalidInput: a value is a number that no item can have.
         UsageError: one is not KEY=VALUE, or several values of a key are not all texts.
     """
+    from embedserve.cli.terminal import spelling
     from embedserve.cli.terminal.conditions import parse_value
+    from embedserve.errors import InvalidInput
 
     given: dict[str, list[str | int | float | bool]] = {}
     for text in texts:
         key, sign, value = text.partition("=")
         if not sign or not key.strip():
             raise click.UsageError(f"--set takes KEY=VALUE, and {text!r} is not")
-        given.setdefault(key.strip(), []).append(parse_value(value.strip()))
+        value = value.strip()
+        try:
+            spelling.number(value)
+        except InvalidInput as error:
+            hint = f"in quotes it is kept as text: --set '{key.strip()}=\"{value[:40]}\"'"
+            raise InvalidInput(f"--set {key.strip()}: {error.message}", hint=hint) from None
+        given.setdefault(key.strip(), []).append(parse_value(value))
     metadata: dict[str, MetadataValue] = {}
     for key, values in given.items():
         elements = [value for value in values if isinstance(value, str)]

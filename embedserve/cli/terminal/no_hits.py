@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from embedserve.errors import EmbedserveError
+from embedserve.nearest import nearest
 from embedserve.types import And, Eq, Exists, Filter, In, Or, Range
 
 if TYPE_CHECKING:
@@ -64,13 +65,10 @@ def _lacking(client: Client, collection: str, leaf: Eq | In | Range | Exists) ->
 
 def _meant(client: Client, collection: str, key: str) -> str:
     """The most similar key that some items have, as a question; empty if there is none."""
-    import difflib
-
     items = islice(client.list_items(collection, page_size=_SAMPLE), _SAMPLE)
     known = sorted({name for item in items for name in item.metadata})
-    folded = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(key.casefold(), folded, 1)
-    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+    close = nearest(key, known)
+    return f"; did you mean {close!r}?" if close else ""
 
 
 def _wanted_kinds(leaf: Eq | In | Range | Exists) -> set[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from embedserve.cli.terminal.complete import CollectionName
 from embedserve.errors import DataError, InvalidInput
 
 if TYPE_CHECKING:
@@ -44,18 +45,25 @@ class Existing(GivenPath):
         what: what is missing otherwise, as in "encoder file".
         hint: how to get one, with "{path}" for the path.
         lists: ``@NAME`` is allowed too, a list of files that exists.
-        files: whether it may be a file.
+        wrong_kind: for a path that exists, what it is instead and what to type; None if it is right.
     """
 
-    def __init__(self, what: str = "", hint: str = "", *, lists: bool = False, files: bool = True) -> None:
+    def __init__(
+        self,
+        what: str = "",
+        hint: str = "",
+        *,
+        lists: bool = False,
+        wrong_kind: Callable[[Path], tuple[str, str] | None] | None = None,
+    ) -> None:
         super().__init__()
-        self._what, self._hint, self._lists, self._files = what, hint, lists, files
+        self._what, self._hint, self._lists, self._wrong_kind = what, hint, lists, wrong_kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path.
 
         Raises:
-            InvalidInput: it is empty, nothing has this path, or a file has it where only folders are allowed.
+            InvalidInput: it is empty, nothing has this path, or something of another kind.
         """
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         found = path
@@ -68,17 +76,40 @@ class Existing(GivenPath):
                 raise click.exceptions.Exit(2)  # under torchrun: the first process says it for all
             message = f"there is no {self._what} {value}" if self._what else f"{value} does not exist"
             raise InvalidInput(message, hint=self._hint.format(path=value) or f"paths are relative to {Path.cwd()}")
-        if not self._files and found is path and path.is_file():
-            raise InvalidInput(f"{value} is a file", hint="give a folder of images, or a list of files as @NAME")
+        if self._wrong_kind is not None and found is path and (wrong := self._wrong_kind(path)):
+            raise InvalidInput(f"{value} is {wrong[0]}", hint=wrong[1])
         return path
+
+
+def _not_a_folder(path: Path) -> tuple[str, str] | None:
+    return ("a file", "give a folder of images, or a list of files as @NAME") if path.is_file() else None
+
+
+def _not_a_run(path: Path) -> tuple[str, str] | None:
+    if path.is_dir():
+        return None
+    kind = "a file, not the folder of a training run"
+    if path.suffix == ".onnx":
+        return kind, "an encoder file is already exported; give the folder that embedserve train -o wrote"
+    return kind, "give the folder that embedserve train -o wrote"
+
+
+def _not_a_file(path: Path) -> tuple[str, str] | None:
+    if not path.is_dir():
+        return None
+    kind = "a folder, not an encoder file"
+    if (path / "plan.json").is_file():
+        return kind, f"it holds a training run; make an encoder file of it: embedserve export {path}"
+    return kind, "give the file that embedserve export wrote"
 
 
 existing = Existing()
 existing_images = Existing(lists=True)
 """A file, a folder of images, or ``@NAME``: a list of image files."""
-existing_folder = Existing(lists=True, files=False)
+existing_folder = Existing(lists=True, wrong_kind=_not_a_folder)
 """A folder of images, or ``@NAME``: a list of image files."""
-existing_encoder = Existing("encoder file", "make one: embedserve export RUN -o {path}")
+existing_encoder = Existing("encoder file", "make one: embedserve export RUN -o {path}", wrong_kind=_not_a_file)
+existing_run = Existing(wrong_kind=_not_a_run)
 
 
 def server_option(command: _CommandT) -> _CommandT:
@@ -143,6 +174,7 @@ def collection_option(command: _CommandT) -> _CommandT:
     return click.option(
         "--collection",
         required=True,
+        type=CollectionName(),
         metavar="NAME",
         envvar="EMBEDSERVE_COLLECTION",
         show_envvar=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +32,12 @@ def say(text: str = "") -> None:
 def say_failed(what: str, why: str) -> None:
     """Name an input that failed, on stderr."""
     click.echo(f"{click.style('failed', fg='red')}  {printable(what)}: {printable(why)}", err=True)
+
+
+def counted(count: float, noun: str) -> str:
+    """A count with its noun, as in "1 item", "1,204 items" and "2.5 minutes"."""
+    count = int(count) if count == int(count) else count
+    return f"1 {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def rate_text(images: int, seconds: float) -> str:
@@ -77,23 +83,6 @@ def metadata_text(metadata: Mapping[str, Any]) -> str:
         return str(value) if isinstance(value, (str, int, float)) else ", ".join(value)
 
     return "  ".join(f"{key}={text_of(value)}" for key, value in sorted(metadata.items()))
-
-
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """Print a table on stdout; the columns with indices in ``right`` are aligned to the right."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, highlight=False)
-    for number, header in enumerate(headers):
-        table.add_column(header, justify="right" if number in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(printable, row))
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 200  # do not fold lines in logs and pipes
-    console.print(table)
 
 
 @contextmanager

@@ -156,8 +156,10 @@ def first_view(name: str) -> Augmentation:
         InvalidInput: the preset does not exist.
     """
     from embedserve.errors import InvalidInput
+    from embedserve.nearest import meant
     from embedserve_training.augment import PRESETS
 
     if name not in PRESETS:
-        raise InvalidInput(f"there is no augmentation {name!r}", hint=f"one of: {', '.join(PRESETS)}")
+        hint = meant(name, PRESETS, f"one of: {', '.join(PRESETS)}")
+        raise InvalidInput(f"there is no augmentation {name!r}", hint=hint)
     return PRESETS[name][0]

@@ -5,7 +5,6 @@ Shapes: B images, C = 3 channels, S side in pixels, D numbers per embedding.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from embedserve.errors import InvalidInput
+from embedserve.nearest import meant
 from embedserve_training.plan.sizes import SMALL_CNN as SMALL_CNN
 from embedserve_training.plan.sizes import is_small
 
@@ -123,13 +123,12 @@ def _torchvision(name: str, size_px: int) -> tuple[nn.Module, int]:
 def _unknown(name: str) -> InvalidInput:
     from torchvision import models
 
-    near = difflib.get_close_matches(name, names(), n=3)
     if name in models.list_models():
         reason = f"backbone {name!r} does not give one vector per image: it finds objects, segments, or reads videos"
     else:
         reason = f"there is no backbone {name!r}"
     others = f'"{SMALL_CNN}" or a torchvision model such as resnet18, resnet50, convnext_tiny'
-    return InvalidInput(reason, hint=f"{', '.join(near)}? Or {others}" if near else others)
+    return InvalidInput(reason, hint=meant(name, [SMALL_CNN, *names()], others))
 
 
 class _WeightsWithoutData(TorchFunctionMode):

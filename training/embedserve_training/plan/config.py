@@ -19,6 +19,12 @@ from embedserve_training.plan.sizes import SMALL_SIDE_PX
 METHODS = ("simclr", "moco", "barlow-twins", "instance-discrimination", "cpc")
 OPTIMIZERS = ("adamw", "sgd", "lars")
 AUGMENTATIONS = tuple(PRESETS)
+DEVICES = ("auto", "cpu", "cuda", "mps")
+BACKBONES = (
+    *("small-cnn", "resnet18", "resnet34", "resnet50"),
+    *("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny"),
+)
+"""Those that a shell completes; torchvision has more."""
 MIN_IMAGES = 16
 
 _PROJECTING = ("simclr", "moco", "barlow-twins", "instance-discrimination")
@@ -230,7 +236,7 @@ def check_values(config: Any) -> None:
     _check_choice(config, "lr_scaling", ("sqrt", "linear", "none"))
     _check_choice(config, "decayed", ("matrices", "all"))
     _check_choice(config, "precision", ("fp32", "bf16"))
-    _check_choice(config, "device", ("auto", "cpu", "cuda", "mps"))
+    _check_choice(config, "device", DEVICES)
     if config.lr_drops is not None:
         drops(config.lr_drops)
 
@@ -244,7 +250,9 @@ def _check(config: Any, name: str, holds: Callable[[Any], bool], rule: str) -> N
 def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(config, name)
     if value is not None and value not in choices:
-        raise InvalidInput(f"{name} is {value!r}", hint=f"one of: {', '.join(choices)}")
+        from embedserve.nearest import meant  # kept out of what --help loads
+
+        raise InvalidInput(f"{name} is {value!r}", hint=meant(str(value), choices, f"one of: {', '.join(choices)}"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

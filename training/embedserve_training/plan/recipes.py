@@ -18,6 +18,7 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import Any
 
 from embedserve.errors import InvalidInput
+from embedserve.nearest import meant
 from embedserve.regular_file import read_text
 from embedserve_training.plan.config import METHODS, TrainConfig, applies, check_values
 
@@ -61,7 +62,8 @@ def load(name: str) -> Recipe:
     """
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
     if not name.endswith(".toml") and name not in names():
-        raise InvalidInput(f"there is no recipe {name!r}", hint=f"a TOML file, or one of: {', '.join(names())}")
+        hint = meant(name, names(), f"a TOML file, or one of: {', '.join(names())}")
+        raise InvalidInput(f"there is no recipe {name!r}", hint=hint)
     try:
         document = tomllib.loads(read_text(path))
     except OSError as error:
@@ -81,9 +83,8 @@ def _parse(document: dict[str, Any], path: Path, *, own: bool) -> Recipe:
     sources: dict[str, str] = {}
     for key, entry in document.items():
         if key in _NEVER or key not in _types():
-            raise InvalidInput(
-                f"{path} sets {key!r}, which a recipe cannot set", hint=f"settings are: {', '.join(_settable())}"
-            )
+            hint = meant(key, _settable(), f"settings are: {', '.join(_settable())}")
+            raise InvalidInput(f"{path} sets {key!r}, which a recipe cannot set", hint=hint)
         if isinstance(entry, dict) and not {"value"} <= entry.keys() <= {"value", "source"}:
             raise InvalidInput(
                 f"{path} gives {key} as {{ {', '.join(entry)} }}",
