@@ -63,7 +63,11 @@ def decode(data: bytes, limits: Limits, rule: PixelRule, notes: list[str]) -> Im
             image = _by_pillow(data, layout, notes)
             return _chosen(image, rule) if rule.bands else image
         raise refused(f"{words(layout)} and {compression_name(layout.compression)} compression")
-    return _put_together(data, layout, rule, notes)
+    image = _put_together(data, layout, rule, notes)
+    profile = directory.tags.get(34675, ())
+    if profile and not rule.bands and all(isinstance(byte, int) and 0 <= byte < 256 for byte in profile):
+        image.info["icc_profile"] = bytes(profile)
+    return image
 
 
 # --- By Pillow -----------------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def _values(data: bytes, field: int, order: str, big: bool, kind: int, count: in
 
 _USED = frozenset({
     254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 280, 281, 284, 317, 320, 322, 323, 324, 325, 330,
-    332, 338, 339, 340, 341, 529, 530, 532,
+    332, 338, 339, 340, 341, 529, 530, 532, 34675,
 })  # fmt: skip
 """Tags about the layout and the meaning of samples; the values of all others are never looked at."""
 
