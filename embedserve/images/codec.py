@@ -165,6 +165,8 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
 def _loaded(image: Image.Image, data: bytes, rule: PixelRule) -> Image.Image:
     """The decoded picture, in a mode of 8 bits."""
     if image.format == "PNG":
+        if rule.colour == "srgb" and (profile := png.profile_of(data)) is not None and data[25] & 2:
+            image.info["icc_profile"] = profile
         image = png.load(image, data, rule)
     elif image.format == "GIF":
         return gif.load(image)

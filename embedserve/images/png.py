@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import TYPE_CHECKING, Any
 
-from embedserve.images import samples
+from embedserve.images import nclx, samples
+from embedserve.images.matrix_profile import matrix_profile
 from embedserve.images.pixel_rule import PixelRule
 
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _FULL = (0, 65_535)
+_BEFORE_PIXELS = 64
+"""Chunks that are looked at before the pixels."""
 _STRIP_ROWS = 256
 
 
@@ -33,6 +37,38 @@ def load(image: Image.Image, data: bytes, rule: PixelRule) -> Image.Image:
     if depth != 16 or colours not in (0, 2, 4, 6):
         return image
     return _sixteen(image, data, colours, rule)
+
+
+def profile_of(data: bytes) -> bytes | None:
+    """The colours that a PNG names by numbers, as a profile; None without such, where it means sRGB, or has a profile.
+
+    The first of cICP, iCCP, sRGB, and gAMA with cHRM counts (PNG, third edition, section 4.3).
+
+    Raises:
+        ImageFormatError: it is HDR, which has no meaning in 8 bits without a choice of exposure.
+    """
+    chunks: dict[bytes, bytes] = {}
+    at = 8
+    for _ in range(_BEFORE_PIXELS):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind in (b"IDAT", b""):
+            break
+        if kind in (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"iCCP"):
+            chunks.setdefault(kind, data[at + 8 : at + 8 + min(length, 64)])
+        at += 12 + length
+    if len(named := chunks.get(b"cICP", b"")) == 4:
+        return nclx.profile_of(b"nclx" + struct.pack(">HHHB", named[0], named[1], named[2], named[3]))
+    gamma = int.from_bytes(chunks.get(b"gAMA", b""), "big") / 100_000
+    if b"iCCP" in chunks or b"sRGB" in chunks or not 0.1 < gamma < 10 or len(chunks.get(b"cHRM", b"")) != 32:
+        return None
+    x_and_y = [value / 100_000 for value in struct.unpack(">8I", chunks[b"cHRM"])]
+    white, *primaries = zip(x_and_y[::2], x_and_y[1::2], strict=True)
+    # Most programs write 1 / 2.2 for the curve of sRGB.
+    curve = None if abs(gamma - 1 / 2.2) < 0.01 else 1 / gamma
+    try:
+        return matrix_profile(tuple(primaries), white=white, gamma=curve)
+    except ValueError:
+        return None
 
 
 def _sixteen(image: Image.Image, data: bytes, colours: int, rule: PixelRule) -> Image.Image:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from embedserve.errors import ImageFormatError
 from embedserve.images import codec, colour, jpeg
 from embedserve.images.matrix_profile import ADOBE_GAMMA, ADOBE_RGB, matrix_profile
 from embedserve.images.pixel_rule import STORED
@@ -182,3 +185,32 @@ def test_the_memory_of_decisions_is_bounded() -> None:
     for number in range(2 * colour._CACHED):
         colour.to_srgb(image, b"no profile %d" % number)
     assert len(colour._decisions) <= colour._CACHED
+
+
+def with_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
+    """A PNG with one more chunk after its header."""
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return data[:33] + chunk + data[33:]
+
+
+P3_NUMBERS = (31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+
+
+def test_a_png_names_its_colours_by_numbers() -> None:
+    data = encoded(stored_in(PROFILES["Display P3"]), "PNG")
+    assert distance(codec.decode(with_chunk(data, b"cICP", bytes([12, 13, 0, 1]))), picture()) <= 4
+    by_primaries = with_chunk(
+        with_chunk(data, b"gAMA", struct.pack(">I", 45455)), b"cHRM", struct.pack(">8I", *P3_NUMBERS)
+    )
+    assert distance(codec.decode(by_primaries), picture()) <= 4
+    says_srgb = with_chunk(by_primaries, b"sRGB", b"\0")
+    np.testing.assert_array_equal(codec.decode(says_srgb), codec.decode(data))
+    with pytest.raises(ImageFormatError, match="HDR"):
+        codec.decode(with_chunk(data, b"cICP", bytes([9, 16, 0, 1])))
+
+
+@pytest.mark.parametrize("numbers", [(0,) * 8, (1,) * 8, (2**32 - 1,) * 8, (31270, 32900) * 4], ids=str)
+def test_numbers_that_are_no_colours_are_left_out(numbers: tuple[int, ...]) -> None:
+    data = encoded(Image.fromarray(picture()), "PNG")
+    data = with_chunk(with_chunk(data, b"gAMA", struct.pack(">I", 45455)), b"cHRM", struct.pack(">8I", *numbers))
+    np.testing.assert_array_equal(codec.decode(data), picture())
