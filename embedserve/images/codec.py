@@ -78,12 +78,15 @@ def decode(
     if Image.MAX_IMAGE_PIXELS is not None and limits.max_image_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
     try:
-        if (header := read_header(data)) is not None:
-            header.check()
-        if header is None or not header.one_scan:
-            check_scans(data)
-        if (pixels := decode_jpeg(data, header, limits, rule, min_side_px, notes)) is not None:
-            return pixels
+        header = None
+        if data.startswith(b"\xff\xd8\xff"):
+            header = read_header(data)
+            if header is not None:
+                header.check()
+            if header is None or not header.one_scan:
+                check_scans(data)
+            if (pixels := decode_jpeg(data, header, limits, rule, min_side_px, notes)) is not None:
+                return pixels
         if tiff_file.is_tiff(data):
             notes = [] if notes is None else notes
             return np.array(_to_rgb(tiff.decode(data, limits, rule, notes), rule, notes))
@@ -167,7 +170,8 @@ def _loaded(image: Image.Image, data: bytes, rule: PixelRule) -> Image.Image:
     if image.format == "PNG":
         if rule.colour == "srgb" and (profile := png.profile_of(data)) is not None and data[25] & 2:
             image.info["icc_profile"] = profile
-        image = png.load(image, data, rule)
+        if data[24] != 8:
+            image = png.load(image, data, rule)
     elif image.format == "GIF":
         return gif.load(image)
     image.load()
@@ -187,8 +191,9 @@ def _to_rgb(image: Image.Image, rule: PixelRule, notes: list[str] | None) -> Ima
             "the image has 32-bit pixels, whose range is not defined",
             hint="save it with 8 or 16 bits per channel",
         )
-    if rule.colour == "srgb":
-        image = to_srgb(image, image.info.get("icc_profile"), notes)
+    profile = image.info.get("icc_profile")
+    if rule.colour == "srgb" and (profile is not None or image.mode == "LAB"):
+        image = to_srgb(image, profile, notes)
     if image.has_transparency_data:
         foreground = image.convert("RGBA")
         white = Image.new("RGBA", foreground.size, (255, 255, 255, 255))
