@@ -168,7 +168,8 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
 def _loaded(image: Image.Image, data: bytes, rule: PixelRule) -> Image.Image:
     """The decoded picture, in a mode of 8 bits."""
     if image.format == "PNG":
-        if rule.colour == "srgb" and (profile := png.profile_of(data)) is not None and data[25] & 2:
+        named = "chromaticity" in image.info or data.find(b"cICP", 0, data.find(b"IDAT")) > 0
+        if named and rule.colour == "srgb" and data[25] & 2 and (profile := png.profile_of(data)) is not None:
             image.info["icc_profile"] = profile
         if data[24] != 8:
             image = png.load(image, data, rule)
