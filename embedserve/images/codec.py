@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageTooLarge, ImageUndecodable
+from embedserve.images import gif, png
 from embedserve.images.boxed_image import open_boxed
+from embedserve.images.colour import to_srgb
 from embedserve.images.dicom import decode_dicom, is_dicom
 from embedserve.images.formats import HEAD_BYTES, kind_of
-from embedserve.images.jpeg import check_scans, decode_jpeg
+from embedserve.images.jpeg import check_scans, decode_jpeg, profile_of
+from embedserve.images.jpeg_header import read_header
 from embedserve.images.opening import open_image, to_upright
 from embedserve.images.pixel_rule import PixelRule
 from embedserve.images.size_limits import check_size
@@ -76,22 +79,31 @@ def decode(
     if Image.MAX_IMAGE_PIXELS is not None and limits.max_image_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
     try:
-        check_scans(data)
-        if (pixels := decode_jpeg(data, limits, min_side_px)) is not None:
-            return pixels
+        header = None
+        if data.startswith(b"\xff\xd8\xff"):
+            header = read_header(data)
+            if header is not None:
+                header.check()
+            if header is None or not header.one_scan:
+                check_scans(data)
+            if (pixels := decode_jpeg(data, header, limits, rule, min_side_px, notes)) is not None:
+                return pixels
         if data[128:132] == b"DICM" and is_dicom(data):  # before TIFF: some files begin as both
             return decode_dicom(data, limits, rule, notes)
-        if is_tiff(data):
-            return np.array(_to_rgb(decode_tiff(data, limits, rule, notes)))
+        if data[:2] in (b"II", b"MM") and is_tiff(data):
+            return np.array(_to_rgb(decode_tiff(data, limits, rule, notes), rule, notes))
         if (canvas := _webp_canvas(data)) is not None:
             check_size(*canvas, limits)
         with open_boxed(data, limits, rule) if data[4:8] == b"ftyp" else open_image(data) as image:
             check_size(*image.size, limits)
-            if min_side_px > 0 and image.format in ("JPEG", "MPO"):
+            if header is not None:
+                image.info["icc_profile"] = profile_of(header, image)
+            if min_side_px > 0 and header is not None and header.ordinary and image.format in ("JPEG", "MPO"):
                 image.draft(None, (min_side_px, min_side_px))
-            image.load()
+            loaded = _loaded(image, data, rule)
             transpose = to_upright(image)
-            return np.array(_to_rgb(image if transpose is None else image.transpose(transpose)))
+            upright = loaded if transpose is None else loaded.transpose(transpose)
+            return np.array(_to_rgb(upright, rule, notes))
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -153,18 +165,36 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _loaded(image: Image.Image, data: bytes, rule: PixelRule) -> Image.Image:
+    """The decoded picture, in a mode of 8 bits."""
+    if image.format == "PNG":
+        named = "chromaticity" in image.info or data.find(b"cICP", 0, data.find(b"IDAT")) > 0
+        if named and rule.colour == "srgb" and data[25] & 2 and (profile := png.profile_of(data)) is not None:
+            image.info["icc_profile"] = profile
+        if data[24] != 8:
+            image = png.load(image, data, rule)
+    elif image.format == "GIF":
+        return gif.load(image)
+    image.load()
+    return image
+
+
+def _to_rgb(image: Image.Image, rule: PixelRule, notes: list[str] | None) -> Image.Image:
     import numpy as np
     from PIL import Image
 
     if image.mode in _SIXTEEN_BIT_MODES:
         grey = (np.asarray(image, dtype=np.uint32) + 128) // 257
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        sixteen, image = image, Image.fromarray(grey.astype(np.uint8))
+        image.info = sixteen.info
     if image.mode in ("I", "F"):
         raise ImageFormatError(
             "the image has 32-bit pixels, whose range is not defined",
             hint="save it with 8 or 16 bits per channel",
         )
+    profile = image.info.get("icc_profile")
+    if rule.colour == "srgb" and (profile is not None or image.mode == "LAB"):
+        image = to_srgb(image, profile, notes)
     if image.has_transparency_data:
         # No copy that can be spared, and none kept while the next is made: each is 4 bytes per pixel.
         foreground = image if image.mode == "RGBA" else image.convert("RGBA")

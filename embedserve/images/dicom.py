@@ -17,6 +17,7 @@ from embedserve.images.dicom_file import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICI
 from embedserve.images.dicom_levels import Levels, levels_table, look_up, table_of
 from embedserve.images.formats import DICOM, HEAD_BYTES, TIFF, kind_of
 from embedserve.images.jpeg import check_scans
+from embedserve.images.jpeg_header import read_header
 from embedserve.images.pixel_rule import PixelRule
 from embedserve.images.size_limits import check_size
 from embedserve.types import Limits
@@ -331,6 +332,8 @@ class _Pixels:
             raise ImageFormatError(
                 f"the image is DICOM compressed with JPEG of {self._bits} bits, which is not read", hint=_UNCOMPRESS
             )
+        if (header := read_header(data)) is not None and not header.ordinary:
+            raise ImageFormatError("the image is DICOM with an unusual JPEG in it, which is not read", hint=_UNCOMPRESS)
         check_scans(data)
         try:
             opened = Image.open(io.BytesIO(data), formats=("JPEG",))

@@ -74,7 +74,7 @@ def decode_tiff(data: bytes, limits: Limits, rule: PixelRule, notes: list[str] |
             _note(notes, f"band {colours + 1} of the TIFF was taken for transparency, as the file says", colours)
     else:
         image = _by_samples(directory, layout, rule.bands, notes)
-    if profile := directory.bytes_of(tags.ICC_PROFILE):
+    if not rule.bands and (profile := directory.bytes_of(tags.ICC_PROFILE)):
         image.info["icc_profile"] = profile
     return upright(image, directory.number(tags.ORIENTATION, 1))
 
@@ -132,8 +132,8 @@ def _by_samples(directory: Directory, layout: Layout, chosen: tuple[int, ...], n
     import numpy as np
     from PIL import Image
 
-    colours = {2: 3, 5: 4}.get(layout.photometric, 1)
-    bands, mode = tuple(range(colours)), {2: "RGB", 5: "CMYK"}.get(layout.photometric, "L")
+    colours = {2: 3, 5: 4, 8: 3}.get(layout.photometric, 1)
+    bands, mode = tuple(range(colours)), {2: "RGB", 5: "CMYK", 8: "RGB"}.get(layout.photometric, "L")
     palette: Any = None
     if layout.photometric == 3:
         palette = _palette(directory, layout)
@@ -151,6 +151,8 @@ def _by_samples(directory: Directory, layout: Layout, chosen: tuple[int, ...], n
             block = palette[samples[..., 0]]
         elif layout.value_range is None:
             block = _few_bits(samples, layout.bits, layout.photometric == 0)
+            if mode[-1] in "aA" and layout.photometric == 0:  # transparency is no colour that is turned round
+                block[..., -1] = _few_bits(samples[..., -1], layout.bits, False)
         else:
             block = to_uint8(samples, layout.value_range, white_is_zero=layout.photometric == 0)
             if mode[-1] in "aA":  # the range is that of the colours; transparency keeps its own
@@ -160,6 +162,10 @@ def _by_samples(directory: Directory, layout: Layout, chosen: tuple[int, ...], n
         image = Image.fromarray(pixels)
         return _chosen(image, chosen) if chosen else image
     image = Image.frombytes(mode, (layout.width, layout.height), pixels.tobytes())
+    if layout.photometric == 8 and not chosen:
+        # a* and b* are signed in a TIFF, and 128 more in Pillow.
+        lightness, *others = image.split()
+        return Image.merge("LAB", [lightness, *(band.point(lambda value: value ^ 128) for band in others)])
     if mode == "CMYK" and chosen:
         return _chosen(image, chosen)
     return image.convert({"La": "LA", "RGBa": "RGBA"}[mode]) if mode in ("La", "RGBa") else image

@@ -108,17 +108,20 @@ def layout_of(directory: Directory, limits: Limits, rule: PixelRule) -> Layout:
     if not 1 <= samples <= 65_535:
         raise ImageUndecodable(f"the image is damaged: the TIFF has {samples} samples per pixel")
     photometric = directory.number(tags.PHOTOMETRIC, 2 if samples >= 3 else 0)
-    if photometric not in (0, 1, 2, 3, 5, 6):
+    lab = photometric == 8 and rule.colour == "srgb" and compression in BYTE_COMPRESSIONS and samples == 3
+    if photometric not in (0, 1, 2, 3, 5, 6) and not lab:
         refuse(f"{_PHOTOMETRICS.get(photometric, 'unknown')} samples (PhotometricInterpretation {photometric})")
     if photometric == 5 and directory.number(tags.INK_SET, 1) != 1:
         refuse("inks other than cyan, magenta, yellow and black")
     bits, kind = _sample_type(directory)
+    if lab and (bits, kind) != (8, 1):
+        refuse(f"CIE Lab colours in {bits}-bit {_KINDS[kind]} samples")
     tiled = tags.TILE_OFFSETS in directory.fields
     chunk_width = directory.number(tags.TILE_WIDTH, 0) if tiled else width
     chunk_height = directory.number(tags.TILE_LENGTH, 0) if tiled else directory.number(tags.ROWS_PER_STRIP, height)
     if chunk_width < 1 or chunk_height < 1:
         raise ImageUndecodable(f"the image is damaged: its strips or tiles are {chunk_width} × {chunk_height} pixels")
-    base = {2: 3, 5: 4, 6: 3}.get(photometric, 1)
+    base = {2: 3, 5: 4, 6: 3, 8: 3}.get(photometric, 1)
     if samples < base:
         raise ImageUndecodable(f"the image is damaged: {samples} samples per pixel, and {base} are needed")
     extras = directory.integers(tags.EXTRA_SAMPLES)[: samples - base]

@@ -17,6 +17,8 @@ import pytest
 
 from embedserve.errors import EmbedserveError
 from embedserve.images import codec, jpeg, preprocess
+from embedserve.images.jpeg_header import read_header
+from embedserve.images.pixel_rule import PixelRule
 from embedserve.images.preprocess import PreprocessSpec
 from embedserve.types import Limits
 from embedserve.v1 import collection_service_pb2 as collection_pb
@@ -88,7 +90,7 @@ def test_a_damaged_jpeg_gives_the_pixels_that_pillow_gives_if_pillow_reads_it(
             continue
         for min_side_px in (0, 16):
             try:
-                pixels = quick(data, Limits(), min_side_px)
+                pixels = quick(data, read_header(data), Limits(), PixelRule(), min_side_px)
             except EmbedserveError:
                 continue
             if pixels is None:

@@ -242,7 +242,7 @@ def test_directories_in_a_circle_end() -> None:
         ({259: 34677}, "SGILog24"),
         ({259: 50001}, "WebP"),
         ({259: 4711}, "unknown compression .number 4711"),
-        ({262: 8, 277: 3, 258: (8, 8, 8)}, "CIE Lab"),
+        ({262: 8, 277: 3, 258: (16, 16, 16)}, "CIE Lab"),
         ({262: 32845}, "LogLuv"),
         ({262: 2, 277: 3, 258: (5, 6, 5)}, "different types"),
         ({262: 6, 277: 3, 258: (8, 8, 8)}, "YCbCr samples subsampled 2 × 2"),
