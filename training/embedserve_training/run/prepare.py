@@ -25,6 +25,7 @@ from embedserve.types import Limits
 from embedserve_training import methods
 from embedserve_training.data import cache, folders, survey
 from embedserve_training.data.cache import DecodedImages
+from embedserve_training.data.copies import Copies
 from embedserve_training.data.folders import ImageFolder, Noted, Skipped
 from embedserve_training.plan.config import MIN_IMAGES, SMALL_SIDE_PX, Settings, TrainConfig
 from embedserve_training.plan.image_settings import preprocess_of
@@ -54,6 +55,8 @@ class Prepared:
     """Of the decoded images."""
     notes: tuple[Noted, ...] = ()
     """What was decided for single images."""
+    copies: Copies | None = None
+    """Pictures that are there more than once; None if the images were not decoded now."""
     cached: PreprocessSpec | None = None
     """How the images were decoded; None if nothing is to be trained."""
     step: int | None = None
@@ -144,6 +147,13 @@ def prepare(
         the_plan = _make_plan(config, facts, from_environment)
         _begin(files, decoded, config, the_plan, cached, processes, exclude, out)
     report(f"{len(decoded.positions)} images in {files.name}, {len(decoded.skipped)} files left out")
+    for line in decoded.copies.lines() if decoded.copies else ():
+        report(line)
+    if decoded.copies and 2 * decoded.copies.distinct < decoded.copies.images:
+        report(
+            f"warning: only {decoded.copies.distinct:,} different pictures among {decoded.copies.images:,} images:"
+            " an encoder learns by telling pictures apart, and here most cannot be told apart"
+        )
     _report_notes(decoded.notes, out, report)
     _report_plan(the_plan, report)
     return Prepared(
@@ -153,6 +163,7 @@ def prepare(
         passed_over=files.passed_over,
         fingerprint=decoded.fingerprint,
         notes=decoded.notes,
+        copies=decoded.copies,
         cached=cached,
         step=saved.step if saved else None,
         seconds=saved.seconds if saved else 0.0,
@@ -313,6 +324,7 @@ def _begin(
             "images": len(images.positions),
             "cached_side_px": cached.size_px,
             "notes": counted(images.notes),
+            **({"copies": asdict(images.copies)} if images.copies else {}),
             "processes": processes,
         },
         versions=versions(),
