@@ -70,6 +70,8 @@ def command(
     raw pixels, with their PCA and with the untrained network, whitened as the encoder is. Runs that differ only in the
     seed become one row: mean ± standard deviation.
 
+    A FOLDER with train/ and test/ or val/ has both sides in it. A picture that is there more than once stays on one.
+
     There may be several FOLDERs, and @LIST stands for the image files that LIST names, one on each line.
 
     \b
@@ -164,4 +166,6 @@ def _meaning(evaluation: Evaluation) -> list[str]:
         )
     else:
         lines.append(f"itself: left out, {evaluation.self_left_out}")
+    if evaluation.copies:
+        lines += evaluation.copies.lines(bool(evaluation.labels))
     return lines

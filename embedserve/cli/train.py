@@ -89,6 +89,7 @@ def command(
                 "skipped": [asdict(file) for file in result.skipped],
                 "passed_over": result.passed_over,
                 "notes": dict(Counter(entry.note for entry in result.notes).most_common()),
+                "copies": asdict(result.copies) if result.copies else None,
                 "steps": result.steps,
                 "seconds": round(result.seconds, 1),
                 "whitening_seconds": round(result.whitening_s, 1),

@@ -72,10 +72,16 @@ def test_the_table_fits_a_hundred_columns_even_with_spreads(cli: Cli, runs: list
     assert max(len(line.rstrip()) for line in outcome.out.splitlines()) <= 100
 
 
-def test_k_and_the_temperature_of_the_vote_are_named(cli: Cli, runs: list[Path], labelled: Path) -> None:
-    outcome = cli("evaluate", runs[0], labelled, "--test", labelled)
+def test_k_and_the_temperature_of_the_vote_are_named(
+    cli: Cli, runs: list[Path], labelled: Path, tmp_path: Path
+) -> None:
+    for number in range(24):
+        path = tmp_path / ("odd" if number % 2 else "even") / f"{number:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(picture(100 + number))
+    outcome = cli("evaluate", runs[0], labelled, "--test", tmp_path)
     assert "24 images with 2 labels search in 24; kNN: 24 neighbours, temperature 0.1" in outcome.out
-    document = json.loads(cli("evaluate", runs[0], labelled, "--test", labelled, "--json").out)
+    document = json.loads(cli("evaluate", runs[0], labelled, "--test", tmp_path, "--json").out)
     assert (document["neighbours"], document["temperature"]) == (24, 0.1)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from embedserve.errors import DataError, SetupError, TrainingError
-from embedserve_training.evaluate import images
+from embedserve_training.evaluate import images, split_copies
 from embedserve_training.evaluate.figures import figures
 from embedserve_training.evaluate.images import ImageSplit, LoadedSplit
 from embedserve_training.evaluate.self_retrieval import Queries, make_queries, score
+from embedserve_training.evaluate.split_copies import SplitCopies
 from embedserve_training.evaluate.subjects import Embed
 from embedserve_training.evaluate.table import Measured, Row
 
@@ -39,7 +40,10 @@ class Bench:
                 hint="pip install 'embedserve[train]', or put the images of each label into a subfolder of that name",
             )
         self.report = report
-        self._chosen = chosen
+        self.chosen = chosen
+        """The files; copies are on one side as soon as images were loaded."""
+        self.copies: SplitCopies | None = None
+        """None before images were loaded."""
         self._recipe = recipe
         self._loaded: dict[PreprocessSpec, LoadedSplit] = {}
         self._queries: dict[PreprocessSpec, Queries | None] = {}
@@ -49,7 +53,10 @@ class Bench:
     def loaded(self, spec: PreprocessSpec) -> LoadedSplit:
         """The images, preprocessed."""
         if spec not in self._loaded:
-            self._loaded[spec] = images.load(self._chosen, spec, self.report)
+            loaded = images.load(self.chosen, spec, self.report)
+            if self.copies is None:
+                self.chosen, loaded, self.copies = split_copies.separate(self.chosen, loaded)
+            self._loaded[spec] = loaded
         return self._loaded[spec]
 
     def queries(self, spec: PreprocessSpec) -> Queries | None:
@@ -64,7 +71,7 @@ class Bench:
             try:
                 self._queries[spec] = make_queries(self.loaded(spec).all_ASSC, self._recipe)
             except DataError as error:
-                if self._chosen.test is None:
+                if self.chosen.test is None:
                     raise
                 self._queries[spec] = None
                 self.left_out = error.message

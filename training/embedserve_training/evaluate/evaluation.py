@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedserve_training.data.folders import Skipped
-from embedserve_training.evaluate import images, subjects
+from embedserve_training.evaluate import images, layout, subjects
 from embedserve_training.evaluate.baselines import PIXEL_SIDE, fit_components, flat_pixels, is_grey
 from embedserve_training.evaluate.bench import NAME_WIDTH, Bench
 from embedserve_training.evaluate.images import ImageSplit, LoadedSplit
 from embedserve_training.evaluate.neighbours import NEIGHBOURS, TEMPERATURE
 from embedserve_training.evaluate.networks import found_networks, supervised_row, untrained_rows
 from embedserve_training.evaluate.self_retrieval import first_view
+from embedserve_training.evaluate.split_copies import SplitCopies
 from embedserve_training.evaluate.subjects import Subject
 from embedserve_training.evaluate.table import Row
 from embedserve_training.plan.sizes import is_small
@@ -59,10 +60,20 @@ class Evaluation:
     skipped: tuple[Skipped, ...] = ()
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Kind → files or folders that are no images, on both sides."""
+    folder: str = ""
+    """With the images to search in."""
+    test_folder: str = ""
+    """With the queries; empty if they are held out, or if there are no labels."""
+    copies: SplitCopies | None = None
+    """Pictures that are there more than once."""
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``embedserve evaluate --json``."""
-        return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
+        return {
+            **asdict(self),
+            "rows": [row.to_json() for row in self.rows],
+            "copies": self.copies.to_json() if self.copies else None,
+        }
 
 
 def evaluate(
@@ -108,7 +119,9 @@ def evaluate(
     )
     recipe, described = _recipe(opened[0], augmentation)
     bench = Bench(chosen, recipe, report)
-    loaded = bench.loaded(opened[0].spec)
+    loaded, chosen = bench.loaded(opened[0].spec), bench.chosen
+    for line in bench.copies.lines(chosen.test is not None) if bench.copies else ():
+        report(line)
     _report_split(chosen.train.name, chosen, loaded, report)
     groups = subjects.groups(opened)
     rows = [
@@ -141,6 +154,9 @@ def evaluate(
         rows=tuple(rows),
         skipped=loaded.skipped,
         passed_over=chosen.passed_over,
+        folder=chosen.train.name,
+        test_folder="" if chosen.test is None or chosen.held_out else chosen.test.name,
+        copies=bench.copies,
     )
 
 
@@ -166,7 +182,8 @@ def _report_split(folder: str, chosen: ImageSplit, loaded: LoadedSplit, report: 
     if chosen.held_out:
         report(f"{len(chosen.test.paths)} of the images in {folder} are held out as queries")
         if chosen.labels_without_query:
-            report(f"labels with one image, which is searched but is no query: {chosen.labels_without_query}")
+            few = chosen.labels_without_query
+            report(f"labels with one image, which is searched but is no query: {len(few)} ({layout.named(few)})")
     unknown = int((~np.isin(loaded.test_labels_M, loaded.train_labels_N)).sum())
     if unknown:
         lacking = "that no readable image of the rest has" if chosen.held_out else f"that {folder} lacks"

@@ -19,6 +19,7 @@ from embedserve.errors import DataError
 from embedserve.types import Limits
 from embedserve_training.data import folders
 from embedserve_training.data.folders import ImageFolder, Noted, Skipped
+from embedserve_training.evaluate import layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,9 +48,9 @@ class ImageSplit:
         return dict(Counter(self.train.passed_over) + Counter(other))
 
     @property
-    def labels_without_query(self) -> int:
-        """Number of labels that are searched but have no query."""
-        return len(_label_set(self.train) - _label_set(self.test)) if self.test else 0
+    def labels_without_query(self) -> tuple[str, ...]:
+        """Labels that are searched but have no query."""
+        return tuple(sorted(_label_set(self.train) - _label_set(self.test))) if self.test else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,9 @@ class LoadedSplit:
     """The label of each number; empty without labels."""
     held_out: bool
     skipped: tuple[Skipped, ...]
+    train_paths: tuple[str, ...] = ()
+    """The name of each image in its folder."""
+    test_paths: tuple[str, ...] = ()
 
     @property
     def all_ASSC(self) -> NDArray[np.uint8]:
@@ -97,19 +101,28 @@ def choose(
     Raises:
         DataError: a folder is missing, or has no labels though they are needed.
     """
-    limits = limits or Limits()
-    train = replace(folders.scan(folder, exclude, report=report), limits=limits)
+    limits, say = limits or Limits(), report or _silent
+    train = layout.without_wrappers(replace(folders.scan(folder, exclude, report=report), limits=limits), say)
+    train, test = layout.parts(train, say)
+    train = layout.without_strays(train, say)
     if train.labels is None:
         if labels_needed or test_folder is not None:
             raise _no_labels(train.name)
         return ImageSplit(train=train, test=None, held_out=False)
-    if test_folder is None:
+    if test_folder is None and test is None:
         kept, held_out = hold_out(train)
         return ImageSplit(train=kept, test=held_out, held_out=True)
-    test = replace(folders.scan(test_folder, exclude, report=report), limits=limits)
-    if test.labels is None:
+    if test_folder is not None:
+        test = layout.without_wrappers(replace(folders.scan(test_folder, exclude, report=report), limits=limits), say)
+    assert test is not None, "queries are of one folder or of the other"
+    test = layout.without_strays(test, say)
+    if test.labels is None and not (test_folder is None and _label_set(test) <= _label_set(train)):
         raise _no_labels(test.name)
     return ImageSplit(train=train, test=test, held_out=False)
+
+
+def _silent(line: str) -> None:
+    """Without a report."""
 
 
 def _no_labels(folder: str) -> DataError:
@@ -119,24 +132,45 @@ def _no_labels(folder: str) -> DataError:
     )
 
 
-def hold_out(files: ImageFolder) -> tuple[ImageFolder, ImageFolder]:
+def hold_out(files: ImageFolder, pictures: Sequence[int] = ()) -> tuple[ImageFolder, ImageFolder]:
     """Hold out a fifth of each label, at least one image, the same ones every time.
 
-    A label with one image keeps it: held out, it would have a label that no other image has.
+    A label with one picture keeps it: held out, it would have a label that no other image has. Copies of one picture
+    stay together, and are kept if they have several labels or are more than a fifth of their label.
+
+    Args:
+        files: in a subfolder for each label.
+        pictures: a number for each file, equal for copies of one picture; empty: there are none.
 
     Raises:
-        DataError: no label has two images.
+        DataError: no label has two pictures.
     """
     labels = files.labels or ()
+    pictures = pictures or range(len(labels))
+    labels_of: dict[int, set[str]] = {}
+    for picture, label in zip(pictures, labels, strict=True):
+        labels_of.setdefault(picture, set()).add(label)
     generator = np.random.default_rng(0)
     held_out: set[int] = set()
     for label in sorted(set(labels)):
         positions = [i for i, other in enumerate(labels) if other == label]
-        count = max(round(len(positions) * TEST_SHARE), 1) if len(positions) > 1 else 0
-        held_out.update(generator.permutation(positions)[:count].tolist())
+        order = generator.permutation(positions).tolist()
+        groups: dict[int, list[int]] = {}
+        for position in order:
+            groups.setdefault(pictures[position], []).append(position)
+        alone = [group for picture, group in groups.items() if len(labels_of[picture]) == 1]
+        if len(groups) < 2 or not alone:
+            continue
+        count = max(round(len(positions) * TEST_SHARE), 1)
+        taken: list[int] = []
+        for group in alone:
+            if len(taken) + len(group) <= count:
+                taken += group
+        held_out.update(taken or min(alone, key=len))
     if not held_out:
         raise DataError(
-            f"{files.name} has one image per label, so none can be held out as a query",
+            f"{files.name} has one {'image' if len(labels_of) == len(labels) else 'picture'} per label, so none can be"
+            " held out as a query",
             hint="give a second folder with queries: --test FOLDER",
         )
     kept = [i for i in range(len(labels)) if i not in held_out]
@@ -159,7 +193,8 @@ def load(images: ImageSplit, spec: PreprocessSpec, report: Callable[[str], None]
     Raises:
         DataError: a folder has none.
     """
-    train_NSSC, train_labels, skipped = _load(images.train, spec, report)
+    train_NSSC, train_paths, skipped = _load(images.train, spec, report)
+    train_labels = [_label(path) for path in train_paths]
     if images.test is None:
         return LoadedSplit(
             train_NSSC=train_NSSC,
@@ -169,8 +204,10 @@ def load(images: ImageSplit, spec: PreprocessSpec, report: Callable[[str], None]
             names=(),
             held_out=False,
             skipped=skipped,
+            train_paths=train_paths,
         )
-    test_MSSC, test_labels, skipped_too = _load(images.test, spec, report)
+    test_MSSC, test_paths, skipped_too = _load(images.test, spec, report)
+    test_labels = [_label(path) for path in test_paths]
     names = tuple(sorted({*train_labels, *test_labels}))
     number = {name: i for i, name in enumerate(names)}
     return LoadedSplit(
@@ -180,13 +217,16 @@ def load(images: ImageSplit, spec: PreprocessSpec, report: Callable[[str], None]
         test_labels_M=np.array([number[label] for label in test_labels]),
         names=names,
         held_out=images.held_out,
-        skipped=skipped + skipped_too,
+        # A folder that is split into parts is scanned once.
+        skipped=tuple(dict.fromkeys(skipped + skipped_too)),
+        train_paths=train_paths,
+        test_paths=test_paths,
     )
 
 
 def _load(
     files: ImageFolder, spec: PreprocessSpec, report: Callable[[str], None]
-) -> tuple[NDArray[np.uint8], list[str], tuple[Skipped, ...]]:
+) -> tuple[NDArray[np.uint8], tuple[str, ...], tuple[Skipped, ...]]:
     notes: list[Noted] = []
     workers = min(usable_cores(), 16)
     pixels_NSSC, positions, skipped = folders.load_squares(files, spec, workers=workers, notes=notes)
@@ -194,4 +234,4 @@ def _load(
         report(f"left out: {entry.path}: {entry.reason}")
     for note, count in Counter(entry.note for entry in notes).most_common():
         report(f"in {count} {'image' if count == 1 else 'images'}: {note}")
-    return pixels_NSSC, [_label(files.paths[position]) for position in positions], skipped
+    return pixels_NSSC, tuple(files.paths[position] for position in positions), skipped

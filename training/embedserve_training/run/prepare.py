@@ -22,6 +22,7 @@ from embedserve.types import Limits
 from embedserve_training import methods
 from embedserve_training.data import cache, folders, survey
 from embedserve_training.data.cache import DecodedImages
+from embedserve_training.data.copies import Copies
 from embedserve_training.data.folders import ImageFolder, Noted, Skipped
 from embedserve_training.plan.config import MIN_IMAGES, Settings, TrainConfig
 from embedserve_training.plan.image_settings import preprocess_of
@@ -53,6 +54,8 @@ class Prepared:
     """Of the decoded images."""
     notes: tuple[Noted, ...] = ()
     """What was decided for single images."""
+    copies: Copies | None = None
+    """Pictures that are there more than once; None if the images were not decoded now."""
     cached: PreprocessSpec | None = None
     """How the images were decoded; None if nothing is to be trained."""
     step: int | None = None
@@ -149,9 +152,21 @@ def prepare(
         # There may be fewer images than the plan assumed: some files may be unreadable.
         facts = replace(facts or _facts(files, processes), images=len(decoded.positions))
         the_plan = _make_plan(config, facts, from_environment)
+<<<<<<< HEAD
         spec = _begin(files, decoded, config, the_plan, cached, processes, exclude, out)
         whole = sees_whole_images(spec.to_json())
     report(f"{len(decoded.positions)} images in {files.name}, {counted(len(decoded.skipped), 'file')} left out")
+=======
+        _begin(files, decoded, config, the_plan, cached, processes, exclude, out)
+    report(f"{len(decoded.positions)} images in {files.name}, {len(decoded.skipped)} files left out")
+    for line in decoded.copies.lines() if decoded.copies else ():
+        report(line)
+    if decoded.copies and 2 * decoded.copies.distinct < decoded.copies.images:
+        report(
+            f"warning: only {decoded.copies.distinct:,} different pictures among {decoded.copies.images:,} images:"
+            " an encoder learns by telling pictures apart, and here most cannot be told apart"
+        )
+>>>>>>> wt-evalcopies
     _report_notes(decoded.notes, out, report)
     _report_plan(the_plan, report)
     return Prepared(
@@ -161,6 +176,7 @@ def prepare(
         passed_over=files.passed_over,
         fingerprint=decoded.fingerprint,
         notes=decoded.notes,
+        copies=decoded.copies,
         cached=cached,
         step=saved.step if saved else None,
         seconds=saved.seconds if saved else 0.0,
@@ -280,7 +296,12 @@ def _begin(
             "fingerprint": images.fingerprint,
             "images": len(images.positions),
             "cached_side_px": cached.size_px,
+<<<<<<< HEAD
             "notes": _by_sentence(images.notes),
+=======
+            "notes": counted(images.notes),
+            **({"copies": asdict(images.copies)} if images.copies else {}),
+>>>>>>> wt-evalcopies
             "processes": processes,
         },
         versions=versions(),

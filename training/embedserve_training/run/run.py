@@ -11,6 +11,7 @@ from embedserve.errors import TrainingError
 from embedserve.types import Limits
 from embedserve_training.data import cache
 from embedserve_training.data.cache import DecodedImages
+from embedserve_training.data.copies import Copies
 from embedserve_training.data.folders import Noted, Skipped
 from embedserve_training.distributed.launch import ProcessGroup, join_process_group
 from embedserve_training.plan.config import TrainConfig
@@ -40,6 +41,8 @@ class RunResult:
     """Kind → files or folders that are no images."""
     notes: tuple[Noted, ...] = ()
     """What was decided for single images."""
+    copies: Copies | None = None
+    """Pictures that are there more than once; None if the images were not decoded now."""
     steps: int = 0
     seconds: float = 0.0
     """Spent training since the first start of the run."""
@@ -144,6 +147,7 @@ def run_training(
             skipped=prepared.skipped,
             passed_over=prepared.passed_over,
             notes=prepared.notes,
+            copies=prepared.copies,
             steps=outcome.step,
             seconds=outcome.seconds,
             whitening_s=outcome.whitening_s,
