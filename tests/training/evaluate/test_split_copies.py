@@ -160,13 +160,14 @@ def test_parts_without_labels_are_explained(write: Write, tmp_path: Path) -> Non
     assert any("are taken for labels: test, train" in line for line in lines)
 
 
-def test_a_stray_image_is_named_and_left_out(write: Write, tmp_path: Path) -> None:
+def test_an_image_beside_the_label_folders_is_named_and_left_out(write: Write, tmp_path: Path) -> None:
     for number in range(10):
         write(f"{'ab'[number % 2]}/{number}.png", number)
     write("cover.png", 50)
     lines: list[str] = []
     chosen = choose(tmp_path, None, labels_needed=True, report=lines.append)
-    assert f"left out, beside the folders of the labels: {tmp_path / 'cover.png'}" in lines
     assert [entry.path for entry in chosen.train.unreadable] == ["cover.png"]
     assert chosen.test
     assert len(chosen.train.paths) + len(chosen.test.paths) == 10
+    Bench(chosen, None, lines.append).loaded(SPEC)
+    assert lines == ["left out: cover.png: beside the folders of the labels"]

@@ -45,13 +45,10 @@ class DecodedImages:
     """sha256 over names and contents of the images that are used."""
     notes: tuple[Noted, ...] = ()
     """What was decided for single images."""
-<<<<<<< HEAD
     digests: tuple[str, ...] = ()
     """sha256 of each image's bytes in hex digits; empty in a cache of an older version."""
-=======
     copies: Copies | None = None
     """Pictures that are there more than once; None in a cache of an older version."""
->>>>>>> wt-evalcopies
 
 
 def cached_side_px(size_px: int, median_side_px: int) -> int:
@@ -148,11 +145,8 @@ def _decode(
                     continue
                 out.write(outcome.tobytes())
                 positions.append(position)
-<<<<<<< HEAD
                 digests.append(digest.hex())
-=======
                 pictures.append(pixel_digest(outcome))
->>>>>>> wt-evalcopies
                 fingerprint.update(os.fsencode(folder.paths[position]) + b"\0" + digest)
             out.flush()
             os.fsync(out.fileno())
@@ -172,11 +166,8 @@ def _decode(
         "fingerprint": fingerprint.hexdigest(),
         "notes": [asdict(entry) for entry in notes],
         "rule": spec.to_json(),
-<<<<<<< HEAD
         "digests": digests,
-=======
         "copies": asdict(Copies.of(pictures)),
->>>>>>> wt-evalcopies
     }
     write_text(index_path, json.dumps(index))
 
@@ -204,9 +195,6 @@ def _open(pixels_path: Path, index_path: Path, spec: PreprocessSpec) -> DecodedI
         skipped=tuple(Skipped(**entry) for entry in index["skipped"]),
         fingerprint=index["fingerprint"],
         notes=tuple(Noted(**entry) for entry in index.get("notes", ())),
-<<<<<<< HEAD
         digests=tuple(index.get("digests", ())),
-=======
         copies=Copies(**index["copies"]) if "copies" in index else None,
->>>>>>> wt-evalcopies
     )

@@ -120,8 +120,6 @@ def evaluate(
     recipe, described = _recipe(opened[0], augmentation)
     bench = Bench(chosen, recipe, report)
     loaded, chosen = bench.loaded(opened[0].spec), bench.chosen
-    for line in bench.copies.lines(chosen.test is not None) if bench.copies else ():
-        report(line)
     _report_split(chosen.train.name, chosen, loaded, report)
     groups = subjects.groups(opened)
     rows = [

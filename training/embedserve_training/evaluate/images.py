@@ -104,7 +104,7 @@ def choose(
     limits, say = limits or Limits(), report or _silent
     train = layout.without_wrappers(replace(folders.scan(folder, exclude, report=report), limits=limits), say)
     train, test = layout.parts(train, say)
-    train = layout.without_strays(train, say)
+    train = layout.without_outsiders(train, say)
     if train.labels is None:
         if labels_needed or test_folder is not None:
             raise _no_labels(train.name)
@@ -115,7 +115,7 @@ def choose(
     if test_folder is not None:
         test = layout.without_wrappers(replace(folders.scan(test_folder, exclude, report=report), limits=limits), say)
     assert test is not None, "queries are of one folder or of the other"
-    test = layout.without_strays(test, say)
+    test = layout.without_outsiders(test, say)
     if test.labels is None and not (test_folder is None and _label_set(test) <= _label_set(train)):
         raise _no_labels(test.name)
     return ImageSplit(train=train, test=test, held_out=False)
@@ -166,7 +166,9 @@ def hold_out(files: ImageFolder, pictures: Sequence[int] = ()) -> tuple[ImageFol
         for group in alone:
             if len(taken) + len(group) <= count:
                 taken += group
-        held_out.update(taken or min(alone, key=len))
+        if not taken:
+            taken = min(alone, key=len)
+        held_out.update(taken)
     if not held_out:
         raise DataError(
             f"{files.name} has one {'image' if len(labels_of) == len(labels) else 'picture'} per label, so none can be"

@@ -39,7 +39,7 @@ def without_wrappers(files: ImageFolder, report: Report) -> ImageFolder:
         inner, name = _below(inner, only), f"{name}{only}/"
     if not name:
         return files
-    if without_strays(inner, _silent).labels is None:
+    if without_outsiders(inner, _silent).labels is None:
         return files
     report(f"{files.name} holds the single folder {name}: the labels are the folders in it")
     return inner
@@ -54,10 +54,10 @@ def parts(files: ImageFolder, report: Report) -> tuple[ImageFolder, ImageFolder 
     train = next((folders[name] for name in _TRAIN if name in folders), "")
     if not train or any(name not in _TRAIN + _TEST for name in folders):
         return files, None
-    search = without_strays(_below(files, train), _silent)
+    search = without_outsiders(_below(files, train), _silent)
     queries = [folders[name] for name in _TEST if name in folders]
     for name in queries:
-        below = without_strays(_below(files, name), _silent)
+        below = without_outsiders(_below(files, name), _silent)
         if _labels(search) & _labels(below):
             others = [other for other in queries if other != name]
             left = f"; {' and '.join(others)} is left out: to use it, --test {files.root / others[0]}" if others else ""
@@ -78,21 +78,22 @@ def parts(files: ImageFolder, report: Report) -> tuple[ImageFolder, ImageFolder 
     return files, None
 
 
-def without_strays(files: ImageFolder, report: Report) -> ImageFolder:
-    """Without the images beside the label folders, which are fewer than those inside; they are named.
+def without_outsiders(files: ImageFolder, report: Report) -> ImageFolder:
+    """Without the images beside the label folders, which are fewer than those inside; they count as skipped.
 
     A folder of which half or more lies outside has no labels, and stays as it is.
     """
-    stray = files.unlabelled
-    if not stray:
+    outside = files.unlabelled
+    if not outside:
         return files
-    if 2 * len(stray) >= len(files.paths):
-        report(f"{files.name} has {len(stray):,} of {len(files.paths):,} images beside its folders: they are no labels")
+    if 2 * len(outside) >= len(files.paths):
+        report(
+            f"{files.name} has {len(outside):,} of {len(files.paths):,} images beside its folders: they are no labels"
+        )
         return files
-    report(f"left out, beside the folders of the labels: {named([str(files.root / path) for path in stray])}")
-    names = set(stray)
+    names = set(outside)
     kept = files.subset([position for position, path in enumerate(files.paths) if path not in names])
-    skipped = tuple(Skipped(path=path, reason="beside the folders of the labels") for path in stray)
+    skipped = tuple(Skipped(path=path, reason="beside the folders of the labels") for path in outside)
     return replace(kept, unreadable=(*files.unreadable, *skipped))
 
 

@@ -147,11 +147,11 @@ def near_copies(train_NSSC: NDArray[np.uint8], test_MSSC: NDArray[np.uint8] | No
 
     Args:
         train_NSSC: images to search in.
-        test_MSSC: queries; None: up to 2,000 of the images to search in.
+        test_MSSC: queries, of which up to 2,000 are looked up; None: as many of the images to search in.
     """
     own = evenly_spaced(len(train_NSSC), QUERIES)
     train_NP = _centred(train_NSSC)
-    test_MP = train_NP[own] if test_MSSC is None else _centred(test_MSSC)
+    test_MP = train_NP[own] if test_MSSC is None else _centred(test_MSSC[evenly_spaced(len(test_MSSC), QUERIES)])
 
     def near(rows: slice, cosine_BN: NDArray[np.float32]) -> int:
         near_BN = cosine_BN >= NEAR

@@ -152,21 +152,11 @@ def prepare(
         # There may be fewer images than the plan assumed: some files may be unreadable.
         facts = replace(facts or _facts(files, processes), images=len(decoded.positions))
         the_plan = _make_plan(config, facts, from_environment)
-<<<<<<< HEAD
         spec = _begin(files, decoded, config, the_plan, cached, processes, exclude, out)
         whole = sees_whole_images(spec.to_json())
     report(f"{len(decoded.positions)} images in {files.name}, {counted(len(decoded.skipped), 'file')} left out")
-=======
-        _begin(files, decoded, config, the_plan, cached, processes, exclude, out)
-    report(f"{len(decoded.positions)} images in {files.name}, {len(decoded.skipped)} files left out")
-    for line in decoded.copies.lines() if decoded.copies else ():
-        report(line)
-    if decoded.copies and 2 * decoded.copies.distinct < decoded.copies.images:
-        report(
-            f"warning: only {decoded.copies.distinct:,} different pictures among {decoded.copies.images:,} images:"
-            " an encoder learns by telling pictures apart, and here most cannot be told apart"
-        )
->>>>>>> wt-evalcopies
+    if decoded.copies:
+        _report_copies(decoded.copies, report)
     _report_notes(decoded.notes, out, report)
     _report_plan(the_plan, report)
     return Prepared(
@@ -296,12 +286,8 @@ def _begin(
             "fingerprint": images.fingerprint,
             "images": len(images.positions),
             "cached_side_px": cached.size_px,
-<<<<<<< HEAD
             "notes": _by_sentence(images.notes),
-=======
-            "notes": counted(images.notes),
             **({"copies": asdict(images.copies)} if images.copies else {}),
->>>>>>> wt-evalcopies
             "processes": processes,
         },
         versions=versions(),
@@ -333,6 +319,16 @@ def _report_skipped(skipped: tuple[Skipped, ...], files: ImageFolder, out: Path,
 def _by_sentence(notes: tuple[Noted, ...]) -> dict[str, int]:
     """Sentence → number of images that it is about, the most frequent first."""
     return dict(Counter(entry.note for entry in notes).most_common())
+
+
+def _report_copies(copies: Copies, report: Report) -> None:
+    for line in copies.lines():
+        report(line)
+    if 2 * copies.distinct < copies.images:
+        report(
+            f"warning: only {copies.distinct:,} different pictures among {copies.images:,} images:"
+            " an encoder learns by telling pictures apart, and here most cannot be told apart"
+        )
 
 
 def _report_notes(notes: tuple[Noted, ...], out: Path, report: Report) -> None:
