@@ -13,8 +13,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.image_limits import image_limit_options
-from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_images, overwrite_option, server_option
+from embedserve.cli.terminal.options import (
+    GivenPath,
+    exclude_option,
+    existing_images,
+    image_limit_options,
+    overwrite_option,
+    server_option,
+)
 from embedserve.errors import DataError, EmbedserveError
 
 if TYPE_CHECKING:

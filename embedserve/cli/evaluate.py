@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.image_limits import image_limit_options
-from embedserve.cli.terminal.options import exclude_option, existing_folder, existing_images
+from embedserve.cli.terminal.options import exclude_option, existing_folder, existing_images, image_limit_options
 
 if TYPE_CHECKING:
     from embedserve.types import Limits

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedserve.cli.collection.check import WAITING
-from embedserve.cli.terminal.complete import CollectionName
-from embedserve.cli.terminal.options import existing_file, json_option, new_file, overwrite_option, server_option
+from embedserve.cli.terminal.options import (
+    CollectionName,
+    existing_file,
+    json_option,
+    new_file,
+    overwrite_option,
+    server_option,
+)
 
 if TYPE_CHECKING:
     from embedserve.cli.terminal.output import Progress

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from embedserve.cli.terminal.complete import CollectionName
 from embedserve.errors import DataError, InvalidInput
+from embedserve.types import Limits
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from embedserve.client import Client
 
 _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
@@ -169,6 +173,18 @@ def _remember(context: click.Context, param: click.Parameter, value: Any) -> Non
     context.meta.setdefault(_CONNECTION, {})[param.name] = value
 
 
+class CollectionName(click.ParamType[Any]):
+    """The name or alias of a collection; the shell completes those of the server."""
+
+    name = "name"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names and aliases that begin with the text; none where the server does not answer."""
+        from embedserve.cli.terminal.complete import collections
+
+        return collections(ctx, incomplete)
+
+
 def collection_option(command: _CommandT) -> _CommandT:
     """``--collection``: the collection, by name or alias."""
     return click.option(
@@ -262,6 +278,30 @@ def exclude_option(command: _CommandT) -> _CommandT:
         " 'a/b/*.png' from the folder on, '**' for any number of folders. May be repeated; in quotes, or the shell"
         " expands it.",
     )(command)
+
+
+_IMAGE_LIMITS = ("max_image_pixels", "max_image_bytes", "max_image_side_px")
+
+
+def image_limit_options(command: _CommandT) -> _CommandT:
+    """``--max-image-pixels``, ``--max-image-bytes`` and ``--max-image-side-px``, given to the command as ``limits``.
+
+    Of commands that decode images in this process; the defaults are the server's.
+    """
+
+    @functools.wraps(command)
+    def with_limits(*args: Any, **values: Any) -> Any:
+        return command(*args, limits=Limits(**{name: values.pop(name) for name in _IMAGE_LIMITS}), **values)
+
+    for name in reversed(_IMAGE_LIMITS):
+        [field] = [entry for entry in fields(Limits) if entry.name == name]
+        with_limits = click.option(
+            f"--{name.replace('_', '-')}",
+            default=field.default,
+            type=click.IntRange(1, 2**32 - 1),
+            help=f"{field.metadata['help']} As of `serve`; larger images are left out.",
+        )(with_limits)
+    return with_limits  # type: ignore[return-value]  # the command's parameters, but for these
 
 
 def require_terminal(yes: bool) -> None:
