@@ -266,6 +266,7 @@ class EncoderFileError(EmbedserveError):
     code = "ENCODER_FILE"
     grpc_status = "FAILED_PRECONDITION"
     http_status = 412
+    exit_code = 2
 
 
 class StoreError(EmbedserveError):

@@ -86,12 +86,13 @@ def setting_option(name: str) -> Callable[[_CommandT], _CommandT]:
 
 def _choices(name: str) -> Sequence[str]:
     """The values of a setting that a shell completes; none for numbers. PyTorch is not imported for it."""
-    from embedserve_training.plan import config, recipes
+    from embedserve_training.plan import config, image_settings, recipes
 
     known: dict[str, Callable[[], Sequence[str]]] = {
         "method": lambda: config.METHODS,
         "backbone": lambda: config.BACKBONES,
         "augmentation": lambda: config.AUGMENTATIONS,
+        "fit": lambda: image_settings.FITS,
         "device": lambda: config.DEVICES,
         "recipe": recipes.names,
     }

@@ -123,7 +123,8 @@ class EncoderMetadata:
                 reference=reference,
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise EncoderFileError(f"the encoder's self-description is incomplete: {error!r}") from error
+            why = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise EncoderFileError(f"the encoder's self-description is incomplete: {why}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

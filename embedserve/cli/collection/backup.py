@@ -11,7 +11,7 @@ import click
 from embedserve.cli.collection.check import WAITING
 from embedserve.cli.terminal.options import (
     CollectionName,
-    existing_file,
+    Existing,
     json_option,
     new_file,
     overwrite_option,
@@ -53,7 +53,7 @@ def backup(name: str, file: Path, overwrite: bool, server: str, as_json: bool) -
 
 @click.command("restore")
 @click.argument("name")
-@click.argument("file", type=existing_file)
+@click.argument("file", type=Existing("backup"))
 @server_option
 def restore(name: str, file: Path, server: str) -> None:
     """Create the collection NAME, which must not exist yet, from a backup.

@@ -11,7 +11,7 @@ import click
 
 from embedserve.cli.terminal.options import (
     CollectionName,
-    existing_file,
+    Existing,
     json_option,
     new_file,
     overwrite_option,
@@ -68,7 +68,7 @@ def export(name: str, file: Path, overwrite: bool, server: str) -> None:
 
 @click.command("import")
 @click.argument("name")
-@click.argument("file", type=existing_file)
+@click.argument("file", type=Existing("parquet"))
 @click.option(
     "--fingerprint",
     default="",
