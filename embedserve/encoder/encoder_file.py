@@ -21,7 +21,7 @@ from embedserve.encoder import envelope
 from embedserve.encoder.envelope import Envelope
 from embedserve.encoder.outside_data import first_outside
 from embedserve.encoder.reference import COUNT as REFERENCE_COUNT
-from embedserve.errors import EncoderFileError
+from embedserve.errors import EncoderFileError, NotAnEncoder
 from embedserve.images.preprocess import PreprocessSpec
 from embedserve.regular_file import regular
 
@@ -159,7 +159,7 @@ def read(path: str | Path) -> EncoderFile:
     envelope = _parse(model, str(path))
     text = dict(envelope.properties).get(KEY)
     if text is None:
-        raise EncoderFileError(
+        raise NotAnEncoder(
             f"{path} is an ONNX model, but not one that embedserve exported",
             hint="encoder files are made by: embedserve export RUN -o encoder.onnx",
         )
@@ -230,7 +230,7 @@ def _parse(model: bytes, what: str) -> Envelope:
             )
         return parsed
     except ValueError:
-        raise EncoderFileError(
+        raise NotAnEncoder(
             f"{what} is not an ONNX model", hint="encoder files are made by: embedserve export RUN -o encoder.onnx"
         ) from None
 
