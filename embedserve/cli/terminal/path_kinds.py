@@ -88,4 +88,4 @@ def _is_parquet(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(4) == b"PAR1"
     except OSError:
-        return True  # whoever reads it says why it cannot be read
+        return True  # the reader of the file says why it cannot be read
