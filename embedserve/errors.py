@@ -24,6 +24,7 @@
     ├── InternalError               INTERNAL             our own bug; says how to report it
     ├── ItemsFailed                 ITEMS_FAILED         some items of an add were not written; carries all results
     ├── EncoderFileError            ENCODER_FILE         the file is not an encoder, or contradicts itself
+    │   └── NotAnEncoder            (as its parent)      the file is something else than an encoder
     ├── StoreError                  STORE                the data directory is locked, damaged or not writable
     ├── DataError                   DATA                 the image folder is missing, empty or unusable
     ├── TrainingError               TRAINING             a run cannot start, resume or continue
@@ -266,6 +267,12 @@ class EncoderFileError(EmbedserveError):
     code = "ENCODER_FILE"
     grpc_status = "FAILED_PRECONDITION"
     http_status = 412
+
+
+class NotAnEncoder(EncoderFileError):
+    """The file is something else than an embedserve encoder: wrong usage, unlike an encoder that fails its checks."""
+
+    exit_code = 2
 
 
 class StoreError(EmbedserveError):

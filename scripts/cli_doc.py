@@ -26,8 +26,15 @@ HEADER = """\
 Generated from the help texts of the commands by `python scripts/cli_doc.py`; change those, not this page.
 `embedserve COMMAND --help` shows the same.
 
-Results are printed on standard output, everything else on standard error. Exit codes: 0 done, 1 failed, 2 wrong usage
-or bad input, 130 interrupted. An error is one sentence, with a hint about what to do.
+Results are printed on standard output, everything else on standard error. An error is one sentence, with a hint
+about what to do, and the exit code says of which kind it was:
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | failed: no server answers, files were left out, a check failed, an answer to a question was no, a bug |
+| 2 | wrong usage or bad input: an option, a value, a path of the wrong kind, a file that is no encoder |
+| 130 | interrupted by Ctrl-C; `train` left a checkpoint |
 
 Every option can also be set by an environment variable: `EMBEDSERVE_`, the command and the option in capitals, with `_`
 for spaces and hyphens, as in `EMBEDSERVE_SERVE_PORT` for `embedserve serve --port`. Options that several commands share

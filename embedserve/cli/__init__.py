@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 
 import click
 
@@ -64,6 +63,8 @@ def run() -> None:
             _print_error(f"the output cannot be written: {error.strerror}", "free space, or send it elsewhere")
             sys.exit(1)
         if os.environ.get("EMBEDSERVE_DEBUG"):
+            import traceback
+
             traceback.print_exc()
         _print_error(
             f"this is a bug in embedserve: {type(error).__name__}: {error}",

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedserve.cli.terminal.options import (
-    GivenPath,
     collection_option,
     exclude_option,
+    existing_file,
     existing_folder,
     json_option,
     require_terminal,
@@ -83,7 +83,7 @@ class _Counts:
 @click.option(
     "--metadata",
     "table",
-    type=GivenPath(exists=True, dir_okay=False),
+    type=existing_file,
     metavar="FILE.csv",
     help="Metadata of the images: a column `path`, relative to the folder, and a column for each key.",
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import Finite, GivenPath, exclude_option, existing
+from embedserve.cli.terminal.options import Finite, GivenPath, exclude_option, existing_folder
 from embedserve.errors import DataError, EmbedserveError, SetupError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _SHOWN_SEARCHES = 3
 
 
 @click.command("demo")
-@click.argument("folder", required=False, type=existing)
+@click.argument("folder", required=False, type=existing_folder)
 @click.option(
     "-o",
     "--out",

@@ -13,8 +13,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.image_limits import image_limit_options
-from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_images, overwrite_option, server_option
+from embedserve.cli.terminal.options import (
+    exclude_option,
+    existing_encoder,
+    existing_images,
+    image_limit_options,
+    overwrite_option,
+    server_option,
+)
 from embedserve.errors import DataError, EmbedserveError
 
 if TYPE_CHECKING:
@@ -50,7 +56,7 @@ class _Embedder:
 @click.option(
     "--encoder",
     "encoder_path",
-    type=GivenPath(exists=True, dir_okay=False),
+    type=existing_encoder,
     metavar="FILE",
     help="Embed in this process with an encoder file; no server is needed.",
 )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.image_limits import image_limit_options
-from embedserve.cli.terminal.options import exclude_option, existing_folder, existing_images
+from embedserve.cli.terminal.options import exclude_option, existing_folder, existing_images, image_limit_options
+from embedserve.errors import InvalidInput
 
 if TYPE_CHECKING:
     from embedserve.types import Limits
@@ -25,6 +25,7 @@ _LABELLED = {
 }
 _ITSELF = {"self_recall_1": "itself\n@1", "self_mrr": "itself\nMRR"}
 """Figure → heading of its column."""
+_SUBJECTS = "the runs and encoders come first, then the folders of images"
 
 
 @click.command("evaluate")
@@ -107,16 +108,21 @@ def _folders(subjects: tuple[Path, ...], last: Path) -> tuple[tuple[Path, ...], 
 
     The first is always measured, so that a mistyped run is named as one.
     """
+    from embedserve.cli.terminal.path_kinds import holds_run, wrong
     from embedserve.folder.list_file import list_file
 
     folders = [last]
     while len(subjects) > 1:
         one = subjects[-1]
-        is_run = (one / "plan.json").exists() or (one / "checkpoint.pt").exists()
-        if list_file(one) is None and (is_run or not one.is_dir()):
+        if list_file(one) is None and (holds_run(one) or not one.is_dir()):
             break
         folders.insert(0, one)
         subjects = subjects[:-1]
+    for subject in subjects:
+        if list_file(subject) is not None:
+            raise InvalidInput(f"{subject} is a list of files, not a run or an encoder", hint=_SUBJECTS)
+        if what := wrong(subject, "subject"):
+            raise InvalidInput(f"{subject} {what[0]}", hint=what[1])
     return subjects, folders
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import GivenPath, existing, existing_run, overwrite_option
+from embedserve.cli.terminal.options import GivenPath, existing_folder, existing_run, overwrite_option
 from embedserve.errors import EncoderFileError, InvalidInput
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--calibration",
-    type=existing,
+    type=existing_folder,
     metavar="FOLDER",
     help="Images to compare fp16 and int8 on, and to calibrate int8 with.  [default: the run's own folder]",
 )

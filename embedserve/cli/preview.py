@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.image_limits import image_limit_options
-from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_folder, overwrite_option
+from embedserve.cli.terminal.options import (
+    GivenPath,
+    exclude_option,
+    existing_folder,
+    image_limit_options,
+    overwrite_option,
+)
 from embedserve.cli.training import setting_option
 
 if TYPE_CHECKING:

@@ -109,5 +109,5 @@ def command(
         )
     else:
         if not reason and min_score is not None:
-            reason = f"no item{' that matches' if conditions else ''} has a score of at least {min_score:g}"
+            reason = f"no item{' that matches' if conditions else ''} has a score of at least {min_score:.15g}"
         say(f"no hits: {printable(reason)}" if reason else "no hits")

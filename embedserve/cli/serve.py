@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedserve.cli.terminal.options import Finite, GivenPath, existing, existing_encoder
+from embedserve.cli.terminal.options import Existing, Finite, existing_encoder, existing_file
 from embedserve.server.config import ServerConfig
 from embedserve.types import MAX_TIMEOUT_S, Limits
 
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 _HELP = {field.name: field.metadata.get("help", "") for field in (*fields(ServerConfig), *fields(Limits))}
 
-_FILE = existing
+_FILE = existing_file
 
 
 @click.command("serve")
 @click.argument("encoder", type=existing_encoder)
-@click.option("--data", type=GivenPath(), help="Directory of the collections; without it there are none.")
+@click.option(
+    "--data", type=Existing("data", optional=True), help="Directory of the collections; without it there are none."
+)
 @click.option("--host", default="127.0.0.1", help=_HELP["host"])
 @click.option("--port", default=50051, type=click.IntRange(0, 65535), help=_HELP["port"])
 @click.option("--http-port", default=8080, type=click.IntRange(0, 65535), help=_HELP["http_port"])

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.image_limits import image_limit_options
-from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_folder
+from embedserve.cli.terminal.options import GivenPath, exclude_option, existing_folder, image_limit_options
 from embedserve.cli.training import setting_options
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from embedserve.cli.terminal.complete import one_of
 from embedserve.errors import InvalidInput, SetupError
 
 _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
@@ -80,19 +79,20 @@ def setting_option(name: str) -> Callable[[_CommandT], _CommandT]:
         f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
         type=kind,
         default=None,
-        shell_complete=one_of(lambda: _choices(name)),
+        shell_complete=lambda ctx, param, start: [value for value in _choices(name) if value.startswith(start)],
         help=entry.metadata["help"],
     )
 
 
 def _choices(name: str) -> Sequence[str]:
     """The values of a setting that a shell completes; none for numbers. PyTorch is not imported for it."""
-    from embedserve_training.plan import config, recipes
+    from embedserve_training.plan import config, image_settings, recipes
 
     known: dict[str, Callable[[], Sequence[str]]] = {
         "method": lambda: config.METHODS,
         "backbone": lambda: config.BACKBONES,
         "augmentation": lambda: config.AUGMENTATIONS,
+        "fit": lambda: image_settings.FITS,
         "device": lambda: config.DEVICES,
         "recipe": recipes.names,
     }

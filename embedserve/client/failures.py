@@ -28,6 +28,7 @@ from embedserve.errors import (
 )
 
 _UNAVAILABLE_PAUSE_S = 0.1
+_NO_NAME = ("errors resolving ", "DNS resolution failed")
 _NO_CONNECTION = ("failed to connect to all addresses", "connections to all backends failing", "DNS resolution failed")
 _LOST_STATUS = "Internal error from Core"
 """What grpc.aio reports where the server ended a stream that was being written to: the server's status is lost."""
@@ -120,6 +121,9 @@ def _from_code(
 ) -> EmbedserveError:
     """The error for a call that failed without our details: in gRPC itself, or in a proxy in between."""
     match code:
+        case grpc.StatusCode.UNAVAILABLE if any(text.startswith(start) for start in _NO_NAME):
+            why = text.rstrip("]").rsplit(": ", 1)[-1]
+            return Unavailable(f"the name of {target} leads to no machine: {why}", hint=hints.NO_NAME)
         case grpc.StatusCode.UNAVAILABLE:
             return Unavailable(f"no server answers at {target}: {_reason(text)}", hint=hints.START)
         case grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -23,6 +23,10 @@ START = Hint(
     " or tls=True",
     "start one: embedserve serve encoder.onnx --data data/; if one runs there, it may speak TLS: --ca FILE or --tls",
 )
+NO_NAME = Hint(
+    "check the name of the machine: Client('HOST:PORT')",
+    "check the name of the machine: --server HOST:PORT, or EMBEDSERVE_SERVER in the environment",
+)
 TOKEN = Hint("Client(…, token=…)", "--token-file FILE, or EMBEDSERVE_TOKEN in the environment")
 LATE = Hint("allow more: Client(timeout_s=…)", "the server may be busy: embedserve doctor --server HOST:PORT")
 CA = Hint("give the CA that signed it: Client(…, ca='ca.pem')", "give the CA that signed it: --ca ca.pem")

@@ -21,7 +21,7 @@ from embedserve.encoder import envelope
 from embedserve.encoder.envelope import Envelope
 from embedserve.encoder.outside_data import first_outside
 from embedserve.encoder.reference import COUNT as REFERENCE_COUNT
-from embedserve.errors import EncoderFileError
+from embedserve.errors import EncoderFileError, NotAnEncoder
 from embedserve.images.preprocess import PreprocessSpec
 from embedserve.regular_file import regular
 
@@ -123,7 +123,8 @@ class EncoderMetadata:
                 reference=reference,
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise EncoderFileError(f"the encoder's self-description is incomplete: {error!r}") from error
+            why = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise EncoderFileError(f"the encoder's self-description is incomplete: {why}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +159,7 @@ def read(path: str | Path) -> EncoderFile:
     envelope = _parse(model, str(path))
     text = dict(envelope.properties).get(KEY)
     if text is None:
-        raise EncoderFileError(
+        raise NotAnEncoder(
             f"{path} is an ONNX model, but not one that embedserve exported",
             hint="encoder files are made by: embedserve export RUN -o encoder.onnx",
         )
@@ -229,7 +230,7 @@ def _parse(model: bytes, what: str) -> Envelope:
             )
         return parsed
     except ValueError:
-        raise EncoderFileError(
+        raise NotAnEncoder(
             f"{what} is not an ONNX model", hint="encoder files are made by: embedserve export RUN -o encoder.onnx"
         ) from None
 

@@ -94,6 +94,12 @@ def check(
             hint="serve the encoder that the collection is bound to, or add the images to a new collection",
         )
     if given_fingerprint and given_fingerprint != identity.fingerprint:
+        if identity.external:
+            raise EncoderMismatch(
+                f"encoder {given_fingerprint[:12]} made the vectors; collection {identity.name!r} is external and is"
+                " bound to no encoder",
+                hint="leave encoder_fingerprint out, or create a collection with this encoder_fingerprint",
+            )
         raise EncoderMismatch(
             f"encoder {given_fingerprint[:12]} made the vectors; {bound_to}",
             hint="embed the images with the collection's encoder",

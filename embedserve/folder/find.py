@@ -123,6 +123,8 @@ def _check_names(files: Sequence[ImageFile]) -> None:
     first: dict[str, ImageFile] = {}
     for file in files:
         other = first.setdefault(file.name, file)
+        if other is not file and other.path == file.path:
+            raise InvalidInput(f"{file.path} is given twice", hint="name each folder once, and none inside another")
         if other is not file:
             raise InvalidInput(
                 f"{other.path} and {file.path} would both get the name {file.name!r}",

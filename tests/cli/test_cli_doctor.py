@@ -72,6 +72,6 @@ def test_drift_of_the_reference_vectors_is_a_failure(
 def test_a_file_that_is_not_an_encoder_is_one_sentence_and_a_hint(cli: Cli, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "encoder.onnx").write_bytes(content)
     outcome = cli("doctor", tmp_path / "encoder.onnx")
-    assert outcome.exit_code == 1
+    assert outcome.exit_code == 2
     assert "is not an ONNX model" in outcome.err
     assert "hint:" in outcome.err

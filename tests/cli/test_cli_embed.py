@@ -243,5 +243,5 @@ def test_an_image_beyond_the_limits_is_left_out_without_a_server(
 def test_a_file_that_is_not_an_encoder_is_an_error(cli: Cli, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "encoder.onnx").write_text("no encoder")
     outcome = cli("embed", photos, "-o", "-", "--encoder", tmp_path / "encoder.onnx")
-    assert outcome.exit_code == 1
+    assert outcome.exit_code == 2
     assert outcome.err.startswith("error: ")

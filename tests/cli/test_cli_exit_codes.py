@@ -116,6 +116,7 @@ def test_export_replaces_an_encoder_file_and_nothing_else(tmp_path: Path) -> Non
 
 def test_a_file_that_is_no_encoder_is_refused_before_the_export_begins(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").write_bytes(b"three years of work")
+    (tmp_path / "plan.json").write_text("{}")
     outcome = cli("export", tmp_path, "-o", tmp_path / "thesis.docx")
     assert outcome.exit_code == 2
     assert "is no encoder file that can be read" in outcome.err

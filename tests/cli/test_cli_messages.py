@@ -106,6 +106,7 @@ def _completed(words: list[str], incomplete: str) -> list[str]:
         ("--backbone", "small", ["small-cnn"]),
         ("--augmentation", "sm", ["small"]),
         ("--device", "cu", ["cuda"]),
+        ("--fit", "", ["crop", "squeeze", "pad"]),
     ],
 )
 def test_the_shell_completes_settings(option: str, incomplete: str, expected: list[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from embedserve import Client
+from embedserve.errors import InvalidInput
 from tests.cli.outcome import Cli
 from tests.fakes import picture
 from tests.folder.everything import IMAGES, PASSED_OVER, write_everything
@@ -107,7 +108,8 @@ def test_what_is_measured_is_told_from_the_folders(tmp_path: Path) -> None:
     encoder.touch()
     assert _folders((run, encoder, one, listed), two) == ((run, encoder), [one, listed, two])
     assert _folders((encoder, run), two) == ((encoder, run), [two])
-    assert _folders((one,), two) == ((one,), [two])
+    with pytest.raises(InvalidInput, match="one holds no training run"):
+        _folders((one,), two)
 
 
 def test_a_list_that_does_not_exist_is_wrong_usage(cli: Cli, tmp_path: Path) -> None:

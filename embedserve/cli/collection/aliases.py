@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from embedserve.cli.terminal.complete import CollectionName
-from embedserve.cli.terminal.options import server_option
+from embedserve.cli.terminal.options import CollectionName, server_option
 
 
 @click.command("set-alias")

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedserve.cli.collection.check import WAITING
-from embedserve.cli.terminal.complete import CollectionName
-from embedserve.cli.terminal.options import existing_file, json_option, new_file, overwrite_option, server_option
+from embedserve.cli.terminal.options import (
+    CollectionName,
+    Existing,
+    json_option,
+    new_file,
+    overwrite_option,
+    server_option,
+)
 
 if TYPE_CHECKING:
     from embedserve.cli.terminal.output import Progress
@@ -47,7 +53,7 @@ def backup(name: str, file: Path, overwrite: bool, server: str, as_json: bool) -
 
 @click.command("restore")
 @click.argument("name")
-@click.argument("file", type=existing_file)
+@click.argument("file", type=Existing("backup"))
 @server_option
 def restore(name: str, file: Path, server: str) -> None:
     """Create the collection NAME, which must not exist yet, from a backup.

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.complete import CollectionName
-from embedserve.cli.terminal.options import json_option, server_option
+from embedserve.cli.terminal.options import CollectionName, json_option, server_option
 
 if TYPE_CHECKING:
     from embedserve.cli.terminal.output import Progress

@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.complete import CollectionName
-from embedserve.cli.terminal.options import Finite, confirm, json_option, require_terminal, server_option
+from embedserve.cli.terminal.options import (
+    CollectionName,
+    Finite,
+    confirm,
+    json_option,
+    require_terminal,
+    server_option,
+)
 
 if TYPE_CHECKING:
     from embedserve.types import CollectionInfo

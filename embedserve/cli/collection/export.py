@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.complete import CollectionName
-from embedserve.cli.terminal.options import existing_file, json_option, new_file, overwrite_option, server_option
+from embedserve.cli.terminal.options import (
+    CollectionName,
+    Existing,
+    json_option,
+    new_file,
+    overwrite_option,
+    server_option,
+)
 from embedserve.errors import CollectionNotFound, DataError, EncoderMismatch, InvalidInput
 
 if TYPE_CHECKING:
@@ -62,7 +68,7 @@ def export(name: str, file: Path, overwrite: bool, server: str) -> None:
 
 @click.command("import")
 @click.argument("name")
-@click.argument("file", type=existing_file)
+@click.argument("file", type=Existing("parquet"))
 @click.option(
     "--fingerprint",
     default="",

@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedserve.cli.terminal.complete import CollectionName
-from embedserve.cli.terminal.options import confirm, json_option, require_terminal, server_option, where_option
+from embedserve.cli.terminal.options import (
+    CollectionName,
+    confirm,
+    json_option,
+    require_terminal,
+    server_option,
+    where_option,
+)
 
 if TYPE_CHECKING:
     from embedserve.types import Item, MetadataValue

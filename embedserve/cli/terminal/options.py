@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from embedserve.cli.terminal.complete import CollectionName
 from embedserve.errors import DataError, InvalidInput
+from embedserve.types import Limits
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from embedserve.client import Client
 
 _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
@@ -42,22 +46,18 @@ class Existing(GivenPath):
     """A path of something that exists; another one is wrong usage, said in one sentence with a hint.
 
     Args:
+        wanted: what it has to be: "images", "folder", "run", "encoder" or another key of ``path_kinds``.
         what: what is missing otherwise, as in "encoder file".
         hint: how to get one, with "{path}" for the path.
         lists: ``@NAME`` is allowed too, a list of files that exists.
-        wrong_kind: for a path that exists, what it is instead and what to type; None if it is right.
+        optional: it need not exist.
     """
 
     def __init__(
-        self,
-        what: str = "",
-        hint: str = "",
-        *,
-        lists: bool = False,
-        wrong_kind: Callable[[Path], tuple[str, str] | None] | None = None,
+        self, wanted: str, what: str = "", hint: str = "", *, lists: bool = False, optional: bool = False
     ) -> None:
         super().__init__()
-        self._what, self._hint, self._lists, self._wrong_kind = what, hint, lists, wrong_kind
+        self._wanted, self._what, self._hint, self._lists, self._optional = wanted, what, hint, lists, optional
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path.
@@ -72,44 +72,26 @@ class Existing(GivenPath):
 
             found = list_file(path) or path
         if not os.path.lexists(found):
+            if self._optional:
+                return path
             if os.environ.get("LOCAL_RANK", "0") != "0":
                 raise click.exceptions.Exit(2)  # under torchrun: the first process says it for all
             message = f"there is no {self._what} {value}" if self._what else f"{value} does not exist"
             raise InvalidInput(message, hint=self._hint.format(path=value) or f"paths are relative to {Path.cwd()}")
-        if self._wrong_kind is not None and found is path and (wrong := self._wrong_kind(path)):
-            raise InvalidInput(f"{value} is {wrong[0]}", hint=wrong[1])
+        from embedserve.cli.terminal import path_kinds
+
+        if wrong := path_kinds.wrong(found, self._wanted if found is path else "list"):
+            raise InvalidInput(f"{found} {wrong[0]}", hint=wrong[1])
         return path
 
 
-def _not_a_folder(path: Path) -> tuple[str, str] | None:
-    return ("a file", "give a folder of images, or a list of files as @NAME") if path.is_file() else None
-
-
-def _not_a_run(path: Path) -> tuple[str, str] | None:
-    if path.is_dir():
-        return None
-    kind = "a file, not the folder of a training run"
-    if path.suffix == ".onnx":
-        return kind, "an encoder file is already exported; give the folder that embedserve train -o wrote"
-    return kind, "give the folder that embedserve train -o wrote"
-
-
-def _not_a_file(path: Path) -> tuple[str, str] | None:
-    if not path.is_dir():
-        return None
-    kind = "a folder, not an encoder file"
-    if (path / "plan.json").is_file():
-        return kind, f"it holds a training run; make an encoder file of it: embedserve export {path}"
-    return kind, "give the file that embedserve export wrote"
-
-
-existing = Existing()
-existing_images = Existing(lists=True)
+existing_images = Existing("images", lists=True)
 """A file, a folder of images, or ``@NAME``: a list of image files."""
-existing_folder = Existing(lists=True, wrong_kind=_not_a_folder)
+existing_folder = Existing("folder", lists=True)
 """A folder of images, or ``@NAME``: a list of image files."""
-existing_encoder = Existing("encoder file", "make one: embedserve export RUN -o {path}", wrong_kind=_not_a_file)
-existing_run = Existing(wrong_kind=_not_a_run)
+existing_encoder = Existing("encoder", "encoder file", "make one: embedserve export RUN -o {path}")
+existing_run = Existing("run")
+existing_file = Existing("file")
 
 
 def server_option(command: _CommandT) -> _CommandT:
@@ -129,7 +111,7 @@ _CONNECTION = "embedserve.connection"
 
 def connection_options(command: _CommandT) -> _CommandT:
     """Token and certificates of a connection. ``connect`` reads them from the context; commands do not receive them."""
-    file = existing
+    file = existing_file
     for name, kind, text in reversed(
         [
             (
@@ -169,6 +151,18 @@ def _remember(context: click.Context, param: click.Parameter, value: Any) -> Non
     context.meta.setdefault(_CONNECTION, {})[param.name] = value
 
 
+class CollectionName(click.ParamType[Any]):
+    """The name or alias of a collection; the shell completes those of the server."""
+
+    name = "name"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names and aliases that begin with the text; none where the server does not answer."""
+        from embedserve.cli.terminal.complete import collections
+
+        return collections(ctx, incomplete)
+
+
 def collection_option(command: _CommandT) -> _CommandT:
     """``--collection``: the collection, by name or alias."""
     return click.option(
@@ -187,7 +181,6 @@ def json_option(text: str) -> Callable[[_CommandT], _CommandT]:
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
-existing_file = GivenPath(exists=True, dir_okay=False)
 new_file = GivenPath(dir_okay=False)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 
@@ -262,6 +255,30 @@ def exclude_option(command: _CommandT) -> _CommandT:
         " 'a/b/*.png' from the folder on, '**' for any number of folders. May be repeated; in quotes, or the shell"
         " expands it.",
     )(command)
+
+
+_IMAGE_LIMITS = ("max_image_pixels", "max_image_bytes", "max_image_side_px")
+
+
+def image_limit_options(command: _CommandT) -> _CommandT:
+    """``--max-image-pixels``, ``--max-image-bytes`` and ``--max-image-side-px``, given to the command as ``limits``.
+
+    Of commands that decode images in this process; the defaults are the server's.
+    """
+
+    @functools.wraps(command)
+    def with_limits(*args: Any, **values: Any) -> Any:
+        return command(*args, limits=Limits(**{name: values.pop(name) for name in _IMAGE_LIMITS}), **values)
+
+    for name in reversed(_IMAGE_LIMITS):
+        [field] = [entry for entry in fields(Limits) if entry.name == name]
+        with_limits = click.option(
+            f"--{name.replace('_', '-')}",
+            default=field.default,
+            type=click.IntRange(1, 2**32 - 1),
+            help=f"{field.metadata['help']} As of `serve`; larger images are left out.",
+        )(with_limits)
+    return with_limits  # type: ignore[return-value]  # the command's parameters, but for these
 
 
 def require_terminal(yes: bool) -> None:

@@ -93,6 +93,12 @@ def test_vectors_of_another_encoder_are_refused(client: Client) -> None:
         client.search("photos", vector=vector(1), encoder_fingerprint="00" * 32)
 
 
+def test_vectors_of_an_encoder_are_refused_by_an_external_collection_in_words(client: Client) -> None:
+    client.create_collection("outside", external=True, dimension=5)
+    with pytest.raises(EncoderMismatch, match="collection 'outside' is external and is bound to no encoder"):
+        client.search("outside", vector=vector(1), encoder_fingerprint="00" * 32)
+
+
 def test_vectors_that_do_not_name_their_encoder_are_refused(client: Client) -> None:
     client.create_collection("photos")
     with pytest.raises(EncoderMismatch, match="do not say which encoder"):

@@ -71,7 +71,8 @@ def read_plan(run: Path) -> StoredPlan:
     except FileNotFoundError:
         raise no_run(run) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path} cannot be understood: {error!r}", hint="start over with --fresh") from error
+        why = f"{error} is missing" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
+        raise TrainingError(f"{path} cannot be understood: {why}", hint="start over with --fresh") from error
 
 
 def no_run(run: Path) -> TrainingError:
