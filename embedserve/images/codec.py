@@ -66,7 +66,6 @@ def decode(
         ImageFormatError: another format, or a pixel type without a defined range.
         ImageTooLarge: more bytes or pixels than the limits allow.
     """
-    import numpy as np
     from PIL import Image
 
     limits, rule = limits or Limits(), rule or PixelRule()
@@ -79,31 +78,17 @@ def decode(
     if Image.MAX_IMAGE_PIXELS is not None and limits.max_image_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
     try:
-        header = None
-        if data.startswith(b"\xff\xd8\xff"):
-            header = read_header(data)
-            if header is not None:
-                header.check()
-            if header is None or not header.one_scan:
-                check_scans(data)
-            if (pixels := decode_jpeg(data, header, limits, rule, min_side_px, notes)) is not None:
-                return pixels
-        if data[128:132] == b"DICM" and is_dicom(data):  # before TIFF: some files begin as both
-            return decode_dicom(data, limits, rule, notes)
-        if data[:2] in (b"II", b"MM") and is_tiff(data):
-            return np.array(_to_rgb(decode_tiff(data, limits, rule, notes), rule, notes))
-        if (canvas := _webp_canvas(data)) is not None:
-            check_size(*canvas, limits)
-        with open_boxed(data, limits, rule) if data[4:8] == b"ftyp" else open_image(data) as image:
-            check_size(*image.size, limits)
-            if header is not None:
-                image.info["icc_profile"] = profile_of(header, image)
-            if min_side_px > 0 and header is not None and header.ordinary and image.format in ("JPEG", "MPO"):
-                image.draft(None, (min_side_px, min_side_px))
-            loaded = _loaded(image, data, rule)
-            transpose = to_upright(image)
-            upright = loaded if transpose is None else loaded.transpose(transpose)
-            return np.array(_to_rgb(upright, rule, notes))
+        try:
+            pixels = _decoded(data, limits, rule, min_side_px, notes)
+        except Exception:
+            # A PNG is not damaged because its profile is: without it the picture is the same.
+            plain = png.without_profile(data)
+            if plain is None:
+                raise
+            pixels = _decoded(plain, limits, rule, min_side_px, notes)
+            if notes is not None:
+                notes.append("the colour profile cannot be read, and was left out")
+        return _chosen(pixels, data, rule) if rule.bands else pixels
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -113,8 +98,64 @@ def decode(
     except MemoryError:
         raise
     except Exception as error:
+        if str(error).startswith("Unsupported BMP"):
+            raise ImageFormatError(
+                f"the image is a BMP of a kind that is not read: {_reason(error)}", hint="save it as PNG"
+            ) from error
         # Pillow's parsers raise OSError, SyntaxError, ValueError, struct.error, IndexError … on hostile bytes.
         raise ImageUndecodable(f"the image is damaged: {_reason(error)}") from error
+
+
+def _decoded(
+    data: bytes, limits: Limits, rule: PixelRule, min_side_px: int, notes: list[str] | None
+) -> NDArray[np.uint8]:
+    """``decode`` after its checks; raises whatever a parser raises."""
+    import numpy as np
+
+    header = None
+    if data.startswith(b"\xff\xd8\xff"):
+        header = read_header(data)
+        if header is not None:
+            header.check()
+        if header is None or not header.one_scan:
+            check_scans(data)
+        if (pixels := decode_jpeg(data, header, limits, rule, min_side_px, notes)) is not None:
+            return pixels
+    if data[128:132] == b"DICM" and is_dicom(data):  # before TIFF: some files begin as both
+        return decode_dicom(data, limits, rule, notes)
+    if data[:2] in (b"II", b"MM") and is_tiff(data):
+        return np.array(_to_rgb(decode_tiff(data, limits, rule, notes), rule, notes))
+    if (canvas := _webp_canvas(data)) is not None:
+        check_size(*canvas, limits)
+    with open_boxed(data, limits, rule) if data[4:8] == b"ftyp" else open_image(data) as image:
+        check_size(*image.size, limits)
+        if header is not None:
+            image.info["icc_profile"] = profile_of(header, image)
+        if min_side_px > 0 and header is not None and header.ordinary and image.format in ("JPEG", "MPO"):
+            image.draft(None, (min_side_px, min_side_px))
+        loaded = _loaded(image, data, rule)
+        transpose = to_upright(image)
+        # No name for what is turned: it is 4 bytes per pixel, and would stay until the end.
+        return np.array(_to_rgb(loaded if transpose is None else loaded.transpose(transpose), rule, notes))
+
+
+def _chosen(pixels: NDArray[np.uint8], data: bytes, rule: PixelRule) -> NDArray[np.uint8]:
+    """The bands that the rule names, of a picture that has colours or is grey; a TIFF has chosen before."""
+    import numpy as np
+
+    if data[:2] in (b"II", b"MM") and is_tiff(data):
+        return pixels
+    there = 3
+    if data[128:132] != b"DICM":
+        with open_image(data) as image:
+            there = 1 if image.mode in ("1", "L", "LA", "I", *_SIXTEEN_BIT_MODES) else 3
+    if max(rule.bands) > there:
+        raise ImageFormatError(
+            f"the image has {'1 band' if there == 1 else '3 bands'}, and the rule takes band {max(rule.bands)}",
+            hint="leave such images out, or train with --set bands=… of bands that all images have",
+        )
+    numbers = rule.bands if len(rule.bands) == 3 else rule.bands * 3
+    return np.ascontiguousarray(pixels[..., [number - 1 for number in numbers]])
 
 
 def read_file(path: Path, limits: Limits | None = None) -> bytes:

@@ -83,14 +83,20 @@ class JpegHeader:
             raise ImageFormatError(f"the image is {what}, which is not read", hint=SAVE)
 
 
+_MAX_STRAY_BYTES = 1 << 16
+
+
 def read_header(data: bytes) -> JpegHeader | None:
     """The header of a JPEG; None for other bytes, and where it is damaged before the first scan."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     header, at, end = JpegHeader(), 2, len(data) - 3
     while at < end:
-        if data[at] != 0xFF:
-            return None
+        if data[at] != 0xFF:  # stray bytes between segments, which decoders pass over
+            at = data.find(b"\xff", at, min(end, at + _MAX_STRAY_BYTES))
+            if at < 0:
+                return None
+            continue
         marker = data[at + 1]
         if marker == 0xFF:  # filling before a marker
             at += 1

@@ -41,6 +41,11 @@ class PixelRule:
         _check_range(self.value_range)
         _check_bands(self.bands)
 
+    @property
+    def is_of_before(self) -> bool:
+        """Whether it is what was done before there was this rule, where it did not give another picture."""
+        return self.colour == "stored" and self.value_range == "full"
+
     def to_json(self) -> dict[str, Any]:
         """What differs from ``STORED``, so that the fingerprints of encoders from before this rule stay as they are."""
         document: dict[str, Any] = {}

@@ -36,6 +36,8 @@ def load(image: Image.Image, data: bytes, rule: PixelRule) -> Image.Image:
         return image.convert("L") if image.mode == "1" else image
     if depth != 16 or colours not in (0, 2, 4, 6):
         return image
+    if colours != 0 and rule.is_of_before:
+        return image  # the higher byte of each sample, as encoders of before saw it
     return _sixteen(image, data, colours, rule)
 
 
@@ -69,6 +71,19 @@ def profile_of(data: bytes) -> bytes | None:
         return matrix_profile(tuple(primaries), white=white, gamma=curve)
     except ValueError:
         return None
+
+
+def without_profile(data: bytes) -> bytes | None:
+    """A PNG without its iCCP chunk; None if it has none, or is no PNG."""
+    at = 8
+    for _ in range(_BEFORE_PIXELS if data.startswith(b"\x89PNG\r\n\x1a\n") else 0):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind == b"iCCP":
+            return data[:at] + data[at + 12 + length :]
+        if kind in (b"IDAT", b""):
+            return None
+        at += 12 + length
+    return None
 
 
 def _sixteen(image: Image.Image, data: bytes, colours: int, rule: PixelRule) -> Image.Image:

@@ -73,7 +73,7 @@ def decode_tiff(data: bytes, limits: Limits, rule: PixelRule, notes: list[str] |
             colours = layout.samples - 1
             _note(notes, f"band {colours + 1} of the TIFF was taken for transparency, as the file says", colours)
     else:
-        image = _by_samples(directory, layout, rule.bands, notes)
+        image = _by_samples(directory, layout, rule, notes)
     if not rule.bands and (profile := directory.bytes_of(tags.ICC_PROFILE)):
         image.info["icc_profile"] = profile
     return upright(image, directory.number(tags.ORIENTATION, 1))
@@ -128,10 +128,14 @@ def _has_lossless_frame(stream: bytes) -> bool:
     return False
 
 
-def _by_samples(directory: Directory, layout: Layout, chosen: tuple[int, ...], notes: list[str] | None) -> Image.Image:
+def _by_samples(directory: Directory, layout: Layout, rule: PixelRule, notes: list[str] | None) -> Image.Image:
     import numpy as np
     from PIL import Image
 
+    chosen = rule.bands
+    # Encoders of before saw the higher byte of colours of 16 bits; bands on their own were another picture.
+    is_colour = (layout.bits, layout.kind) == (16, 1) and layout.photometric in (2, 5) and not layout.planar
+    halved = rule.is_of_before and is_colour
     colours = {2: 3, 5: 4, 8: 3}.get(layout.photometric, 1)
     bands, mode = tuple(range(colours)), {2: "RGB", 5: "CMYK", 8: "RGB"}.get(layout.photometric, "L")
     palette: Any = None
@@ -153,6 +157,8 @@ def _by_samples(directory: Directory, layout: Layout, chosen: tuple[int, ...], n
             block = _few_bits(samples, layout.bits, layout.photometric == 0)
             if mode[-1] in "aA" and layout.photometric == 0:  # transparency is no colour that is turned round
                 block[..., -1] = _few_bits(samples[..., -1], layout.bits, False)
+        elif halved:
+            block = (samples >> 8).astype(np.uint8)
         else:
             block = to_uint8(samples, layout.value_range, white_is_zero=layout.photometric == 0)
             if mode[-1] in "aA":  # the range is that of the colours; transparency keeps its own
