@@ -33,7 +33,7 @@ def test_an_image_beyond_a_limit_is_left_out_and_the_reason_names_the_limit(
     [skipped] = document["skipped"]
     assert skipped["path"] == "large.png"
     assert "max_image_pixels is 39999" in skipped["reason"]
-    document = cli("preview", photos, "-o", out, "--images", 9, "--json").json
+    document = cli("preview", photos, "-o", out, "--overwrite", "--images", 9, "--json").json
     assert document["skipped"] == []
 
 
