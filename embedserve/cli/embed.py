@@ -210,7 +210,7 @@ def _is_ours(path: Path) -> bool:
         document = json.loads(read_text(path))
     except (OSError, ValueError):
         return False
-    return isinstance(document, dict) and document.keys() == {"encoder", "paths", "failed"}
+    return isinstance(document, dict) and {"encoder", "paths", "failed"} == document.keys() - {"passed_over"}
 
 
 @contextmanager
