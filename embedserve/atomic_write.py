@@ -86,11 +86,13 @@ def _cannot_write(path: Path, error: OSError) -> DataError:
 def write_text(path: Path, text: str) -> None:
     """Replace a small text file; after a power cut the path holds the old text or the new one.
 
+    A link is replaced too, and not followed. Undecodable bytes of file names are written as they are.
+
     Raises:
         OSError: it cannot be written; the old text stays.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", opener=private) as out:
+    with open(partial, "w", opener=private, encoding="utf-8", errors="surrogateescape") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())
