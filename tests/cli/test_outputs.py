@@ -79,7 +79,9 @@ def test_embed_never_replaces_what_it_reads(name: str, photos: Path, tmp_path: P
     path.write_text("a.png")
     out = path.with_suffix(".npy") if name == "encoder.json" else path
     (tmp_path / "link.npy").symlink_to(path)
-    given = {"picture.npy": [tmp_path / "link.npy"], "list.jsonl": [f"@{path}"]}.get(name, [photos, "--encoder", path])
+    given: list[str | Path] = [photos, "--encoder", path]
+    if name in ("picture.npy", "list.jsonl"):
+        given = [tmp_path / "link.npy"] if name == "picture.npy" else [f"@{path}"]
     error = invoke("embed", *given, "-o", out, "--overwrite", "--server", "localhost:1")
     assert isinstance(error, InvalidInput)
     assert f"{name} is read, and would be replaced" in error.message

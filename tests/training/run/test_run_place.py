@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.errors import TrainingError
+from embedserve.errors import DataError, TrainingError
 from embedserve_training.run import image_list, run_folder
 
 OURS = (run_folder.CHECKPOINT, run_folder.PLAN, run_folder.METRICS, run_folder.SAMPLES, run_folder.SKIPPED)
@@ -180,3 +180,10 @@ def test_a_run_that_was_killed_while_it_was_cleared_is_still_a_place(
     run_folder.clear(run)
     assert removed[-1] == run_folder.PLAN
     assert sorted(path.name for path in run.iterdir()) == [run_folder.LOCK, run_folder.CACHE, run_folder.SKIPPED]
+
+
+def test_the_data_directory_of_a_server_is_no_place_for_a_run(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "catalog.sqlite").touch()
+    with pytest.raises(DataError, match="the data directory of a server"):
+        run_folder.check_place(tmp_path / "data" / "run", [photos])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedserve.atomic_write import make_private_directory, write_text
+from embedserve.atomic_write import check_outside_data, make_private_directory, write_text
 from embedserve.errors import TrainingError
 from embedserve.folder.kinds import passed_over_text
 from embedserve_training.data.folders import Noted, Skipped
@@ -113,8 +113,10 @@ def check_place(run: Path, images: Iterable[Path]) -> None:
 
     Raises:
         TrainingError: it is the folder of the images or one above it, or holds something that is not a run.
+        DataError: it is in the data directory of a server.
     """
     choose = "choose a new folder: -o FOLDER"
+    check_outside_data(run)
     try:
         place = _identity(run)
         for folder in images if place is not None else ():
