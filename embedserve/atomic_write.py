@@ -65,6 +65,7 @@ def check_writable(path: Path, *, overwrite: bool = False) -> None:
 def _checked(path: Path, overwrite: bool) -> tuple[Path, os.stat_result | None]:
     """Where a file will be, and the status of the one that it replaces."""
     target = Path(os.path.realpath(path))
+    check_outside_data(target)
     before = target.stat() if target.exists() else None
     if before is not None and not stat.S_ISREG(before.st_mode):
         raise DataError(f"{path} already exists, and is not a regular file", hint="choose another name")
@@ -74,6 +75,17 @@ def _checked(path: Path, overwrite: bool) -> tuple[Path, os.stat_result | None]:
             hint="choose another name, or overwrite it: --overwrite, in Python overwrite=True",
         )
     return target, before
+
+
+def check_outside_data(path: Path) -> None:
+    """Check that a path is not in the data directory of a server, whose files only the server may write.
+
+    Raises:
+        DataError: it is.
+    """
+    for folder in Path(os.path.realpath(path)).parents:
+        if os.path.lexists(folder / "catalog.sqlite"):
+            raise DataError(f"{path} is in {folder}, the data directory of a server", hint="choose another path")
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:
@@ -86,11 +98,13 @@ def _cannot_write(path: Path, error: OSError) -> DataError:
 def write_text(path: Path, text: str) -> None:
     """Replace a small text file; after a power cut the path holds the old text or the new one.
 
+    A link is replaced too, and not followed. Undecodable bytes of file names are written as they are.
+
     Raises:
         OSError: it cannot be written; the old text stays.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", opener=private) as out:
+    with open(partial, "w", opener=private, encoding="utf-8", errors="surrogateescape") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())

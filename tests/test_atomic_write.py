@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.atomic_write import atomic_write
+from embedserve.atomic_write import atomic_write, check_writable
 from embedserve.errors import DataError
 
 
@@ -102,3 +102,18 @@ def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="f cannot be written: No space left on device"):
         write()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_into_the_data_directory_of_a_server(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "collections").mkdir(parents=True)
+    for name in ("catalog.sqlite", "LOCK", "collections/items.sqlite"):
+        (data / name).write_text("of the server")
+    (tmp_path / "link").symlink_to(data / "LOCK")
+    for path in (data / "LOCK", data / "new.bak", data / "collections" / "items.sqlite", tmp_path / "link"):
+        with pytest.raises(DataError, match="the data directory of a server"):
+            check_writable(path, overwrite=True)
+        with pytest.raises(DataError, match="the data directory of a server"), atomic_write(path, overwrite=True):
+            pass
+    assert (data / "LOCK").read_text() == "of the server"
+    assert not (data / "new.bak").exists()

@@ -21,7 +21,7 @@ from embedserve.cli.terminal.options import (
     overwrite_option,
     server_option,
 )
-from embedserve.errors import DataError, EmbedserveError
+from embedserve.errors import DataError, EmbedserveError, InvalidInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,7 @@ def command(
 
     from embedserve.cli.terminal.output import progress, rate_text, say, say_failed
 
-    _check_outputs(out, overwrite)
+    _check_outputs(out, overwrite, [*paths, *([encoder_path] if encoder_path else [])])
     images, unreadable, passed_over = _find(paths, exclude)
     begun = time.monotonic()
     failed: list[tuple[str, str, str]] = [(str(path), DataError.code, why) for path, why in unreadable]
@@ -185,25 +185,37 @@ def _embedder(server: str, encoder_path: Path | None, limits: Limits, notes: lis
 # --- Writing ---
 
 
-def _check_outputs(out: str, overwrite: bool) -> None:
+def _check_outputs(out: str, overwrite: bool, inputs: Sequence[Path]) -> None:
     """Check that the files can be written, before anything is embedded.
 
     Raises:
         DataError: one exists and may not be replaced, or its folder does not exist or is not writable; or the file of
             paths beside a NAME.npy is one that this command did not write.
+        InvalidInput: one is an image, a list or an encoder that is read.
     """
     from embedserve.atomic_write import check_writable
 
     if out == "-":
         return
+    _check_not_read(Path(out), inputs)
     check_writable(Path(out), overwrite=overwrite)
     if out.endswith(".npy"):
         beside = Path(out).with_suffix(".json")
+        _check_not_read(beside, inputs)
         check_writable(beside, overwrite=overwrite)
         if beside.exists() and not _is_ours(beside):
             raise DataError(
                 f"{beside}, which would hold the paths of the rows, is another file", hint="choose another name: -o OUT"
             )
+
+
+def _check_not_read(out: Path, inputs: Sequence[Path]) -> None:
+    from embedserve.folder.list_file import list_file
+
+    for given in inputs:
+        read = list_file(given) or given
+        if out.exists() and read.exists() and out.samefile(read):
+            raise InvalidInput(f"{out} is read, and would be replaced", hint="choose another name: -o OUT")
 
 
 def _is_ours(path: Path) -> bool:
@@ -216,7 +228,7 @@ def _is_ours(path: Path) -> bool:
         document = json.loads(read_text(path))
     except (OSError, ValueError):
         return False
-    return isinstance(document, dict) and document.keys() == {"encoder", "paths", "failed"}
+    return isinstance(document, dict) and {"encoder", "paths", "failed"} == document.keys() - {"passed_over"}
 
 
 @contextmanager

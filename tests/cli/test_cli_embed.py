@@ -213,6 +213,14 @@ def test_an_encoder_file_embeds_without_a_server(cli: Cli, encoder_path: Path, t
     assert "embedded 3 of 5 with red-green" in outcome.err
 
 
+def test_with_overwrite_an_earlier_output_is_replaced(
+    cli: Cli, photos: Path, encoder_path: Path, tmp_path: Path
+) -> None:
+    words = ("embed", photos, "-o", tmp_path / "out.npy", "--encoder", encoder_path)
+    assert cli(*words).exit_code == 0
+    assert cli(*words, "--overwrite").exit_code == 0
+
+
 def test_what_was_decided_for_single_images_is_counted(
     cli: Cli, photos: Path, encoder_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,21 @@ def test_embed_never_replaces_a_json_file_of_something_else(photos: Path, tmp_pa
     assert json.loads((tmp_path / "photos.json").read_text()) == {"my": "settings"}
 
 
+@pytest.mark.parametrize("name", ["picture.npy", "list.jsonl", "encoder.npy", "encoder.json"])
+def test_embed_never_replaces_what_it_reads(name: str, photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text("a.png")
+    out = path.with_suffix(".npy") if name == "encoder.json" else path
+    (tmp_path / "link.npy").symlink_to(path)
+    given: list[str | Path] = [photos, "--encoder", path]
+    if name in ("picture.npy", "list.jsonl"):
+        given = [tmp_path / "link.npy"] if name == "picture.npy" else [f"@{path}"]
+    error = invoke("embed", *given, "-o", out, "--overwrite", "--server", "localhost:1")
+    assert isinstance(error, InvalidInput)
+    assert f"{name} is read, and would be replaced" in error.message
+    assert path.read_text() == "a.png"
+
+
 @pytest.mark.parametrize("words", [("embed", "-o", "no/such.npy"), ("preview", "-o", "no/such.png")], ids=" ".join)
 def test_a_folder_that_does_not_exist_is_named_before_the_first_image(
     words: tuple[str, ...], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -79,7 +79,7 @@ def test_without_a_preset_the_views_are_those_that_training_would_use(image_fold
     large = tmp_path / "large"
     large.mkdir()
     for number in range(3):
-        Image.new("RGB", (150, 100), (number, 50, 200)).save(large / f"{number}.png")
+        Image.new("RGB", (200, 150), (number, 50, 200)).save(large / f"{number}.png")
     for method, preset in [("simclr", "photo"), ("barlow-twins", "barlow-twins"), ("cpc", "moco-v1")]:
         result = render(large, tmp_path / f"{method}.png", method=method)
         assert (result.augmentations, result.size_px) == ((preset,), 96)

@@ -164,7 +164,7 @@ def test_a_patch_size_that_the_backbone_does_not_take_is_refused_when_the_method
 
     config = TrainConfig(method="cpc", size_px=SIZE_PX, patch_px=5, patch_grid=3, backbone="small-cnn", epochs=1)
     settings = plan.plan(config, plan.Facts(images=64, median_side_px=SIZE_PX)).settings
-    with pytest.raises(InvalidInput, match="does not take images of 5 px"):
+    with pytest.raises(InvalidInput, match="does not take patches of 5 px"):
         methods.build(settings, 64)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.errors import TrainingError
-from embedserve_training.run import run_folder
+from embedserve.errors import DataError, TrainingError
+from embedserve_training.run import image_list, run_folder
 
 OURS = (run_folder.CHECKPOINT, run_folder.PLAN, run_folder.METRICS, run_folder.SAMPLES, run_folder.SKIPPED)
 
@@ -145,3 +145,45 @@ def test_a_linked_folder_keeps_what_it_leads_to(photos: Path, tmp_path: Path) ->
     before = contents(photos)
     run_folder.clear_cache(run)
     assert contents(photos) == before
+
+
+def test_what_a_run_writes_replaces_links_and_does_not_follow_them(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    names = (run_folder.SKIPPED, run_folder.NOTES, run_folder.LOCK)
+    (run / run_folder.LOCK).unlink()
+    for name in names:
+        (tmp_path / name).write_text("mine")
+        (run / name).symlink_to(tmp_path / name)
+    with run_folder.locked(run):
+        run_folder.write_skipped((), run, {".svg": 1})
+        run_folder.write_notes((), run)
+    assert [(tmp_path / name).read_text() for name in names] == ["mine"] * 3
+    assert (run / run_folder.SKIPPED).read_text() == "passed over\t1 .svg\n"
+
+
+def test_a_run_that_was_killed_while_it_was_cleared_is_still_a_place(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(tmp_path / "run")
+    run_folder.write_skipped((), run)
+    run_folder.write_notes((), run)
+    (run / image_list.NAME).touch()
+    removed: list[str] = []
+    unlink = Path.unlink
+
+    def checked(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        removed.append(path.name)
+        run_folder.check_place(run, [photos])
+
+    monkeypatch.setattr(Path, "unlink", checked)
+    run_folder.clear(run)
+    assert removed[-1] == run_folder.PLAN
+    assert sorted(path.name for path in run.iterdir()) == [run_folder.LOCK, run_folder.CACHE, run_folder.SKIPPED]
+
+
+def test_the_data_directory_of_a_server_is_no_place_for_a_run(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "catalog.sqlite").touch()
+    with pytest.raises(DataError, match="the data directory of a server"):
+        run_folder.check_place(tmp_path / "data" / "run", [photos])

@@ -12,7 +12,7 @@ import pytest
 from embedserve.errors import TrainingError
 from embedserve.folder.scan import OLDER
 from embedserve_training.plan.config import TrainConfig
-from embedserve_training.run import checkpoint, run_folder
+from embedserve_training.run import checkpoint, resume, run_folder
 from embedserve_training.run import prepare as preparation
 from embedserve_training.run.prepare import Prepared
 from tests.fakes import picture
@@ -41,7 +41,7 @@ def continued(monkeypatch: pytest.MonkeyPatch, out: Path, *, of_older_release: b
     """From here on ``out`` holds a run that was stopped before its first step."""
     stored = run_folder.read_plan(out)
     data = {key: value for key, value in stored.data.items() if not (of_older_release and key == "exclude")}
-    monkeypatch.setattr(preparation, "_earlier_run", lambda out, config: replace(stored, data=data))
+    monkeypatch.setattr(resume, "earlier_run", lambda out, config: replace(stored, data=data))
     monkeypatch.setattr(checkpoint, "load", lambda out: None)
 
 
@@ -69,7 +69,7 @@ def test_a_run_is_continued_with_the_same_patterns_only(
     continued(monkeypatch, tmp_path / "run")
     again = prepared([tmp_path / "a"], tiny_config(), tmp_path / "run", exclude=["1?.png"])
     assert again.fingerprint == made.fingerprint
-    with pytest.raises(TrainingError, match="are not those that the run") as refused:
+    with pytest.raises(TrainingError, match=r"10 are new: 10\.png, 11\.png, 12\.png, …") as refused:
         prepared([tmp_path / "a"], tiny_config(), tmp_path / "run")
     assert refused.value.hint.startswith("it was started with --exclude '1?.png'; or start over with --fresh")
 

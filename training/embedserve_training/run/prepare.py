@@ -292,11 +292,11 @@ def _begin(
         },
         versions=versions(),
     )
+    # The plan first: by it the folder is known as a run, also if this is interrupted.
+    run_folder.write_plan(stored, out)
     digests = _digests(files, images)
     if digests:
         image_list.write(digests, out)
-    # The plan before the samples: by it the folder is known as a run, also if this is interrupted.
-    run_folder.write_plan(stored, out)
     _write_samples(files, images.positions, spec, out)
     return spec
 

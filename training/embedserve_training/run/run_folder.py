@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedserve.atomic_write import make_private_directory, write_text
+from embedserve.atomic_write import check_outside_data, make_private_directory, write_text
 from embedserve.errors import TrainingError
 from embedserve.folder.kinds import passed_over_text
 from embedserve_training.data.folders import Noted, Skipped
@@ -31,7 +31,7 @@ NOTES = "notes.txt"
 SAMPLES = "samples.npy"
 CACHE = "cache"
 LOCK = ".lock"
-_PARTIAL = (f".{PLAN}.partial",)
+_PARTIAL = (f".{PLAN}.partial", f".{SKIPPED}.partial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def locked(run: Path) -> Iterator[None]:
     try:
         # With the images of the run in it, decoded.
         make_private_directory(run)
-        lock = (run / LOCK).open("w")
+        lock = (run / LOCK).open("a")  # which empties nothing, should it be a link
     except OSError as error:
         raise TrainingError(
             f"the run folder {run} cannot be created: {error.strerror}", hint="choose another one: -o FOLDER"
@@ -114,8 +114,10 @@ def check_place(run: Path, images: Iterable[Path]) -> None:
 
     Raises:
         TrainingError: it is the folder of the images or one above it, or holds something that is not a run.
+        DataError: it is in the data directory of a server.
     """
     choose = "choose a new folder: -o FOLDER"
+    check_outside_data(run)
     try:
         place = _identity(run)
         for folder in images if place is not None else ():
@@ -171,9 +173,11 @@ def _is_cached(path: Path) -> bool:
 
 def clear(run: Path) -> None:
     """Remove the files of an earlier run, but not its decoded images."""
-    for name in (CHECKPOINT, PLAN, METRICS, SAMPLES, image_list.NAME):
+    for name in (CHECKPOINT, METRICS, SAMPLES, NOTES, image_list.NAME):
         (run / name).unlink(missing_ok=True)
     _remove_from(run / TENSORBOARD, lambda path: path.name.startswith("events.out.tfevents."))
+    # The plan last: by it the folder is known as a run, also if this is interrupted.
+    (run / PLAN).unlink(missing_ok=True)
 
 
 def clear_cache(run: Path) -> None:
@@ -201,12 +205,12 @@ def write_skipped(skipped: tuple[Skipped, ...], run: Path, passed_over: Mapping[
     text = "".join(f"{entry.path}\t{entry.reason}\n" for entry in skipped)
     if passed_over:
         text += f"passed over\t{passed_over_text(passed_over)}\n"
-    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    write_text(path, text)
     return path
 
 
 def write_notes(notes: tuple[Noted, ...], run: Path) -> Path:
     """Write ``notes.txt``, a line for each thing that was decided for an image that is used, and return its path."""
     path = run / NOTES
-    path.write_text("".join(f"{entry.path}\t{entry.note}\n" for entry in notes), errors="surrogateescape")
+    write_text(path, "".join(f"{entry.path}\t{entry.note}\n" for entry in notes))
     return path
