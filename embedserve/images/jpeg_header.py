@@ -83,7 +83,7 @@ class JpegHeader:
             raise ImageFormatError(f"the image is {what}, which is not read", hint=SAVE)
 
 
-_MAX_STRAY_BYTES = 1 << 16
+_MAX_BYTES_BETWEEN = 1 << 16
 
 
 def read_header(data: bytes) -> JpegHeader | None:
@@ -92,8 +92,8 @@ def read_header(data: bytes) -> JpegHeader | None:
         return None
     header, at, end = JpegHeader(), 2, len(data) - 3
     while at < end:
-        if data[at] != 0xFF:  # stray bytes between segments, which decoders pass over
-            at = data.find(b"\xff", at, min(end, at + _MAX_STRAY_BYTES))
+        if data[at] != 0xFF:  # bytes between segments, which decoders pass over
+            at = data.find(b"\xff", at, min(end, at + _MAX_BYTES_BETWEEN))
             if at < 0:
                 return None
             continue

@@ -1,4 +1,4 @@
-"""Encoders from before the pixel rule keep the pixels that they saw; bad profiles, stray bytes and bands of others."""
+"""Encoders from before the pixel rule keep the pixels that they saw; bad profiles, bytes between segments, bands of others."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_damaged_png_with_a_profile_is_still_damaged() -> None:
 # --- JPEG, BMP -----------------------------------------------------------------------------------------------------
 
 
-def test_stray_bytes_between_the_segments_of_a_jpeg_do_not_cost_the_scaled_decode() -> None:
+def test_bytes_between_the_segments_of_a_jpeg_do_not_cost_the_scaled_decode() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((400, 300))
     plain = encoded(picture, "JPEG", quality=90)
     after_first = 4 + int.from_bytes(plain[4:6], "big")
