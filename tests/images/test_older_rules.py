@@ -1,4 +1,4 @@
-"""Encoders from before the pixel rule keep the pixels that they saw; bad profiles, bytes between segments, bands of others."""
+"""Encoders from before the pixel rule keep their pixels; bad profiles, bytes between segments, bands of other formats."""
 
 from __future__ import annotations
 
