@@ -1,4 +1,4 @@
-"""Encoders from before the pixel rule keep their pixels; bad profiles, bytes between segments, bands of other formats."""
+"""Encoders from before the pixel rule keep their pixels; bad profiles, bytes between segments, bands of others."""
 
 from __future__ import annotations
 
