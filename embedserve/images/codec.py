@@ -103,7 +103,8 @@ def decode(
             loaded = _loaded(image, data, rule)
             transpose = to_upright(image)
             upright = loaded if transpose is None else loaded.transpose(transpose)
-            return np.array(_to_rgb(upright, rule, notes))
+        del image, loaded  # 4 bytes per pixel each, if it was turned
+        return np.array(_to_rgb(upright, rule, notes))
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
