@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageUndecodable
+from embedserve.images import png
 from embedserve.images.formats import FORMATS, HEAD_BYTES, HEIC, READ, kind_of
 from embedserve.images.heif import open_heic
 
@@ -32,7 +33,7 @@ def open_image(data: bytes) -> Image.Image:
         if kind is HEIC:
             return open_heic(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = png.open_png(data) if data.startswith(png.SIGNATURE) else Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise not_opened(data) from None
     if image.format == "AVIF":

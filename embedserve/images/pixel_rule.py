@@ -41,6 +41,11 @@ class PixelRule:
         _check_range(self.value_range)
         _check_bands(self.bands)
 
+    @property
+    def high_bytes(self) -> bool:
+        """Whether colours of 16 bits are cut to their higher byte, as they were for encoders from before this rule."""
+        return self.colour == "stored" and self.value_range == "full"
+
     def to_json(self) -> dict[str, Any]:
         """What differs from ``STORED``, so that the fingerprints of encoders from before this rule stay as they are."""
         document: dict[str, Any] = {}

@@ -73,7 +73,7 @@ def decode_tiff(data: bytes, limits: Limits, rule: PixelRule, notes: list[str] |
             colours = layout.samples - 1
             _note(notes, f"band {colours + 1} of the TIFF was taken for transparency, as the file says", colours)
     else:
-        image = _by_samples(directory, layout, rule.bands, notes)
+        image = _by_samples(directory, layout, rule, notes)
     if not rule.bands and (profile := directory.bytes_of(tags.ICC_PROFILE)):
         image.info["icc_profile"] = profile
     return upright(image, directory.number(tags.ORIENTATION, 1))
@@ -128,10 +128,11 @@ def _has_lossless_frame(stream: bytes) -> bool:
     return False
 
 
-def _by_samples(directory: Directory, layout: Layout, chosen: tuple[int, ...], notes: list[str] | None) -> Image.Image:
+def _by_samples(directory: Directory, layout: Layout, rule: PixelRule, notes: list[str] | None) -> Image.Image:
     import numpy as np
     from PIL import Image
 
+    chosen = rule.bands
     colours = {2: 3, 5: 4, 8: 3}.get(layout.photometric, 1)
     bands, mode = tuple(range(colours)), {2: "RGB", 5: "CMYK", 8: "RGB"}.get(layout.photometric, "L")
     palette: Any = None
@@ -145,10 +146,13 @@ def _by_samples(directory: Directory, layout: Layout, chosen: tuple[int, ...], n
         _note(notes, f"band {colours + 1} of the TIFF was taken for transparency, as the file says", colours)
     elif layout.extras:
         _note(notes, f"of the {layout.samples} bands of the TIFF the first {colours} were taken", colours)
+    high_bytes = rule.high_bytes and layout.bits == 16 and layout.kind == 1 and layout.photometric in (2, 5)
     pixels = np.empty((layout.height, layout.width, 3 if palette is not None else len(bands)), np.uint8)
     for top, samples in rows_of(directory, layout, bands):
         if palette is not None:
             block = palette[samples[..., 0]]
+        elif high_bytes and not layout.planar:
+            block = samples >> 8
         elif layout.value_range is None:
             block = _few_bits(samples, layout.bits, layout.photometric == 0)
             if mode[-1] in "aA" and layout.photometric == 0:  # transparency is no colour that is turned round
