@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageUndecodable
 from embedserve.images import png
+from embedserve.images.bmp import unread_kind
 from embedserve.images.formats import FORMATS, HEAD_BYTES, HEIC, READ, kind_of
 from embedserve.images.heif import open_heic
+from embedserve.images.kind import SAVE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,6 +38,10 @@ def open_image(data: bytes) -> Image.Image:
         image = png.open_png(data) if data.startswith(png.SIGNATURE) else Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise not_opened(data) from None
+    except OSError:
+        if (what := unread_kind(data)) is None:
+            raise
+        raise ImageFormatError(f"the image is {what}, which is not read", hint=SAVE) from None
     if image.format == "AVIF":
         image.info.pop("xmp", None)  # which may hold an orientation; that of the file's boxes alone counts
     return image
