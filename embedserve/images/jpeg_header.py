@@ -27,6 +27,10 @@ _ADOBE_RGB = b"R03\0"
 """What the Exif block of a camera says that writes Adobe RGB without a profile (DCF 2.0, InteroperabilityIndex)."""
 
 
+_MOST_STEPS = 65_536
+"""Segments and loose bytes; a file of nothing else is not worth more time."""
+
+
 @dataclass(slots=True)
 class JpegHeader:
     """What comes before the first scan."""
@@ -91,18 +95,21 @@ def read_header(data: bytes) -> JpegHeader | None:
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     header, at, end = JpegHeader(), 2, len(data) - 3
-    while at < end:
-        if data[at] != 0xFF:  # bytes between segments, which decoders pass over
-            at = data.find(b"\xff", at, min(end, at + _MAX_BYTES_BETWEEN))
+    for _ in range(_MOST_STEPS):
+        if at >= end:
+            break
+        if data[at] != 0xFF:  # loose bytes, which decoders pass over
+            at = data.find(b"\xff", at)
             if at < 0:
-                return None
+                break
             continue
         marker = data[at + 1]
         if marker == 0xFF:  # filling before a marker
             at += 1
             continue
-        if marker == 0:
-            return None
+        if marker == 0:  # no marker: two loose bytes more
+            at += 2
+            continue
         if marker in _WITHOUT_LENGTH:
             at += 2
             continue

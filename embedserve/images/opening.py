@@ -6,8 +6,11 @@ import io
 from typing import TYPE_CHECKING
 
 from embedserve.errors import ImageError, ImageFormatError, ImageUndecodable
+from embedserve.images import png
+from embedserve.images.bmp import unread_kind
 from embedserve.images.formats import FORMATS, HEAD_BYTES, HEIC, READ, kind_of
 from embedserve.images.heif import open_heic
+from embedserve.images.kind import SAVE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,9 +35,13 @@ def open_image(data: bytes) -> Image.Image:
         if kind is HEIC:
             return open_heic(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = png.open_png(data) if data.startswith(png.SIGNATURE) else Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise not_opened(data) from None
+    except OSError:
+        if (what := unread_kind(data)) is None:
+            raise
+        raise ImageFormatError(f"the image is {what}, which is not read", hint=SAVE) from None
     if image.format == "AVIF":
         image.info.pop("xmp", None)  # which may hold an orientation; that of the file's boxes alone counts
     return image

@@ -42,8 +42,8 @@ class PixelRule:
         _check_bands(self.bands)
 
     @property
-    def is_of_before(self) -> bool:
-        """Whether it is what was done before there was this rule, where it did not give another picture."""
+    def high_bytes(self) -> bool:
+        """Whether colours of 16 bits are cut to their higher byte, as they were for encoders from before this rule."""
         return self.colour == "stored" and self.value_range == "full"
 
     def to_json(self) -> dict[str, Any]:

@@ -4,20 +4,79 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from embedserve.images import nclx, samples
+from embedserve.images.colour import MAX_PROFILE_BYTES
 from embedserve.images.matrix_profile import matrix_profile
 from embedserve.images.pixel_rule import PixelRule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
+    from PIL.ImageFile import ImageFile
 
 _FULL = (0, 65_535)
 _BEFORE_PIXELS = 64
 """Chunks that are looked at before the pixels."""
 _STRIP_ROWS = 256
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MOST_CHUNKS = 4096
+"""Of those before the pixels, more are not looked at in search of the one that cannot be read."""
+
+
+def open_png(data: bytes) -> ImageFile:
+    """The image, of which no pixel is decoded yet.
+
+    Pillow refuses intact files for a chunk beside the picture, such as a profile of more than 1 MiB. Such a file is
+    opened without these chunks, and its profile is read here. One that cannot be read is ``b""`` in ``info``.
+    """
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+    except Exception:
+        if (parts := _without_extras(data)) is None:
+            raise
+        bare, profile = parts
+        image = Image.open(io.BytesIO(bare), formats=("PNG",))
+        if profile is not None:
+            image.info["icc_profile"] = _inflated(profile)
+    if image.info.get("icc_profile", b"") is None:
+        image.info["icc_profile"] = b""
+    return image
+
+
+def _without_extras(data: bytes) -> tuple[bytes, bytes | None] | None:
+    """The file without the chunks that do not make the picture, and what is in its iCCP; None if it is damaged."""
+    kept, profile, at = [data[:8]], None, 8
+    for _ in range(_MOST_CHUNKS):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind == b"IDAT":
+            return b"".join([*kept, data[at:]]), profile
+        end = at + 12 + length
+        if end > len(data):
+            return None
+        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            return None
+        if kind == b"iCCP" and profile is None:
+            profile = data[at + 8 : end - 4]
+        if kind in (b"tRNS", b"eXIf") or not kind[0] & 0x20:  # a small first letter: not needed for the picture
+            kept.append(data[at:end])
+        at = end
+    return None
+
+
+def _inflated(chunk: bytes) -> bytes:
+    """The profile in an iCCP chunk; empty if it cannot be read."""
+    _, end_of_name, rest = chunk.partition(b"\0")
+    if not end_of_name or rest[:1] != b"\0":
+        return b""
+    try:
+        return zlib.decompressobj().decompress(rest[1:], MAX_PROFILE_BYTES + 1)
+    except zlib.error:
+        return b""
 
 
 def load(image: Image.Image, data: bytes, rule: PixelRule) -> Image.Image:
@@ -36,8 +95,8 @@ def load(image: Image.Image, data: bytes, rule: PixelRule) -> Image.Image:
         return image.convert("L") if image.mode == "1" else image
     if depth != 16 or colours not in (0, 2, 4, 6):
         return image
-    if colours != 0 and rule.is_of_before:
-        return image  # the higher byte of each sample, as encoders of before saw it
+    if rule.high_bytes and colours != 0 and "transparency" not in image.info:
+        return image
     return _sixteen(image, data, colours, rule)
 
 
@@ -109,7 +168,10 @@ def _sixteen(image: Image.Image, data: bytes, colours: int, rule: PixelRule) -> 
         values_HWB = _values([np.asarray(part.crop(box)) for part in parts], colours)
         rows = slice(box[1], box[3])
         plain = bands if colours in (0, 2) else bands - 1
-        out[rows, :, :plain] = samples.to_uint8(values_HWB[..., :plain], value_range)
+        if rule.high_bytes and colours != 0:
+            out[rows, :, :plain] = values_HWB[..., :plain] >> 8
+        else:
+            out[rows, :, :plain] = samples.to_uint8(values_HWB[..., :plain], value_range)
         if plain < bands:  # transparency is a share, and has nothing to do with the range of the colours
             out[rows, :, plain] = samples.to_uint8(values_HWB[..., plain], _FULL)
         elif not opaque:
@@ -133,9 +195,7 @@ def _values(parts: list[NDArray[Any]], colours: int) -> NDArray[Any]:
 
 
 def _unpacked(data: bytes, mode: str, raw: str) -> Image.Image:
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(data), formats=("PNG",))
+    image = open_png(data)
     image._mode = mode
     image.tile = [tile._replace(args=raw) for tile in image.tile]
     image.load()

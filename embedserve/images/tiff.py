@@ -133,9 +133,6 @@ def _by_samples(directory: Directory, layout: Layout, rule: PixelRule, notes: li
     from PIL import Image
 
     chosen = rule.bands
-    # Encoders of before saw the higher byte of colours of 16 bits; bands on their own were another picture.
-    is_colour = (layout.bits, layout.kind) == (16, 1) and layout.photometric in (2, 5) and not layout.planar
-    halved = rule.is_of_before and is_colour
     colours = {2: 3, 5: 4, 8: 3}.get(layout.photometric, 1)
     bands, mode = tuple(range(colours)), {2: "RGB", 5: "CMYK", 8: "RGB"}.get(layout.photometric, "L")
     palette: Any = None
@@ -149,10 +146,13 @@ def _by_samples(directory: Directory, layout: Layout, rule: PixelRule, notes: li
         _note(notes, f"band {colours + 1} of the TIFF was taken for transparency, as the file says", colours)
     elif layout.extras:
         _note(notes, f"of the {layout.samples} bands of the TIFF the first {colours} were taken", colours)
+    high_bytes = rule.high_bytes and layout.bits == 16 and layout.kind == 1 and layout.photometric in (2, 5)
     pixels = np.empty((layout.height, layout.width, 3 if palette is not None else len(bands)), np.uint8)
     for top, samples in rows_of(directory, layout, bands):
         if palette is not None:
             block = palette[samples[..., 0]]
+        elif high_bytes and not layout.planar:
+            block = samples >> 8
         elif layout.value_range is None:
             block = _few_bits(samples, layout.bits, layout.photometric == 0)
             if mode[-1] in "aA" and layout.photometric == 0:  # transparency is no colour that is turned round

@@ -12,6 +12,7 @@ from PIL import Image
 
 from embedserve.errors import ImageError, ImageFormatError
 from embedserve.images import codec, jpeg
+from embedserve.images.jpeg_header import read_header
 from tests.images.quarters import assert_close, encoded
 
 SIDES = [48, 400]
@@ -128,3 +129,27 @@ def test_the_numbers_of_components_do_not_matter(names: tuple[int, ...]) -> None
     for place, name in enumerate(names):
         data[frame + 10 + 3 * place] = data[scan + 5 + 2 * place] = name
     assert_close(codec.decode(bytes(data)), picture(48), tolerance=5)
+
+
+@pytest.mark.parametrize("loose", [b"\x00", b"ab\xff\x00c", b"\xff\x00" * 3, b"\xff\xff"])
+def test_loose_bytes_between_segments_change_nothing(loose: bytes) -> None:
+    data = plain(400)
+    at = data.index(b"\xff\xdb")
+    dirty = data[:at] + loose + data[at:]
+    header = read_header(dirty)
+    assert header is not None
+    assert header == read_header(data)
+    np.testing.assert_array_equal(codec.decode(dirty), codec.decode(data))
+    np.testing.assert_array_equal(codec.decode(dirty, min_side_px=50), codec.decode(data, min_side_px=50))
+    assert codec.decode(dirty, min_side_px=50).shape[0] < 400
+
+
+def test_loose_bytes_do_not_hide_a_frame_that_is_refused() -> None:
+    data = with_frame(plain(), 4, b"\x0c")
+    at = data.index(b"\xff\xdb")
+    with pytest.raises(ImageFormatError, match="12 bits"):
+        codec.decode(data[:at] + b"ab" + data[at:], min_side_px=32)
+
+
+def test_a_header_of_nothing_but_loose_bytes_is_given_up() -> None:
+    assert read_header(b"\xff\xd8" + b"\xff\x00" * 100_000 + plain()[2:]) is None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
+from embedserve.errors import ImageUndecodable
 from embedserve.images import codec
-from embedserve.images.pixel_rule import PixelRule
+from embedserve.images.pixel_rule import STORED, PixelRule
 from tests.images.quarters import encoded
 
 
@@ -84,3 +87,78 @@ def test_what_is_around_the_frame_of_a_gif_is_white(background: int, transparent
     if transparent:
         expected[1:3, 3:7][np.asarray(image) == 1] = 255
     np.testing.assert_array_equal(codec.decode(bytes(data)), expected)
+
+
+def with_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
+    """A PNG with one more chunk, behind its header."""
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return data[:33] + chunk + data[33:]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"iCCP", b"name\0\0" + zlib.compress(bytes(2 << 20))),
+        (b"iCCP", b"name\0\0" + zlib.compress(bytes(5 << 20))),
+        (b"iCCP", b"name\0\1" + zlib.compress(b"profile")),
+        (b"iCCP", b"name\0\0not deflated"),
+        (b"iCCP", b"name\0"),
+        (b"iCCP", b"name"),
+        (b"iCCP", b""),
+        (b"zTXt", b"name\0\0" + zlib.compress(bytes(2 << 20))),
+        (b"zTXt", b"name\0\1"),
+        (b"pHYs", b""),
+        (b"sRGB", b""),
+    ],
+)
+def test_a_chunk_beside_the_picture_does_not_make_it_damaged(kind: bytes, body: bytes, depth: int) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint16)
+    plain = encoded(Image.fromarray(values.astype(np.uint8)), "PNG") if depth == 8 else png(values * 257, 2)
+    notes: list[str] = []
+    pixels = codec.decode(with_chunk(plain, kind, body), notes=notes)
+    np.testing.assert_array_equal(pixels, values)
+    assert ["profile was left out" in note for note in notes] == ([True] if kind == b"iCCP" else [])
+
+
+def test_a_profile_of_more_than_a_mebibyte_is_used() -> None:
+    values = np.arange(0, 240, dtype=np.uint8).reshape(8, 10, 3)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # Red and blue exchanged, which no one takes for sRGB.
+    profile = profile.replace(b"rXYZ", b"tmp ").replace(b"bXYZ", b"rXYZ").replace(b"tmp ", b"bXYZ")
+    padded = profile + bytes(3 << 20)
+    padded = len(padded).to_bytes(4, "big") + padded[4:]
+    plain = encoded(Image.fromarray(values), "PNG")
+    small, large = (with_chunk(plain, b"iCCP", b"n\0\0" + zlib.compress(icc)) for icc in (profile, padded))
+    assert not np.array_equal(codec.decode(small), values)
+    np.testing.assert_array_equal(codec.decode(large), codec.decode(small))
+
+
+def test_a_damaged_chunk_beside_the_picture_is_still_damage() -> None:
+    data = bytearray(with_chunk(encoded(Image.new("RGB", (4, 5)), "PNG"), b"iCCP", b"name\0\1"))
+    data[42] ^= 1
+    with pytest.raises(ImageUndecodable):
+        codec.decode(bytes(data))
+
+
+@pytest.mark.parametrize(("colours", "bands"), [(2, 3), (4, 2), (6, 4)])
+def test_encoders_from_before_the_rule_meet_the_higher_byte(colours: int, bands: int) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (30, 40, bands), dtype=np.uint16)
+    if colours != 2:
+        values[..., -1] = 65535
+    expected = np.broadcast_to(values[..., : 3 if bands > 2 else 1] >> 8, (30, 40, 3))
+    np.testing.assert_array_equal(codec.decode(png(values, colours), rule=STORED), expected)
+    if colours == 2:
+        clear = tuple(int(value) for value in values[0, 0])
+        pixels = codec.decode(png(values, colours, transparent=clear), rule=STORED)
+        assert pixels[0, 0].tolist() == [255] * 3
+        np.testing.assert_array_equal(pixels[1:], expected[1:])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_encoders_from_before_the_rule_meet_the_higher_byte_of_a_tiff(compression: str | None, order: str) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (30, 40, 3), dtype=np.uint16)
+    out = io.BytesIO()
+    tifffile.imwrite(out, values, photometric="rgb", compression=compression, byteorder=order)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(codec.decode(out.getvalue(), rule=STORED), values >> 8)
