@@ -78,32 +78,8 @@ def decode(
     if Image.MAX_IMAGE_PIXELS is not None and limits.max_image_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
     try:
-        header = None
-        if data.startswith(b"\xff\xd8\xff"):
-            header = read_header(data)
-            if header is not None:
-                header.check()
-            if header is None or not header.one_scan:
-                check_scans(data)
-            if (pixels := decode_jpeg(data, header, limits, rule, min_side_px, notes)) is not None:
-                return pixels
-        if data[128:132] == b"DICM" and is_dicom(data):  # before TIFF: some files begin as both
-            return decode_dicom(data, limits, rule, notes)
-        if data[:2] in (b"II", b"MM") and is_tiff(data):
-            return np.array(_to_rgb(decode_tiff(data, limits, rule, notes), rule, notes))
-        if (canvas := _webp_canvas(data)) is not None:
-            check_size(*canvas, limits)
-        with open_boxed(data, limits, rule) if data[4:8] == b"ftyp" else open_image(data) as image:
-            check_size(*image.size, limits)
-            if header is not None:
-                image.info["icc_profile"] = profile_of(header, image)
-            if min_side_px > 0 and header is not None and header.ordinary and image.format in ("JPEG", "MPO"):
-                image.draft(None, (min_side_px, min_side_px))
-            loaded = _loaded(image, data, rule)
-            transpose = to_upright(image)
-            upright = loaded if transpose is None else loaded.transpose(transpose)
-        del image, loaded  # 4 bytes per pixel each, if it was turned
-        return np.array(_to_rgb(upright, rule, notes))
+        pixels = _decoded(data, limits, rule, min_side_px, notes)
+        return _chosen(pixels, data, rule) if rule.bands else pixels
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -113,10 +89,6 @@ def decode(
     except MemoryError:
         raise
     except Exception as error:
-        if str(error).startswith("Unsupported BMP"):
-            raise ImageFormatError(
-                f"the image is a BMP of a kind that is not read: {_reason(error)}", hint="save it as PNG"
-            ) from error
         # Pillow's parsers raise OSError, SyntaxError, ValueError, struct.error, IndexError … on hostile bytes.
         raise ImageUndecodable(f"the image is damaged: {_reason(error)}") from error
 
@@ -150,8 +122,9 @@ def _decoded(
             image.draft(None, (min_side_px, min_side_px))
         loaded = _loaded(image, data, rule)
         transpose = to_upright(image)
-        # No name for what is turned: it is 4 bytes per pixel, and would stay until the end.
-        return np.array(_to_rgb(loaded if transpose is None else loaded.transpose(transpose), rule, notes))
+        upright = loaded if transpose is None else loaded.transpose(transpose)
+    del image, loaded  # 4 bytes per pixel each, if it was turned
+    return np.array(_to_rgb(upright, rule, notes))
 
 
 def _chosen(pixels: NDArray[np.uint8], data: bytes, rule: PixelRule) -> NDArray[np.uint8]:

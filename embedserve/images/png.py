@@ -132,19 +132,6 @@ def profile_of(data: bytes) -> bytes | None:
         return None
 
 
-def without_profile(data: bytes) -> bytes | None:
-    """A PNG without its iCCP chunk; None if it has none, or is no PNG."""
-    at = 8
-    for _ in range(_BEFORE_PIXELS if data.startswith(b"\x89PNG\r\n\x1a\n") else 0):
-        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if kind == b"iCCP":
-            return data[:at] + data[at + 12 + length :]
-        if kind in (b"IDAT", b""):
-            return None
-        at += 12 + length
-    return None
-
-
 def _sixteen(image: Image.Image, data: bytes, colours: int, rule: PixelRule) -> Image.Image:
     import numpy as np
     from PIL import Image

