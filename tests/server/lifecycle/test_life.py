@@ -134,7 +134,7 @@ def test_a_data_directory_in_use_names_the_process(encoder_file: Path, tmp_path:
 def test_a_file_that_is_not_an_encoder_is_one_sentence_and_a_hint(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "encoder.onnx"
     path.write_bytes(content)
-    said = serve_fails(str(path), "--port", "0")
+    said = serve_fails(str(path), "--port", "0", code=2)  # bad input: another start would not help
     assert "is not an ONNX model" in said
     assert "hint:" in said
 

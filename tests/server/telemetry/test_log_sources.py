@@ -105,7 +105,7 @@ def test_every_source_of_lines_is_json(encoder_file: Path) -> None:
 def test_why_a_server_does_not_start_is_json_too(tmp_path: Path) -> None:
     (tmp_path / "none.onnx").write_text("no model")
     with ServerProcess(str(tmp_path / "none.onnx"), "--log-format", "json") as server:
-        assert server.wait() == 1
+        assert server.wait() == 2
     last = documents_of(server.said)[-1]
     assert (last["level"], last["error"]) == ("error", "ENCODER_FILE")
     assert "none.onnx" in last["message"]
