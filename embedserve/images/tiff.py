@@ -15,7 +15,7 @@ from embedserve.images.opening import upright
 from embedserve.images.pixel_rule import PixelRule
 from embedserve.images.samples import to_uint8
 from embedserve.images.tiff_header import Directory, full_image, rewritten
-from embedserve.images.tiff_layout import PICTURE_COMPRESSIONS, Layout, layout_of, refuse
+from embedserve.images.tiff_layout import BYTE_COMPRESSIONS, PICTURE_COMPRESSIONS, Layout, layout_of, refuse
 from embedserve.images.tiff_unpack import rows_of
 from embedserve.types import Limits
 
@@ -63,8 +63,17 @@ def decode_tiff(data: bytes, limits: Limits, rule: PixelRule, notes: list[str] |
         ImageFormatError: it is a kind of TIFF that is not read; the message names it.
         ImageTooLarge: it has more pixels or bytes than the limits allow.
     """
+    from PIL import Image
+
     directory = full_image(data, notes)
     layout = layout_of(directory, limits, rule)
+    if not rule.bands and _is_plain(directory, layout):
+        # The usual ones as a whole: the same pixels in half the time.
+        whole = Image.open(io.BytesIO(data), formats=("TIFF",))
+        whole.load()  # and turns it upright
+        if layout.extras:
+            _note(notes, "band 4 of the TIFF was taken for transparency, as the file says", 3)
+        return whole
     if layout.compression in PICTURE_COMPRESSIONS or layout.photometric == 6:
         image = _by_pillow(directory, layout)
         if rule.bands:
@@ -77,6 +86,19 @@ def decode_tiff(data: bytes, limits: Limits, rule: PixelRule, notes: list[str] |
     if not rule.bands and (profile := directory.bytes_of(tags.ICC_PROFILE)):
         image.info["icc_profile"] = profile
     return upright(image, directory.number(tags.ORIENTATION, 1))
+
+
+def _is_plain(directory: Directory, layout: Layout) -> bool:
+    """Whether Pillow decodes the file rightly by itself: 8 bits, bands beside each other, compressed as bytes."""
+    if (layout.bits, layout.kind) != (8, 1) or layout.planar or layout.compression not in BYTE_COMPRESSIONS:
+        return False
+    if not directory.is_first or directory.number(tags.FILL_ORDER, 1) != 1 or directory.data[:4] == b"MM\0+":
+        return False
+    if layout.compression == 1 and sum(layout.counts) < layout.width * layout.height * layout.samples:
+        return False  # Pillow would go on with whatever follows
+    bands = {0: 1, 1: 1, 2: 3, 5: 4}.get(layout.photometric, 0)
+    is_transparent = layout.photometric == 2 and layout.samples == 4 and layout.extras[0] in (1, 2)
+    return layout.samples == bands or is_transparent
 
 
 def _chosen(image: Image.Image, bands: tuple[int, ...]) -> Image.Image:
@@ -112,7 +134,7 @@ def _by_pillow(directory: Directory, layout: Layout) -> Image.Image:
         fields[tags.JPEG_TABLES] = tables
     with Image.open(io.BytesIO(rewritten(directory.data, fields)), formats=("TIFF",)) as image:
         image.load()
-        return image.convert("RGB") if image.mode == "YCbCr" else image.copy()
+    return image.convert("RGB") if image.mode == "YCbCr" else image
 
 
 def _has_lossless_frame(stream: bytes) -> bool:

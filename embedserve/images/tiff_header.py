@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from embedserve.errors import ImageFormatError, ImageUndecodable
 
@@ -38,6 +38,8 @@ class Directory:
     """Tag → type, count, and where the values begin."""
     following: int
     """Where the next directory begins; 0 after the last."""
+    is_first: bool = True
+    """Whether it is the one that other readers take."""
 
     def values(self, tag: int) -> tuple[float, ...]:
         """The numbers of a field; () if it is not there. Of a fraction both parts, one after the other."""
@@ -115,7 +117,7 @@ def _directories(data: bytes) -> Iterator[Directory]:
             if not offset or offset in seen:
                 continue
             seen.add(offset)
-            directory = _directory(data, order, big, offset)
+            directory = replace(_directory(data, order, big, offset), is_first=len(seen) == 1)
             pending = [*directory.integers(SUB_IFDS)[:_MAX_DIRECTORIES], directory.following, *pending]
             yield directory
     except struct.error:
