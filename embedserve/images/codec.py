@@ -112,7 +112,7 @@ def _decoded(
         return decode_dicom(data, limits, rule, notes)
     if data[:2] in (b"II", b"MM") and is_tiff(data):
         return np.array(_to_rgb(decode_tiff(data, limits, rule, notes), rule, notes))
-    if (canvas := _webp_canvas(data)) is not None:
+    if data[:4] == b"RIFF" and (canvas := _webp_canvas(data)) is not None:
         check_size(*canvas, limits)
     with open_boxed(data, limits, rule) if data[4:8] == b"ftyp" else open_image(data) as image:
         check_size(*image.size, limits)

@@ -94,6 +94,7 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 def to_upright(image: Image.Image) -> Transpose | None:
     """The transposition that makes the image upright, by its EXIF or XMP block; None if it is upright."""
     try:
-        return transposition(image.getexif().get(_EXIF_ORIENTATION, 1))
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # a damaged EXIF block does not make the pixels unusable
         return None
+    return None if orientation == 1 else transposition(orientation)

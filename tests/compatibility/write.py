@@ -60,7 +60,7 @@ def build_coarse(*args, **kwargs):
 def step_and_stop(self, *args):
     output = step(self, *args)
     if self.step == int(os.environ.get("STOP_AT", 0)):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     return output
 
 methods.build, Trainer._step = build_coarse, step_and_stop

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
 
 
+_FOR_THE_FIRST_S = 10.0
+"""How long the other processes of torchrun wait for the first one's error; its end ends them at once."""
+
+
 class GivenPath(click.Path):
     """A path; an empty one, as of a shell variable that is not set, does not stand for the current folder."""
 
@@ -75,7 +79,11 @@ class Existing(GivenPath):
             if self._optional:
                 return path
             if os.environ.get("LOCAL_RANK", "0") != "0":
-                raise click.exceptions.Exit(2)  # under torchrun: the first process says it for all
+                # Under torchrun the first process says it for all, and is ended as soon as another one ends.
+                import time
+
+                time.sleep(_FOR_THE_FIRST_S)
+                raise click.exceptions.Exit(2)
             message = f"there is no {self._what} {value}" if self._what else f"{value} does not exist"
             raise InvalidInput(message, hint=self._hint.format(path=value) or f"paths are relative to {Path.cwd()}")
         from embedserve.cli.terminal import path_kinds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +37,7 @@ def signal_at_batch(number: int, monkeypatch: pytest.MonkeyPatch, *, times: int 
         nonlocal calls
         calls += 1
         if number <= calls < number + times:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return embed(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(whitening, "_embed", embed_and_signal)
@@ -86,7 +85,7 @@ def test_a_second_ctrl_c_ends_the_whitening_of_a_stopped_run_without_an_error(
     def step_and_signal(self: trainer.Trainer, *args: torch.Tensor) -> object:
         output = step(self, *args)
         if self.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return output
 
     monkeypatch.setattr(trainer.Trainer, "_step", step_and_signal)

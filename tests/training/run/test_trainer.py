@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -44,7 +43,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIG
     def step_and_signal(self: trainer.Trainer, *args: torch.Tensor) -> object:
         output = original(self, *args)
         if self.step == step:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return output
 
     monkeypatch.setattr(trainer.Trainer, "_step", step_and_signal)
