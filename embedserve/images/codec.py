@@ -1,8 +1,8 @@
 """Encoded image bytes → RGB pixels, safely and always in the same way.
 
-The only place that decodes untrusted image bytes: training, the server and the command line all call ``decode``. It
-defines which formats and pixel types are read, applies EXIF rotation, composes transparency on white, scales 16-bit
-grey by 1/257, and takes the first frame of an animation.
+The only place that decodes untrusted image bytes: training, the server and the command line all call ``decode``. Each
+format has a file of its own beside this one; here they come together: which of them it is, the way up, colours as sRGB,
+transparency on white, and the first frame of an animation. What becomes of each is said in docs/images.md.
 """
 
 from __future__ import annotations

@@ -87,9 +87,6 @@ class JpegHeader:
             raise ImageFormatError(f"the image is {what}, which is not read", hint=SAVE)
 
 
-_MAX_BYTES_BETWEEN = 1 << 16
-
-
 def read_header(data: bytes) -> JpegHeader | None:
     """The header of a JPEG; None for other bytes, and where it is damaged before the first scan."""
     if not data.startswith(b"\xff\xd8\xff"):
